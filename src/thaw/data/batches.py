@@ -1,0 +1,134 @@
+"""Streams of batches on a device: one view of the images, or the pair (original, augmented).
+
+Shapes: N images, B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thaw.data.augment import AugmentSettings, augment
+from thaw.data.images import ImageSet, InputContract
+from thaw.seeds import derive, numpy_generator
+
+View = Literal["original", "augmented"]
+
+# Images that are fetched and augmented at a time: large enough that the cost of a call is small beside its work, small enough
+# (1024 x 32x32x3 float32 = 12 MB) to stay near the caches.
+CHUNK_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images by view, float32 [B, C, H, W] in channels-last order and normalised as the contract says; labels int64 [B]."""
+
+    views: dict[View, Tensor]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSource:
+    """Makes the batches of one ImageSet."""
+
+    images: ImageSet
+    contract: InputContract
+    batch_size: int
+    device: torch.device
+    augment: AugmentSettings
+    views: tuple[View, ...] = ("original",)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.images) // self.batch_size)
+
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """One epoch in an order that `seed` decides, prepared ahead by a thread of its own."""
+        order = numpy_generator(seed, "order").permutation(len(self.images))
+        return _ahead(self._batches(order, seed), depth=8)
+
+    def ordered(self) -> Iterator[Batch]:
+        """Every image once, in the set's own order."""
+        return self._batches(np.arange(len(self.images)), seed=0)
+
+    def _batches(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int) -> Iterator[Batch]:
+        generator = torch.Generator(device=self.device).manual_seed(derive(seed, "augment"))
+        step = max(1, CHUNK_IMAGES // self.batch_size) * self.batch_size
+        for start in range(0, len(order), step):
+            chosen = order[start : start + step]
+            labels = torch.from_numpy(self.images.labels[chosen]).to(self.device)
+            pixels = torch.from_numpy(self.images.images[chosen]).to(self.device)
+            unit = to_unit(pixels)
+            views = {view: self._view(view, unit, generator) for view in dict.fromkeys(self.views)}
+            for first in range(0, len(chosen), self.batch_size):
+                part = slice(first, first + self.batch_size)
+                yield Batch({view: x[part] for view, x in views.items()}, labels[part])
+
+    def _view(self, view: View, unit: Tensor, generator: torch.Generator) -> Tensor:
+        x = augment(unit, self.augment, generator) if view == "augmented" else unit
+        return normalise(x, self.contract)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in 0..1, channels last in memory (a view of the NHWC order)."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.preserve_format).div_(255.0)
+
+
+def normalise(x: Tensor, contract: InputContract) -> Tensor:
+    """(x - mean) / std by channel: float32 [B, C, H, W], in channels-last order."""
+    mean = torch.tensor(contract.mean, device=x.device).view(1, -1, 1, 1)
+    std = torch.tensor(contract.std, device=x.device).view(1, -1, 1, 1)
+    return channels_last((x - mean) / std)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` in channels-last order, with strides that say so even for one channel, where torch would leave the order open."""
+    batch, channels, height, width = x.shape
+    if channels == 1:
+        return x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """Yield `batches` while a thread computes up to `depth` of them ahead; an error there is raised here."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that asked
+            put(error)
+
+    thread = threading.Thread(target=work, name="thaw-batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,132 @@
+"""ImageSet: images as bytes with labels and class names, and the contract that says what a model takes as input.
+
+Shapes: N images, H rows, W columns, C channels (1 grey, 3 red-green-blue), K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.errors import DataError, UsageError
+
+Fit = Literal["stretch", "crop"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+
+MAX_SIDE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputContract:
+    """What a model takes: uint8 pixels [height, width, channels], and how an image of any size becomes that.
+
+    `fit` says how: "stretch" scales both sides independently; "crop" first takes the largest centred window that has the
+    model's aspect ratio. Pixels then become `(value / 255 - mean) / std`, one mean and deviation a channel.
+    """
+
+    height: int
+    width: int
+    channels: int
+    fit: Fit = "stretch"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
+            raise UsageError(f"input size {self.height}x{self.width}: both sides must be from 1 to {MAX_SIDE} pixels")
+        if self.channels not in (1, 3):
+            raise UsageError(f"input with {self.channels} channels: expected 1 (grey) or 3 (red, green, blue)")
+        if self.fit not in FITS:
+            raise UsageError(f"fit {self.fit!r}: expected one of {', '.join(FITS)}")
+        object.__setattr__(self, "mean", tuple(self.mean) or (0.0,) * self.channels)
+        object.__setattr__(self, "std", tuple(self.std) or (1.0,) * self.channels)
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise UsageError("input contract: one mean and one positive deviation a channel are expected")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return (self.height, self.width, self.channels)
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}x{self.channels}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form that `from_dict` takes back."""
+        return {
+            "height": self.height,
+            "width": self.width,
+            "channels": self.channels,
+            "fit": self.fit,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InputContract:
+        """The inverse of `as_dict`; an unknown or missing key is a UsageError."""
+        try:
+            values = dict(data)
+            return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except (TypeError, KeyError, ValueError) as error:
+            raise UsageError(f"input contract {dict(data)!r} is not one: {error}") from None
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """'28x28x1' -> (28, 28, 1): height, width, channels.
+
+    Raises:
+        UsageError: when it is not three whole numbers with x between them.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"input {text!r}: expected HEIGHTxWIDTHxCHANNELS, such as 28x28x1 or 32x32x3")
+    height, width, channels = (int(part) for part in parts)
+    return (height, width, channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Labelled images of one size.
+
+    Attributes:
+        images: uint8 [N, H, W, C], 0 to 255; may be a read-only memory map.
+        labels: int64 [N], 0 to K-1.
+        classes: K names.
+        names: N names for messages ("daisy/0001.jpg", "test[17]"), or empty.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    names: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] not in (1, 3):
+            raise DataError(
+                f"images are {self.images.dtype} {list(self.images.shape)}: expected uint8 [N, H, W, C] with C = 1 or 3"
+            )
+        if self.labels.shape != (len(self.images),):
+            raise DataError(f"{len(self.images)} images but labels of shape {list(self.labels.shape)}: one label an image is expected")
+        if len(self.labels) and not (0 <= int(self.labels.min()) and int(self.labels.max()) < len(self.classes)):
+            raise DataError(
+                f"labels from {self.labels.min()} to {self.labels.max()}: expected 0 to {len(self.classes) - 1} "
+                f"for {len(self.classes)} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+        _, height, width, channels = self.images.shape
+        return (height, width, channels)
+
+    def name(self, index: int) -> str:
+        """The name of image `index`, for messages."""
+        return self.names[index] if len(self.names) else f"[{index}]"

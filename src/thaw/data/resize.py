@@ -1,0 +1,172 @@
+"""The one definition of resizing and grey conversion, in integers, for training, prediction and emitted code alike.
+
+Shapes: N images, H rows, W columns, C channels (1 grey, 3 red-green-blue) of the source; h, w, c of the target.
+
+The steps, in this order:
+
+1. *Window.* "stretch" takes the whole image; "crop" takes the largest centred window of the target's aspect ratio
+   (`window`).
+2. *Grey*, when the target has one channel and the source three: `(77 R + 150 G + 29 B + 128) >> 8`. The weights sum to
+   256, so a pixel with R = G = B keeps its value exactly.
+3. *Columns*, then *rows*: each target position is a weighted sum of neighbouring source positions (`axis_taps`), with whole
+   weights that sum to `total`. The pass over columns keeps 8 fractional bits, the pass over rows rounds to bytes:
+
+       column pass:  v[x] = (256 * sum(weight * pixel) + total // 2) // total          0 to 65,280, fits 16 bits
+       row pass:     p[y] = (sum(weight * v) + 128 * total) // (256 * total)           0 to 255
+
+   A source row can be dropped once its column pass is added to the rows that need it, so code for a microcontroller
+   needs memory for the target only.
+4. *Replication*, when the target has three channels and the source one.
+
+An axis that shrinks averages the area that a target position covers; an axis that grows is interpolated linearly between pixel
+centres; an axis of equal length is left as it is (both rules give the identity there).
+
+Bounds: with source sides up to 32,768 and target sides up to 8,192, `total` is at most 32,768, so every intermediate value is
+at most 255 * 256 * 32,768 + 128 * 32,768 = 2,143,289,344, which is below 2**31. No value is negative but the
+numerator of a tap at an image's edge, whose floor division is avoided by clamping. In C, `int32_t` and `/` do; in
+JavaScript, `Math.floor(a / b)`, exact for whole numbers of this size. NumPy gives the same bytes below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.images import Fit, InputContract
+from thaw.errors import DataError
+
+MAX_SOURCE_SIDE = 32_768
+
+GREY_WEIGHTS = (77, 150, 29)
+"""ITU-R BT.601 luma (0.299, 0.587, 0.114) in 256ths, rounded so that they sum to 256."""
+
+# Images are resized in blocks of about this many intermediate values, which keeps a block inside the processor's cache.
+_BLOCK_VALUES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where each position of a target axis comes from.
+
+    Attributes:
+        index: int32 [target, taps], source positions.
+        weight: int32 [target, taps], 0 for a tap that is not used.
+        total: what the weights of each target position sum to.
+    """
+
+    index: npt.NDArray[np.int32]
+    weight: npt.NDArray[np.int32]
+    total: int
+
+
+@lru_cache(maxsize=256)
+def axis_taps(source: int, target: int) -> Taps:
+    """The weights that turn an axis of `source` positions into one of `target` positions.
+
+    Shrinking: on a ruler with `target` marks a source pixel and `source` marks a target pixel, the weight is the number of
+    marks that the two share. Growing: the centre of target pixel i lies at ((2 i + 1) * source - target) / (2 * target) on the
+    source axis; its two neighbours are weighted by closeness, and the edge pixels continue outwards.
+    """
+    position = np.arange(target, dtype=np.int64)[:, None]
+    if target <= source:
+        first = position * source // target
+        index = first + np.arange(source // target + 2)
+        left = np.maximum(index * target, position * source)
+        right = np.minimum((index + 1) * target, (position + 1) * source)
+        weight, total = np.maximum(right - left, 0), source
+    else:
+        numerator = (2 * position + 1) * source - target
+        below = numerator // (2 * target)
+        part = numerator - below * 2 * target
+        index, weight, total = below + np.arange(2), np.concatenate([2 * target - part, part], axis=1), 2 * target
+    # Dividing weights and total by a common factor changes no rounded result; it saves taps and bits.
+    common = gcd(total, *(int(value) for value in np.unique(weight)))
+    used = np.flatnonzero(weight.any(axis=0))
+    index = np.clip(index[:, used], 0, source - 1).astype(np.int32)
+    return Taps(index, (weight[:, used] // common).astype(np.int32), total // common)
+
+
+def window(height: int, width: int, target_height: int, target_width: int, fit: Fit) -> tuple[int, int, int, int]:
+    """The part of a source image that is used: (top, left, height, width).
+
+    "crop" shortens one side to `other side * target side // other target side` (at least 1) and halves what is left over,
+    rounding down, to place the window.
+    """
+    if fit == "crop" and width * target_height > height * target_width:
+        used = max(1, height * target_width // target_height)
+        return (0, (width - used) // 2, height, used)
+    if fit == "crop" and width * target_height < height * target_width:
+        used = max(1, width * target_height // target_width)
+        return ((height - used) // 2, 0, used, width)
+    return (0, 0, height, width)
+
+
+def to_grey(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Colour to grey: uint8 [..., 3] -> uint8 [..., 1], by `GREY_WEIGHTS`."""
+    red, green, blue = (images[..., channel].astype(np.uint16) for channel in range(3))
+    # 256 * 255 + 128 = 65,408 fits 16 bits.
+    return ((GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue + 128) >> 8).astype(np.uint8)[..., None]
+
+
+def resize(images: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.uint8]:
+    """Images of any one size as the contract asks.
+
+    Args:
+        images: uint8 [H, W, C] or [N, H, W, C], C = 1 or 3, sides from 1 to `MAX_SOURCE_SIDE`.
+        contract: the target's height, width, channels and fit.
+
+    Returns:
+        uint8 [h, w, c] or [N, h, w, c]; the very array that came in where nothing had to change.
+
+    Raises:
+        DataError: for another dtype, number of axes, of channels, or a side outside the bounds.
+    """
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] not in (1, 3):
+        found = f"{images.dtype} {list(images.shape)}"
+        raise DataError(f"images to resize are {found}: expected uint8 [H, W, C] or [N, H, W, C] with C = 1 or 3")
+    height, width = images.shape[-3:-1]
+    if not (1 <= height <= MAX_SOURCE_SIDE and 1 <= width <= MAX_SOURCE_SIDE):
+        raise DataError(f"image of {height}x{width} pixels: both sides must be from 1 to {MAX_SOURCE_SIDE}")
+    if images.ndim == 3:
+        return _resize_block(images, contract)
+    if images.shape[1:] == contract.shape or not len(images):
+        return images if images.shape[1:] == contract.shape else np.zeros((0, *contract.shape), dtype=np.uint8)
+    values = max(height * contract.width, contract.height * contract.width) * 3
+    block = max(1, _BLOCK_VALUES // values)
+    result = np.empty((len(images), *contract.shape), dtype=np.uint8)
+    for start in range(0, len(images), block):
+        result[start : start + block] = _resize_block(images[start : start + block], contract)
+    return result
+
+
+def _resize_block(images: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.uint8]:
+    top, left, height, width = window(*images.shape[-3:-1], contract.height, contract.width, contract.fit)
+    images = images[..., top : top + height, left : left + width, :]
+    if contract.channels == 1 and images.shape[-1] == 3:
+        images = to_grey(images)
+    if width != contract.width or height != contract.height:
+        columns, rows = axis_taps(width, contract.width), axis_taps(height, contract.height)
+        wide = (256 * _weighted_sum(images, columns, -2) + columns.total // 2) // columns.total
+        tall = (_weighted_sum(wide, rows, -3) + 128 * rows.total) // (256 * rows.total)
+        images = tall.astype(np.uint8)
+    if images.shape[-1] != contract.channels:
+        images = np.repeat(images, contract.channels, axis=-1)
+    return images
+
+
+def _weighted_sum(values: npt.NDArray[np.uint8] | npt.NDArray[np.int32], taps: Taps, axis: int) -> npt.NDArray[np.int32]:
+    """The taps' weighted sums along `axis`: int32, that axis with the target's length."""
+    spread = tuple(-1 if place == axis else 1 for place in range(axis, 0))
+    result: npt.NDArray[np.int32] | None = None
+    for index, weight in zip(taps.index.T, taps.weight.T, strict=True):
+        term = values.take(index, axis=axis).astype(np.int32, copy=False)
+        if (weight != 1).any():
+            term *= weight.reshape(spread)
+        result = term if result is None else np.add(result, term, out=result)
+    if result is None:
+        raise AssertionError("an axis has at least one tap")
+    return result

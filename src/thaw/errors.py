@@ -1,0 +1,39 @@
+"""The exception tree. A message says what was found, what was expected and what to do about it, in one or two lines."""
+
+from __future__ import annotations
+
+
+class ThawError(Exception):
+    """Whatever a user can mend; the command line prints it in one or two lines and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(ThawError):
+    """An option or argument that cannot be what was meant."""
+
+    exit_code = 2
+
+
+class DataError(ThawError):
+    """Something in the images or labels that training must not pass over."""
+
+
+class RecipeError(UsageError):
+    """Every fault of a recipe, reported together, before any data is touched."""
+
+
+class RunError(ThawError):
+    """A run folder that is missing, in use, incomplete or not writable."""
+
+
+class ModelFileError(ThawError):
+    """A model file or checkpoint that is truncated, of another version, or not what it says it is."""
+
+
+class TrainingError(ThawError):
+    """Training that cannot go on: a loss that is not finite, a disk that is full."""
+
+
+class MissingDependencyError(ThawError):
+    """An optional package or program is needed here; the message names what to install."""

@@ -1,0 +1,383 @@
+"""How good a classifier is on held-out images: accuracy with its interval, per class, calibration, paired tests.
+
+Shapes: N images, K classes, S values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.errors import DataError, UsageError
+
+Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
+CALIBRATION_BINS = 15
+MAX_MISTAKES = 24
+SMALLEST_PROBABILITY = 1e-12  # the cross entropy of a true class that got probability 0 stays finite
+EXACT_DISCORDANT_PAIRS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassQuality:
+    """One class against the rest; every share is from 0 to 1, and a share of nothing (0/0) is 0."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationBin:
+    """The images whose top probability lies in (low, high]; confidence and accuracy are means, 0 when count is 0."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """An image that was taken for another class; `confidence` is the probability of the predicted class."""
+
+    index: int
+    name: str
+    true: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """What `evaluate` found.
+
+    Attributes:
+        accuracy: share of images whose most probable class is the true one (of equals, the first counts), 0 to 1.
+        accuracy_ci95: Wilson's 95 % interval of the accuracy.
+        count: N.
+        per_class: K entries in class order.
+        confusion: int64 [K, K], true classes in rows, predicted ones in columns.
+        expected_calibration_error: 0 to 1, over 15 equal bins of the top probability.
+        calibration: the 15 bins it was summed from.
+        mistakes: the most confident wrong answers, most confident first, at most 24.
+        cross_entropy: mean of -ln(probability of the true class), in nats, probabilities raised to at least 1e-12.
+    """
+
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    count: int
+    per_class: tuple[ClassQuality, ...]
+    confusion: npt.NDArray[np.int64]
+    expected_calibration_error: float
+    calibration: tuple[CalibrationBin, ...]
+    mistakes: tuple[Mistake, ...]
+    cross_entropy: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form: the `test` part of metrics.json."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_ci95": list(self.accuracy_ci95),
+            "count": self.count,
+            "per_class": [asdict(entry) for entry in self.per_class],
+            "confusion": self.confusion.tolist(),
+            "expected_calibration_error": self.expected_calibration_error,
+            "calibration": [asdict(entry) for entry in self.calibration],
+            "mistakes": [asdict(entry) for entry in self.mistakes],
+            "cross_entropy": self.cross_entropy,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Two classifiers on the same images.
+
+    Attributes:
+        only_a: images that only the first got right.
+        only_b: images that only the second got right.
+        p_value: two-sided, 0 to 1; 1 when they never differ.
+        exact: whether the binomial test was used, or its chi-squared approximation.
+    """
+
+    only_a: int
+    only_b: int
+    p_value: float
+    exact: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return asdict(self)
+
+
+def wilson_interval(successes: int, count: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a share, which stays within 0 and 1 and also holds at 0 and at `count` successes.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    Args:
+        successes: 0 to `count`.
+        count: number of trials, at least 1.
+        z: standard normal quantile; the default gives 95 %.
+
+    Returns:
+        (low, high), 0 <= low <= successes / count <= high <= 1.
+
+    Raises:
+        UsageError: for a count below 1, or successes outside 0 to count.
+    """
+    if count < 1 or not 0 <= successes <= count:
+        raise UsageError(
+            f"interval for {successes} successes of {count}: expected a count of at least 1 and successes from 0 to it"
+        )
+    share = successes / count
+    spread = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / spread
+    half = z / spread * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    # At the ends the formula gives exactly 0 and 1, which rounding would miss by an ulp.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == count else min(1.0, centre + half)
+    return (low, high)
+
+
+def evaluate(
+    probabilities: npt.NDArray[np.floating[Any]],
+    labels: npt.NDArray[np.integer[Any]],
+    classes: Sequence[str],
+    names: Sequence[str] | None = None,
+) -> Quality:
+    """Compare predicted probabilities with the truth.
+
+    Args:
+        probabilities: float [N, K], no value below 0, rows that sum to 1 (within 1 % plus the rounding of an
+            8-bit softmax).
+        labels: int [N], 0 to K-1.
+        classes: K names.
+        names: N names of the images for the list of mistakes; `[index]` where None.
+
+    Raises:
+        UsageError: when shapes or types do not fit together, or a row is not finite or no distribution.
+        DataError: when there are no images, or a label is outside 0 to K-1.
+    """
+    probabilities, labels = _checked(np.asarray(probabilities), np.asarray(labels), classes, names)
+    count, classes_count = probabilities.shape
+    predicted = probabilities.argmax(axis=1)
+    confidence = probabilities[np.arange(count), predicted]
+    correct = predicted == labels
+    cells = np.bincount(labels * classes_count + predicted, minlength=classes_count**2)
+    confusion = cells.reshape(classes_count, classes_count).astype(np.int64)
+    calibration = _calibration(confidence, correct)
+    hits = int(correct.sum())
+    true_probability = np.maximum(probabilities[np.arange(count), labels], SMALLEST_PROBABILITY)
+    return Quality(
+        accuracy=hits / count,
+        accuracy_ci95=wilson_interval(hits, count),
+        count=count,
+        per_class=_per_class(confusion, classes),
+        confusion=confusion,
+        expected_calibration_error=sum(
+            part.count / count * abs(part.accuracy - part.confidence) for part in calibration
+        ),
+        calibration=calibration,
+        mistakes=_mistakes(confidence, predicted, labels, classes, names),
+        cross_entropy=float(-np.log(np.minimum(true_probability, 1.0)).mean()),
+    )
+
+
+def mcnemar(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_]) -> McNemar:
+    """McNemar's test of whether two classifiers are equally often right on the same images.
+
+    Only images on which exactly one is right count. Up to 10,000 of them the two-sided binomial test is worked out
+    exactly; above that, by the chi-squared distribution of (|a - b| - 1)² / (a + b) with one degree of freedom.
+
+    Source: Q. McNemar, Psychometrika 12 (1947); continuity correction by A. L. Edwards, Psychometrika 13 (1948).
+
+    Args:
+        correct_a: bool [N], whether the first was right on each image.
+        correct_b: bool [N], the same for the second.
+
+    Raises:
+        UsageError: unless both are bool, one-dimensional, and of the same length of at least 1.
+    """
+    first, second = np.asarray(correct_a), np.asarray(correct_b)
+    boolean = first.dtype == np.bool_ and second.dtype == np.bool_
+    if not boolean or first.ndim != 1 or first.shape != second.shape or not len(first):
+        raise UsageError(
+            f"McNemar's test of {first.dtype} {list(first.shape)} and {second.dtype} {list(second.shape)}: "
+            "expected two bool arrays [N] about the same images, N at least 1"
+        )
+    only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
+    exact = only_a + only_b <= EXACT_DISCORDANT_PAIRS
+    p_value = _binomial_two_sided(only_a, only_b) if exact else _chi_squared_two_sided(only_a, only_b)
+    return McNemar(only_a=only_a, only_b=only_b, p_value=p_value, exact=exact)
+
+
+def mean_interval(values: Sequence[float] | npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """The mean of a few runs, and the half width of its 95 % Student-t interval.
+
+    Args:
+        values: float [S], S at least 2: a single value says nothing about the spread.
+
+    Returns:
+        (mean, half width): the interval is mean ± half width, t(0.975, S-1) · s / sqrt(S) wide on either side.
+
+    Raises:
+        UsageError: for fewer than two values, or one that is not finite.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
+        raise UsageError(f"interval of a mean over {array.tolist()!r:.200}: expected at least two finite numbers")
+    deviation = float(array.std(ddof=1))
+    return (float(array.mean()), student_t_975(len(array) - 1) * deviation / math.sqrt(len(array)))
+
+
+def student_t_975(degrees: int) -> float:
+    """The 97.5 % point of Student's t distribution with `degrees` (at least 1) degrees of freedom, by bisection."""
+    low, high = 1.0, 16.0  # t(1) is 12.71, and every other one lies between the normal's 1.96 and that
+    for _ in range(60):  # 15 / 2**60 is below the last digit of a float
+        middle = (low + high) / 2
+        if _student_t_central(middle, degrees) < 0.95:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _student_t_central(t: float, degrees: int) -> float:
+    """P(|T| < t), by the finite sums of Abramowitz and Stegun, 26.7.3 (odd degrees) and 26.7.4 (even degrees)."""
+    theta = math.atan2(t, math.sqrt(degrees))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = degrees % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for power in range(1 if odd else 0, degrees - 1, 2):
+        total += term
+        term *= cosine * cosine * (power + 1) / (power + 2)
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+
+
+def _checked(
+    probabilities: npt.NDArray[Any], labels: npt.NDArray[Any], classes: Sequence[str], names: Sequence[str] | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    if probabilities.ndim != 2 or probabilities.dtype.kind != "f":
+        raise UsageError(f"probabilities are {probabilities.dtype} {list(probabilities.shape)}: expected float [N, K]")
+    count, classes_count = probabilities.shape
+    if classes_count != len(classes) or not len(classes):
+        raise UsageError(
+            f"probabilities for {classes_count} classes but {len(classes)} class names: expected one name a column"
+        )
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise UsageError(
+            f"labels are {labels.dtype} {list(labels.shape)}: expected whole numbers [{count}], one for each row"
+        )
+    if names is not None and len(names) != count:
+        raise UsageError(f"{len(names)} names for {count} images: expected one an image, or none at all")
+    if not count:
+        raise DataError("no images to evaluate: at least one labelled image is expected")
+    if int(labels.min()) < 0 or int(labels.max()) >= classes_count:
+        raise DataError(
+            f"labels from {labels.min()} to {labels.max()}: "
+            f"expected 0 to {classes_count - 1} for {classes_count} classes"
+        )
+    _refuse_non_distributions(probabilities)
+    return probabilities.astype(np.float64), labels.astype(np.int64)
+
+
+def _refuse_non_distributions(probabilities: npt.NDArray[Any]) -> None:
+    broken = ~np.isfinite(probabilities).all(axis=1)
+    if broken.any():
+        raise UsageError(
+            f"{int(broken.sum())} of {len(broken)} rows of probabilities are not finite, the first of them row "
+            f"{int(broken.argmax())}: expected numbers from 0 to 1; the model that gave them computes NaN or infinity"
+        )
+    sums = probabilities.sum(axis=1, dtype=np.float64)
+    # An 8-bit softmax rounds each of K values to a multiple of 1/256, by at most 1/512; bfloat16 loses under 1 %.
+    off = (np.abs(sums - 1) > 0.01 + probabilities.shape[1] / 512) | (probabilities < 0).any(axis=1)
+    if off.any():
+        row = int(off.argmax())
+        raise UsageError(
+            f"row {row} of the probabilities sums to {sums[row]:.4g}, with "
+            f"{probabilities[row].min():.4g} as its least value: expected values of at least 0 that sum to 1; "
+            "apply softmax to scores first"
+        )
+
+
+def _per_class(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> tuple[ClassQuality, ...]:
+    entries = []
+    for index, name in enumerate(classes):
+        hits = int(confusion[index, index])
+        support, predicted = int(confusion[index].sum()), int(confusion[:, index].sum())
+        entries.append(
+            ClassQuality(
+                name=name,
+                precision=hits / predicted if predicted else 0.0,
+                recall=hits / support if support else 0.0,
+                f1=2 * hits / (support + predicted) if support + predicted else 0.0,
+                support=support,
+            )
+        )
+    return tuple(entries)
+
+
+def _calibration(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) -> tuple[CalibrationBin, ...]:
+    """The bins of C. Guo et al., "On calibration of modern neural networks" (ICML 2017): bin m is ((m-1)/M, m/M]."""
+    edges = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
+    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, CALIBRATION_BINS - 1)
+    entries = []
+    for index in range(CALIBRATION_BINS):
+        inside = bins == index
+        count = int(inside.sum())
+        entries.append(
+            CalibrationBin(
+                low=float(edges[index]),
+                high=float(edges[index + 1]),
+                count=count,
+                confidence=float(confidence[inside].mean()) if count else 0.0,
+                accuracy=float(correct[inside].mean()) if count else 0.0,
+            )
+        )
+    return tuple(entries)
+
+
+def _mistakes(
+    confidence: npt.NDArray[np.float64],
+    predicted: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    names: Sequence[str] | None,
+) -> tuple[Mistake, ...]:
+    wrong = np.flatnonzero(predicted != labels)
+    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
+    return tuple(
+        Mistake(
+            index=int(index),
+            name=f"[{index}]" if names is None else str(names[int(index)]),
+            true=classes[int(labels[index])],
+            predicted=classes[int(predicted[index])],
+            confidence=float(confidence[index]),
+        )
+        for index in order
+    )
+
+
+def _binomial_two_sided(only_a: int, only_b: int) -> float:
+    """2 · P(X <= min(a, b)) for X ~ Binomial(a + b, 1/2), at most 1, in whole numbers up to the last division."""
+    pairs = only_a + only_b
+    term = tail = 1
+    for chosen in range(min(only_a, only_b)):
+        term = term * (pairs - chosen) // (chosen + 1)
+        tail += term
+    share: float = 2 * tail / 2**pairs
+    return min(1.0, share)
+
+
+def _chi_squared_two_sided(only_a: int, only_b: int) -> float:
+    statistic = (abs(only_a - only_b) - 1) ** 2 / (only_a + only_b) if only_a != only_b else 0.0
+    return math.erfc(math.sqrt(statistic / 2))

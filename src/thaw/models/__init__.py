@@ -1,0 +1,1 @@
+"""Small convolutional networks: blocks, families of submodels, and their fusion into one model."""

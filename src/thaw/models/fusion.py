@@ -1,0 +1,128 @@
+"""Two submodels -> DualModel -> UnifiedModel, and the order in which the unified model's layers thaw.
+
+Shapes: B batch, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thaw.errors import UsageError
+from thaw.models.blocks import ConvClassifier, DenseClassifier
+from thaw.models.families import FamilySpec
+
+Scores = Literal["softmax", "logits"]
+HEAD = "head"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionSpec:
+    """How two submodels become one.
+
+    Attributes:
+        hidden: width of the head's hidden layer.
+        scores: what of each submodel is concatenated: its class probabilities ("softmax") or its "logits".
+    """
+
+    hidden: int = 32
+    scores: Scores = "softmax"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.hidden <= 65536:
+            raise UsageError(f"fusion.hidden {self.hidden}: expected a whole number from 1 to 65536")
+        if self.scores not in get_args(Scores):
+            raise UsageError(f"fusion.scores {self.scores!r}: expected one of {', '.join(get_args(Scores))}")
+
+
+class DualModel(nn.Module):
+    """Two submodels side by side that share nothing: two inputs, two outputs."""
+
+    def __init__(self, first: nn.Sequential, second: nn.Sequential) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([first, second])
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Two images [B, C, H, W] -> two logits [B, K]."""
+        return self.branches[0](first), self.branches[1](second)
+
+
+class Head(nn.Module):
+    """What decides from the concatenated scores: dense, ReLU, dense: [B, 2K] -> logits [B, K]."""
+
+    def __init__(self, scores: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(scores, hidden)
+        self.output = nn.Linear(hidden, classes)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """[B, 2K] -> logits [B, K]."""
+        return self.output(F.relu(self.hidden(scores)))
+
+
+class UnifiedModel(nn.Module):
+    """Both submodels on the same image, their class scores concatenated, a dense head on top: one input, one output."""
+
+    def __init__(self, branches: list[nn.Sequential], head: Head, scores: Scores) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.head = head
+        self.scores = scores
+
+    def branch_scores(self, index: int, x: Tensor) -> Tensor:
+        """The class scores [B, K] of branch `index` for images [B, C, H, W]; float32 whatever the branch computes in."""
+        logits = self.branches[index](x).float()
+        return F.softmax(logits, dim=1) if self.scores == "softmax" else logits
+
+    def decide(self, scores: list[Tensor]) -> Tensor:
+        """The head's logits [B, K] from each branch's scores [B, K]."""
+        return self.head(torch.cat(scores, dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> logits [B, K]."""
+        return self.decide([self.branch_scores(index, x) for index in range(len(self.branches))])
+
+    def unit_names(self) -> tuple[str, ...]:
+        """What can thaw, in thawing order: the head, then the branches' units from the last to the first."""
+        names = [name for name, _ in self.branches[0].named_children()]
+        return (HEAD, *reversed(names))
+
+    def units(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every unit with the name under which it thaws; a branch's unit comes once a branch."""
+        yield HEAD, self.head
+        for branch in self.branches:
+            yield from branch.named_children()
+
+
+def build_dual(spec: FamilySpec, shape: tuple[int, int, int], classes: int) -> DualModel:
+    """Two submodels of one family for images (H, W, C) and K classes, freshly initialised from torch's global generator."""
+    return DualModel(spec.build(shape, classes), spec.build(shape, classes))
+
+
+def unify(dual: DualModel, fusion: FusionSpec) -> UnifiedModel:
+    """The unified model: copies of the dual model's branches, their dense output layers rewritten as convolutions, a new head.
+
+    The branches give the same numbers as before, to rounding. The head is initialised from torch's global generator.
+    """
+    branches = [_with_conv_classifier(branch) for branch in dual.branches]
+    classes = branches[0][-1].conv.out_channels
+    return UnifiedModel(branches, Head(classes * len(branches), fusion.hidden, classes), fusion.scores)
+
+
+def build_unified(spec: FamilySpec, fusion: FusionSpec, shape: tuple[int, int, int], classes: int) -> UnifiedModel:
+    """A unified model with fresh weights: what a model file's tensors are loaded into."""
+    return unify(build_dual(spec, shape, classes), fusion)
+
+
+def _with_conv_classifier(branch: nn.Module) -> nn.Sequential:
+    copied = copy.deepcopy(branch)
+    if not isinstance(copied, nn.Sequential) or not isinstance(copied[-1], DenseClassifier):
+        raise TypeError("a submodel is an nn.Sequential of named units that ends in a DenseClassifier")
+    copied[-1] = ConvClassifier.from_dense(copied[-1])
+    return copied

@@ -1,0 +1,1 @@
+"""The stages, the one loop that trains them, and the checkpoints that make it resumable."""

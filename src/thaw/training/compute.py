@@ -1,0 +1,121 @@
+"""Where and how arithmetic runs: the device, the precision, and lanes that run independent branches at the same time."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self, TypeVar, get_args
+
+import torch
+
+from thaw.errors import UsageError
+
+T = TypeVar("T")
+DeviceName = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """What the arithmetic of training runs in.
+
+    Attributes:
+        precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware multiplies it.
+    """
+
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise UsageError(f"compute.precision {self.precision!r}: expected one of {', '.join(get_args(Precision))}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" means on this machine.
+
+    Raises:
+        UsageError: for another name, or for "cuda" where torch sees no such device.
+    """
+    if name not in get_args(DeviceName):
+        raise UsageError(f"device {name!r}: expected one of {', '.join(get_args(DeviceName))}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: torch sees no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that convolutions compute in: "auto" is bfloat16 where the hardware multiplies it, else float32.
+
+    Weights, gradients and optimiser state are float32 in either case.
+    """
+    if name not in get_args(Precision):
+        raise UsageError(f"precision {name!r}: expected one of {', '.join(get_args(Precision))}")
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if "avx512_bf16" in _cpu_features() else torch.float32
+
+
+def _cpu_features() -> frozenset[str]:
+    names = {"avx512_bf16": "_is_avx512_bf16_supported"}
+    return frozenset(feature for feature, probe in names.items() if getattr(torch.cpu, probe, lambda: False)())
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """The context under which a forward pass computes in `dtype`."""
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+
+
+class Lanes:
+    """Runs independent pieces of work at the same time: on a CPU each in a thread with its share of the cores.
+
+    Branches this small gain nothing from threads inside an operation, but two of them keep two cores busy. The numbers do not
+    depend on which finishes first, because the pieces share nothing that they write. On a GPU they run one after the other.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        threads = torch.get_num_threads()
+        if device.type == "cpu" and count > 1 and threads > 1:
+            share = max(1, threads // count)
+            self._pool = ThreadPoolExecutor(count, "thaw-lane", initializer=torch.set_num_threads, initargs=(share,))
+
+    def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
+        """The jobs' results in order; the first error is raised once all have ended."""
+        if self._pool is None or len(jobs) < 2:
+            return [job() for job in jobs]
+        futures = [self._pool.submit(job) for job in jobs]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed blocks for the next step instead of returning them to the system.
+
+    A training step frees and takes the same megabytes each time; by default every step then pays for fresh pages. Does nothing
+    on other C libraries. The three numbers are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mebibyte = 1 << 20
+    for option, value in ((-3, 1024 * mebibyte), (-1, 2047 * mebibyte), (-2, 64 * mebibyte)):
+        mallopt(ctypes.c_int(option), ctypes.c_int(value))

@@ -1,0 +1,199 @@
+"""The only loop: it trains one stage and yields a record an epoch. Whoever calls it logs, saves and stops.
+
+Every random number of an epoch comes from the run's seed, the stage and the epoch's number, so a run that starts again from the
+checkpoint of an epoch goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from thaw.data.batches import BatchSource
+from thaw.errors import TrainingError
+from thaw.models.blocks import dropouts
+from thaw.seeds import derive
+from thaw.training.compute import Lanes
+from thaw.training.schedule import learning_rate
+from thaw.training.stages import Stage
+
+# Steps between two looks at whether the loss is still finite; on a GPU a look waits for the device.
+CHECK_EVERY = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """What an epoch gave; `docs/metrics.md` describes the fields, which are a line of history.jsonl."""
+
+    stage: str
+    kind: str
+    epoch: int
+    epochs: int
+    train_loss: float
+    losses: dict[str, float]
+    validation_accuracy: float
+    validation_loss: float
+    validation: dict[str, float]
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+    best: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return asdict(self)
+
+
+@dataclass
+class Best:
+    """The best epoch so far, by validation accuracy and then by validation loss, with its weights."""
+
+    epoch: int
+    accuracy: float
+    loss: float
+    weights: dict[str, Tensor]
+
+
+class StageRun:
+    """One stage being trained: `epochs()` goes on from wherever `restore` left it."""
+
+    def __init__(
+        self, stage: Stage, train: BatchSource, validation: BatchSource, *, seed: int, lanes: Lanes, dtype: torch.dtype
+    ) -> None:
+        self.stage = stage
+        self.train = train
+        self.validation = validation
+        self.seed = seed
+        self.lanes = lanes
+        self.dtype = dtype
+        self.optimizer = stage.optimizer()
+        self.epoch = 0
+        self.best: Best | None = None
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether patience has run out."""
+        return self.best is not None and self.epoch - self.best.epoch >= self.stage.patience
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to train."""
+        return self.epoch >= self.stage.epochs or self.stopped_early
+
+    def epochs(self) -> Iterator[EpochRecord]:
+        """Train epoch after epoch until the stage's number is reached or patience runs out.
+
+        Raises:
+            TrainingError: when a loss is not finite.
+        """
+        while not self.finished:
+            yield self._one_epoch()
+
+    def load_best(self) -> None:
+        """Put the best epoch's weights into the module: what the next stage starts from."""
+        if self.best is None:
+            raise RuntimeError("load_best() before the first epoch")
+        self.stage.module.load_state_dict(self.best.weights)
+
+    def _one_epoch(self) -> EpochRecord:
+        started = time.perf_counter()
+        losses, rate = self._train_epoch()
+        seconds = time.perf_counter() - started
+        accuracies, loss = self._validate()
+        if not math.isfinite(loss):
+            raise self._not_finite("validation loss")
+        self.epoch += 1
+        accuracy = sum(accuracies.values()) / len(accuracies)
+        better = self.best is None or (accuracy, -loss) > (self.best.accuracy, -self.best.loss)
+        if better:
+            weights = {name: tensor.detach().clone() for name, tensor in self.stage.module.state_dict().items()}
+            self.best = Best(self.epoch, accuracy, loss, weights)
+        return EpochRecord(
+            stage=self.stage.name,
+            kind=self.stage.kind,
+            epoch=self.epoch,
+            epochs=self.stage.epochs,
+            train_loss=sum(losses.values()),
+            losses=losses,
+            validation_accuracy=accuracy,
+            validation_loss=loss,
+            validation=accuracies,
+            learning_rate=rate,
+            images_per_second=len(self.train.images) / seconds,
+            seconds=time.perf_counter() - started,
+            best=better,
+        )
+
+    def _train_epoch(self) -> tuple[dict[str, float], float]:
+        """Mean training losses by output, and the last step's learning rate."""
+        stage, count = self.stage, len(self.train)
+        stage.set_training()
+        for name, dropout in dropouts(stage.module):
+            dropout.reseed(derive(self.seed, stage.name, self.epoch, "dropout", name), self.train.device)
+        sums: dict[str, Tensor] = {}
+        rate = stage.learning_rate
+        for index, batch in enumerate(self.train.shuffled(derive(self.seed, stage.name, self.epoch, "batches"))):
+            rate = learning_rate(stage.schedule, stage.learning_rate, self.epoch * count + index, stage.epochs * count)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
+            for name, loss in stage.backward(batch, self.lanes, self.dtype).items():
+                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss * len(batch)
+            if (index + 1) % CHECK_EVERY == 0 and not all(math.isfinite(float(total)) for total in sums.values()):
+                raise self._not_finite("training loss")
+            self.optimizer.step()
+        means = {name: float(total) / len(self.train.images) for name, total in sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise self._not_finite("training loss")
+        return means, rate
+
+    def _validate(self) -> tuple[dict[str, float], float]:
+        """Validation accuracies by output, and the mean over the outputs of the cross-entropy."""
+        correct: dict[str, int] = {}
+        total_loss = 0.0
+        for batch in self.validation.ordered():
+            for name, logits in self.stage.logits(batch.views["original"], self.lanes).items():
+                correct[name] = correct.get(name, 0) + int((logits.argmax(1) == batch.labels).sum())
+                total_loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+        count = len(self.validation.images)
+        return {name: hits / count for name, hits in correct.items()}, total_loss / (count * len(correct))
+
+    def _not_finite(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"the {what} of stage {self.stage.name}, epoch {self.epoch + 1}, is not finite; the last good checkpoint is kept\n"
+            f"try a smaller learning rate (now {self.stage.learning_rate:g}), or precision float32"
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that `restore` needs: tensors, and JSON-ready numbers."""
+        tensors = {f"module.{name}": tensor for name, tensor in self.stage.module.state_dict().items()}
+        numbers: dict[str, Any] = {"stage": self.stage.name, "epoch": self.epoch, "best": None}
+        if self.best is not None:
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best.weights.items()}
+            numbers["best"] = {"epoch": self.best.epoch, "accuracy": self.best.accuracy, "loss": self.best.loss}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
+        return tensors, numbers
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.stage.module.load_state_dict(_under(tensors, "module."))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under(tensors, "optimizer.").items():
+            index, slot = name.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.epoch = numbers["epoch"]
+        if numbers["best"] is not None:
+            self.best = Best(**numbers["best"], weights=_under(tensors, "best."))
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,333 @@
+"""The stages: what trains, what stays frozen, on which views, by which loss, for how long.
+
+A stage knows its model as branches of named units (see `thaw.models.families`) and nothing of which family they are.
+
+Shapes: B batch, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thaw.data.batches import Batch, View
+from thaw.errors import UsageError
+from thaw.models.fusion import DualModel, UnifiedModel
+from thaw.training.compute import Lanes, autocast
+from thaw.training.schedule import Schedule
+
+
+def _check_positive(where: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise UsageError(f"{where}.{name} {value}: expected a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualSettings:
+    """Stage 1: both submodels, NAdam, the sum of their two cross-entropies.
+
+    Attributes:
+        epochs: at most this many.
+        batch_size: images a step.
+        learning_rate: NAdam's.
+        schedule: how the rate moves.
+        patience: epochs without a better validation accuracy after which the stage ends.
+        views: what the first and the second submodel see.
+    """
+
+    epochs: int = 15
+    batch_size: int = 128
+    learning_rate: float = 0.001
+    schedule: Schedule = field(default_factory=Schedule)
+    patience: int = 5
+    views: tuple[View, View] = ("original", "augmented")
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            "dual",
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+        )
+        if len(self.views) != 2 or not set(self.views) <= {"original", "augmented"}:
+            raise UsageError(f'dual.views {list(self.views)}: expected two of "original", "augmented"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfreezeStep:
+    """One sub-stage of stage 2: `thaws` names the unit that joins what already trains ("head", "dense", ... or "all")."""
+
+    thaws: str
+    epochs: int
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_positive(f"unfreeze.steps[{self.thaws}]", epochs=self.epochs, learning_rate=self.learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfreezeSettings:
+    """Stage 2: SGD with momentum over the sub-stages `steps`, in the order in which they are listed.
+
+    Attributes:
+        steps: the sub-stages; their units follow the thawing order: the head, then the units from the last to the first.
+        batch_size: images a step.
+        momentum: of SGD, 0 to below 1.
+        schedule: how the rate moves in each sub-stage.
+        patience: epochs without a better validation accuracy after which a sub-stage ends.
+        view: what the unified model is trained on.
+    """
+
+    steps: tuple[UnfreezeStep, ...] = (
+        UnfreezeStep(thaws="head", epochs=5),
+        UnfreezeStep(thaws="dense", epochs=5),
+        UnfreezeStep(thaws="conv2", epochs=5),
+        UnfreezeStep(thaws="conv1", epochs=10),
+    )
+    batch_size: int = 128
+    momentum: float = 0.9
+    schedule: Schedule = field(default_factory=Schedule)
+    patience: int = 5
+    view: View = "original"
+
+    def __post_init__(self) -> None:
+        _check_positive("unfreeze", batch_size=self.batch_size, patience=self.patience)
+        if not 0.0 <= self.momentum < 1.0:
+            raise UsageError(f"unfreeze.momentum {self.momentum}: expected a number from 0 to below 1")
+        if self.view not in ("original", "augmented"):
+            raise UsageError(f'unfreeze.view {self.view!r}: expected "original" or "augmented"')
+        names = [step.thaws for step in self.steps]
+        if len(set(names)) != len(names):
+            raise UsageError(f"unfreeze.steps thaw {', '.join(names)}: a unit can thaw only once")
+
+    def check_units(self, units: Sequence[str]) -> None:
+        """Refuse steps that do not follow `units`, the thawing order of the model (head first).
+
+        Raises:
+            UsageError: naming the order that is expected. "all" thaws whatever is still frozen and can only come last.
+        """
+        names = [step.thaws for step in self.steps]
+        if names[-1:] == ["all"]:
+            names = names[:-1]
+        if names != list(units[: len(names)]):
+            raise UsageError(
+                f"unfreeze.steps thaw {', '.join(step.thaws for step in self.steps)}: "
+                f'expected the order {", ".join(units)}, which may end early or in "all"'
+            )
+
+
+class Stage(ABC):
+    """One stretch of training with one optimiser.
+
+    Attributes:
+        name: unique in a run: "dual", or the unit that thaws.
+        module: what trains, and what a checkpoint of this stage holds.
+        views: the views of a batch that `backward` needs.
+        trains: names of the units that train, for the record.
+    """
+
+    kind: ClassVar[str]
+
+    name: str
+    module: nn.Module
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: Schedule
+    patience: int
+    views: tuple[View, ...]
+    trains: tuple[str, ...]
+
+    @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser over what trains."""
+
+    @abstractmethod
+    def set_training(self) -> None:
+        """Put what trains into training mode and what is frozen, buffers and dropout included, into evaluation mode."""
+
+    @abstractmethod
+    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Add the loss's gradients for one batch; returns the losses (scalars, float32) by output, whose sum is minimised."""
+
+    @abstractmethod
+    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+        """The outputs [B, K] by name for images [B, C, H, W], in float32 and evaluation mode, without gradients."""
+
+
+class DualStage(Stage):
+    """Stage 1: two submodels, each on its own view of the same images, one optimiser step for both."""
+
+    kind = "dual"
+    outputs = ("original", "augmented")
+
+    def __init__(self, module: DualModel, settings: DualSettings) -> None:
+        self.name = "dual"
+        self.module: DualModel = module
+        self.epochs = settings.epochs
+        self.batch_size = settings.batch_size
+        self.learning_rate = settings.learning_rate
+        self.schedule = settings.schedule
+        self.patience = settings.patience
+        self.views = settings.views
+        self.trains = tuple(name for name, _ in module.branches[0].named_children())
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """NAdam over both submodels."""
+        return torch.optim.NAdam(self.module.parameters(), lr=self.learning_rate)
+
+    def set_training(self) -> None:
+        """Everything trains."""
+        self.module.requires_grad_(True).train()
+
+    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The two cross-entropies; the gradient of their sum is the two gradients, since the submodels share nothing."""
+
+        def job(branch: nn.Module, x: Tensor) -> Tensor:
+            with autocast(dtype, x.device):
+                logits = branch(x)
+            loss = F.cross_entropy(logits.float(), batch.labels)
+            loss.backward()
+            return loss.detach()
+
+        jobs = [_bind(job, branch, batch.views[view]) for branch, view in zip(self.module.branches, self.views, strict=True)]
+        return dict(zip(self.outputs, lanes.run(jobs), strict=True))
+
+    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+        """Both submodels on the same images."""
+        self.module.eval()
+        results = lanes.run([_bind(_without_gradients, branch, x) for branch in self.module.branches])
+        return dict(zip(self.outputs, results, strict=True))
+
+
+class UnfreezeStage(Stage):
+    """A sub-stage of stage 2: the unified model with the units `thawed` training and everything else frozen wholly."""
+
+    kind = "unfreeze"
+
+    def __init__(
+        self, module: UnifiedModel, settings: UnfreezeSettings, step: UnfreezeStep, thawed: Sequence[str]
+    ) -> None:
+        self.name = step.thaws
+        self.module: UnifiedModel = module
+        self.epochs = step.epochs
+        self.batch_size = settings.batch_size
+        self.learning_rate = step.learning_rate
+        self.momentum = settings.momentum
+        self.schedule = settings.schedule
+        self.patience = settings.patience
+        self.views = (settings.view,)
+        self.trains = tuple(thawed)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """SGD with momentum over the thawed units."""
+        self.set_training()
+        thawed = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        return torch.optim.SGD(thawed, lr=self.learning_rate, momentum=self.momentum)
+
+    def set_training(self) -> None:
+        """Thawed units train; frozen ones get no gradient and run as in evaluation, statistics and dropout included."""
+        self.module.eval()
+        for name, unit in self.module.units():
+            unit.requires_grad_(name in self.trains).train(name in self.trains)
+
+    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The cross-entropy of the unified output; the branches run forward and backward in lanes, the head between them."""
+        x = batch.views[self.views[0]]
+
+        def forward(index: int) -> Tensor:
+            with autocast(dtype, x.device):
+                return self.module.branch_scores(index, x)
+
+        scores = lanes.run([_bind(forward, index) for index in range(len(self.module.branches))])
+        leaves = [score.detach().requires_grad_(score.requires_grad) for score in scores]
+        loss = F.cross_entropy(self.module.decide(leaves), batch.labels)
+        loss.backward()
+        pairs = [(score, leaf) for score, leaf in zip(scores, leaves, strict=True) if score.requires_grad]
+        lanes.run([_bind(score.backward, leaf.grad) for score, leaf in pairs])
+        return {"unified": loss.detach()}
+
+    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+        """The unified model's output."""
+        self.module.eval()
+
+        def forward(index: int) -> Tensor:
+            with torch.no_grad():
+                return self.module.branch_scores(index, x)
+
+        scores = lanes.run([_bind(forward, index) for index in range(len(self.module.branches))])
+        with torch.no_grad():
+            return {"unified": self.module.decide(scores)}
+
+
+class PlainStage(Stage):
+    """One network trained as usual, on one view: the baseline that the method is compared with."""
+
+    kind = "plain"
+
+    def __init__(self, module: nn.Module, settings: DualSettings) -> None:
+        self.name = "plain"
+        self.module = module
+        self.epochs = settings.epochs
+        self.batch_size = settings.batch_size
+        self.learning_rate = settings.learning_rate
+        self.schedule = settings.schedule
+        self.patience = settings.patience
+        self.views = settings.views[:1]
+        self.trains = tuple(name for name, _ in module.named_children())
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """NAdam, as in stage 1."""
+        return torch.optim.NAdam(self.module.parameters(), lr=self.learning_rate)
+
+    def set_training(self) -> None:
+        """Everything trains."""
+        self.module.requires_grad_(True).train()
+
+    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The cross-entropy of the one output."""
+        x = batch.views[self.views[0]]
+        with autocast(dtype, x.device):
+            logits = self.module(x)
+        loss = F.cross_entropy(logits.float(), batch.labels)
+        loss.backward()
+        return {"plain": loss.detach()}
+
+    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+        """The one output."""
+        self.module.eval()
+        return {"plain": _without_gradients(self.module, x)}
+
+
+def unfreeze_stages(module: UnifiedModel, settings: UnfreezeSettings) -> list[UnfreezeStage]:
+    """The sub-stages of stage 2 in order, each training what its step thaws and all that thawed before.
+
+    Raises:
+        UsageError: when the steps do not follow the model's thawing order.
+    """
+    order = module.unit_names()
+    settings.check_units(order)
+    stages = []
+    thawed: tuple[str, ...] = ()
+    for step in settings.steps:
+        thawed = order if step.thaws == "all" else (*thawed, step.thaws)
+        stages.append(UnfreezeStage(module, settings, step, thawed))
+    return stages
+
+
+def _without_gradients(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = module(x)
+    return logits.float()
+
+
+def _bind(function: Callable[..., T], *args: object) -> Callable[[], T]:
+    return lambda: function(*args)

@@ -1,0 +1,289 @@
+"""Where the lines, dots and labels of the report's plots go; the template draws them in the page's colours.
+
+Each plot is worked out for a width in SVG units, once for wide screens and once for phones, so that text keeps its size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+VIEWS = ("original", "augmented", "unified")
+NARROW = 600.0  # plots below this width are for phones: lower, with fewer marks on the axes
+LABEL_GAP = 15.0  # least distance between two slanted stage labels, for text of 11 units
+LABEL_ROOM = 64.0  # above the plot, for the stage labels
+LONGEST_LABEL = 12  # characters of a stage label that fit there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """A place on an axis, in SVG units, and what is written there."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """A marked value; `title` is what a pointer that rests on it shows."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Values by epoch, None where there is none; the place in `values` is the epoch of the whole run, from 0."""
+
+    name: str
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A curve laid out: `path` is SVG path data, `lone` are values with no neighbour to draw a line to."""
+
+    name: str
+    path: str
+    lone: tuple[Dot, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMark:
+    """The moment at which a stage begins: a vertical line at `x`, its label at `label_x`."""
+
+    name: str
+    label: str
+    x: float
+    label_x: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The box of a plot in SVG units, and the ranges that its axes show."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    epochs: int
+    low: float
+    high: float
+
+    def x(self, index: float) -> float:
+        """Across, of the epoch with this index from 0; half an epoch lies on either side."""
+        return round(self.left + (index + 0.5) / self.epochs * (self.right - self.left), 2)
+
+    def y(self, value: float) -> float:
+        """Down, of a value."""
+        return round(self.bottom - (value - self.low) / (self.high - self.low) * (self.bottom - self.top), 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One plot: axes, lines, moments of thawing, best epochs, and a value marked across."""
+
+    title: str
+    frame: Frame
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+    stages: tuple[StageMark, ...]
+    best: tuple[Dot, ...]
+    reference: Tick | None
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
+    """The training loss of each view and the validation loss, by epoch over all stages."""
+    validation = Curve(name="validation", values=tuple(_finite(record.get("validation_loss")) for record in history))
+    return _drawable([*(_view_curve(history, "losses", view) for view in VIEWS), validation])
+
+
+def accuracy_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
+    """The validation accuracy of each view, by epoch over all stages."""
+    return _drawable([_view_curve(history, "validation", view) for view in VIEWS])
+
+
+def stage_starts(history: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
+    """(stage name, index of its first record), in the order in which the stages ran."""
+    names = [str(record["stage"]) for record in history]
+    return tuple((name, index) for index, name in enumerate(names) if index == 0 or names[index - 1] != name)
+
+
+def curves_panel(
+    title: str,
+    curves: Sequence[Curve],
+    history: Sequence[Mapping[str, Any]],
+    best_epochs: Mapping[str, int],
+    *,
+    width: float,
+    percent: bool,
+    reference: float | None = None,
+) -> Panel:
+    """Lay out one plot of values over the epochs of the whole run.
+
+    Args:
+        title: what is plotted.
+        curves: at least one, each with a value for at least one record.
+        history: the records that the curves were taken from, for the moments at which stages begin.
+        best_epochs: stage name -> its best epoch, from 1; marked on every curve.
+        width: of the plot, in SVG units; the height follows.
+        percent: whether values are shares, shown in percent on an axis that ends at 100 %.
+        reference: a value marked by a horizontal line, if any.
+    """
+    values = [value for curve in curves for value in curve.values if value is not None]
+    low, high, step = _value_axis([*values, *([] if reference is None else [reference])], percent=percent)
+    height = LABEL_ROOM + (250.0 if width < NARROW else 310.0)
+    frame = Frame(
+        width=width,
+        height=height,
+        left=46.0,
+        right=width - 14.0,
+        top=LABEL_ROOM,
+        bottom=height - 42.0,
+        epochs=len(history),
+        low=low,
+        high=high,
+    )
+    starts = stage_starts(history)
+    return Panel(
+        title=title,
+        frame=frame,
+        x_ticks=_epoch_ticks(frame),
+        y_ticks=_value_ticks(frame, step, percent=percent),
+        lines=tuple(_line(curve, frame, percent=percent) for curve in curves),
+        stages=_stage_marks(starts, frame),
+        best=_best_dots(curves, starts, best_epochs, frame, percent=percent),
+        reference=None if reference is None else Tick(at=frame.y(reference), label=_text(reference, percent=percent)),
+    )
+
+
+def heat_paths(confusion: Sequence[Sequence[int]], *, right: bool, levels: int = 8) -> tuple[tuple[float, str], ...]:
+    """The cells of a confusion matrix as few SVG paths on a grid of unit squares: (opacity, path data) by level.
+
+    Args:
+        confusion: [K, K] counts, true classes in rows.
+        right: the diagonal, or everything but the diagonal.
+        levels: how many shades are told apart.
+    """
+    cells: dict[int, list[str]] = {}
+    for row, counts in enumerate(confusion):
+        for column, count in enumerate(counts):
+            if count and (row == column) == right:
+                level = math.ceil(heat(count, sum(counts)) * levels)
+                cells.setdefault(level, []).append(f"M{column} {row}h1v1h-1z")
+    return tuple((level / levels, "".join(paths)) for level, paths in sorted(cells.items()))
+
+
+def heat(count: int, row_total: int) -> float:
+    """The shade of a cell, 0 to 1: the root of its share of its row, so that few mistakes show beside many hits."""
+    return math.sqrt(count / row_total) if row_total else 0.0
+
+
+def _view_curve(history: Sequence[Mapping[str, Any]], key: str, view: str) -> Curve:
+    return Curve(name=view, values=tuple(_finite((record.get(key) or {}).get(view)) for record in history))
+
+
+def _drawable(curves: Sequence[Curve]) -> tuple[Curve, ...]:
+    return tuple(curve for curve in curves if any(value is not None for value in curve.values))
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _text(value: float, *, percent: bool) -> str:
+    return f"{100 * value:.2f} %" if percent else f"{value:.4f}"
+
+
+def _nice_step(rough: float) -> float:
+    """The least of 1, 2, 5, 10, 20, ... (times any power of ten) that is at least `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+
+
+def _value_axis(values: Sequence[float], *, percent: bool) -> tuple[float, float, float]:
+    """(low, high, step): losses start at 0; accuracies end at 1 and start at the mark below their least."""
+    if not percent:
+        step = _nice_step(max(*values, 1e-6) / 5)
+        return 0.0, step * math.ceil(max(*values, step) / step - 1e-9), step
+    step = _nice_step(max(1.0 - min(values), 0.005) / 5)
+    return max(0.0, 1.0 - step * math.ceil((1.0 - min(values)) / step + 0.2)), 1.0, step
+
+
+def _epoch_ticks(frame: Frame) -> tuple[Tick, ...]:
+    step = max(1, round(_nice_step(frame.epochs / (6 if frame.width < NARROW else 12))))
+    marks = [1, *range(step, frame.epochs + 1, step)]
+    near = step >= 2 and frame.x(step - 1) - frame.x(0) < 16
+    return tuple(Tick(at=frame.x(mark - 1), label=str(mark)) for mark in sorted(set(marks[1:] if near else marks)))
+
+
+def _value_ticks(frame: Frame, step: float, *, percent: bool) -> tuple[Tick, ...]:
+    decimals = max(0, -math.floor(math.log10(step * (100 if percent else 1)) + 1e-9))
+    count = math.floor((frame.high - frame.low) / step + 1e-6)
+    marks = [frame.high - step * number for number in range(count + 1)]
+    return tuple(
+        Tick(at=frame.y(mark), label=f"{100 * mark:.{decimals}f} %" if percent else f"{abs(mark):.{decimals}f}")
+        for mark in marks
+    )
+
+
+def _line(curve: Curve, frame: Frame, *, percent: bool) -> Line:
+    path: list[str] = []
+    lone: list[Dot] = []
+    values = (None, *curve.values, None)
+    for place in range(1, len(values) - 1):
+        before, value, after = values[place - 1 : place + 2]
+        if value is None:
+            continue
+        x, y = frame.x(place - 1), frame.y(value)
+        if before is None and after is None:
+            lone.append(Dot(x=x, y=y, title=f"{curve.name}: {_text(value, percent=percent)}"))
+        else:
+            path.append(f"{'M' if before is None else 'L'}{x} {y}")
+    return Line(name=curve.name, path="".join(path), lone=tuple(lone))
+
+
+def _best_dots(
+    curves: Sequence[Curve],
+    starts: Sequence[tuple[str, int]],
+    best_epochs: Mapping[str, int],
+    frame: Frame,
+    *,
+    percent: bool,
+) -> tuple[Dot, ...]:
+    dots = []
+    for name, start in starts:
+        index = start + best_epochs.get(name, 0) - 1
+        for curve in curves:
+            value = curve.values[index] if name in best_epochs and 0 <= index < len(curve.values) else None
+            if value is not None:
+                title = f"best epoch of {name} ({best_epochs[name]}), {curve.name}: {_text(value, percent=percent)}"
+                dots.append(Dot(x=frame.x(index), y=frame.y(value), title=title))
+    return tuple(dots)
+
+
+def _stage_marks(starts: Sequence[tuple[str, int]], frame: Frame) -> tuple[StageMark, ...]:
+    """Stage labels above their lines, moved apart where stages are short: first to the right, then back inside."""
+    lines = [frame.x(index - 0.5) for _, index in starts]
+    # A slanted label leans to the right by about this much, so the last one must start this far from the edge.
+    last = frame.width - 48.0
+    gap = min(LABEL_GAP, (last - frame.left) / max(1, len(lines)))
+    places: list[float] = []
+    for line in lines:
+        places.append(max(line, places[-1] + gap) if places else line)
+    for place in reversed(range(len(places))):
+        places[place] = min(places[place], last - gap * (len(places) - 1 - place))
+    return tuple(
+        StageMark(name=name, label=_short(name), x=line, label_x=round(label, 2))
+        for (name, _), line, label in zip(starts, lines, places, strict=True)
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"

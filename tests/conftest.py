@@ -1,0 +1,45 @@
+"""What all tests share: an environment that keeps them off the user's files and the network, and where real data is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+_SCRATCH = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before any test module is imported, for this process and for the programs it starts."""
+    scratch = Path(tempfile.mkdtemp(prefix="thaw-tests-"))
+    config.stash[_SCRATCH] = scratch
+    os.environ["THAW_CACHE"] = str(scratch / "cache")
+    os.environ["HF_HOME"] = str(scratch / "huggingface")
+    # `datasets` and the Hub client obey these instead of HF_HOME where they are set.
+    for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        os.environ.pop(name, None)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["MPLBACKEND"] = "agg"
+    # By way of the environment, because importing torch to say so would slow the tests that do without it.
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the tests cached."""
+    shutil.rmtree(config.stash[_SCRATCH], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder that holds mnist, fashion_mnist, cifar10 and others, as THAW_DATA or ../shared/data says."""
+    named = os.environ.get("THAW_DATA")
+    root = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not root.is_dir():
+        where = "THAW_DATA, which is no folder" if named else "../shared/data, and THAW_DATA is not set"
+        pytest.skip(f"no real data: looked in {where}")
+    return root.resolve()

@@ -1,0 +1,82 @@
+"""Latency on calls whose duration is known."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from thaw.errors import UsageError
+from thaw.evidence import latency, measure_latency
+
+
+class Clock:
+    """A clock that only the calls under test move on."""
+
+    def __init__(self, steps: Iterator[int]) -> None:
+        self.now = 0
+        self.steps = steps
+        self.calls = 0
+
+    def predict(self) -> None:
+        assert self.calls < 3 or not gc.isenabled()
+        self.now += next(self.steps)
+        self.calls += 1
+
+
+def test_percentiles_and_throughput_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = list(np.random.default_rng(0).integers(1_000, 900_000, 101))
+    one = Clock(iter([7, 7, 7, *times]))
+    monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: one.now)
+
+    def predict_batch() -> None:
+        one.now += 4_000_000
+
+    result = measure_latency(one.predict, predict_batch, 32, warmup=3, repeats=101, min_seconds=0)
+    assert result.median_us == sorted(times)[50] / 1e3
+    assert result.p99_us == sorted(times)[99] / 1e3
+    assert (result.repeats, result.warmup, one.calls) == (101, 3, 104)
+    assert result.batch_repeats == 10
+    assert result.images_per_second == pytest.approx(32 / 0.004)
+    assert gc.isenabled()
+
+
+def test_goes_on_until_enough_time_is_measured() -> None:
+    result = measure_latency(
+        lambda: time.sleep(0.002), lambda: time.sleep(0.004), 8, warmup=0, repeats=1, min_seconds=0.05
+    )
+    assert result.median_us >= 2_000
+    assert result.repeats <= 25
+    assert result.images_per_second <= 2_000
+    assert json.loads(json.dumps(result.as_dict()))["batch_size"] == 8
+
+
+def test_garbage_collection_is_on_again_after_an_error() -> None:
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        measure_latency(fail, fail, 1, warmup=0)
+    assert gc.isenabled()
+
+
+def test_garbage_collection_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        measure_latency(int, int, 1, warmup=0, repeats=1, min_seconds=0)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"batch_size": 0}, {"warmup": -1}, {"repeats": 0}, {"min_seconds": -1.0}, {"min_seconds": float("inf")}],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="latency with"):
+        measure_latency(int, int, **{"batch_size": 1, **settings})  # type: ignore[arg-type]

@@ -1,0 +1,214 @@
+"""Quality figures against scikit-learn, SciPy and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+
+from thaw.errors import DataError, UsageError
+from thaw.evidence import evaluate, mcnemar, mean_interval, wilson_interval
+from thaw.evidence.quality import MAX_MISTAKES, student_t_975
+
+
+def random_case(count: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.full(classes, 0.4), size=count)
+    guess = probabilities.argmax(axis=1)
+    labels = np.where(rng.random(count) < 0.7, guess, rng.integers(0, classes, count))
+    return probabilities, labels, tuple(f"class {index}" for index in range(classes))
+
+
+@pytest.mark.parametrize(("count", "classes"), [(1, 2), (50, 2), (997, 10), (2000, 100)])
+def test_evaluate_agrees_with_scikit_learn(count: int, classes: int) -> None:
+    probabilities, labels, names = random_case(count, classes, seed=count)
+    quality = evaluate(probabilities, labels, names)
+    predicted = probabilities.argmax(axis=1)
+    every = np.arange(classes)
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        labels, predicted, labels=every, zero_division=0.0
+    )
+    assert quality.accuracy == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert quality.count == count
+    assert np.array_equal(quality.confusion, sk.confusion_matrix(labels, predicted, labels=every))
+    assert [entry.precision for entry in quality.per_class] == pytest.approx(precision)
+    assert [entry.recall for entry in quality.per_class] == pytest.approx(recall)
+    assert [entry.f1 for entry in quality.per_class] == pytest.approx(f1)
+    assert [entry.support for entry in quality.per_class] == support.tolist()
+    assert quality.cross_entropy == pytest.approx(sk.log_loss(labels, probabilities, labels=every))
+
+
+def test_calibration_error_is_the_loop_over_guos_bins() -> None:
+    probabilities, labels, names = random_case(500, 4, seed=3)
+    quality = evaluate(probabilities, labels, names)
+    expected = 0.0
+    for number in range(1, 16):
+        low, high = (number - 1) / 15, number / 15
+        rows = [row for row in range(500) if low < probabilities[row].max() <= high]
+        if rows:
+            hits = np.mean([probabilities[row].argmax() == labels[row] for row in rows])
+            expected += len(rows) / 500 * abs(hits - np.mean([probabilities[row].max() for row in rows]))
+    assert quality.expected_calibration_error == pytest.approx(expected)
+    assert sum(part.count for part in quality.calibration) == 500
+
+
+def test_calibration_error_by_hand() -> None:
+    # Two images at 0.9 of which one is right, two at 0.6 that are both right: (|0.5 - 0.9| + |1 - 0.6|) / 2.
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
+    assert evaluate(probabilities, np.array([0, 1, 0, 0]), ("a", "b")).expected_calibration_error == pytest.approx(0.4)
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
+    probabilities = np.array([[0.2] * 5, [1.0, 0, 0, 0, 0]])
+    parts = evaluate(probabilities, np.array([0, 0]), tuple("abcde")).calibration
+    assert [index for index, part in enumerate(parts) if part.count] == [2, 14]
+
+
+def test_shares_of_nothing_are_zero() -> None:
+    quality = evaluate(np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0]]), np.array([0, 1]), ("seen", "missed", "absent"))
+    missed, absent = quality.per_class[1], quality.per_class[2]
+    assert (missed.precision, missed.recall, missed.f1, missed.support) == (0.0, 0.0, 0.0, 1)
+    assert (absent.precision, absent.recall, absent.f1, absent.support) == (0.0, 0.0, 0.0, 0)
+
+
+def test_mistakes_are_the_most_confident_wrong_ones() -> None:
+    probabilities, labels, names = random_case(997, 5, seed=9)
+    quality = evaluate(probabilities, labels, names, names=[f"picture {index}" for index in range(997)])
+    wrong = [row for row in range(997) if probabilities[row].argmax() != labels[row]]
+    wrong.sort(key=lambda row: -probabilities[row].max())
+    assert len(quality.mistakes) == MAX_MISTAKES == 24
+    assert [mistake.index for mistake in quality.mistakes] == wrong[:24]
+    first = quality.mistakes[0]
+    assert first.name == f"picture {wrong[0]}"
+    assert first.true == names[labels[wrong[0]]]
+    assert first.predicted == names[probabilities[wrong[0]].argmax()]
+    assert first.confidence == probabilities[wrong[0]].max()
+
+
+def test_of_equals_the_first_class_counts_and_unnamed_images_get_their_index() -> None:
+    quality = evaluate(np.full((2, 2), 0.5, dtype=np.float32), np.array([0, 1], dtype=np.uint8), ("a", "b"))
+    assert quality.accuracy == 0.5
+    assert [mistake.name for mistake in quality.mistakes] == ["[1]"]
+
+
+def test_a_true_class_of_probability_zero_keeps_the_cross_entropy_finite() -> None:
+    assert evaluate(np.array([[1.0, 0.0]]), np.array([1]), ("a", "b")).cross_entropy == pytest.approx(12 * np.log(10))
+
+
+def test_a_perfect_result_has_no_mistakes_and_an_interval_up_to_one() -> None:
+    quality = evaluate(np.eye(3), np.arange(3), ("a", "b", "c"))
+    assert quality.mistakes == ()
+    assert quality.accuracy_ci95[1] == 1.0
+    assert quality.cross_entropy == 0.0
+
+
+def test_as_dict_is_json() -> None:
+    probabilities, labels, names = random_case(40, 3, seed=1)
+    quality = evaluate(probabilities, labels, names)
+    read = json.loads(json.dumps(quality.as_dict(), allow_nan=False))
+    assert read["confusion"] == quality.confusion.tolist()
+    assert read["accuracy_ci95"] == list(quality.accuracy_ci95)
+    assert set(read["mistakes"][0]) == {"index", "name", "true", "predicted", "confidence"}
+    assert set(read["per_class"][0]) == {"name", "precision", "recall", "f1", "support"}
+
+
+def test_eight_bit_probabilities_are_accepted() -> None:
+    probabilities, labels, names = random_case(300, 10, seed=5)
+    rounded = np.round(probabilities * 256).clip(0, 255) / 256
+    assert evaluate(rounded, labels, names).count == 300
+
+
+GOOD = np.array([[0.5, 0.5], [0.25, 0.75]])
+LABELS = np.array([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "classes", "names", "error", "words"),
+    [
+        (np.array([[np.nan, 1], [0.5, 0.5]]), LABELS, "ab", None, UsageError, "not finite"),
+        (np.array([[np.inf, 0], [0.5, 0.5]]), LABELS, "ab", None, UsageError, "row 0"),
+        (GOOD[0], LABELS, "ab", None, UsageError, r"expected float \[N, K\]"),
+        (GOOD.astype(int), LABELS, "ab", None, UsageError, "expected float"),
+        (GOOD, LABELS, "abc", None, UsageError, "3 class names"),
+        (GOOD[:, :0], LABELS, "", None, UsageError, "class names"),
+        (GOOD, LABELS[:1], "ab", None, UsageError, r"labels are int64 \[1\]"),
+        (GOOD, LABELS.astype(float), "ab", None, UsageError, "whole numbers"),
+        (GOOD, LABELS, "ab", ["one"], UsageError, "1 names for 2 images"),
+        (GOOD[:0], LABELS[:0], "ab", None, DataError, "no images"),
+        (GOOD, np.array([0, 2]), "ab", None, DataError, "labels from 0 to 2"),
+        (GOOD, np.array([-1, 1]), "ab", None, DataError, "labels from -1"),
+        (np.array([[2.5, -1.5], [0.5, 0.5]]), LABELS, "ab", None, UsageError, "softmax"),
+        (np.array([[0.5, 0.5], [0.9, 0.9]]), LABELS, "ab", None, UsageError, "row 1"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(probabilities, labels, classes, names, error, words) -> None:
+    with pytest.raises(error, match=words):
+        evaluate(probabilities, labels, tuple(classes), names)
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 1), (1, 1), (0, 360), (351, 360), (9898, 10_000), (1, 2)])
+def test_wilson_interval_agrees_with_scipy(successes: int, count: int) -> None:
+    expected = stats.binomtest(successes, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(successes, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_interval_of_nonsense_is_refused(successes: int, count: int) -> None:
+    with pytest.raises(UsageError, match="interval"):
+        wilson_interval(successes, count)
+
+
+def paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    first = np.repeat([True, True, False, False], [both, only_a, only_b, neither])
+    return first, np.repeat([True, False, True, False], [both, only_a, only_b, neither])
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (3, 11), (120, 87), (5100, 4900)])
+def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
+    result = mcnemar(*paired(50, only_a, only_b, 7))
+    expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert (result.only_a, result.only_b, result.exact) == (only_a, only_b, True)
+    assert result.p_value == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_of_very_many_pairs_is_close_to_the_exact_test() -> None:
+    result = mcnemar(*paired(0, 10_300, 9_900, 0))
+    assert not result.exact
+    assert result.p_value == pytest.approx(stats.binomtest(9_900, 20_200).pvalue, rel=0.01)
+    assert json.loads(json.dumps(result.as_dict()))["only_a"] == 10_300
+    assert mcnemar(*paired(0, 6_000, 6_000, 0)).p_value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.array([True]), np.array([True, False])),
+        (np.array([1, 0]), np.array([True, False])),
+        (np.zeros((2, 2), bool), np.zeros((2, 2), bool)),
+        (np.zeros(0, bool), np.zeros(0, bool)),
+    ],
+)
+def test_mcnemar_refuses_what_is_not_paired(first: np.ndarray, second: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="McNemar"):
+        mcnemar(first, second)
+
+
+@pytest.mark.parametrize("values", [(0.98, 0.99), (0.1, 0.4, 0.35), tuple(np.linspace(0, 1, 31))])
+def test_mean_interval_agrees_with_scipy(values: tuple[float, ...]) -> None:
+    mean, half = mean_interval(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+
+
+def test_student_t_points_agree_with_scipy() -> None:
+    degrees = [1, 2, 3, 4, 5, 9, 10, 30, 99, 1000]
+    assert [student_t_975(number) for number in degrees] == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-11)
+
+
+@pytest.mark.parametrize("values", [(), (0.5,), (0.5, float("nan"))])
+def test_mean_interval_of_too_little_is_refused(values: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="at least two finite"):
+        mean_interval(values)

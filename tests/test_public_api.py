@@ -1,0 +1,57 @@
+"""The public names are one sorted `__all__`, and nothing else shows."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import thaw
+from thaw import _version
+
+# Leaks are looked for in a process of its own: here, other tests may have imported anything.
+_PUBLIC_NAMES = """
+import __future__, types, thaw
+for name in sorted(set(dir(thaw)) | set(vars(thaw))):
+    value = getattr(thaw, name)
+    is_room = isinstance(value, types.ModuleType) and value.__name__ == f"thaw.{name}"
+    is_future = isinstance(value, __future__._Feature)
+    if not name.startswith("_") and not is_room and not is_future:
+        print(name)
+"""
+
+
+def test_all_is_sorted_and_has_no_name_twice():
+    assert list(thaw.__all__) == sorted(set(thaw.__all__))
+
+
+@pytest.mark.parametrize("name", thaw.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    value = getattr(thaw, name)
+    assert not isinstance(value, ModuleType), f"thaw.{name} is a module: public names are functions, classes and values"
+    if inspect.isclass(value) or inspect.isroutine(value):
+        assert inspect.getdoc(value), f"thaw.{name} has no docstring"
+
+
+def test_star_import_gives_exactly_the_public_names():
+    namespace: dict[str, object] = {}
+    exec("from thaw import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(thaw.__all__)
+
+
+def test_nothing_else_leaks():
+    command = [sys.executable, "-c", _PUBLIC_NAMES]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+    assert shown == [name for name in sorted(thaw.__all__) if not name.startswith("_")]
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        thaw.no_such_name  # noqa: B018 (the access is what is tested)
+
+
+def test_version_is_that_of_the_package():
+    assert thaw.__version__ == _version.__version__
