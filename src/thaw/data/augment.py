@@ -49,9 +49,9 @@ class AugmentSettings:
 def affine_matrices(settings: AugmentSettings, count: int, aspect: float, generator: torch.Generator) -> Tensor:
     """Random maps from output to input coordinates, float32 [count, 2, 3], for `torch.nn.functional.affine_grid`.
 
-    Coordinates run from -1 to 1 over each side, so a rotation needs the aspect ratio W / H to stay a rotation in pixels:
-    for an angle a and a scale s, x_in = s (cos a x - sin a y / aspect) + tx and y_in = s (sin a aspect x + cos a y) + ty.
-    Sampling with scale s shrinks or enlarges the picture by 1 / s, which is why s is the inverse of the zoom factor drawn.
+    Coordinates run from -1 to 1 over each side, so a rotation needs the aspect ratio W / H to stay one in pixels: for
+    an angle a and a scale s, x_in = s (cos a x - sin a y / aspect) + tx and y_in = s (sin a aspect x + cos a y) + ty.
+    Sampling with scale s shrinks or enlarges the picture by 1 / s, which is why s is the inverse of the zoom drawn.
     """
     draws = torch.rand((4, count), generator=generator, device=generator.device).mul_(2.0).sub_(1.0)
     angle = draws[0] * math.radians(settings.rotation_degrees)
@@ -64,13 +64,15 @@ def affine_matrices(settings: AugmentSettings, count: int, aspect: float, genera
 
 
 def augment(x: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """The augmented view of images float32 [B, C, H, W] in 0..1: the same shape, dtype and range, bilinearly sampled."""
+    """The augmented view of images float32 [B, C, H, W] in 0..1: same shape, dtype and range, bilinearly sampled."""
     count, _, height, width = x.shape
     theta = affine_matrices(settings, count, width / height, generator)
     offset = torch.rand((count, 1, 1, 1), generator=generator, device=generator.device).mul_(2.0).sub_(1.0)
-    if settings.rotation_degrees or settings.zoom or settings.translation:
+    moves = bool(settings.rotation_degrees or settings.zoom or settings.translation)
+    if moves:
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode=settings.fill, align_corners=False)
     if settings.brightness:
-        x = (x + settings.brightness * offset).clamp_(0.0, 1.0)
-    return x
+        x = x + settings.brightness * offset
+    # The four weights of bilinear sampling can add up to 1 and a rounding error, so sampling alone leaves the range too.
+    return x.clamp_(0.0, 1.0) if moves or settings.brightness else x

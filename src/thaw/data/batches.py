@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,14 +22,14 @@ from thaw.seeds import derive, numpy_generator
 
 View = Literal["original", "augmented"]
 
-# Images that are fetched and augmented at a time: large enough that the cost of a call is small beside its work, small enough
-# (1024 x 32x32x3 float32 = 12 MB) to stay near the caches.
+# Images that are fetched and augmented at a time: large enough that the cost of a call is small beside its work, small
+# enough (1024 x 32x32x3 float32 = 12 MB) to stay near the caches.
 CHUNK_IMAGES = 1024
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images by view, float32 [B, C, H, W] in channels-last order and normalised as the contract says; labels int64 [B]."""
+    """Images by view, float32 [B, C, H, W] channels-last and normalised as the contract says; labels int64 [B]."""
 
     views: dict[View, Tensor]
     labels: Tensor
@@ -92,8 +93,8 @@ def normalise(x: Tensor, contract: InputContract) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` in channels-last order, with strides that say so even for one channel, where torch would leave the order open."""
-    batch, channels, height, width = x.shape
+    """`x` in channels-last order, with strides that say so for one channel too, where torch leaves the order open."""
+    _, channels, height, width = x.shape
     if channels == 1:
         return x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
     return x.contiguous(memory_format=torch.channels_last)
@@ -132,3 +133,25 @@ def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
     finally:
         stopped.set()
         thread.join()
+
+
+def sample_views(
+    images: ImageSet, settings: AugmentSettings, *, count: int, seed: int
+) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str]]:
+    """Up to `count` images, one class after the other: (original, augmented, class name), both uint8 [H, W, C]."""
+    ranks = _rank_in_class(images.labels)
+    chosen = np.lexsort((images.labels, ranks))[:count]
+    pixels = np.ascontiguousarray(images.images[chosen])
+    unit = augment(to_unit(torch.from_numpy(pixels)), settings, torch.Generator().manual_seed(seed))
+    augmented = (unit * 255.0).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    names = [images.classes[label] for label in images.labels[chosen]]
+    return list(zip(pixels, augmented, names, strict=True))
+
+
+def _rank_in_class(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each image, how many of its class come before it."""
+    ranks = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        of_class = labels == label
+        ranks[of_class] = np.arange(int(of_class.sum()))
+    return ranks

@@ -24,8 +24,8 @@ MAX_SIDE = 1024
 class InputContract:
     """What a model takes: uint8 pixels [height, width, channels], and how an image of any size becomes that.
 
-    `fit` says how: "stretch" scales both sides independently; "crop" first takes the largest centred window that has the
-    model's aspect ratio. Pixels then become `(value / 255 - mean) / std`, one mean and deviation a channel.
+    `fit` says how: "stretch" scales both sides independently; "crop" first takes the largest centred window that has
+    the model's aspect ratio. Pixels then become `(value / 255 - mean) / std`, one mean and deviation a channel.
     """
 
     height: int
@@ -111,7 +111,10 @@ class ImageSet:
                 f"images are {self.images.dtype} {list(self.images.shape)}: expected uint8 [N, H, W, C] with C = 1 or 3"
             )
         if self.labels.shape != (len(self.images),):
-            raise DataError(f"{len(self.images)} images but labels of shape {list(self.labels.shape)}: one label an image is expected")
+            raise DataError(
+                f"{len(self.images)} images but labels of shape {list(self.labels.shape)}: "
+                "one label an image is expected"
+            )
         if len(self.labels) and not (0 <= int(self.labels.min()) and int(self.labels.max()) < len(self.classes)):
             raise DataError(
                 f"labels from {self.labels.min()} to {self.labels.max()}: expected 0 to {len(self.classes) - 1} "

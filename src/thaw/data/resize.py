@@ -8,8 +8,8 @@ The steps, in this order:
    (`window`).
 2. *Grey*, when the target has one channel and the source three: `(77 R + 150 G + 29 B + 128) >> 8`. The weights sum to
    256, so a pixel with R = G = B keeps its value exactly.
-3. *Columns*, then *rows*: each target position is a weighted sum of neighbouring source positions (`axis_taps`), with whole
-   weights that sum to `total`. The pass over columns keeps 8 fractional bits, the pass over rows rounds to bytes:
+3. *Columns*, then *rows*: each target position is a weighted sum of neighbouring source positions (`axis_taps`), with
+whole weights that sum to `total`. The pass over columns keeps 8 fractional bits, the pass over rows rounds to bytes:
 
        column pass:  v[x] = (256 * sum(weight * pixel) + total // 2) // total          0 to 65,280, fits 16 bits
        row pass:     p[y] = (sum(weight * v) + 128 * total) // (256 * total)           0 to 255
@@ -18,11 +18,11 @@ The steps, in this order:
    needs memory for the target only.
 4. *Replication*, when the target has three channels and the source one.
 
-An axis that shrinks averages the area that a target position covers; an axis that grows is interpolated linearly between pixel
-centres; an axis of equal length is left as it is (both rules give the identity there).
+An axis that shrinks averages the area that a target position covers; an axis that grows is interpolated linearly
+between pixel centres; an axis of equal length is left as it is (both rules give the identity there).
 
-Bounds: with source sides up to 32,768 and target sides up to 8,192, `total` is at most 32,768, so every intermediate value is
-at most 255 * 256 * 32,768 + 128 * 32,768 = 2,143,289,344, which is below 2**31. No value is negative but the
+Bounds: with source sides up to 32,768 and target sides up to 8,192, `total` is at most 32,768, so every intermediate
+value is at most 255 * 256 * 32,768 + 128 * 32,768 = 2,143,289,344, which is below 2**31. No value is negative but the
 numerator of a tap at an image's edge, whose floor division is avoided by clamping. In C, `int32_t` and `/` do; in
 JavaScript, `Math.floor(a / b)`, exact for whole numbers of this size. NumPy gives the same bytes below.
 """
@@ -67,9 +67,10 @@ class Taps:
 def axis_taps(source: int, target: int) -> Taps:
     """The weights that turn an axis of `source` positions into one of `target` positions.
 
-    Shrinking: on a ruler with `target` marks a source pixel and `source` marks a target pixel, the weight is the number of
-    marks that the two share. Growing: the centre of target pixel i lies at ((2 i + 1) * source - target) / (2 * target) on the
-    source axis; its two neighbours are weighted by closeness, and the edge pixels continue outwards.
+    Shrinking: on a ruler with `target` marks a source pixel and `source` marks a target pixel, the weight is the number
+        of
+    marks that the two share. Growing: the centre of target pixel i lies at ((2 i + 1) * source - target) / (2 * target)
+    on the source axis; its two neighbours are weighted by closeness, and the edge pixels continue outwards.
     """
     position = np.arange(target, dtype=np.int64)[:, None]
     if target <= source:
@@ -109,7 +110,9 @@ def to_grey(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Colour to grey: uint8 [..., 3] -> uint8 [..., 1], by `GREY_WEIGHTS`."""
     red, green, blue = (images[..., channel].astype(np.uint16) for channel in range(3))
     # 256 * 255 + 128 = 65,408 fits 16 bits.
-    return ((GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue + 128) >> 8).astype(np.uint8)[..., None]
+    return ((GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue + 128) >> 8).astype(np.uint8)[
+        ..., None
+    ]
 
 
 def resize(images: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.uint8]:
@@ -144,7 +147,8 @@ def resize(images: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArra
 
 
 def _resize_block(images: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.uint8]:
-    top, left, height, width = window(*images.shape[-3:-1], contract.height, contract.width, contract.fit)
+    source_height, source_width = images.shape[-3:-1]
+    top, left, height, width = window(source_height, source_width, contract.height, contract.width, contract.fit)
     images = images[..., top : top + height, left : left + width, :]
     if contract.channels == 1 and images.shape[-1] == 3:
         images = to_grey(images)
@@ -158,7 +162,9 @@ def _resize_block(images: npt.NDArray[np.uint8], contract: InputContract) -> npt
     return images
 
 
-def _weighted_sum(values: npt.NDArray[np.uint8] | npt.NDArray[np.int32], taps: Taps, axis: int) -> npt.NDArray[np.int32]:
+def _weighted_sum(
+    values: npt.NDArray[np.uint8] | npt.NDArray[np.int32], taps: Taps, axis: int
+) -> npt.NDArray[np.int32]:
     """The taps' weighted sums along `axis`: int32, that axis with the target's length."""
     spread = tuple(-1 if place == axis else 1 for place in range(axis, 0))
     result: npt.NDArray[np.int32] | None = None

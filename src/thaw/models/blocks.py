@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class ConvReluPool(nn.Module):
-    """3x3 convolution without padding, max pooling 2x2 with stride 2, ReLU: [B, C, H, W] -> [B, C', (H-2)//2, (W-2)//2].
+    """3x3 convolution without padding, max pooling 2x2, ReLU: [B, C, H, W] -> [B, C', (H-2)//2, (W-2)//2].
 
-    Papers write the ReLU before the pooling. Both orders give equal numbers, since ReLU is monotone, and this one applies it
-    to a quarter of the values.
+    Papers write the ReLU before the pooling. Both orders give equal numbers, since ReLU is monotone, and this one
+    applies it to a quarter of the values.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -34,8 +34,8 @@ class ConvReluPool(nn.Module):
 class Dropout(nn.Module):
     """Dropout that draws from a generator of its own.
 
-    The global generator would be shared by branches that train at the same time, and the numbers drawn would then depend on
-    which came first. Whoever trains seeds `generator` at the start of each epoch.
+    The global generator would be shared by branches that train at the same time, and the numbers drawn would then
+    depend on which came first. Whoever trains seeds `generator` at the start of each epoch.
     """
 
     def __init__(self, probability: float) -> None:
@@ -62,7 +62,7 @@ class Dropout(nn.Module):
 
 
 class DenseClassifier(nn.Module):
-    """The last unit of a submodel: dropout, then one dense layer on the flattened features: [B, C, H, W] -> logits [B, K]."""
+    """The last unit of a submodel: dropout, then one dense layer on the features: [B, C, H, W] -> logits [B, K]."""
 
     def __init__(self, features: tuple[int, int, int], classes: int, dropout: float) -> None:
         super().__init__()
@@ -73,11 +73,12 @@ class DenseClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, K]."""
-        return self.dense(self.dropout(x.flatten(1)))
+        logits: Tensor = self.dense(self.dropout(x.flatten(1)))
+        return logits
 
 
 class ConvClassifier(nn.Module):
-    """A `DenseClassifier` written as one convolution over the whole feature map, with the same weights and equal outputs.
+    """A `DenseClassifier` written as one convolution over the whole feature map: the same weights, equal outputs.
 
     The dense weight of class k and flattened feature (c, y, x) becomes the kernel's weight [k, c, y, x].
     """
@@ -101,7 +102,8 @@ class ConvClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, K]."""
-        return self.conv(self.dropout(x)).flatten(1)
+        scores: Tensor = self.conv(self.dropout(x))
+        return scores.flatten(1)
 
 
 def dropouts(module: nn.Module) -> list[tuple[str, Dropout]]:

@@ -1,7 +1,8 @@
 """Families of submodels: one frozen spec and one builder each.
 
-A submodel is an `nn.Sequential` of named units from the image to the logits, the last of which is a `DenseClassifier`. That is
-all that fusion and the training stages know of it: units are what thaws, one at a time, from the last to the first.
+A submodel is an `nn.Sequential` of named units from the image to the logits, the last of which is a `DenseClassifier`.
+That is all that fusion and the training stages know of it: units are what thaws, one at a time, from the last to the
+first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from thaw.models.blocks import ConvReluPool, DenseClassifier
 
 @dataclass(frozen=True, kw_only=True)
 class PaperSpec:
-    """The submodel of arXiv 2501.15547: two blocks of 3x3 convolution, pooling and ReLU, then dropout and a dense layer.
+    """The submodel of arXiv 2501.15547: twice 3x3 convolution, pooling and ReLU, then dropout and a dense layer.
 
     Attributes:
         filters: filters of the two convolutions.
@@ -46,7 +47,9 @@ class PaperSpec:
         height, width, channels = shape
         rows, columns = (ConvReluPool.output_side(ConvReluPool.output_side(side)) for side in (height, width))
         if rows < 1 or columns < 1:
-            raise UsageError(f"images of {height}x{width} are too small for the paper's network: at least 10x10 are needed")
+            raise UsageError(
+                f"images of {height}x{width} are too small for the paper's network: at least 10x10 are needed"
+            )
         if classes < 2:
             raise UsageError(f"{classes} class: a classifier needs at least 2")
         first, second = self.filters

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,8 @@ class Head(nn.Module):
 
     def forward(self, scores: Tensor) -> Tensor:
         """[B, 2K] -> logits [B, K]."""
-        return self.output(F.relu(self.hidden(scores)))
+        logits: Tensor = self.output(F.relu(self.hidden(scores)))
+        return logits
 
 
 class UnifiedModel(nn.Module):
@@ -76,13 +77,14 @@ class UnifiedModel(nn.Module):
         self.scores = scores
 
     def branch_scores(self, index: int, x: Tensor) -> Tensor:
-        """The class scores [B, K] of branch `index` for images [B, C, H, W]; float32 whatever the branch computes in."""
+        """The class scores [B, K] of branch `index` for images [B, C, H, W]; float32 whatever it computes in."""
         logits = self.branches[index](x).float()
         return F.softmax(logits, dim=1) if self.scores == "softmax" else logits
 
     def decide(self, scores: list[Tensor]) -> Tensor:
         """The head's logits [B, K] from each branch's scores [B, K]."""
-        return self.head(torch.cat(scores, dim=1))
+        logits: Tensor = self.head(torch.cat(scores, dim=1))
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, K]."""
@@ -101,17 +103,17 @@ class UnifiedModel(nn.Module):
 
 
 def build_dual(spec: FamilySpec, shape: tuple[int, int, int], classes: int) -> DualModel:
-    """Two submodels of one family for images (H, W, C) and K classes, freshly initialised from torch's global generator."""
+    """Two submodels for images (H, W, C) and K classes, freshly initialised from torch's global generator."""
     return DualModel(spec.build(shape, classes), spec.build(shape, classes))
 
 
 def unify(dual: DualModel, fusion: FusionSpec) -> UnifiedModel:
-    """The unified model: copies of the dual model's branches, their dense output layers rewritten as convolutions, a new head.
+    """The unified model: copies of the dual model's branches, dense layers rewritten as convolutions, a new head.
 
     The branches give the same numbers as before, to rounding. The head is initialised from torch's global generator.
     """
     branches = [_with_conv_classifier(branch) for branch in dual.branches]
-    classes = branches[0][-1].conv.out_channels
+    classes = cast("ConvClassifier", branches[0][-1]).conv.out_channels
     return UnifiedModel(branches, Head(classes * len(branches), fusion.hidden, classes), fusion.scores)
 
 

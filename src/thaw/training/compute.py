@@ -1,4 +1,4 @@
-"""Where and how arithmetic runs: the device, the precision, and lanes that run independent branches at the same time."""
+"""Where and how arithmetic runs: the device, the precision, and lanes that run independent branches at once."""
 
 from __future__ import annotations
 
@@ -62,6 +62,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in _cpu_features() else torch.float32
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The name of the type: "float32" or "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _cpu_features() -> frozenset[str]:
     names = {"avx512_bf16": "_is_avx512_bf16_supported"}
     return frozenset(feature for feature, probe in names.items() if getattr(torch.cpu, probe, lambda: False)())
@@ -75,8 +80,9 @@ def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager
 class Lanes:
     """Runs independent pieces of work at the same time: on a CPU each in a thread with its share of the cores.
 
-    Branches this small gain nothing from threads inside an operation, but two of them keep two cores busy. The numbers do not
-    depend on which finishes first, because the pieces share nothing that they write. On a GPU they run one after the other.
+    Branches this small gain nothing from threads inside an operation, but two of them keep two cores busy. The numbers
+    do not depend on which finishes first, because the pieces share nothing that they write. On a GPU they run one after
+    the other.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -107,8 +113,8 @@ class Lanes:
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed blocks for the next step instead of returning them to the system.
 
-    A training step frees and takes the same megabytes each time; by default every step then pays for fresh pages. Does nothing
-    on other C libraries. The three numbers are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h.
+    A training step frees and takes the same megabytes each time; by default every step then pays for fresh pages. Does
+    nothing on other C libraries. The three numbers are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,7 +1,7 @@
 """The only loop: it trains one stage and yields a record an epoch. Whoever calls it logs, saves and stops.
 
-Every random number of an epoch comes from the run's seed, the stage and the epoch's number, so a run that starts again from the
-checkpoint of an epoch goes on with the same bits.
+Every random number of an epoch comes from the run's seed, the stage and the epoch's number, so a run that starts again
+from the checkpoint of an epoch goes on with the same bits.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ class StageRun:
 
     def _not_finite(self, what: str) -> TrainingError:
         return TrainingError(
-            f"the {what} of stage {self.stage.name}, epoch {self.epoch + 1}, is not finite; the last good checkpoint is kept\n"
+            f"the {what} of stage {self.stage.name}, epoch {self.epoch + 1}, is not finite; "
+            "the last good checkpoint is kept\n"
             f"try a smaller learning rate (now {self.stage.learning_rate:g}), or precision float32"
         )
 

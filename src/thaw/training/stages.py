@@ -7,10 +7,11 @@ Shapes: B batch, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,13 @@ from thaw.models.fusion import DualModel, UnifiedModel
 from thaw.training.compute import Lanes, autocast
 from thaw.training.schedule import Schedule
 
+T = TypeVar("T")
+
 
 def _check_positive(where: str, **values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise UsageError(f"{where}.{name} {value}: expected a number above 0")
+        if not 0 < value < math.inf:
+            raise UsageError(f"{where}.{name} {value}: expected a finite number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class DualSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class UnfreezeStep:
-    """One sub-stage of stage 2: `thaws` names the unit that joins what already trains ("head", "dense", ... or "all")."""
+    """One sub-stage of stage 2: `thaws` names the unit that joins what trains already ("head", "dense", ... "all")."""
 
     thaws: str
     epochs: int
@@ -78,7 +81,7 @@ class UnfreezeSettings:
     """Stage 2: SGD with momentum over the sub-stages `steps`, in the order in which they are listed.
 
     Attributes:
-        steps: the sub-stages; their units follow the thawing order: the head, then the units from the last to the first.
+        steps: the sub-stages, in thawing order: the head, then the units from the last to the first.
         batch_size: images a step.
         momentum: of SGD, 0 to below 1.
         schedule: how the rate moves in each sub-stage.
@@ -156,7 +159,7 @@ class Stage(ABC):
 
     @abstractmethod
     def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Add the loss's gradients for one batch; returns the losses (scalars, float32) by output, whose sum is minimised."""
+        """Add the gradients for one batch; returns the losses (scalars, float32) by output, whose sum is minimised."""
 
     @abstractmethod
     def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
@@ -189,7 +192,7 @@ class DualStage(Stage):
         self.module.requires_grad_(True).train()
 
     def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The two cross-entropies; the gradient of their sum is the two gradients, since the submodels share nothing."""
+        """The two cross-entropies; their sum's gradient is the two gradients, since the submodels share nothing."""
 
         def job(branch: nn.Module, x: Tensor) -> Tensor:
             with autocast(dtype, x.device):
@@ -198,7 +201,9 @@ class DualStage(Stage):
             loss.backward()
             return loss.detach()
 
-        jobs = [_bind(job, branch, batch.views[view]) for branch, view in zip(self.module.branches, self.views, strict=True)]
+        jobs = [
+            _bind(job, branch, batch.views[view]) for branch, view in zip(self.module.branches, self.views, strict=True)
+        ]
         return dict(zip(self.outputs, lanes.run(jobs), strict=True))
 
     def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
@@ -240,7 +245,7 @@ class UnfreezeStage(Stage):
             unit.requires_grad_(name in self.trains).train(name in self.trains)
 
     def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The cross-entropy of the unified output; the branches run forward and backward in lanes, the head between them."""
+        """The cross-entropy of the unified output; branches run forward and backward in lanes, the head between."""
         x = batch.views[self.views[0]]
 
         def forward(index: int) -> Tensor:
@@ -292,7 +297,7 @@ class PlainStage(Stage):
         """Everything trains."""
         self.module.requires_grad_(True).train()
 
-    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002
         """The cross-entropy of the one output."""
         x = batch.views[self.views[0]]
         with autocast(dtype, x.device):
@@ -301,7 +306,7 @@ class PlainStage(Stage):
         loss.backward()
         return {"plain": loss.detach()}
 
-    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:  # noqa: ARG002 - one network needs no lanes
         """The one output."""
         self.module.eval()
         return {"plain": _without_gradients(self.module, x)}

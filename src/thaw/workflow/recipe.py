@@ -19,7 +19,7 @@ import tomli_w
 from thaw.data.augment import AugmentSettings
 from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, ThawError
-from thaw.models.families import PaperSpec
+from thaw.models.families import FAMILIES, FamilySpec, PaperSpec
 from thaw.models.fusion import FusionSpec
 from thaw.training.compute import ComputeSettings
 from thaw.training.stages import DualSettings, UnfreezeSettings
@@ -32,7 +32,7 @@ class Recipe:
     description: str = ""
     data: DataSettings = field(default_factory=DataSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
-    model: PaperSpec = field(default_factory=PaperSpec)
+    model: FamilySpec = field(default_factory=PaperSpec)
     fusion: FusionSpec = field(default_factory=FusionSpec)
     dual: DualSettings = field(default_factory=DualSettings)
     unfreeze: UnfreezeSettings = field(default_factory=UnfreezeSettings)
@@ -44,11 +44,21 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """A JSON- and TOML-ready form that `recipe_from_dict` takes back."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain["model"] = {"family": self.model.family, **plain["model"]}
         return plain
+
+    def stage_epochs(self) -> dict[str, int]:
+        """The planned epochs of each stage, in order."""
+        return {"dual": self.dual.epochs, **{step.thaws: step.epochs for step in self.unfreeze.steps}}
 
     def as_toml(self) -> str:
         """The resolved recipe, every setting written out."""
         return tomli_w.dumps(self.as_dict())
+
+
+def default_recipe(source: object) -> str:
+    """The recipe that a source is trained with when none is named: "digits" for the bundled digits, else "paper"."""
+    return "digits" if source == "digits" else "paper"
 
 
 def _plain(value: Any) -> Any:
@@ -127,11 +137,21 @@ def recipe_from_dict(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> Rec
         RecipeError: listing every fault at once, after `faults` that the caller has found already.
     """
     found = list(faults)
-    recipe = _build(Recipe, tree, "", found)
+    recipe = _build(Recipe, _without_family(tree, found), "", found)
     if found or not isinstance(recipe, Recipe):
         count = f"{len(found)} faults in the recipe:\n" if len(found) > 1 else "the recipe is not valid: "
         raise RecipeError(count + "\n".join(f"  {fault}" if len(found) > 1 else fault for fault in found))
     return recipe
+
+
+def _without_family(tree: Mapping[str, Any], faults: list[str]) -> Mapping[str, Any]:
+    """`tree` without model.family, which chooses the spec that the rest of the model section fills."""
+    model = tree.get("model")
+    if not isinstance(model, Mapping) or "family" not in model:
+        return tree
+    if model["family"] not in FAMILIES:
+        faults.append(f"model.family = {model['family']!r}: expected one of {', '.join(FAMILIES)}")
+    return {**tree, "model": {key: value for key, value in model.items() if key != "family"}}
 
 
 def _build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,9 +20,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from thaw.errors import RunError, UsageError
+from thaw.files import write_atomically
 from thaw.workflow.report_plots import Panel, accuracy_curves, curves_panel, heat, heat_paths, loss_curves
 
 FILE_NAME = "report.html"
+NO_BREAK = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 WIDE, PHONE = 960.0, 360.0  # SVG units: about the CSS pixels that a plot gets on either kind of screen
 LARGEST_THUMBNAIL = 192  # pixels a side; larger pictures are scaled down
 PIXELATED_UP_TO = 96  # pixels a side; pictures up to this size are enlarged with sharp pixels
@@ -73,7 +74,7 @@ def write_report(
 ) -> Path:
     """Write `run_dir`/report.html; a report that was there is replaced only by a whole one.
 
-    The resolved recipe is read from `run_dir`, under the name that metrics["files"]["recipe"] gives (recipe.toml if none).
+    The resolved recipe is read from `run_dir`, by the name in metrics["files"]["recipe"] (or recipe.toml).
 
     Args:
         run_dir: folder of the run.
@@ -91,10 +92,7 @@ def write_report(
     run_dir = Path(run_dir)
     page = render_report(metrics, history, pictures, recipe_text=_recipe_text(run_dir, metrics))
     path = run_dir / FILE_NAME
-    try:
-        _write_atomically(path, page)
-    except OSError as error:
-        raise RunError(f"the report could not be written to {path}: {error.strerror or error}") from error
+    write_atomically(path, page)
     return path
 
 
@@ -126,9 +124,7 @@ def render_report(
             )
         )
     except (jinja2.UndefinedError, KeyError, TypeError, IndexError) as error:
-        raise RunError(
-            f"the metrics of this run lack something that its report shows: {error}; see docs/metrics.md"
-        ) from error
+        raise RunError(f"the metrics of this run lack what its report shows: {error}; see docs/metrics.md") from error
 
 
 def _environment() -> jinja2.Environment:
@@ -156,28 +152,28 @@ def _environment() -> jinja2.Environment:
 
 
 def _percent(value: float, decimals: int = 2) -> str:
-    return f"{100 * value:.{decimals}f} %"
+    return f"{100 * value:.{decimals}f}{NO_BREAK}%"
 
 
 def _size(size_bytes: float) -> str:
     """Bytes in the largest binary unit of which there is at least one."""
     if size_bytes < 1024:
-        return f"{size_bytes:,} B"
+        return f"{size_bytes:,}{NO_BREAK}B"
     power = min(4, int(math.log2(size_bytes) // 10))
-    return f"{size_bytes / 1024**power:,.1f} {('', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    return f"{size_bytes / 1024**power:,.1f}{NO_BREAK}{('', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def _time(seconds: float) -> str:
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{NO_BREAK}s"
     minutes = round(seconds / 60)
-    return f"{seconds / 60:.1f} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{seconds / 60:.1f}{NO_BREAK}min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _micro(microseconds: float) -> str:
     if microseconds >= 10_000:
-        return f"{microseconds / 1000:,.1f} ms"
-    return f"{microseconds / 1000:.2f} ms" if microseconds >= 1000 else f"{microseconds:.0f} µs"
+        return f"{microseconds / 1000:,.1f}{NO_BREAK}ms"
+    return f"{microseconds / 1000:.2f}{NO_BREAK}ms" if microseconds >= 1000 else f"{microseconds:.0f}{NO_BREAK}µs"
 
 
 def _panels(metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]], width: float) -> list[Panel]:
@@ -246,16 +242,3 @@ def _recipe_text(run_dir: Path, metrics: Mapping[str, Any]) -> str | None:
         return (run_dir / Path(name).name).read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -1,6 +1,6 @@
 """Where the lines, dots and labels of the report's plots go; the template draws them in the page's colours.
 
-Each plot is worked out for a width in SVG units, once for wide screens and once for phones, so that text keeps its size.
+Each plot is worked out for a width in SVG units, once for wide screens and once for phones: text keeps its size.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-VIEWS = ("original", "augmented", "unified")
+STYLES = {"original": "s1", "augmented": "s2", "unified": "s3"}
+OTHER_STYLES = ("s4", "s5", "s6")
 NARROW = 600.0  # plots below this width are for phones: lower, with fewer marks on the axes
 LABEL_GAP = 15.0  # least distance between two slanted stage labels, for text of 11 units
 LABEL_ROOM = 64.0  # above the plot, for the stage labels
 LONGEST_LABEL = 12  # characters of a stage label that fit there
+CUT_LOSSES, CUT_ACCURACIES = 0.05, 0.10  # share of values, those of the first epochs, that the axis may leave out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +29,12 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """A marked value; `title` is what a pointer that rests on it shows."""
+    """A marked value: its place, what a pointer that rests on it shows, and the style of its curve."""
 
     x: float
     y: float
     title: str
+    style: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ class Curve:
     """Values by epoch, None where there is none; the place in `values` is the epoch of the whole run, from 0."""
 
     name: str
+    style: str
     values: tuple[float | None, ...]
 
 
@@ -47,6 +51,7 @@ class Line:
     """A curve laid out: `path` is SVG path data, `lone` are values with no neighbour to draw a line to."""
 
     name: str
+    style: str
     path: str
     lone: tuple[Dot, ...]
 
@@ -86,7 +91,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One plot: axes, lines, moments of thawing, best epochs, and a value marked across."""
+    """One plot: axes, lines, moments of thawing, best epochs, a value marked across; `cut` when lines leave the box."""
 
     title: str
     frame: Frame
@@ -96,17 +101,18 @@ class Panel:
     stages: tuple[StageMark, ...]
     best: tuple[Dot, ...]
     reference: Tick | None
+    cut: bool
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
-    """The training loss of each view and the validation loss, by epoch over all stages."""
-    validation = Curve(name="validation", values=tuple(_finite(record.get("validation_loss")) for record in history))
-    return _drawable([*(_view_curve(history, "losses", view) for view in VIEWS), validation])
+    """The training loss of each output and the validation loss, by epoch over all stages."""
+    values = tuple(_finite(record.get("validation_loss")) for record in history)
+    return _drawable([*_output_curves(history, "losses"), Curve(name="validation", style="s0", values=values)])
 
 
 def accuracy_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
-    """The validation accuracy of each view, by epoch over all stages."""
-    return _drawable([_view_curve(history, "validation", view) for view in VIEWS])
+    """The validation accuracy of each output, by epoch over all stages."""
+    return _drawable(_output_curves(history, "validation"))
 
 
 def stage_starts(history: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
@@ -136,8 +142,12 @@ def curves_panel(
         percent: whether values are shares, shown in percent on an axis that ends at 100 %.
         reference: a value marked by a horizontal line, if any.
     """
-    values = [value for curve in curves for value in curve.values if value is not None]
-    low, high, step = _value_axis([*values, *([] if reference is None else [reference])], percent=percent)
+    starts = stage_starts(history)
+    values = sorted(value for curve in curves for value in curve.values if value is not None)
+    shown = [] if reference is None else [reference]
+    best = _best_values(curves, starts, best_epochs)
+    shown += [value for _, _, value, _ in best]
+    low, high, step = _value_axis(values, shown, percent=percent)
     height = LABEL_ROOM + (250.0 if width < NARROW else 310.0)
     frame = Frame(
         width=width,
@@ -150,7 +160,6 @@ def curves_panel(
         low=low,
         high=high,
     )
-    starts = stage_starts(history)
     return Panel(
         title=title,
         frame=frame,
@@ -158,8 +167,17 @@ def curves_panel(
         y_ticks=_value_ticks(frame, step, percent=percent),
         lines=tuple(_line(curve, frame, percent=percent) for curve in curves),
         stages=_stage_marks(starts, frame),
-        best=_best_dots(curves, starts, best_epochs, frame, percent=percent),
+        best=tuple(
+            Dot(
+                x=frame.x(index),
+                y=frame.y(value),
+                title=f"best epoch of {stage} ({best_epochs[stage]}), {curve.name}: {_text(value, percent=percent)}",
+                style=curve.style,
+            )
+            for stage, index, value, curve in best
+        ),
         reference=None if reference is None else Tick(at=frame.y(reference), label=_text(reference, percent=percent)),
+        cut=values[0] < low or values[-1] > high,
     )
 
 
@@ -185,8 +203,19 @@ def heat(count: int, row_total: int) -> float:
     return math.sqrt(count / row_total) if row_total else 0.0
 
 
-def _view_curve(history: Sequence[Mapping[str, Any]], key: str, view: str) -> Curve:
-    return Curve(name=view, values=tuple(_finite((record.get(key) or {}).get(view)) for record in history))
+def _output_curves(history: Sequence[Mapping[str, Any]], key: str) -> list[Curve]:
+    """One curve for each output that any record names, in order of appearance."""
+    names = list(dict.fromkeys(str(name) for record in history for name in record.get(key) or {}))
+    others = [name for name in names if name not in STYLES]
+    styles = STYLES | {name: OTHER_STYLES[place % len(OTHER_STYLES)] for place, name in enumerate(others)}
+    return [
+        Curve(
+            name=name,
+            style=styles[name],
+            values=tuple(_finite((record.get(key) or {}).get(name)) for record in history),
+        )
+        for name in names
+    ]
 
 
 def _drawable(curves: Sequence[Curve]) -> tuple[Curve, ...]:
@@ -207,13 +236,19 @@ def _nice_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
-def _value_axis(values: Sequence[float], *, percent: bool) -> tuple[float, float, float]:
-    """(low, high, step): losses start at 0; accuracies end at 1 and start at the mark below their least."""
-    if not percent:
-        step = _nice_step(max(*values, 1e-6) / 5)
-        return 0.0, step * math.ceil(max(*values, step) / step - 1e-9), step
-    step = _nice_step(max(1.0 - min(values), 0.005) / 5)
-    return max(0.0, 1.0 - step * math.ceil((1.0 - min(values)) / step + 0.2)), 1.0, step
+def _value_axis(values: Sequence[float], shown: Sequence[float], *, percent: bool) -> tuple[float, float, float]:
+    """(low, high, step): losses start at 0, accuracies end at 1.
+
+    The far end is drawn so that what is learned late can be told apart: it takes in all of `shown`, and of `values`
+    (sorted) all but the few of the first epochs.
+    """
+    if percent:
+        least = min(values[int(len(values) * CUT_ACCURACIES)], *shown, 1.0)
+        step = _nice_step(max(1.0 - least, 0.005) / 5)
+        return max(0.0, 1.0 - step * math.ceil((1.0 - least) / step + 0.2)), 1.0, step
+    most = max(values[-1 - int(len(values) * CUT_LOSSES)], *shown, 1e-6)
+    step = _nice_step(most / 5)
+    return 0.0, step * math.ceil(most / step + 0.1), step
 
 
 def _epoch_ticks(frame: Frame) -> tuple[Tick, ...]:
@@ -243,29 +278,24 @@ def _line(curve: Curve, frame: Frame, *, percent: bool) -> Line:
             continue
         x, y = frame.x(place - 1), frame.y(value)
         if before is None and after is None:
-            lone.append(Dot(x=x, y=y, title=f"{curve.name}: {_text(value, percent=percent)}"))
+            lone.append(Dot(x=x, y=y, title=f"{curve.name}: {_text(value, percent=percent)}", style=curve.style))
         else:
             path.append(f"{'M' if before is None else 'L'}{x} {y}")
-    return Line(name=curve.name, path="".join(path), lone=tuple(lone))
+    return Line(name=curve.name, style=curve.style, path="".join(path), lone=tuple(lone))
 
 
-def _best_dots(
-    curves: Sequence[Curve],
-    starts: Sequence[tuple[str, int]],
-    best_epochs: Mapping[str, int],
-    frame: Frame,
-    *,
-    percent: bool,
-) -> tuple[Dot, ...]:
-    dots = []
-    for name, start in starts:
-        index = start + best_epochs.get(name, 0) - 1
+def _best_values(
+    curves: Sequence[Curve], starts: Sequence[tuple[str, int]], best_epochs: Mapping[str, int]
+) -> list[tuple[str, int, float, Curve]]:
+    """(stage, index of its best epoch in the run, value there, curve) for each curve that has a value there."""
+    found = []
+    for stage, start in starts:
+        index = start + best_epochs.get(stage, 0) - 1
         for curve in curves:
-            value = curve.values[index] if name in best_epochs and 0 <= index < len(curve.values) else None
+            value = curve.values[index] if stage in best_epochs and 0 <= index < len(curve.values) else None
             if value is not None:
-                title = f"best epoch of {name} ({best_epochs[name]}), {curve.name}: {_text(value, percent=percent)}"
-                dots.append(Dot(x=frame.x(index), y=frame.y(value), title=title))
-    return tuple(dots)
+                found.append((stage, index, value, curve))
+    return found
 
 
 def _stage_marks(starts: Sequence[tuple[str, int]], frame: Frame) -> tuple[StageMark, ...]:

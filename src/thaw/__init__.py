@@ -1,0 +1,71 @@
+"""thaw: lightweight CNN image classifiers for constrained devices.
+
+    import thaw
+
+    run = thaw.train("digits")                      # the same words as `thaw train digits`
+    print(run.metrics["test"]["accuracy"], run.report)
+    model = thaw.Model.load(run.path)
+    print(model.predict("photo.png")[0].label)
+
+Names are imported when they are first used, so that `import thaw` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from thaw._version import __version__
+
+if TYPE_CHECKING:
+    from thaw.data.images import ImageSet, InputContract
+    from thaw.data.prepare import PreparedData
+    from thaw.errors import DataError, ModelFileError, RecipeError, RunError, ThawError, TrainingError, UsageError
+    from thaw.training.model import Model, Prediction
+    from thaw.workflow.api import Run, evaluate, load, train
+    from thaw.workflow.recipe import Recipe, load_recipe
+
+__all__ = [
+    "DataError",
+    "ImageSet",
+    "InputContract",
+    "Model",
+    "ModelFileError",
+    "Prediction",
+    "PreparedData",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "RunError",
+    "ThawError",
+    "TrainingError",
+    "UsageError",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_recipe",
+    "train",
+]
+
+_HOMES = {
+    "thaw.data.images": ("ImageSet", "InputContract"),
+    "thaw.data.prepare": ("PreparedData",),
+    "thaw.errors": ("DataError", "ModelFileError", "RecipeError", "RunError", "ThawError", "TrainingError", "UsageError"),
+    "thaw.training.model": ("Model", "Prediction"),
+    "thaw.workflow.api": ("Run", "evaluate", "load", "train"),
+    "thaw.workflow.recipe": ("Recipe", "load_recipe"),
+}
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(home), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'thaw' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

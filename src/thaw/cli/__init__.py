@@ -1,0 +1,7 @@
+"""The command line. Heavy imports happen inside the commands, so that `thaw --help` answers at once."""
+
+from __future__ import annotations
+
+from thaw.cli.app import main
+
+__all__ = ["main"]

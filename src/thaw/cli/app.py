@@ -1,0 +1,238 @@
+"""The commands of `thaw` and how their errors end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from thaw._version import __version__
+from thaw.errors import ThawError, UsageError
+
+EXIT_INTERRUPTED = 130
+EXIT_INTERNAL = 70
+
+app = typer.Typer(
+    name="thaw",
+    help="Build lightweight CNN image classifiers for constrained devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="digits, mnist, fashion_mnist, cifar10; a folder of class folders; a parquet file or folder; a Hub data set id.",
+        show_default=False,
+    ),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a model file.", show_default=False)]
+DataRoot = Annotated[
+    Path | None, typer.Option(envvar="THAW_DATA", help="Folder that holds the named data sets.", show_default=False)
+]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and list them.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a setting of the recipe; repeatable.", show_default=False),
+]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; allowed anywhere.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"thaw {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    source: Annotated[str | None, typer.Argument(help="What to train on; see `thaw data`.", show_default=False)] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name or file; without it, digits for digits and paper else.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random in the run.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; default runs/<source>-<recipe>-<n>.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out names.")] = False,
+    device: Device = "auto",
+    folds: Annotated[int, typer.Option(help="Folds of a cross-validation besides the model; 0 for none.")] = 0,
+    data_root: DataRoot = None,
+    skip_broken: SkipBroken = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with a run that was stopped.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model and write a run folder with its report."""
+    from thaw.cli import commands
+
+    if (source is None) == (resume is None):
+        raise UsageError("give either a source to train on, or --resume with the folder of a run that was stopped")
+    if resume is not None:
+        if recipe or overrides or folds or out or overwrite or skip_broken or seed:
+            raise UsageError("--resume goes on as the run began: it takes no recipe, setting, seed, folds or output folder")
+        commands.resume(resume, as_json=as_json)
+        return
+    commands.train(
+        source or "",
+        recipe=recipe,
+        overrides=overrides or [],
+        seed=seed,
+        out=out,
+        overwrite=overwrite,
+        device=device,
+        folds=folds,
+        data_root=data_root,
+        skip_broken=skip_broken,
+        as_json=as_json,
+        command=shlex.join(["thaw", *sys.argv[1:]]),
+    )
+
+
+@app.command()
+def data(
+    source: Source,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet (PNG) there; default <name>-sheet.png.", show_default=False)
+    ] = None,
+    skip_broken: SkipBroken = False,
+    as_json: Json = False,
+) -> None:
+    """Look at a source: counts, classes, sizes, balance, problems, and a contact sheet."""
+    from thaw.cli import commands
+
+    commands.data(source, data_root=data_root, overrides=overrides or [], sheet=sheet, skip_broken=skip_broken, as_json=as_json)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files and folders.", show_default=False)],
+    output_format: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Say what images show: the class and its probability."""
+    from thaw.cli import commands
+
+    commands.predict(run, images, output_format="json" if as_json else output_format, skip_broken=skip_broken)
+
+
+@app.command()
+def evaluate(
+    run: RunPath, source: Source, data_root: DataRoot = None, skip_broken: SkipBroken = False, as_json: Json = False
+) -> None:
+    """Measure a model on a source: its test split if it has one, else all of it."""
+    from thaw.cli import commands
+
+    commands.evaluate(run, source, data_root=data_root, skip_broken=skip_broken, as_json=as_json)
+
+
+@app.command()
+def info(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder or a model file.", show_default=False)] = None,
+    recipe: Annotated[str | None, typer.Option(help="Instead of a run: a recipe's name or file.", show_default=False)] = None,
+    input_shape: Annotated[str, typer.Option("--input", help="Input size for --recipe.")] = "28x28x1",
+    classes: Annotated[int, typer.Option(min=2, help="Classes for --recipe.")] = 10,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Show a model, or what a recipe would make: layers, parameters, multiply-accumulates, memory."""
+    from thaw.cli import commands
+
+    if (run is None) == (recipe is None):
+        raise UsageError("give either a run folder, or --recipe with a recipe's name")
+    if run is not None:
+        commands.info_run(run, as_json=as_json)
+    else:
+        commands.info_recipe(recipe or "", input_shape, classes, overrides or [], as_json=as_json)
+
+
+@app.command()
+def reproduce(
+    datasets: Annotated[
+        list[str] | None, typer.Option("--dataset", help="mnist, fashion_mnist, cifar10; repeatable; all by default.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.")] = Path("runs/reproduce"),
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Run the paper's data sets and write their figures beside the published ones. Goes on where it was stopped."""
+    from thaw.cli import studies
+
+    studies.reproduce(datasets, seeds, out=out, device=device, data_root=data_root, as_json=as_json)
+
+
+@app.command()
+def ablate(
+    source: Source,
+    recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "paper",
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0,1,2",
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default runs/ablate-<source>.")] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Ask whether each idea of the method pays: every arm with equal parameters and equal image passes."""
+    from thaw.cli import studies
+
+    studies.ablate(
+        source, recipe, overrides or [], seeds, out=out, device=device, data_root=data_root, as_json=as_json
+    )
+
+
+def main() -> NoReturn:
+    """Run the command line; errors that a user can mend end in one or two lines on standard error."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        result = app(args=arguments, prog_name="thaw", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    except ThawError as error:
+        code = _tell(str(error), error.exit_code, debug=debug)
+    except BrokenPipeError:
+        # Whoever read the output has gone; a second failure at exit would only hide that.
+        sys.stderr.close()
+        code = 1
+    except Exception as error:  # noqa: BLE001 - the last resort: no traceback unless it was asked for
+        code = _tell_other(error, debug=debug)
+    sys.exit(code)
+
+
+def _tell(message: str, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def _tell_other(error: Exception, *, debug: bool) -> int:
+    # What typer raises for a wrong option derives from its own copy of click's exceptions, or from click's, by its version;
+    # both have these two attributes.
+    format_message, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
+    if format_message is not None and isinstance(code, int):
+        return _tell(format_message(), code, debug=debug)
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    return _tell(f"unexpected {what}\nrun again with --debug for the details", EXIT_INTERNAL, debug=debug)

@@ -1,0 +1,127 @@
+"""What a run shows while it trains: one live line a stage on a terminal, a plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from thaw.training.engine import EpochRecord
+from thaw.workflow.pipeline import EpochDone, Event, FoldDone, Started
+
+# Epochs over which the pace is averaged that the time left is worked out from.
+_PACE_EPOCHS = 3
+
+
+class Progress:
+    """Shows the events of a run on `stream`."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stages: dict[str, int] = {}
+        self._folds = 0
+        self._console = Console(file=stream, highlight=False)
+        self._live: Live | None = None
+        self._key: tuple[object, ...] = ()
+        self._seconds: list[float] = []
+        self._decoding_shown = 0.0
+
+    def decoding(self, done: int, total: int) -> None:
+        """Images decoded so far: a line that overwrites itself, at most ten a second, and nothing without a terminal."""
+        now = time.monotonic()
+        if self._console.is_terminal and (done == total or now - self._decoding_shown > 0.1):
+            self._decoding_shown = now
+            self._console.print(f"decoding images {done:,} / {total:,}", end="\n" if done == total else "\r")
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, Started):
+            self._started(event)
+        elif isinstance(event, EpochDone):
+            self._epoch(event)
+        elif isinstance(event, FoldDone):
+            self.say(f"fold {event.fold} of {event.folds}: accuracy {event.accuracy:.2%} on the images held out")
+
+    def _started(self, event: Started) -> None:
+        data = event.data
+        self._stages, self._folds = event.stages, event.folds
+        counts = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
+        self._console.print(f"{data.name}: {counts}; {len(data.train.classes)} classes; input {data.contract}")
+        for problem in data.problems:
+            self._console.print(f"  {problem.severity}: {problem}", markup=False)
+        network = f"{event.cost.parameters:,} parameters, {event.cost.macs:,} multiply-accumulates"
+        self._console.print(f"network: {network}; run folder: {event.folder.path}")
+        if event.epochs_done:
+            self._console.print(f"going on after {event.epochs_done} epochs")
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        self.close()
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def arm(self, name: str, seed: int, record: EpochRecord) -> None:
+        """An epoch of an arm of the ablation."""
+        self._line((name, seed, record.stage), f"seed {seed} {name:<15} {_describe(record)}")
+
+    def _epoch(self, event: EpochDone) -> None:
+        record = event.record
+        self._seconds = [*self._seconds[1 - _PACE_EPOCHS :], record.seconds]
+        left = _duration(self._seconds_left(record, event.fold))
+        which = f"fold {event.fold} " if event.fold else ""
+        self._line((record.stage, event.fold), f"{which}{_describe(record)}  {left} left")
+
+    def _line(self, key: tuple[object, ...], line: str) -> None:
+        """Show `line` in place of the last one of the same `key`."""
+        if key != self._key:
+            self.close()
+            self._key = key
+        if not self._console.is_terminal:
+            self._console.print(line, markup=False, soft_wrap=True)
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=4)
+            self._live.start()
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def _seconds_left(self, record: EpochRecord, fold: int) -> float:
+        names = list(self._stages)
+        later = names[names.index(record.stage) + 1 :] if record.stage in names else []
+        epochs = record.epochs - record.epoch + sum(self._stages[name] for name in later)
+        epochs += (self._folds - fold) * sum(self._stages.values())
+        return epochs * sum(self._seconds) / len(self._seconds)
+
+    def close(self) -> None:
+        """End the live line, if there is one."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _describe(record: EpochRecord) -> str:
+    losses = " ".join(f"{name} {loss:.4f}" for name, loss in record.losses.items())
+    return (
+        f"{record.stage:<6} epoch {record.epoch:>2}/{record.epochs}  loss {losses}"
+        f"  val {record.validation_accuracy:.2%}{'*' if record.best else ' '}  {record.images_per_second:,.0f} img/s"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """'8 s', '3 min 20 s', '1 h 12 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

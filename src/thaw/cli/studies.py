@@ -1,0 +1,85 @@
+"""What `thaw reproduce` and `thaw ablate` do; `app` holds their options."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from thaw.cli.commands import print_json
+from thaw.cli.progress import Progress
+from thaw.workflow.ablation import ArmEpoch, Compared
+from thaw.workflow.ablation import ablate as run_ablation
+from thaw.workflow.recipe import load_recipe
+from thaw.workflow.reproduce import PUBLISHED, SeedStarted, Written, parse_seeds
+from thaw.workflow.reproduce import reproduce as run_reproduction
+
+
+def reproduce(
+    datasets: Sequence[str] | None,
+    seeds: str,
+    *,
+    out: Path,
+    device: str,
+    data_root: Path | None,
+    as_json: bool,
+) -> None:
+    """`thaw reproduce`."""
+    events = run_reproduction(
+        list(datasets or PUBLISHED),
+        parse_seeds(seeds),
+        out=out,
+        device=device,
+        data_root=data_root,
+        command=shlex.join(["thaw", *sys.argv[1:]]),
+    )
+    with Progress() as progress:
+        for event in events:
+            if isinstance(event, SeedStarted):
+                progress.say(f"\n{event.title}, seed {event.seed}: {event.path}")
+            elif isinstance(event, Written):
+                progress.close()
+                _print(event.result, event.page, as_json=as_json)
+            else:
+                progress.show(event)
+
+
+def ablate(
+    source: str,
+    recipe: str,
+    overrides: Sequence[str],
+    seeds: str,
+    *,
+    out: Path | None,
+    device: str,
+    data_root: Path | None,
+    as_json: bool,
+) -> None:
+    """`thaw ablate SOURCE`."""
+    name, settings = load_recipe(recipe, overrides)
+    folder = out if out is not None else Path("runs") / f"ablate-{Path(source).name}"
+    events = run_ablation(
+        source,
+        name,
+        settings,
+        parse_seeds(seeds),
+        out=folder,
+        device=device,
+        data_root=data_root,
+        command=shlex.join(["thaw", *sys.argv[1:]]),
+    )
+    with Progress() as progress:
+        for event in events:
+            if isinstance(event, ArmEpoch):
+                progress.arm(event.arm, event.seed, event.record)
+            elif isinstance(event, Compared):
+                progress.close()
+                _print(event.result, event.page, as_json=as_json)
+
+
+def _print(result: dict[str, object], page: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        sys.stdout.write(f"{page.read_text('utf-8')}\nwritten to {page}\n")

@@ -1,0 +1,114 @@
+"""NumPy arrays, from Python, and the digits that come with scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, Entries, Source, Split, encode_labels
+from thaw.errors import DataError
+
+_EXPECTED = (
+    'expected (images, labels) or {"train": (images, labels), "test": ...} with images uint8 [N, H, W] or [N, H, W, C]'
+)
+
+
+def array_source(data: Mapping[str, Any] | Sequence[Any]) -> Source:
+    """Images that are in memory (or memory-mapped) already.
+
+    Args:
+        data: `(images, labels)`, or a mapping of split names to such pairs, with class names under "classes" if there
+            are any. Images are uint8 [N, H, W] or [N, H, W, C], C = 1 or 3; labels whole numbers from 0, or texts, [N].
+
+    Raises:
+        DataError: for anything else, with what was found.
+    """
+    parts = dict(data) if isinstance(data, Mapping) else {"train": data}
+    declared = parts.pop("classes", None)
+    if declared is not None and (isinstance(declared, str) or len(set(declared)) != len(declared)):
+        raise DataError(f"classes {declared!r}: expected a list of different names")
+    pairs: dict[Split, tuple[npt.NDArray[np.uint8], list[object]]] = {}
+    for key, pair in parts.items():
+        split = SPLIT_NAMES.get(str(key).lower())
+        if split is None or split in pairs:
+            raise DataError(f"split {key!r}: expected each of train, validation and test at most once")
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise DataError(f"the {split} split is {type(pair).__name__}: {_EXPECTED}")
+        pairs[split] = (_images(pair[0], split), _labels(pair[1], split))
+        if len(pairs[split][0]) != len(pairs[split][1]):
+            counts = f"{len(pairs[split][0])} images and {len(pairs[split][1])} labels"
+            raise DataError(f"the {split} split has {counts}: expected one label an image")
+    if not pairs:
+        raise DataError(f"no images were given: {_EXPECTED}")
+    return Source(name="arrays", read=partial(_catalogue, pairs, declared))
+
+
+def digits_source() -> Source:
+    """scikit-learn's digits: 1,797 grey images of 8x8 pixels with values 0 to 16, no split of their own.
+
+    A value v becomes the byte `(255 v + 8) // 16`, which takes 0 to 0 and 16 to 255.
+    """
+    facts = {"digits": version("scikit-learn")}
+    return Source(name="digits", facts=facts, read=_read_digits, usual_input="28x28x1")
+
+
+def _read_digits() -> Catalogue:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = ((digits.images.astype(np.int32) * 255 + 8) // 16).astype(np.uint8)[..., None]
+    names = [f"digits[{row}]" for row in range(len(pixels))]
+    entries = Entries(names=names, labels=digits.target.astype(np.int64), array=pixels)
+    return Catalogue(classes=tuple(str(digit) for digit in range(10)), splits={"train": entries})
+
+
+def _images(value: Any, split: Split) -> npt.NDArray[np.uint8]:
+    images = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if images.dtype != np.uint8:
+        hint = (
+            "scale floats to 0..255, round, and convert with astype(numpy.uint8)"
+            if images.dtype.kind == "f"
+            else _EXPECTED
+        )
+        raise DataError(f"the {split} images are {images.dtype} {list(images.shape)}: expected uint8; {hint}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
+        hint = " (channels last)" if images.ndim == 4 and images.shape[1] in (1, 3) else ""
+        raise DataError(
+            f"the {split} images have shape {list(value.shape)}: expected [N, H, W] or [N, H, W, 1 or 3]{hint}"
+        )
+    return images
+
+
+def _labels(value: Any, split: Split) -> list[object]:
+    labels = np.asarray(value)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise DataError(f"the {split} labels have shape {list(labels.shape)}: expected [N], one class number an image")
+    if len(labels) and labels.dtype.kind not in "iuUOb":
+        raise DataError(f"the {split} labels are {labels.dtype}: expected whole numbers from 0, or texts")
+    values: list[object] = labels.tolist()
+    odd = next((v for v in values if v is not None and not isinstance(v, int | str)), None)
+    if odd is not None:
+        raise DataError(f"the {split} labels hold {odd!r}: expected whole numbers from 0, or texts")
+    return values
+
+
+def _catalogue(
+    pairs: Mapping[Split, tuple[npt.NDArray[np.uint8], list[object]]], declared: Sequence[str] | None
+) -> Catalogue:
+    names = {split: [f"{split}[{row}]" for row in range(len(images))] for split, (images, _) in pairs.items()}
+    encoded = encode_labels({split: labels for split, (_, labels) in pairs.items()}, names, declared)
+    splits = {
+        split: Entries(names=names[split], labels=encoded.labels[split], array=pairs[split][0])
+        for split in SPLITS
+        if split in pairs
+    }
+    return Catalogue(classes=encoded.classes, splits=splits, problems=encoded.problems, named=encoded.named)

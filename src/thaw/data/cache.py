@@ -1,0 +1,172 @@
+"""The folder of prepared data sets: found by what they were made from, built once, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from thaw.data.catalogue import Source
+from thaw.data.decode import DECODER_VERSION
+from thaw.data.images import Fit
+from thaw.data.store import STORE_FORMAT, Store, open_store
+from thaw.errors import DataError
+
+_BUILDING = ".building-"
+_REPLACED = ".replaced-"
+
+# A folder that nothing has written to for a day is what a killed process left behind.
+_STALE_SECONDS = 24 * 3600
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder for prepared data: the one given, else `THAW_CACHE`, else the user's cache folder on this system."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    if chosen := os.environ.get("THAW_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "thaw" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "thaw"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thaw"
+
+
+def store_folder(root: Path, source: Source, wanted_input: str, fit: Fit) -> Path:
+    """Where the prepared copy of a source is or will be; the name changes with all that its bytes depend on."""
+    facts: dict[str, Any] = {
+        "format": STORE_FORMAT,
+        "decoder": DECODER_VERSION,
+        "pillow": PIL.__version__,
+        "source": source.facts,
+        "input": source.usual_input if wanted_input == "auto" and source.usual_input else wanted_input,
+        "fit": fit,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    return root / f"{source.name}-{digest.hexdigest()[:24]}"
+
+
+def open_or_build(folder: Path, build: Callable[[Path], Store]) -> Store:
+    """The store in `folder`, built there first if there is none that is whole.
+
+    `build` fills the folder that it is given. Whatever ends it, an exception or Ctrl-C, no part of it stays. Of two
+    processes that build at once, the first to finish wins, and the other takes what that one made.
+
+    Raises:
+        DataError: when the cache cannot be written.
+    """
+    found = open_store(folder)
+    if found is not None:
+        return found
+    with _told_as_data_error(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        making = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=folder.parent))
+        try:
+            build(making)
+            _publish(making, folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    made = open_store(folder)
+    if made is None:
+        raise DataError(
+            f"cache folder {folder} changed while it was made: start again, or choose another by THAW_CACHE"
+        )
+    return made
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Refuses to start what cannot end.
+
+    Raises:
+        DataError: when the disk has less free space than is needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise DataError(
+            f"cache folder {folder} has {free >> 20:,} MiB free, the prepared images need {needed_bytes >> 20:,} MiB: "
+            "free some space, or choose a folder on another disk by THAW_CACHE"
+        )
+
+
+def _publish(making: Path, folder: Path) -> None:
+    """Gives a finished folder its name, past a damaged one or another process's."""
+    for _ in range(10):
+        try:
+            making.rename(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EACCES) or not folder.exists():
+                raise
+        if open_store(folder) is not None:
+            return
+        aside = folder.parent / f"{_REPLACED}{making.name[len(_BUILDING) :]}"
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:
+            continue
+        shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink()
+
+
+def _sweep(root: Path) -> None:
+    """Removes what killed processes left."""
+    for path in root.glob(".*-*"):
+        if not path.name.startswith((_BUILDING, _REPLACED)):
+            continue
+        try:
+            newest = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
+        except OSError:
+            continue
+        if time.time() - newest > _STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _told_as_data_error(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"cache folder {root} cannot be written ({reason}): make room or give permission, or choose another by THAW_CACHE"
+        ) from error
+
+
+def take_rows(
+    images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], root: Path, memory_bytes: int = 1 << 30
+) -> npt.NDArray[np.uint8]:
+    """Some of the images [N, h, w, c], in the order of `rows`: a view where they lie together, else a copy.
+
+    A copy of more than `memory_bytes` is a mapped file without a name in the cache folder, which the system can page
+    out, and which vanishes with the process.
+    """
+    count = len(rows)
+    if count and np.array_equal(rows, np.arange(rows[0], rows[0] + count)):
+        return images[rows[0] : rows[0] + count]
+    image_bytes = int(np.prod(images.shape[1:]))
+    if count * image_bytes <= memory_bytes:
+        result = np.ascontiguousarray(images[rows])
+        result.flags.writeable = False
+        return result
+    step = max(1, (64 << 20) // image_bytes)
+    with _told_as_data_error(root):
+        root.mkdir(parents=True, exist_ok=True)
+        check_room(root, count * image_bytes)
+        with tempfile.TemporaryFile(dir=root) as file:
+            for start in range(0, count, step):
+                file.write(images[rows[start : start + step]].tobytes())
+            file.flush()
+            return np.memmap(file, dtype=np.uint8, mode="r", shape=(count, *images.shape[1:]))

@@ -1,0 +1,161 @@
+"""What a source holds, before any image is decoded: entries, labels and classes of every split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.problems import Problem
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+SPLIT_NAMES: Mapping[str, Split] = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+"""Names of folders and files, in lower case, that make a split."""
+
+Payload = bytes | str | None
+"""An encoded image, the path of one, or None where the image is missing."""
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entries:
+    """The images of one split, in order.
+
+    Attributes:
+        names: N names for messages.
+        labels: int64 [N], 0 to K-1; -1 where the label is missing or out of range (told in the catalogue's problems).
+        batches: makes a fresh iterator over all N payloads, some at a time.
+        array: the images themselves, uint8 [N, H, W, C], where they need no decoding; `batches` is not used then.
+    """
+
+    names: Sequence[str]
+    labels: npt.NDArray[np.int64]
+    batches: Callable[[], Iterator[Sequence[Payload]]] = lambda: iter(())
+    array: npt.NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """A source as it was found.
+
+    Attributes:
+        classes: K class names.
+        named: False where the classes are numbers without names.
+        splits: the splits that the source has.
+        problems: what was wrong with files and labels.
+    """
+
+    classes: tuple[str, ...]
+    splits: Mapping[Split, Entries]
+    problems: tuple[Problem, ...] = ()
+    named: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source that was found but not read yet.
+
+    Attributes:
+        name: short, for messages and folder names.
+        facts: JSON-ready facts that change whenever the content may have changed (paths, sizes, times of change); they
+            are cheap to have, and name the cached copy. None for data that is in memory already.
+        read: makes the catalogue; may be slow.
+        usual_input: the input that "auto" means for this source, where that is a convention ("28x28x1" for digits).
+    """
+
+    name: str
+    read: Callable[[], Catalogue]
+    facts: Any = None
+    usual_input: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Labels as whole numbers, split by split."""
+
+    classes: tuple[str, ...]
+    labels: Mapping[Split, npt.NDArray[np.int64]]
+    named: bool
+    problems: tuple[Problem, ...] = field(default=())
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts "image10" behind "image9", and apart from that as text."""
+    parts = re.split(r"([0-9]+)", text)
+    return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
+
+
+def slug(text: str) -> str:
+    """A name that is safe in a folder name on any system: lower case letters, digits, "_" and "-"."""
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-") or "data"
+
+
+def encode_labels(
+    values: Mapping[Split, Sequence[object]],
+    names: Mapping[Split, Sequence[str]],
+    declared: Sequence[str] | None = None,
+) -> Encoded:
+    """Whole-number labels from whatever a class column holds.
+
+    With `declared` class names a number is an index into them and a text is one of them. Without, every distinct value
+    is a class, sorted: numbers by size, texts naturally.
+
+    Args:
+        values: the raw labels a split: whole numbers, truth values or texts; None where missing.
+        names: the images' names, for the problems.
+        declared: class names that the source states.
+    """
+    numeric = not any(isinstance(value, str) for column in values.values() for value in set(column))
+    if declared is not None:
+        classes = tuple(str(name) for name in declared)
+        known: dict[object, int] = {name: index for index, name in enumerate(classes)}
+        if numeric:
+            known = {index: index for index in range(len(classes))}
+    else:
+        found = {value for column in values.values() for value in column if _is_label(value)}
+        # Truth values are numbers too; text sorts by natural_key, in which digits count as numbers.
+        ordered = sorted(found, key=lambda value: natural_key(str(int(value) if isinstance(value, bool) else value)))
+        classes = tuple(str(value) for value in ordered)
+        known = {value: index for index, value in enumerate(ordered)}
+    labels = {
+        split: np.fromiter((known.get(value, NO_LABEL) for value in column), dtype=np.int64, count=len(column))
+        for split, column in values.items()
+    }
+    missing, outside = [], []
+    for split, column in labels.items():
+        for row in np.flatnonzero(column == NO_LABEL).tolist():
+            value, name = values[split][row], names[split][row]
+            if value is None or value == "":
+                missing.append(name)
+            else:
+                outside.append(f"{name} has {value!r}")
+    problems = []
+    if missing:
+        problems.append(Problem("label", "error", f"{_count(len(missing), 'image')} without a label", tuple(missing)))
+    if outside:
+        expected = f"expected 0 to {len(classes) - 1}" if declared is not None and numeric else "expected a class"
+        message = f"{_count(len(outside), 'label')} out of range ({expected})"
+        problems.append(Problem("label", "error", message, tuple(outside)))
+    return Encoded(classes=classes, labels=labels, named=declared is not None or not numeric, problems=tuple(problems))
+
+
+def _is_label(value: object) -> bool:
+    """Whether a value can be a class where none are declared: negative numbers mean "no label" by custom."""
+    return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value != "")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

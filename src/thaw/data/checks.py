@@ -1,0 +1,167 @@
+"""What can be wrong with a data set as a whole: classes, duplicates, and images that could not be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.catalogue import Split
+from thaw.data.problems import Problem
+from thaw.data.splits import Rows, crossing_pairs, identical_groups
+from thaw.data.store import Store
+
+# A class this many times larger than another is told.
+_LOPSIDED = 10
+
+_HELD_OUT: tuple[Split, ...] = ("validation", "test")
+
+
+def find_problems(store: Store, *, skip_broken: bool, folds: int) -> list[Problem]:
+    """Everything that is wrong with a source, or was converted in it.
+
+    Args:
+        store: the prepared source.
+        skip_broken: images that cannot be read or have no label are left out, and only warned about.
+        folds: how many folds training will use, 0 for none.
+    """
+    return [
+        *_unusable_images(store, skip_broken=skip_broken),
+        *_classes(store, folds),
+        *_duplicates(store),
+        *(problem for problem in store.problems if problem.kind != "label"),
+        *_chosen_input(store),
+    ]
+
+
+def unusable_images(store: Store, *, skip_broken: bool) -> list[Problem]:
+    """Images that cannot be read or have no label: errors, or warnings where they may be skipped."""
+    return list(_unusable_images(store, skip_broken=skip_broken))
+
+
+def _unusable_images(store: Store, *, skip_broken: bool) -> list[Problem]:
+    problems = [problem for problem in store.problems if problem.kind == "label"]
+    if store.unreadable:
+        count = len(store.unreadable)
+        message = f"{count:,} image{'' if count == 1 else 's'} cannot be read"
+        problems.insert(0, Problem("unreadable", "error", message, store.unreadable))
+    if skip_broken:
+        return [replace(problem, severity="warning", message=f"left out: {problem.message}") for problem in problems]
+    hint = " (mend or remove them, or leave them out with --skip-broken)"
+    return [replace(problem, message=problem.message + hint) for problem in problems]
+
+
+def _classes(store: Store, folds: int) -> list[Problem]:
+    if "train" not in store.labels:
+        return [Problem("split", "error", f"no training images, only a {' and a '.join(store.labels)} split")]
+    if not len(store.labels["train"]):
+        return [Problem("split", "error", "the training split has no usable image")]
+    for split in _HELD_OUT:
+        if split in store.labels and not len(store.labels[split]):
+            return [Problem("split", "error", f"the {split} split has no usable image: fill or remove it")]
+    problems = []
+    counts = {split: np.bincount(labels, minlength=len(store.classes)) for split, labels in store.labels.items()}
+    train = counts["train"]
+    elsewhere = sum(count for split, count in counts.items() if split != "train")
+    for split in _HELD_OUT:
+        held = counts.get(split)
+        lacking = () if held is None else _class_names(store, (train == 0) & (held > 0))
+        if lacking:
+            message = f"{split} classes without a training image"
+            problems.append(Problem("class", "error", message, lacking))
+    if int((train > 0).sum()) == 1:
+        problems.append(
+            Problem("class", "error", "one class only, at least two are needed", _class_names(store, train > 0))
+        )
+    empty = _class_names(store, (train == 0) & (elsewhere == 0))
+    if empty:
+        problems.append(Problem("class", "error", "classes with no image (add some, or remove the class)", empty))
+    problems += _small_classes(store, folds)
+    present = train[train > 0]
+    if len(present) and present.max() > _LOPSIDED * present.min():
+        largest, smallest = store.classes[int(train.argmax())], _class_names(store, train == present.min())
+        message = f"lopsided: {largest} has {present.max():,} training images, the smallest class {present.min():,}"
+        problems.append(Problem("balance", "warning", message, smallest))
+    return problems
+
+
+def _small_classes(store: Store, folds: int) -> list[Problem]:
+    """Classes that the cuts, or the folds after a test cut, would leave without an image on one side."""
+    cuts = [name for name in ("validation", "test") if name not in store.labels]
+    labels = store.labels["train"]
+    first = np.unique(identical_groups(store.facts["train"].originals), return_index=True)[1]
+    different = np.bincount(labels[first], minlength=len(store.classes))
+    parts = 1 + len(cuts)
+    needed = max(parts, folds + len(cuts) if folds else 0)
+    few = (different < needed) & (np.bincount(labels, minlength=len(store.classes)) > 0)
+    if not few.any():
+        return []
+    names = tuple(f"{store.classes[row]} ({different[row]})" for row in np.flatnonzero(few))
+    wants = " and ".join([f"{folds} folds" if folds else "training", *cuts])
+    return [
+        Problem("class", "error", f"classes with fewer different images than the {needed} that {wants} need", names)
+    ]
+
+
+def fold_problems(store: Store, train: Rows, groups: Rows, folds: int) -> list[Problem]:
+    """Classes of which the rows that are left for training hold fewer different images than there are folds."""
+    if not folds:
+        return []
+    labels = store.labels["train"]
+    first = train[np.unique(groups[train], return_index=True)[1]]
+    different = np.bincount(labels[first], minlength=len(store.classes))
+    few = np.flatnonzero(different < folds)
+    names = tuple(f"{store.classes[row]} ({different[row]})" for row in few)
+    message = f"classes with fewer different training images than {folds} folds need"
+    return [Problem("class", "error", message, names)] if names else []
+
+
+def _class_names(store: Store, where: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(store.classes[row] for row in np.flatnonzero(where))
+
+
+def _duplicates(store: Store) -> list[Problem]:
+    problems = []
+    pairs: list[tuple[Split, Split]] = [("train", split) for split in _HELD_OUT] + [("validation", "test")]
+    for one, other in pairs:
+        if one not in store.facts or other not in store.facts:
+            continue
+        found = crossing_pairs(store.facts[one].originals, store.facts[other].originals)
+        if found:
+            names = tuple(f"{store.names[one][a]} = {store.names[other][b]}" for a, b in found)
+            message = f"{len(names):,} {other} image{'' if len(names) == 1 else 's'} also in {one}"
+            problems.append(Problem("duplicate", "warning", message, names))
+    if "train" in store.facts:
+        problems += _repeated(store)
+    return problems
+
+
+def _repeated(store: Store) -> list[Problem]:
+    groups, labels = identical_groups(store.facts["train"].originals), store.labels["train"]
+    first = np.unique(groups, return_index=True)[1]
+    repeats = np.setdiff1d(np.arange(len(groups)), first)
+    if not len(repeats):
+        return []
+    names = store.names["train"]
+    originals = first[groups[repeats]]
+    clash = labels[repeats] != labels[originals]
+    problems = []
+    told = [f"{names[a]} = {names[b]}" for a, b in zip(originals.tolist(), repeats.tolist(), strict=True)]
+    if clash.any():
+        clashing = tuple(
+            f"{text} ({store.classes[labels[a]]}, {store.classes[labels[b]]})"
+            for text, a, b, differs in zip(told, originals, repeats, clash, strict=True)
+            if differs
+        )
+        problems.append(Problem("duplicate", "warning", "identical training images of different classes", clashing))
+    message = "identical images in the training split (they stay together when parts are cut off)"
+    problems.append(Problem("repeat", "note", message, tuple(told)))
+    return problems
+
+
+def _chosen_input(store: Store) -> list[Problem]:
+    if not store.chosen:
+        return []
+    shape = "x".join(str(side) for side in store.shape)
+    return [Problem("input", "note", f"input {shape} was chosen: {store.chosen}")]

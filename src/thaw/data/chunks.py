@@ -1,0 +1,179 @@
+"""Some images at a time: from payloads to pixels of the model's size, with what is known about each image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.catalogue import Payload
+from thaw.data.decode import UnreadableImageError, decode_image, quiet_decoding
+from thaw.data.images import Fit, InputContract
+from thaw.data.resize import resize
+
+Pixels = npt.NDArray[np.uint8]
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What images become: a size, a way to fit, and 1 or 3 channels, or 0 where the images decide."""
+
+    height: int
+    width: int
+    channels: int
+    fit: Fit
+
+    def contract(self, channels: int) -> InputContract:
+        """The contract for images with this many channels of their own."""
+        return InputContract(height=self.height, width=self.width, channels=self.channels or channels, fit=self.fit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known about each of n images.
+
+    Attributes:
+        sizes: int32 [n, 2], height and width before resizing.
+        grey: bool [n], whether the original is grey by content.
+        originals: uint8 [n, 16], a digest of the decoded original; equal for identical images.
+        prepared: uint8 [n, 16], a digest of the pixels handed on.
+        sums: int64 [n, 3], sum of the prepared pixels a channel (grey ones threefold).
+        squares: int64 [n, 3], sum of their squares.
+    """
+
+    sizes: npt.NDArray[np.int32]
+    grey: npt.NDArray[np.bool_]
+    originals: Pixels
+    prepared: Pixels
+    sums: npt.NDArray[np.int64]
+    squares: npt.NDArray[np.int64]
+
+
+FACT_SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "sizes": ("<i4", (2,)),
+    "grey": ("|b1", ()),
+    "originals": ("|u1", (DIGEST_BYTES,)),
+    "prepared": ("|u1", (DIGEST_BYTES,)),
+    "sums": ("<i8", (3,)),
+    "squares": ("<i8", (3,)),
+}
+"""dtype and shape of one image's facts, by the names of `Facts`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A decoded chunk.
+
+    Attributes:
+        pixels: uint8 [n, h, w, c], c = 1 where every image of the chunk is grey, else 3 (or as the target says).
+        facts: of these n images.
+        kept: their n places among the payloads.
+        modes: their n pixel formats.
+        rules: conversion rule -> places of the images it was applied to.
+        failures: place -> why the image could not be decoded.
+    """
+
+    pixels: Pixels
+    facts: Facts
+    kept: list[int]
+    modes: list[str]
+    rules: dict[str, list[int]] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
+    """Decodes and resizes; what fails is told in `failures`, and never raises."""
+    parts: list[Pixels] = []
+    kept: list[int] = []
+    modes: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    grey: list[bool] = []
+    digests: list[bytes] = []
+    rules: dict[str, list[int]] = {}
+    failures: dict[int, str] = {}
+    with quiet_decoding():
+        for place, payload in enumerate(payloads):
+            try:
+                decoded = decode_image(payload)
+                small = resize(decoded.pixels, target.contract(decoded.pixels.shape[2]))
+            except UnreadableImageError as error:
+                failures[place] = str(error)
+                continue
+            except MemoryError:
+                failures[place] = "not enough memory to decode it"
+                continue
+            parts.append(small)
+            kept.append(place)
+            modes.append(decoded.mode)
+            sizes.append((decoded.pixels.shape[0], decoded.pixels.shape[1]))
+            grey.append(decoded.pixels.shape[2] == 1)
+            digests.append(_digest(decoded.pixels))
+            for rule in decoded.rules:
+                rules.setdefault(rule, []).append(place)
+    pixels = _stack(parts, target)
+    facts = _facts(pixels, sizes, grey, digests)
+    return Chunk(pixels=pixels, facts=facts, kept=kept, modes=modes, rules=rules, failures=failures)
+
+
+def convert_chunk(images: Pixels, target: Target) -> Chunk:
+    """The same for images [n, H, W, C] that are decoded already, without a loop over them where all are alike."""
+    count, height, width, channels = images.shape
+    grey = np.ones(count, dtype=np.bool_)
+    originals = images
+    if channels == 3:
+        grey = ((images[..., 0] == images[..., 1]) & (images[..., 0] == images[..., 2])).all(axis=(1, 2))
+        if grey.all():
+            images = originals = images[..., :1]
+    small = resize(images, target.contract(images.shape[3]))
+    digests = [
+        _digest(original[..., :1] if is_grey else original) for original, is_grey in zip(originals, grey, strict=True)
+    ]
+    facts = _facts(small, [(height, width)] * count, grey.tolist(), digests)
+    modes = ["L" if is_grey else "RGB" for is_grey in grey]
+    return Chunk(pixels=small, facts=facts, kept=list(range(count)), modes=modes)
+
+
+def _stack(parts: Sequence[Pixels], target: Target) -> Pixels:
+    channels = target.channels or max((part.shape[2] for part in parts), default=1)
+    pixels = np.empty((len(parts), target.height, target.width, channels), dtype=np.uint8)
+    for place, part in enumerate(parts):
+        pixels[place] = part  # one channel spreads over three
+    return pixels
+
+
+def _digest(pixels: Pixels) -> bytes:
+    shape = ("x".join(str(side) for side in pixels.shape) + ":").encode()
+    digest = hashlib.blake2b(shape, digest_size=DIGEST_BYTES)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()
+
+
+def _facts(pixels: Pixels, sizes: Sequence[tuple[int, int]], grey: Sequence[bool], digests: Sequence[bytes]) -> Facts:
+    count = len(pixels)
+    # A grey image has the same digest alone and among colour images.
+    prepared = [_digest(image[..., :1] if is_grey else image) for image, is_grey in zip(pixels, grey, strict=True)]
+    # A NumPy integer sum over bytes keeps 64 bits: 1024 * 1024 * 255**2 needs 37.
+    sums = pixels.sum(axis=(1, 2), dtype=np.int64)
+    squares = np.square(pixels, dtype=np.uint16).sum(axis=(1, 2), dtype=np.int64)
+    return Facts(
+        sizes=np.array(sizes, dtype=np.int32).reshape(count, 2),
+        grey=np.array(grey, dtype=np.bool_),
+        originals=np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(count, DIGEST_BYTES),
+        prepared=np.frombuffer(b"".join(prepared), dtype=np.uint8).reshape(count, DIGEST_BYTES),
+        sums=np.broadcast_to(sums, (count, 3)).copy(),
+        squares=np.broadcast_to(squares, (count, 3)).copy(),
+    )
+
+
+def join_facts(parts: Sequence[Facts]) -> Facts:
+    """The facts of several chunks as one."""
+    joined = {}
+    for name, (kind, shape) in FACT_SHAPES.items():
+        columns = [getattr(part, name) for part in parts]
+        joined[name] = np.concatenate(columns) if columns else np.zeros((0, *shape), dtype=kind)
+    return Facts(**joined)

@@ -1,0 +1,282 @@
+"""From a source to prepared images: the cached ones, or all decoded now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.cache import cache_root, check_room, open_or_build, store_folder
+from thaw.data.catalogue import NO_LABEL, Catalogue, Entries, Payload, Source, Split
+from thaw.data.chunks import Chunk, Facts, Target, convert_chunk, join_facts
+from thaw.data.decode import RULES, UnreadableImageError, decode_image, quiet_decoding
+from thaw.data.images import Fit, parse_shape
+from thaw.data.problems import Problem
+from thaw.data.store import ImageFile, Store, image_blocks, map_images, write_tables
+from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and of all."""
+
+LARGEST_OWN_SIDE = 64
+USUAL_SIDE = 32
+
+
+class _SizesDifferError(Exception):
+    """Images were assumed to be of one size, and are not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """The target, and in words why, where nobody named it."""
+
+    target: Target
+    reason: str = ""
+    own_size: bool = False
+
+
+@dataclass
+class _Findings:
+    """What decoding tells beside pixels."""
+
+    kept: dict[Split, list[int]] = field(default_factory=dict)
+    facts: dict[Split, list[Facts]] = field(default_factory=dict)
+    modes: Counter[str] = field(default_factory=Counter)
+    rules: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+    def add(self, split: Split, places: Sequence[int], names: Sequence[str], chunk: Chunk) -> None:
+        self.kept.setdefault(split, []).extend(places[place] for place in chunk.kept)
+        self.facts.setdefault(split, []).append(chunk.facts)
+        self.modes.update(chunk.modes)
+        for rule, found in chunk.rules.items():
+            self.rules.setdefault(rule, []).extend(names[places[place]] for place in found)
+        self.unreadable.extend(f"{names[places[place]]} ({reason})" for place, reason in sorted(chunk.failures.items()))
+
+
+def read_store(
+    source: Source,
+    *,
+    wanted_input: str,
+    fit: Fit,
+    cache_dir: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Store:
+    """All images of a source, prepared: from the cache where it has them.
+
+    Args:
+        source: what `open_source` found.
+        wanted_input: "auto" or HEIGHTxWIDTHxCHANNELS.
+        fit: how images of another aspect ratio are fitted.
+        cache_dir: instead of the usual cache folder.
+        workers: processes that decode; all cores by default.
+        progress: told after every chunk that is decoded.
+
+    Raises:
+        DataError: when the source cannot be read at all, or the cache not be written. Single unreadable images do
+            not raise; the store lists them.
+    """
+    if source.facts is None:
+        return _convert(source, source.read(), wanted_input, fit, progress)
+    folder = store_folder(cache_root(cache_dir), source, wanted_input, fit)
+
+    def build(making: Path) -> Store:
+        catalogue = source.read()
+        if any(entries.array is not None for entries in catalogue.splits.values()):
+            store = _convert(source, catalogue, wanted_input, fit, progress)
+            file = ImageFile(making / "images.bin", *store.shape)
+            for images in store.images.values():
+                for block in image_blocks(images):
+                    file.append(block)
+            write_tables(making, store, file.close())
+            return store
+        return _decode(making, source, catalogue, (wanted_input, fit), workers, progress)
+
+    return open_or_build(folder, build)
+
+
+def first_shape(entries: Entries) -> tuple[int, int] | None:
+    """Height and width of the first image that can be read."""
+    if entries.array is not None:
+        return (entries.array.shape[1], entries.array.shape[2]) if len(entries.array) else None
+    with quiet_decoding():
+        for batch in entries.batches():
+            for payload in batch:
+                try:
+                    return decode_image(payload).pixels.shape[:2]
+                except UnreadableImageError:
+                    continue
+    return None
+
+
+def _choose(source: Source, splits: Mapping[Split, Entries], wanted_input: str, fit: Fit) -> _Choice:
+    if wanted_input == "auto" and source.usual_input:
+        height, width, channels = parse_shape(source.usual_input)
+        target = Target(height=height, width=width, channels=channels, fit=fit)
+        return _Choice(target=target, reason=f"the usual size for {source.name}")
+    if wanted_input != "auto":
+        height, width, channels = parse_shape(wanted_input)
+        return _Choice(target=Target(height=height, width=width, channels=channels, fit=fit))
+    shapes = [shape for shape in (first_shape(entries) for entries in splits.values()) if shape is not None]
+    usual = Target(height=USUAL_SIDE, width=USUAL_SIDE, channels=0, fit=fit)
+    if not shapes:
+        return _Choice(target=usual)
+    if len(set(shapes)) > 1:
+        return _Choice(target=usual, reason="the images differ in size")
+    height, width = shapes[0]
+    if max(height, width) > LARGEST_OWN_SIDE:
+        return _Choice(target=usual, reason=f"the images have sides of over {LARGEST_OWN_SIDE} pixels")
+    reason = "the images' own size"
+    return _Choice(target=Target(height=height, width=width, channels=0, fit=fit), reason=reason, own_size=True)
+
+
+def _convert(source: Source, catalogue: Catalogue, wanted_input: str, fit: Fit, progress: Progress | None) -> Store:
+    """Arrays: a view of what came in, where nothing has to change."""
+    choice = _choose(source, catalogue.splits, wanted_input, fit)
+    arrays = {split: entries.array for split, entries in catalogue.splits.items() if entries.array is not None}
+    total, done = sum(len(array) for array in arrays.values()), 0
+    findings = _Findings()
+    blocks: dict[Split, list[npt.NDArray[np.uint8]]] = {split: [] for split in arrays}
+    for split, array in arrays.items():
+        labels, names = catalogue.splits[split].labels, catalogue.splits[split].names
+        whole = bool((labels != NO_LABEL).all())
+        start = 0
+        for block in image_blocks(array):
+            places = np.flatnonzero(labels[start : start + len(block)] != NO_LABEL)
+            used = block if whole else block[places]
+            chunk = convert_chunk(used, choice.target)
+            findings.add(split, (places + start).tolist(), names, chunk)
+            # Pixels that did not change are not kept twice.
+            blocks[split].append(chunk.pixels if not whole or not np.shares_memory(chunk.pixels, block) else block[:0])
+            start += len(block)
+            done += len(block)
+            if progress is not None:
+                progress(done, total)
+    grey = all(part.grey.all() for parts in findings.facts.values() for part in parts)
+    channels = choice.target.channels or (1 if grey else 3)
+    shape = (choice.target.height, choice.target.width, channels)
+    images = {split: _joined(arrays[split], blocks[split], shape) for split in arrays}
+    return _store(source, catalogue, choice, findings, images, shape)
+
+
+def _joined(
+    array: npt.NDArray[np.uint8], blocks: Sequence[npt.NDArray[np.uint8]], shape: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    if array.shape[1:3] == shape[:2] and not any(len(block) for block in blocks):
+        view = array[..., : shape[2]]
+        if view.shape[3] == shape[2]:
+            view = view.view()
+            view.flags.writeable = False
+            return view
+    result = np.empty((sum(len(block) for block in blocks), *shape), dtype=np.uint8)
+    start = 0
+    for block in blocks:
+        result[start : start + len(block)] = block
+        start += len(block)
+    result.flags.writeable = False
+    return result
+
+
+def _decode(
+    folder: Path,
+    source: Source,
+    catalogue: Catalogue,
+    wanted: tuple[str, Fit],
+    workers: int | None,
+    progress: Progress | None,
+) -> Store:
+    """Encoded images into `folder`, a chunk at a time; once, or twice where small images turn out to differ in size."""
+    choice = _choose(source, catalogue.splits, *wanted)
+    total = sum(len(entries.labels) for entries in catalogue.splits.values())
+    processes = usual_workers() if workers is None else workers
+    if total < SMALLEST_PARALLEL:
+        processes = 1
+    try:
+        findings, shape, written = _decode_as(folder, catalogue, choice, processes, progress)
+    except _SizesDifferError:
+        target = Target(height=USUAL_SIDE, width=USUAL_SIDE, channels=0, fit=wanted[1])
+        choice = _Choice(target=target, reason="the images differ in size")
+        findings, shape, written = _decode_as(folder, catalogue, choice, processes, progress)
+    counts = {split: len(findings.kept.get(split, [])) for split in catalogue.splits}
+    store = _store(source, catalogue, choice, findings, map_images(folder, shape, counts), shape)
+    write_tables(folder, store, written)
+    return store
+
+
+def _decode_as(
+    folder: Path, catalogue: Catalogue, choice: _Choice, processes: int, progress: Progress | None
+) -> tuple[_Findings, tuple[int, int, int], tuple[int, list[int]]]:
+    target = choice.target
+    total = sum(len(entries.labels) for entries in catalogue.splits.values())
+    check_room(folder, total * target.height * target.width * (target.channels or 1))
+    findings, done = _Findings(), 0
+    file = ImageFile(folder / "images.bin", target.height, target.width, target.channels)
+    try:
+        for split, entries in catalogue.splits.items():
+            asked: list[list[int]] = []
+            chunks = decode_chunks(_labelled(entries, asked), target, processes)
+            for place, chunk in enumerate(chunks):
+                if choice.own_size and (chunk.facts.sizes != (target.height, target.width)).any():
+                    raise _SizesDifferError
+                file.append(chunk.pixels)
+                findings.add(split, asked[place], entries.names, chunk)
+                done += len(asked[place])
+                if progress is not None:
+                    progress(done, total)
+    finally:
+        written = file.close()
+    return findings, (target.height, target.width, file.channels), written
+
+
+def _labelled(entries: Entries, asked: list[list[int]]) -> Iterator[Sequence[Payload]]:
+    """Only images with a label; `asked` gets their places, batch by batch."""
+    start = 0
+    for batch in entries.batches():
+        places = [start + offset for offset in range(len(batch)) if entries.labels[start + offset] != NO_LABEL]
+        asked.append(places)
+        yield batch if len(places) == len(batch) else [batch[place - start] for place in places]
+        start += len(batch)
+
+
+def _store(
+    source: Source,
+    catalogue: Catalogue,
+    choice: _Choice,
+    findings: _Findings,
+    images: Mapping[Split, npt.NDArray[np.uint8]],
+    shape: tuple[int, int, int],
+) -> Store:
+    kept = {split: np.array(findings.kept.get(split, []), dtype=np.int64) for split in catalogue.splits}
+    conversions = [
+        Problem(rule, "note", f"{len(names):,} image{'' if len(names) == 1 else 's'}: {RULES[rule]}", tuple(names))
+        for rule, names in findings.rules.items()
+    ]
+    grey = all(part.grey.all() for parts in findings.facts.values() for part in parts)
+    reason = choice.reason
+    if reason and not choice.target.channels:
+        reason += "; every image is grey" if grey else "; some images are in colour"
+    return Store(
+        name=source.name,
+        classes=catalogue.classes,
+        named=catalogue.named,
+        shape=shape,
+        fit=choice.target.fit,
+        chosen=reason,
+        images=images,
+        labels={split: entries.labels[kept[split]] for split, entries in catalogue.splits.items()},
+        names={split: [entries.names[row] for row in kept[split]] for split, entries in catalogue.splits.items()},
+        facts={split: join_facts(findings.facts.get(split, [])) for split in catalogue.splits},
+        modes=dict(findings.modes),
+        unreadable=tuple(findings.unreadable),
+        problems=(*catalogue.problems, *conversions),
+    )
+
+
+def relabel(store: Store, problems: Sequence[Problem]) -> Store:
+    """The same store with other problems."""
+    return replace(store, problems=tuple(problems))

@@ -1,0 +1,150 @@
+"""A look at a source before any training: what is in it, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thaw.data.catalogue import Split
+from thaw.data.checks import find_problems
+from thaw.data.images import ImageSet, InputContract
+from thaw.data.ingest import Progress, read_store
+from thaw.data.problems import Problem
+from thaw.data.settings import DataSettings
+from thaw.data.sources import SourceLike, open_source
+from thaw.data.store import Store
+
+_PREVIEW_IMAGES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSummary:
+    """What a source holds.
+
+    Attributes:
+        name: short.
+        input: the input contract that training would use, without statistics.
+        classes: K class names.
+        counts: usable images a split and class; only the splits that the source has.
+        heights: smallest, median and largest height of the originals in pixels; zeros where there is no image.
+        widths: the same of their widths.
+        distinct_sizes: how many different sizes there are.
+        modes: how many images have which pixel format in their files.
+        grey_images: how many are grey by content.
+        balance: images of the largest class over images of the smallest that has any, in training (or all there is).
+        problems: all of them, errors included.
+        preview: a few images of each class, prepared as training would see them, from the training split if there is
+            one.
+    """
+
+    name: str
+    input: InputContract
+    classes: tuple[str, ...]
+    counts: Mapping[Split, Mapping[str, int]]
+    heights: tuple[int, float, int]
+    widths: tuple[int, float, int]
+    distinct_sizes: int
+    modes: Mapping[str, int]
+    grey_images: int
+    balance: float
+    problems: tuple[Problem, ...]
+    preview: ImageSet
+
+    @property
+    def count(self) -> int:
+        """Usable images in all splits."""
+        return sum(sum(counts.values()) for counts in self.counts.values())
+
+    @property
+    def usable(self) -> bool:
+        """Whether training could start."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form, without the preview."""
+        sides = ("smallest", "median", "largest")
+        return {
+            "name": self.name,
+            "input": str(self.input),
+            "fit": self.input.fit,
+            "classes": list(self.classes),
+            "count": self.count,
+            "counts": {split: dict(counts) for split, counts in self.counts.items()},
+            "heights": dict(zip(sides, self.heights, strict=True)),
+            "widths": dict(zip(sides, self.widths, strict=True)),
+            "distinct_sizes": self.distinct_sizes,
+            "modes": dict(self.modes),
+            "grey_images": self.grey_images,
+            "balance": self.balance,
+            "usable": self.usable,
+            "problems": [problem.as_dict() for problem in self.problems],
+        }
+
+
+def look(
+    source: SourceLike,
+    settings: DataSettings,
+    *,
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+    cache_dir: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> SourceSummary:
+    """Reads a source as `prepare` would, and tells everything instead of stopping.
+
+    Raises:
+        DataError: when there is nothing that could be looked at.
+        UsageError: for a data root that is no folder.
+    """
+    opened = open_source(source, settings, data_root=data_root)
+    store = read_store(
+        opened, wanted_input=settings.input, fit=settings.fit, cache_dir=cache_dir, workers=workers, progress=progress
+    )
+    counts = {split: np.bincount(labels, minlength=len(store.classes)) for split, labels in store.labels.items()}
+    sizes = np.concatenate([facts.sizes for facts in store.facts.values()])
+    main = counts.get("train", next(iter(counts.values())))
+    present = main[main > 0]
+    height, width, channels = store.shape
+    return SourceSummary(
+        name=store.name,
+        input=InputContract(height=height, width=width, channels=channels, fit=store.fit),
+        classes=store.classes,
+        counts={split: dict(zip(store.classes, count.tolist(), strict=True)) for split, count in counts.items()},
+        heights=_spread(sizes[:, 0]),
+        widths=_spread(sizes[:, 1]),
+        distinct_sizes=len(np.unique(sizes, axis=0)),
+        modes=store.modes,
+        grey_images=sum(int(facts.grey.sum()) for facts in store.facts.values()),
+        balance=float(present.max() / present.min()) if len(present) else 0.0,
+        problems=tuple(find_problems(store, skip_broken=skip_broken, folds=0)),
+        preview=_preview(store),
+    )
+
+
+def _spread(values: np.ndarray[Any, np.dtype[np.int32]]) -> tuple[int, float, int]:
+    if not len(values):
+        return (0, 0.0, 0)
+    return (int(values.min()), float(np.median(values)), int(values.max()))
+
+
+def _preview(store: Store) -> ImageSet:
+    """Images of each class, spread evenly over the split."""
+    split: Split = "train" if "train" in store.labels else next(iter(store.labels))
+    labels = store.labels[split]
+    rows = []
+    for label in range(len(store.classes)):
+        members = np.flatnonzero(labels == label)
+        count = min(_PREVIEW_IMAGES, len(members))
+        rows += [members[place * len(members) // count] for place in range(count)]
+    chosen = np.array(rows, dtype=np.int64)
+    return ImageSet(
+        images=store.images[split][chosen],
+        labels=labels[chosen],
+        classes=store.classes,
+        names=[store.names[split][row] for row in rows],
+    )

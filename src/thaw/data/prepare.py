@@ -1,0 +1,332 @@
+"""From a source to what training, evaluation and prediction take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.cache import cache_root, take_rows
+from thaw.data.catalogue import SPLITS, Split
+from thaw.data.checks import find_problems, fold_problems, unusable_images
+from thaw.data.chunks import Target
+from thaw.data.decode import RULES
+from thaw.data.folders import path_batches, split_images, walk_files
+from thaw.data.images import ImageSet, InputContract
+from thaw.data.ingest import Progress, read_store
+from thaw.data.problems import Problem, raise_errors
+from thaw.data.settings import DataSettings
+from thaw.data.sources import SourceLike, open_source
+from thaw.data.splits import Rows, cut_off, identical_groups
+from thaw.data.store import Store
+from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
+from thaw.errors import DataError
+
+
+class SealedTestSet:
+    """The test images, handed out once."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images = images
+        self._opened = False
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The images' names, which may be known beforehand."""
+        return self._images.names
+
+    def open(self) -> ImageSet:
+        """The images with their labels, the first time.
+
+        Raises:
+            RuntimeError: the second time; a choice made after looking at the test set is no longer measured by it.
+        """
+        if self._opened:
+            raise RuntimeError("the test set has been opened already; keep what the first opening gave")
+        self._opened = True
+        return self._images
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """A data set, ready for a run.
+
+    Attributes:
+        train: what is trained on.
+        validation: what choices are made on.
+        test: sealed until the end.
+        train_groups: int64 [len(train)]; identical images have equal numbers, which folds must not separate.
+        contract: the model's input, with mean and deviation of the training part where the settings ask for it.
+        name: short, for folder names.
+        fingerprint: SHA-256 over classes, input shape, prepared pixels and labels in the source's order and splits; it
+            does not depend on the seed.
+        problems: everything that was found, errors excepted (they stop).
+        splits: for each split its count and where it comes from, with fraction and seed where it was cut off.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: SealedTestSet
+    train_groups: Rows
+    contract: InputContract
+    name: str
+    fingerprint: str
+    problems: tuple[Problem, ...]
+    splits: Mapping[Split, Mapping[str, Any]]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Images that were skipped because they are broken or have no label, with the reason."""
+        kinds = ("unreadable", "label")
+        return tuple(name for problem in self.problems if problem.kind in kinds for name in problem.names)
+
+
+def prepare(  # noqa: PLR0913 (independent options, by keyword only)
+    source: SourceLike,
+    settings: DataSettings,
+    *,
+    seed: int,
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+    cache_dir: str | Path | None = None,
+    folds: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PreparedData:
+    """Reads a source, checks it, cuts off what splits it lacks, and measures the training part.
+
+    Args:
+        source: a name, path, Hub id or arrays (see `open_source`).
+        settings: input, fit, normalisation, fractions, columns.
+        seed: decides which images are cut off.
+        data_root: where the named data sets are looked for first.
+        skip_broken: leave out images that cannot be read or have no label, instead of stopping.
+        cache_dir: instead of the usual cache folder.
+        folds: how many folds the classes must be large enough for; 0 for none.
+        workers: processes that decode.
+        progress: told how many images are decoded.
+
+    Raises:
+        DataError: with all that is wrong, told together.
+        UsageError: for settings or a data root that cannot be meant.
+    """
+    opened = open_source(source, settings, data_root=data_root)
+    store = read_store(
+        opened, wanted_input=settings.input, fit=settings.fit, cache_dir=cache_dir, workers=workers, progress=progress
+    )
+    problems = find_problems(store, skip_broken=skip_broken, folds=folds)
+    raise_errors(store.name, problems)
+    groups = identical_groups(store.facts["train"].originals)
+    rows: dict[Split, Rows] = {split: np.arange(len(labels)) for split, labels in store.labels.items()}
+    record: dict[Split, dict[str, Any]] = {split: {"from": "source", "count": len(rows[split])} for split in rows}
+    cuts: tuple[tuple[Split, float], ...] = (
+        ("test", settings.test_fraction),
+        ("validation", settings.validation_fraction),
+    )
+    for split, fraction in cuts:
+        if split in store.labels:
+            continue
+        train = rows["train"]
+        kept, cut = cut_off(store.labels["train"][train], groups[train], fraction, seed, split)
+        rows["train"], rows[split] = train[kept], train[cut]
+        record[split] = {"from": "train", "count": len(cut), "fraction": fraction, "seed": seed}
+    record["train"]["count"] = len(rows["train"])
+    raise_errors(store.name, fold_problems(store, rows["train"], groups, folds))
+    root = cache_root(cache_dir)
+    sets = {
+        split: _image_set(store, split if split in store.labels else "train", rows[split], root) for split in SPLITS
+    }
+    return PreparedData(
+        train=sets["train"],
+        validation=sets["validation"],
+        test=SealedTestSet(sets["test"]),
+        train_groups=groups[rows["train"]],
+        contract=_contract(store, settings, rows["train"]),
+        name=store.name,
+        fingerprint=_fingerprint(store),
+        problems=tuple(problems),
+        splits={split: record[split] for split in SPLITS},
+    )
+
+
+def _image_set(store: Store, split: Split, rows: Rows, root: Path) -> ImageSet:
+    names = store.names[split]
+    return ImageSet(
+        images=take_rows(store.images[split], rows, root),
+        labels=store.labels[split][rows],
+        classes=store.classes,
+        names=[names[row] for row in rows.tolist()],
+    )
+
+
+def _contract(store: Store, settings: DataSettings, train: Rows) -> InputContract:
+    """The input contract; "standard" statistics are exact up to the last division, from whole-number sums."""
+    height, width, channels = store.shape
+    contract = InputContract(height=height, width=width, channels=channels, fit=store.fit)
+    if settings.normalise == "unit":
+        return contract
+    facts = store.facts["train"]
+    count = len(train) * height * width
+    mean, deviation = [], []
+    for channel in range(channels):
+        total = int(facts.sums[train, channel].sum())
+        squares = int(facts.squares[train, channel].sum())
+        variance = (count * squares - total * total) / (count * count * 255**2)
+        mean.append(total / (255 * count))
+        # A channel that never changes is only shifted.
+        deviation.append(variance**0.5 if variance > 0 else 1.0)
+    return replace(contract, mean=tuple(mean), std=tuple(deviation))
+
+
+def _fingerprint(store: Store) -> str:
+    digest = hashlib.sha256(json.dumps([store.classes, store.shape, store.fit]).encode())
+    for split in SPLITS:
+        if split in store.labels:
+            digest.update(f"{split}:{len(store.labels[split])}:".encode())
+            digest.update(np.ascontiguousarray(store.facts[split].prepared).tobytes())
+            digest.update(store.labels[split].astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
+    source: SourceLike,
+    contract: InputContract,
+    classes: Sequence[str],
+    *,
+    settings: DataSettings | None = None,
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+    cache_dir: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[ImageSet, tuple[Problem, ...]]:
+    """The images that a trained model is to be measured on: the source's test split, else all its images.
+
+    The source's classes are matched to the model's by name. Classes that are numbers without names are taken as the
+    model's indices, where they are not its names.
+
+    Args:
+        source: as for `prepare`.
+        contract: the model's input.
+        classes: the model's class names.
+        settings: only the columns are used.
+        data_root: as for `prepare`.
+        skip_broken: as for `prepare`.
+        cache_dir: as for `prepare`.
+        workers: as for `prepare`.
+        progress: as for `prepare`.
+
+    Raises:
+        DataError: for broken images, a class that the model does not know, or no image at all.
+    """
+    chosen = settings if settings is not None else DataSettings()
+    opened = open_source(source, chosen, data_root=data_root)
+    store = read_store(
+        opened, wanted_input=str(contract), fit=contract.fit, cache_dir=cache_dir, workers=workers, progress=progress
+    )
+    used: list[Split] = ["test"] if len(store.labels.get("test", ())) else list(store.labels)
+    problems = unusable_images(store, skip_broken=skip_broken)
+    problems += [problem for problem in store.problems if problem.kind != "label"]
+    if not sum(len(store.labels[split]) for split in used):
+        problems.append(Problem("split", "error", "no usable image"))
+    labels, unknown = _match_classes(store, used, classes)
+    if unknown:
+        known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        problems.append(Problem("class", "error", f"classes that the model does not know (it knows {known})", unknown))
+    raise_errors(store.name, problems)
+    images = [store.images[split] for split in used]
+    names = [name for split in used for name in store.names[split]]
+    joined = images[0] if len(images) == 1 else np.concatenate(images)
+    return ImageSet(images=joined, labels=labels, classes=tuple(classes), names=names), tuple(problems)
+
+
+def _match_classes(store: Store, used: Sequence[Split], classes: Sequence[str]) -> tuple[Rows, tuple[str, ...]]:
+    """The labels as the model counts them, and the names of classes it does not know."""
+    labels = np.concatenate([store.labels[split] for split in used])
+    index = {name: place for place, name in enumerate(classes)}
+    present = np.unique(labels).tolist()
+    if not store.named and any(store.classes[label] not in index for label in present):
+        index = {str(place): place for place in range(len(classes))}
+    unknown = tuple(store.classes[label] for label in present if store.classes[label] not in index)
+    table = np.array([index.get(name, 0) for name in store.classes], dtype=np.int64)
+    return table[labels] if len(labels) else labels, unknown
+
+
+def load_images(
+    paths: Sequence[str | Path],
+    contract: InputContract,
+    *,
+    skip_broken: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[npt.NDArray[np.uint8], list[str], tuple[Problem, ...]]:
+    """Images without labels, for prediction.
+
+    Args:
+        paths: image files, and folders whose images are taken with all sub-folders, in natural order.
+        contract: the model's input.
+        skip_broken: leave out what cannot be read.
+        workers: processes that decode.
+        progress: told how many images are decoded.
+
+    Returns:
+        uint8 [N, h, w, c], the N names, and what was found.
+
+    Raises:
+        DataError: for a path that does not exist, a broken image, or no image at all.
+    """
+    names, problems = _list_images(paths)
+    target = Target(height=contract.height, width=contract.width, channels=contract.channels, fit=contract.fit)
+    processes = (usual_workers() if workers is None else workers) if len(names) >= SMALLEST_PARALLEL else 1
+    parts, kept, broken, done = [], [], [], 0
+    rules: dict[str, list[str]] = {}
+    for chunk in decode_chunks(path_batches(Path(), names), target, processes):
+        parts.append(chunk.pixels)
+        kept += [names[done + place] for place in chunk.kept]
+        broken += [f"{names[done + place]} ({reason})" for place, reason in sorted(chunk.failures.items())]
+        for rule, places in chunk.rules.items():
+            rules.setdefault(rule, []).extend(names[done + place] for place in places)
+        done += len(chunk.kept) + len(chunk.failures)
+        if progress is not None:
+            progress(done, len(names))
+    if broken:
+        left = "left out: images that cannot be read"
+        stop = "images that cannot be read (leave them out with --skip-broken)"
+        names_told = tuple(broken)
+        problems.append(
+            Problem("unreadable", "warning", left, names_told)
+            if skip_broken
+            else Problem("unreadable", "error", stop, names_told)
+        )
+    problems += [Problem(rule, "note", RULES[rule], tuple(found)) for rule, found in rules.items()]
+    raise_errors("images", problems)
+    if not kept:
+        raise DataError(
+            f"no image in {', '.join(str(path) for path in paths) or 'nothing'}: expected image files or folders"
+        )
+    return np.concatenate(parts), kept, tuple(problems)
+
+
+def _list_images(paths: Sequence[str | Path]) -> tuple[list[str], list[Problem]]:
+    names: list[str] = []
+    problems: list[Problem] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            images, stray = split_images(path, walk_files(path)[0])
+            names += [str(path / image) for image in images]
+            problems += stray
+        elif path.is_file():
+            names.append(str(path))
+        else:
+            raise DataError(f"{given} does not exist or is no file: expected image files or folders")
+    return names, problems

@@ -1,0 +1,58 @@
+"""How a data set becomes model inputs: the settings of a recipe's `data` table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from thaw.data.images import FITS, Fit, InputContract, parse_shape
+from thaw.errors import UsageError
+
+Normalise = Literal["unit", "standard"]
+NORMALISATIONS: tuple[Normalise, ...] = get_args(Normalise)
+
+_LARGEST_FRACTION = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How images are read, resized, normalised and split.
+
+    Attributes:
+        input: "auto" or HEIGHTxWIDTHxCHANNELS such as "28x28x1". "auto" takes the images' own size where all are equal
+            and neither side is over 64 pixels, else 32x32; one channel where every image is grey, else three.
+        fit: "stretch" scales both sides independently; "crop" takes the largest centred window of the model's aspect
+            ratio.
+        normalise: "standard" subtracts the training part's mean and divides by its deviation, a channel each; "unit"
+            leaves pixels from 0 to 1.
+        validation_fraction: share of the training images that is cut off where the source has no validation split.
+        test_fraction: share of all images that is cut off where the source has no test split.
+        image_column: name of the image column of a table; needed only where there are several.
+        label_column: name of the class column of a table; needed only where there are several.
+    """
+
+    input: str = "auto"
+    fit: Fit = "stretch"
+    normalise: Normalise = "standard"
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    image_column: str = ""
+    label_column: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("input", "fit", "normalise", "image_column", "label_column"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} is {getattr(self, name)!r}: expected text")
+        if self.fit not in FITS:
+            raise UsageError(f"fit {self.fit!r}: expected one of {', '.join(FITS)}")
+        if self.normalise not in NORMALISATIONS:
+            raise UsageError(f"normalise {self.normalise!r}: expected one of {', '.join(NORMALISATIONS)}")
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_FRACTION:
+                raise UsageError(f"{name} {value!r}: expected a number above 0 and at most {_LARGEST_FRACTION}")
+        if self.input != "auto":
+            height, width, channels = parse_shape(self.input)
+            InputContract(height=height, width=width, channels=channels)
+        if self.image_column and self.image_column == self.label_column:
+            raise UsageError(f"image_column and label_column are both {self.image_column!r}: expected two columns")

@@ -1,0 +1,227 @@
+"""Prepared images of all splits with what is known about them, in memory or in a folder that is mapped into it.
+
+A folder holds `images.bin` (the bytes of all images, split after split), `facts.npz` (labels and `Facts`), `text.json`
+(names, classes, problems) and `check.json` (format, lengths and check sums of the others). It is made under another
+name and renamed when it is complete, so a folder under its final name is whole, unless the disk or a person has changed
+it: `open_store` checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.catalogue import SPLITS, Split
+from thaw.data.chunks import FACT_SHAPES, Facts
+from thaw.data.images import Fit
+from thaw.data.problems import Problem
+
+Pixels = npt.NDArray[np.uint8]
+
+STORE_FORMAT = 1
+"""Counts changes of the files' meaning."""
+
+_BLOCK_BYTES = 4 << 20
+
+# All of a data set up to this size is compared with its check sums when it is opened; of a larger one as much, spread
+# evenly.
+_CHECKED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Everything that decoding a source gave; only images that could be read and have a label.
+
+    Attributes:
+        name: the source's short name.
+        classes: K class names.
+        named: False where the classes are numbers without names.
+        shape: (h, w, c) of the prepared images.
+        fit: how they were fitted to that size.
+        chosen: why they have this shape, where it was chosen automatically; else empty.
+        images: uint8 [N, h, w, c] a split; read-only.
+        labels: int64 [N] a split.
+        names: N names a split.
+        facts: of each image, a split.
+        modes: how many images have which pixel format in their files.
+        unreadable: "name: reason" of every image that was left out.
+        problems: all others.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    named: bool
+    shape: tuple[int, int, int]
+    fit: Fit
+    chosen: str
+    images: Mapping[Split, Pixels]
+    labels: Mapping[Split, npt.NDArray[np.int64]]
+    names: Mapping[Split, Sequence[str]]
+    facts: Mapping[Split, Facts]
+    modes: Mapping[str, int]
+    unreadable: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+class ImageFile:
+    """Writes images one after the other, with check sums; turns to three channels when the first colour image comes."""
+
+    def __init__(self, path: Path, height: int, width: int, channels: int) -> None:
+        """Channels may be 0: one until a chunk has three."""
+        self.path = path
+        self.size = (height, width)
+        self.channels = channels or 1
+        self._may_widen = channels == 0
+        self._open()
+
+    def _open(self) -> None:
+        self._file = self.path.open("wb")
+        self._checks: list[int] = []
+        self._check = 0
+        self._length = 0
+
+    def append(self, pixels: Pixels) -> None:
+        """Adds images uint8 [n, h, w, 1 or 3]."""
+        if pixels.shape[3] > self.channels:
+            if not self._may_widen:
+                raise AssertionError("a chunk has more channels than its target")
+            self._widen()
+        if pixels.shape[3] < self.channels:
+            pixels = np.repeat(pixels, self.channels, axis=3)
+        self._write(np.ascontiguousarray(pixels).tobytes())
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        view = memoryview(data)
+        while view:
+            room = _BLOCK_BYTES - self._length % _BLOCK_BYTES
+            part, view = view[:room], view[room:]
+            self._check = zlib.crc32(part, self._check)
+            self._length += len(part)
+            if self._length % _BLOCK_BYTES == 0:
+                self._checks.append(self._check)
+                self._check = 0
+
+    def _widen(self) -> None:
+        self._file.close()
+        narrow = self.path.with_suffix(".narrow")
+        self.path.rename(narrow)
+        self.channels = 3
+        self._open()
+        with narrow.open("rb") as file:
+            while data := file.read(_BLOCK_BYTES):
+                self._write(np.repeat(np.frombuffer(data, dtype=np.uint8), 3).tobytes())
+        narrow.unlink()
+
+    def close(self) -> tuple[int, list[int]]:
+        """Ends the file: its length in bytes, and the CRC-32 of each block of 4 MiB."""
+        self._file.close()
+        rest = [self._check] if self._length % _BLOCK_BYTES else []
+        return self._length, self._checks + rest
+
+
+def write_tables(folder: Path, store: Store, images: tuple[int, list[int]]) -> None:
+    """Writes everything of a store but its images, whose length and check sums are given."""
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for split in store.labels:
+        columns[f"{split}.labels"] = store.labels[split]
+        for field in fields(Facts):
+            columns[f"{split}.{field.name}"] = getattr(store.facts[split], field.name)
+    with (folder / "facts.npz").open("wb") as file:
+        np.savez(file, **columns)  # type: ignore[arg-type]
+    text = {
+        "name": store.name,
+        "classes": store.classes,
+        "named": store.named,
+        "shape": store.shape,
+        "fit": store.fit,
+        "chosen": store.chosen,
+        "names": {split: list(names) for split, names in store.names.items()},
+        "modes": dict(store.modes),
+        "unreadable": store.unreadable,
+        "problems": [problem.as_dict() for problem in store.problems],
+    }
+    (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("facts.npz", "text.json")}
+    check = {"format": STORE_FORMAT, "image_bytes": images[0], "image_checks": images[1], "sha256": sums}
+    (folder / "check.json").write_text(json.dumps(check), encoding="utf-8")
+
+
+def open_store(folder: Path) -> Store | None:
+    """Maps a folder into memory; None where there is none or it is damaged."""
+    try:
+        check = json.loads((folder / "check.json").read_text(encoding="utf-8"))
+        if check["format"] != STORE_FORMAT or (folder / "images.bin").stat().st_size != check["image_bytes"]:
+            return None
+        content = {name: (folder / name).read_bytes() for name in check["sha256"]}
+        if any(hashlib.sha256(data).hexdigest() != check["sha256"][name] for name, data in content.items()):
+            return None
+        if not _images_are_whole(folder / "images.bin", check["image_checks"]):
+            return None
+        text = json.loads(content["text.json"])
+        with np.load(folder / "facts.npz", allow_pickle=False) as columns:
+            return _from_parts(folder, text, dict(columns))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+
+
+def _images_are_whole(path: Path, checks: Sequence[int]) -> bool:
+    most = _CHECKED_BYTES // _BLOCK_BYTES
+    blocks = range(len(checks)) if len(checks) <= most else np.linspace(0, len(checks) - 1, most).astype(int).tolist()
+    with path.open("rb") as file:
+        for block in blocks:
+            file.seek(block * _BLOCK_BYTES)
+            if zlib.crc32(file.read(_BLOCK_BYTES)) != checks[block]:
+                return False
+    return True
+
+
+def _from_parts(folder: Path, text: Mapping[str, Any], columns: Mapping[str, npt.NDArray[Any]]) -> Store:
+    shape = (int(text["shape"][0]), int(text["shape"][1]), int(text["shape"][2]))
+    labels = {split: columns[f"{split}.labels"] for split in SPLITS if f"{split}.labels" in columns}
+    return Store(
+        name=text["name"],
+        classes=tuple(text["classes"]),
+        named=text["named"],
+        shape=shape,
+        fit=text["fit"],
+        chosen=text["chosen"],
+        images=map_images(folder, shape, {split: len(column) for split, column in labels.items()}),
+        labels=labels,
+        names={split: text["names"][split] for split in labels},
+        facts={split: Facts(**{name: columns[f"{split}.{name}"] for name in FACT_SHAPES}) for split in labels},
+        modes=text["modes"],
+        unreadable=tuple(text["unreadable"]),
+        problems=tuple(Problem.from_dict(problem) for problem in text["problems"]),
+    )
+
+
+def map_images(folder: Path, shape: tuple[int, int, int], counts: Mapping[Split, int]) -> dict[Split, Pixels]:
+    """The images of each split as a read-only view of the file; nothing is read yet."""
+    total = sum(counts.values())
+    # An empty file cannot be mapped.
+    whole: Pixels = np.zeros((0, *shape), dtype=np.uint8)
+    if total:
+        whole = np.memmap(folder / "images.bin", dtype=np.uint8, mode="r", shape=(total, *shape))
+    views: dict[Split, Pixels] = {}
+    start = 0
+    for split, count in counts.items():
+        views[split] = whole[start : start + count]
+        start += count
+    return views
+
+
+def image_blocks(images: Pixels, values: int = 1 << 22) -> Iterator[Pixels]:
+    """The same images, some at a time, in views of about `values` bytes."""
+    step = max(1, values // max(1, int(np.prod(images.shape[1:]))))
+    for start in range(0, len(images), step):
+        yield images[start : start + step]

@@ -1,0 +1,174 @@
+"""What a graph costs, counted from its operations: parameters, multiply-accumulates, memory.
+
+Pure functions of a Graph. Shapes are those of one image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from thaw.graph.ops import Concat, Conv2d, Dense, Graph, MaxPool2d, Op, Reshape, Scale, Shape, Softmax, Tensor
+
+FLOAT32_BYTES = 4
+INT8_BYTES = 1
+INT32_BYTES = 4  # the biases of an int8 network are int32: they are added to int32 sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """What one operation costs.
+
+    Attributes:
+        name: such as "branch1.conv1".
+        kind: the operation's, such as "conv2d".
+        output: shape of what it writes, (H, W, C) or (C,).
+        parameters: weights and biases.
+        macs: multiply-accumulates for one image (see `layer_macs`).
+        activation_bytes: bytes of what it writes, in float32; 0 for a reshape, which writes nothing.
+    """
+
+    name: str
+    kind: str
+    output: Shape
+    parameters: int
+    macs: int
+    activation_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "output": list(self.output),
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "activation_bytes": self.activation_bytes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a whole graph costs, for one image.
+
+    Attributes:
+        layers: one entry an operation, in the order of execution.
+        parameters: weights and biases.
+        macs: multiply-accumulates (see `layer_macs`).
+        peak_activation_bytes_float32: see `peak_activation_bytes`, with 4 bytes a value.
+        peak_activation_bytes_int8: the same with 1 byte a value.
+        weight_bytes_float32: 4 bytes a parameter.
+        weight_bytes_int8: 1 byte a weight and 4 a bias (int32), and nothing else: no scales, zero points or code.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+    macs: int
+    peak_activation_bytes_float32: int
+    peak_activation_bytes_int8: int
+    weight_bytes_float32: int
+    weight_bytes_int8: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form: the `cost` part of metrics.json."""
+        return {
+            "layers": [layer.as_dict() for layer in self.layers],
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "peak_activation_bytes_float32": self.peak_activation_bytes_float32,
+            "peak_activation_bytes_int8": self.peak_activation_bytes_int8,
+            "weight_bytes_float32": self.weight_bytes_float32,
+            "weight_bytes_int8": self.weight_bytes_int8,
+        }
+
+
+def count_cost(graph: Graph) -> Cost:
+    """Everything that can be counted from a float32 graph without running it."""
+    layers = tuple(_layer_cost(graph, op) for op in graph.ops)
+    weights, biases = (sum(counts) for counts in zip(*map(_count_parameters, graph.ops), strict=True))
+    return Cost(
+        layers=layers,
+        parameters=weights + biases,
+        macs=sum(layer.macs for layer in layers),
+        peak_activation_bytes_float32=peak_activation_bytes(graph, FLOAT32_BYTES),
+        peak_activation_bytes_int8=peak_activation_bytes(graph, INT8_BYTES),
+        weight_bytes_float32=FLOAT32_BYTES * (weights + biases),
+        weight_bytes_int8=INT8_BYTES * weights + INT32_BYTES * biases,
+    )
+
+
+def layer_macs(op: Op, output: Shape) -> int:
+    """Multiply-accumulates of one operation that writes shape `output`.
+
+    - convolution: H' * W' * C' * kh * kw * C, products with padding included;
+    - dense: C' * C;
+    - everything else: none. Input scaling, biases, pooling, ReLU and softmax are not counted.
+    """
+    match op:
+        case Conv2d():
+            rows, columns, _ = output
+            return rows * columns * op.weights.size
+        case Dense():
+            return op.weights.size
+        case Scale() | MaxPool2d() | Softmax() | Concat() | Reshape():
+            return 0
+        case _:
+            assert_never(op)
+
+
+def peak_activation_bytes(graph: Graph, value_bytes: int) -> int:
+    """The most bytes of tensors that are alive at one operation, when they run one at a time in the graph's order.
+
+    Alive at an operation are the tensors it reads, the tensor it writes, and whatever was there before it and is read
+    later or is an output of the graph. Raw pixels count 1 byte a value, until the last operation that reads them has
+    run; every other tensor counts `value_bytes`. A ReLU works in place and a reshape shares its input's memory, so
+    neither adds any. No other operation overwrites its input, none is fused with the next, and working memory inside an
+    operation is not counted.
+    """
+    owner = _memory_owners(graph)
+    last_read = {owner[name]: index for index, op in enumerate(graph.ops) for name in (*op.inputs, op.output)}
+    last_read |= {owner[name]: len(graph.ops) for name in graph.outputs}
+    alive = {graph.input}
+    peak = 0
+    for index, op in enumerate(graph.ops):
+        alive.add(owner[op.output])
+        peak = max(peak, sum(_tensor_bytes(graph.tensor(name), value_bytes) for name in alive))
+        alive = {name for name in alive if last_read[name] > index}
+    return peak
+
+
+def _memory_owners(graph: Graph) -> Mapping[str, str]:
+    """Tensor -> the tensor whose memory it lies in: itself, or what a chain of reshapes began with."""
+    owner = {graph.input: graph.input}
+    for op in graph.ops:
+        owner[op.output] = owner[op.inputs[0]] if isinstance(op, Reshape) else op.output
+    return owner
+
+
+def _tensor_bytes(tensor: Tensor, value_bytes: int) -> int:
+    return tensor.elements * (1 if tensor.dtype == "uint8" else value_bytes)
+
+
+def _layer_cost(graph: Graph, op: Op) -> LayerCost:
+    output = graph.tensor(op.output).shape
+    return LayerCost(
+        name=op.name,
+        kind=op.kind,
+        output=output,
+        parameters=sum(_count_parameters(op)),
+        macs=layer_macs(op, output),
+        activation_bytes=0 if isinstance(op, Reshape) else FLOAT32_BYTES * math.prod(output),
+    )
+
+
+def _count_parameters(op: Op) -> tuple[int, int]:
+    """(weights, biases)."""
+    match op:
+        case Conv2d() | Dense():
+            return op.weights.size, op.bias.size
+        case Scale() | MaxPool2d() | Softmax() | Concat() | Reshape():
+            return 0, 0
+        case _:
+            assert_never(op)

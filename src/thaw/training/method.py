@@ -1,0 +1,236 @@
+"""The method from end to end: the dual stage, unification, the sub-stages of thawing, as one resumable sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from thaw.data.augment import AugmentSettings
+from thaw.data.batches import BatchSource, View
+from thaw.data.images import ImageSet, InputContract
+from thaw.errors import ModelFileError
+from thaw.models.families import FamilySpec
+from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, build_dual, unify
+from thaw.seeds import derive
+from thaw.training.compute import Lanes
+from thaw.training.engine import EpochRecord, StageRun
+from thaw.training.stages import DualSettings, DualStage, PlainStage, Stage, UnfreezeSettings, unfreeze_stages
+
+M = TypeVar("M", bound=nn.Module)
+
+# Validation has no gradients to keep, so its batches can be larger than those of training.
+VALIDATION_BATCH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """What the two stages train and how; a part of a recipe."""
+
+    model: FamilySpec
+    fusion: FusionSpec
+    augment: AugmentSettings
+    dual: DualSettings
+    unfreeze: UnfreezeSettings
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages in order."""
+        return ("dual", *(step.thaws for step in self.unfreeze.steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a training runs on: the data, the seed, the device, the type that convolutions compute in, and the lanes."""
+
+    train: ImageSet
+    validation: ImageSet
+    contract: InputContract
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    lanes: Lanes
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return len(self.train.classes)
+
+    def run(self, stage: Stage, augment: AugmentSettings) -> StageRun:
+        """`stage` on this data."""
+        originals: tuple[View, ...] = ("original",)
+        train = self._source(self.train, stage.batch_size, augment, stage.views)
+        validation = self._source(self.validation, VALIDATION_BATCH, augment, originals)
+        return StageRun(stage, train, validation, seed=self.seed, lanes=self.lanes, dtype=self.dtype)
+
+    def _source(
+        self, images: ImageSet, batch_size: int, augment: AugmentSettings, views: tuple[View, ...]
+    ) -> BatchSource:
+        return BatchSource(
+            images=images,
+            contract=self.contract,
+            batch_size=batch_size,
+            device=self.device,
+            augment=augment,
+            views=views,
+        )
+
+    def place(self, module: nn.Module) -> None:
+        """Put a module on the device, its convolutions in channels-last order."""
+        module.to(device=self.device, memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSummary:
+    """What a finished stage gave; `docs/metrics.md` describes the fields."""
+
+    name: str
+    kind: str
+    epochs: int
+    epochs_planned: int
+    best_epoch: int
+    seconds: float
+    images_per_second: float
+    trains: tuple[str, ...]
+    validation_accuracy: float
+    validation: dict[str, float]
+    stopped_early: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return {**asdict(self), "trains": list(self.trains)}
+
+
+@dataclass
+class Progress:
+    """How far the method has come: epochs trained so far, and the stages that are done."""
+
+    records: list[EpochRecord] = field(default_factory=list)
+    summaries: list[StageSummary] = field(default_factory=list)
+
+
+class Method:
+    """The two stages on one set of data.
+
+    `epochs()` trains from wherever `restore` left off. After each record, `state()` is all that is needed to go on from there,
+    to the same bits.
+    """
+
+    def __init__(self, settings: MethodSettings, setting: Setting) -> None:
+        self.settings = settings
+        self.setting = setting
+        self.progress = Progress()
+        self.dual = seeded_dual(settings.model, setting)
+        self._unified: UnifiedModel | None = None
+        self._index = 0
+        self._run = setting.run(DualStage(self.dual, settings.dual), settings.augment)
+
+    @property
+    def unified(self) -> UnifiedModel:
+        """The unified model, once stage 1 is over; in evaluation mode after `epochs()` has ended."""
+        if self._unified is None:
+            raise RuntimeError("the unified model exists once stage 1 is over")
+        return self._unified
+
+    def epochs(self) -> Iterator[EpochRecord]:
+        """Train what is left, a record an epoch; each stage ends with its best epoch's weights."""
+        while True:
+            for record in self._run.epochs():
+                self.progress.records.append(record)
+                yield record
+            self._run.load_best()
+            self.progress.summaries.append(summarise(self._run, self.progress.records))
+            if not self._enter(self._index + 1):
+                self.unified.requires_grad_(False).eval()
+                return
+
+    def _enter(self, index: int) -> bool:
+        """Begin stage `index`; False when there is none."""
+        if index > 0 and self._unified is None:
+            self._unified = seeded_unify(self.dual, self.settings.fusion, self.setting)
+        if index >= len(self.settings.stage_names):
+            return False
+        stage = unfreeze_stages(self.unified, self.settings.unfreeze)[index - 1]
+        self._index = index
+        self._run = self.setting.run(stage, self.settings.augment)
+        return True
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-ready numbers for `restore`."""
+        tensors, numbers = self._run.state()
+        return tensors, {
+            "run": numbers,
+            "records": [record.as_dict() for record in self.progress.records],
+            "summaries": [summary.as_dict() for summary in self.progress.summaries],
+        }
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            ModelFileError: when the state is of other stages or other shapes than these settings make.
+        """
+        try:
+            index = self.settings.stage_names.index(numbers["run"]["stage"])
+            if index > 0:
+                self._enter(index)
+            self._run.restore(tensors, numbers["run"])
+            self.progress.records = [EpochRecord(**record) for record in numbers["records"]]
+            self.progress.summaries = [
+                StageSummary(**{**summary, "trains": tuple(summary["trains"])}) for summary in numbers["summaries"]
+            ]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelFileError(f"the checkpoint does not belong to this recipe and data: {error}") from error
+
+
+def summarise(run: StageRun, records: list[EpochRecord]) -> StageSummary:
+    """The summary of a finished stage from its run and its records (others are passed over)."""
+    stage, best = run.stage, run.best
+    if best is None:
+        raise RuntimeError("a stage without an epoch has no summary")
+    own = [record for record in records if record.stage == stage.name]
+    seconds = sum(record.seconds for record in own)
+    return StageSummary(
+        name=stage.name,
+        kind=stage.kind,
+        epochs=len(own),
+        epochs_planned=stage.epochs,
+        best_epoch=best.epoch,
+        seconds=seconds,
+        images_per_second=sum(record.images_per_second * record.seconds for record in own) / seconds,
+        trains=stage.trains,
+        validation_accuracy=best.accuracy,
+        validation=own[best.epoch - 1].validation,
+        stopped_early=len(own) < stage.epochs,
+    )
+
+
+def seeded_dual(model: FamilySpec, setting: Setting) -> DualModel:
+    """A dual model with the initial weights that the run's seed gives."""
+    dual = _seeded(setting.seed, "weights", lambda: build_dual(model, setting.train.shape, setting.classes))
+    setting.place(dual)
+    return dual
+
+
+def seeded_unify(dual: DualModel, fusion: FusionSpec, setting: Setting) -> UnifiedModel:
+    """The unified model of `dual`, its head initialised as the run's seed gives."""
+    unified = _seeded(setting.seed, "head", lambda: unify(dual, fusion))
+    setting.place(unified)
+    return unified
+
+
+def seeded_plain(model: FamilySpec, settings: DualSettings, setting: Setting) -> PlainStage:
+    """One freshly initialised submodel, to be trained on its own."""
+    module = _seeded(setting.seed, "weights", lambda: model.build(setting.train.shape, setting.classes))
+    setting.place(module)
+    return PlainStage(module, settings)
+
+
+def _seeded(seed: int, name: str, build: Callable[[], M]) -> M:
+    """What `build` makes with torch's global generator on the named stream; the generator is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, name))
+        return build()

@@ -1,0 +1,165 @@
+"""Model: a trained network with its input contract and class names, as it is saved, opened and used.
+
+Shapes: N images, H rows, W columns, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from thaw.data.batches import normalise, to_unit
+from thaw.data.prepare import load_images
+from thaw.data.images import InputContract
+from thaw.errors import ModelFileError, ThawError, UsageError
+from thaw.models.families import FAMILIES, FamilySpec
+from thaw.models.fusion import FusionSpec, UnifiedModel, build_unified
+from thaw.training.checkpoint import read_tensors, write_tensors
+
+MODEL_VERSION = 1
+MODEL_FILE = "model.safetensors"
+_BATCH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of one image: a row of probabilities, float64 [K], in the order of `classes`."""
+
+    name: str
+    classes: tuple[str, ...]
+    probabilities: npt.NDArray[np.float64]
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.classes[int(self.probabilities.argmax())]
+
+    @property
+    def probability(self) -> float:
+        """The probability of `label`, 0 to 1."""
+        return float(self.probabilities.max())
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form: image, class, probability, and the probabilities of all classes."""
+        every = dict(zip(self.classes, map(float, self.probabilities), strict=True))
+        return {"image": self.name, "class": self.label, "probability": self.probability, "probabilities": every}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained unified model and everything that is needed to use it.
+
+    Attributes:
+        module: float32, in evaluation mode.
+        spec: the family of its submodels, and their sizes.
+        fusion: how the submodels were joined.
+        contract: what it takes as input.
+        classes: K names.
+        header: what else the file says: "recipe", "fingerprint" of the data, "seed", ...
+    """
+
+    module: UnifiedModel
+    spec: FamilySpec
+    fusion: FusionSpec
+    contract: InputContract
+    classes: tuple[str, ...]
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Open a run folder or a model file.
+
+        Raises:
+            ModelFileError: when there is none, or it is truncated, of another version, or contradicts itself.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / MODEL_FILE
+            if not file.is_file():
+                raise ModelFileError(f"{path} holds no {MODEL_FILE}: its training has not finished, or it is no run folder")
+        tensors, header = read_tensors(file, version=MODEL_VERSION)
+        try:
+            architecture = dict(header["architecture"])
+            contract = InputContract.from_dict(header["input"])
+            classes = tuple(str(name) for name in header["classes"])
+            spec = FAMILIES[architecture["family"]](**_tuples(architecture["model"]))
+            fusion = FusionSpec(**architecture["fusion"])
+            # On torch's meta device sizes are free, so a header that lies about them is found before memory is taken.
+            with torch.device("meta"):
+                module = build_unified(spec, fusion, contract.shape, len(classes))
+            module.load_state_dict(tensors, strict=True, assign=True)
+        except (KeyError, TypeError, ValueError, RuntimeError, ThawError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelFileError(f"{file} is not a model of thaw: {reason}") from error
+        if any(not tensor.is_floating_point() or not torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ModelFileError(f"{file} holds weights that are not finite numbers")
+        module.requires_grad_(False).eval()
+        return cls(module=module, spec=spec, fusion=fusion, contract=contract, classes=classes, header=header)
+
+    def save(self, path: Path) -> None:
+        """Write weights and header, atomically."""
+        header = {
+            **self.header,
+            "version": MODEL_VERSION,
+            "architecture": {
+                "family": self.spec.family,
+                "model": asdict(self.spec),
+                "fusion": asdict(self.fusion),
+            },
+            "input": self.contract.as_dict(),
+            "classes": list(self.classes),
+        }
+        write_tensors(path, self.module.state_dict(), header)
+
+    def predict(self, images: str | Path | Sequence[str | Path], *, skip_broken: bool = False) -> list[Prediction]:
+        """Predictions for image files and for all images in folders, in natural order.
+
+        Raises:
+            DataError: naming what cannot be read, unless `skip_broken` leaves it out.
+        """
+        paths = [images] if isinstance(images, (str, Path)) else list(images)
+        pixels, names, _ = load_images(paths, self.contract, skip_broken=skip_broken)
+        probabilities = self.probabilities(pixels)
+        return [
+            Prediction(name=name, classes=self.classes, probabilities=row)
+            for name, row in zip(names, probabilities, strict=True)
+        ]
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Class probabilities, float64 [N, K], for pixels of the input contract's size, uint8 [N, H, W, C].
+
+        Raises:
+            UsageError: for another type or shape.
+        """
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.contract.shape:
+            raise UsageError(f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {self.contract}]")
+        return network_probabilities([self.module], pixels, self.contract)
+
+
+def network_probabilities(
+    modules: Sequence[nn.Module], pixels: npt.NDArray[np.uint8], contract: InputContract
+) -> npt.NDArray[np.float64]:
+    """The mean of the modules' class probabilities, float64 [N, K], computed in float32; pixels are uint8 [N, H, W, C]."""
+    device = next(modules[0].parameters()).device
+    rows: list[npt.NDArray[np.float64]] = []
+    for module in modules:
+        module.eval()
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH):
+            chunk = torch.from_numpy(np.array(pixels[start : start + _BATCH])).to(device)
+            x = normalise(to_unit(chunk), contract)
+            total = sum(F.softmax(module(x).double(), dim=1) for module in modules) / len(modules)
+            rows.append(torch.as_tensor(total).cpu().numpy())
+    return np.concatenate(rows) if rows else np.zeros((0, 0))
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}

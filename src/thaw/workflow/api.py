@@ -1,0 +1,152 @@
+"""The library's front: the same words as the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thaw.data.prepare import PreparedData, open_image_set, prepare
+from thaw.errors import RunError, UsageError
+from thaw.evidence.quality import Quality
+from thaw.evidence.quality import evaluate as evaluate_quality
+from thaw.training.model import Model
+from thaw.workflow.pipeline import Event, Finished, TrainRequest, resume_run, start_run
+from thaw.workflow.recipe import Recipe, default_recipe, load_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: the run folder.
+        metrics: what metrics.json holds (see docs/metrics.md).
+        report: the HTML page.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+    report: Path
+
+    @property
+    def model(self) -> Model:
+        """The trained model, opened from the run folder."""
+        return Model.load(self.path)
+
+
+def load(
+    source: Any,
+    *,
+    recipe: str = "",
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+) -> PreparedData:
+    """The images of a source, checked, resized and split as a run with the same arguments would have them.
+
+    Args:
+        source: a name ("digits", "mnist", ...), a path, a Hub data set id, or arrays: a pair (images, labels) or a mapping
+            from "train", "validation" and "test" to pairs; images uint8 [N, H, W] or [N, H, W, C], labels integers [N].
+        recipe: name or file of the recipe whose data settings apply; by default that of the source.
+        overrides: settings such as "data.input=48x48x3".
+        seed: of the splits.
+        data_root: folder that holds the named data sets; by default the environment's THAW_DATA.
+        skip_broken: leave out images that cannot be read, and list them.
+
+    Raises:
+        DataError: telling everything that is wrong with the data.
+    """
+    _, settings = load_recipe(recipe or default_recipe(source), overrides)
+    return prepare(source, settings.data, seed=seed, data_root=_path(data_root), skip_broken=skip_broken)
+
+
+def train(
+    source: Any = None,
+    *,
+    recipe: str | Recipe = "",
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    folds: int = 0,
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+    resume: str | Path | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Run:
+    """Train a model and write its run folder; the arguments mean what `thaw train` means by them.
+
+    Args:
+        source: as for `load`; with `resume`, needed only where the run was trained from arrays.
+        recipe: a recipe's name or file, or a Recipe (then `overrides` must be empty).
+        overrides: settings such as "dual.epochs=5".
+        seed: of everything random in the run.
+        out: the run folder; by default runs/<source>-<recipe>-<n>.
+        overwrite: replace the run that `out` names.
+        device: "auto", "cpu" or "cuda".
+        folds: folds of a cross-validation besides the model; 0 for none.
+        data_root: folder that holds the named data sets; by default the environment's THAW_DATA.
+        skip_broken: leave out images that cannot be read, and list them.
+        resume: go on with the run in this folder.
+        on_event: called with each event of the run, such as `EpochDone`.
+
+    Raises:
+        ThawError: for what is wrong in the arguments, the recipe, the data, or the training.
+    """
+    if resume is not None:
+        return _finish(resume_run(Path(resume), source=source), on_event)
+    if source is None:
+        raise UsageError("train() needs a source, or a run to resume")
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise UsageError("overrides go with a recipe's name or file; change the Recipe with dataclasses.replace")
+        name, settings = "custom", recipe
+    else:
+        name, settings = load_recipe(recipe or default_recipe(source), overrides)
+    request = TrainRequest(
+        source=source,
+        recipe_name=name,
+        recipe=settings,
+        seed=seed,
+        device=device,
+        folds=folds,
+        data_root=_path(data_root),
+        skip_broken=skip_broken,
+    )
+    return _finish(start_run(request, out=_path(out), overwrite=overwrite), on_event)
+
+
+def evaluate(
+    model: Model,
+    source: Any,
+    *,
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+) -> Quality:
+    """Measure a model on a source: its test split if it has one, else all of it.
+
+    Raises:
+        DataError: for what is wrong with the data, such as a class that the model does not know.
+    """
+    images, _ = open_image_set(
+        source, model.contract, model.classes, data_root=_path(data_root), skip_broken=skip_broken
+    )
+    names = [images.name(index) for index in range(len(images))]
+    return evaluate_quality(model.probabilities(images.images), images.labels, images.classes, names)
+
+
+def _finish(events: Any, on_event: Callable[[Event], None] | None) -> Run:
+    for event in events:
+        if on_event is not None:
+            on_event(event)
+        if isinstance(event, Finished):
+            return Run(path=event.folder.path, metrics=event.metrics, report=event.folder.report)
+    raise RunError("the run ended without a result")
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

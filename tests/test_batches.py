@@ -1,0 +1,240 @@
+"""Streams of batches: what comes, in which order, in which memory, and what becomes of the thread that prepares it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from thaw.data import batches as module
+from thaw.data.augment import AugmentSettings
+from thaw.data.batches import CHUNK_IMAGES, BatchSource, channels_last, normalise, to_unit
+from thaw.data.images import ImageSet, InputContract
+
+CPU = torch.device("cpu")
+STILL = AugmentSettings(rotation_degrees=0.0, zoom=0.0, translation=0.0, brightness=0.0)
+# More than two chunks, and neither a whole number of chunks nor of batches.
+MANY = 2 * CHUNK_IMAGES + 333
+
+
+def numbered(count: int, channels: int = 1, height: int = 3, width: int = 4) -> ImageSet:
+    """Image i is evenly grey but for its first two pixels, which spell i in base 256; its label is i mod 7."""
+    index = np.arange(count)
+    images = np.empty((count, height, width, channels), np.uint8)
+    images[:] = (index % 200)[:, None, None, None]
+    images[:, 0, 0, :] = (index // 256)[:, None]
+    images[:, 0, 1, :] = (index % 256)[:, None]
+    return ImageSet(images=images, labels=(index % 7).astype(np.int64), classes=tuple("abcdefg"))
+
+
+def source(images: ImageSet, batch_size: int = 64, **changes) -> BatchSource:
+    height, width, channels = images.shape
+    made = BatchSource(
+        images=images,
+        contract=InputContract(height=height, width=width, channels=channels),
+        batch_size=batch_size,
+        device=CPU,
+        augment=STILL,
+    )
+    return replace(made, **changes)
+
+
+def numbers_of(x: torch.Tensor) -> list[int]:
+    high, low = (x[:, 0, 0, column].mul(255).round().long() for column in (0, 1))
+    return (high * 256 + low).tolist()
+
+
+def order_of(stream, view="original") -> list[int]:
+    return [number for batch in stream for number in numbers_of(batch.views[view])]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 100, 3000])
+def test_every_image_comes_once_with_its_label(batch_size):
+    count = 300 if batch_size == 1 else MANY
+    made = source(numbered(count), batch_size)
+    for stream in (made.shuffled(5), made.ordered()):
+        parts = list(stream)
+        seen = [number for batch in parts for number in numbers_of(batch.views["original"])]
+        assert sorted(seen) == list(range(count))
+        assert torch.cat([batch.labels for batch in parts]).tolist() == [number % 7 for number in seen]
+        assert all(batch.labels.dtype == torch.int64 for batch in parts)
+        full, rest = divmod(count, batch_size)
+        assert [len(batch) for batch in parts] == [batch_size] * full + [rest] * bool(rest)
+        assert len(parts) == len(made)
+
+
+def test_ordered_keeps_the_order_of_the_set():
+    assert order_of(source(numbered(MANY)).ordered()) == list(range(MANY))
+
+
+def test_the_order_depends_on_the_seed_only():
+    made = source(numbered(MANY))
+    first = order_of(made.shuffled(1))
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002 - the global state is what must not matter
+    assert order_of(made.shuffled(1)) == first
+    assert order_of(replace(made, batch_size=100).shuffled(1)) == first
+    pair = replace(made, views=("augmented", "original"), augment=AugmentSettings())
+    assert order_of(pair.shuffled(1)) == first
+    other = order_of(made.shuffled(2))
+    assert other != first
+    assert sum(a == b for a, b in zip(first, other, strict=True)) < 20
+    assert first != sorted(first)
+
+
+@pytest.mark.parametrize("views", [("original", "augmented"), ("augmented", "original")])
+def test_the_pair_shows_the_same_images(views):
+    for batch in source(numbered(MANY), views=views).shuffled(3):
+        assert list(batch.views) == list(views)
+        assert torch.equal(batch.views["original"], batch.views["augmented"])
+
+
+def test_the_original_stays_itself_beside_a_moving_view():
+    moving = AugmentSettings(rotation_degrees=30.0, translation=0.3, brightness=0.3)
+    pair = source(numbered(500), views=("augmented", "original"), augment=moving)
+    alone = source(numbered(500))
+    changed = 0
+    for batch, plain in zip(pair.shuffled(4), alone.shuffled(4), strict=True):
+        assert torch.equal(batch.views["original"], plain.views["original"])
+        changed += int((batch.views["augmented"] != batch.views["original"]).flatten(1).any(1).sum())
+    assert changed > 480
+
+
+def test_the_augmented_view_moves_with_its_own_image():
+    images = numbered(700)
+    images.images[:] = images.images[:, 2:3, 3:4]  # evenly grey: a repeated border changes nothing
+    moving = AugmentSettings(rotation_degrees=90.0, translation=0.5, brightness=0.0, fill="border")
+    for batch in source(images, views=("original", "augmented"), augment=moving).shuffled(6):
+        torch.testing.assert_close(batch.views["augmented"], batch.views["original"])
+
+
+def test_augmentation_depends_on_the_seed_only():
+    made = source(numbered(CHUNK_IMAGES + 50), views=("augmented",), augment=AugmentSettings())
+
+    def bits(seed: int) -> torch.Tensor:
+        return torch.cat([batch.views["augmented"] for batch in made.shuffled(seed)])
+
+    first = bits(1)
+    torch.manual_seed(7)
+    assert torch.equal(bits(1), first)
+    assert not torch.equal(bits(2), first)
+
+
+def test_one_view_named_twice_is_made_once():
+    made = source(numbered(50), views=("augmented", "augmented"), augment=AugmentSettings())
+    assert all(list(batch.views) == ["augmented"] for batch in made.shuffled(1))
+
+
+@pytest.mark.parametrize("view", ["original", "augmented"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_last_in_memory(channels, view):
+    height, width = 5, 6
+    made = source(numbered(130, channels, height, width), views=(view,), augment=AugmentSettings())
+    for stream in (made.shuffled(1), made.ordered()):
+        for batch in stream:
+            x = batch.views[view]
+            assert x.dtype == torch.float32
+            assert x.shape[1:] == (channels, height, width)
+            assert x.stride() == (height * width * channels, 1, width * channels, channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_keeps_the_numbers(channels):
+    x = torch.randn(4, channels, 5, 3)
+    assert torch.equal(channels_last(x), x)
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.25,), (0.5,)), ((0.1, 0.5, 0.9), (0.2, 1.0, 0.03))])
+def test_normalisation_agrees_with_numpy(mean, std):
+    channels = len(mean)
+    pixels = np.arange(256, dtype=np.uint8).repeat(channels).reshape(4, 8, 8, channels)
+    pixels = np.random.default_rng(0).permutation(pixels.reshape(-1)).reshape(pixels.shape)
+    contract = InputContract(height=8, width=8, channels=channels, mean=mean, std=std)
+    images = ImageSet(images=pixels, labels=np.zeros(4, np.int64), classes=("a", "b"))
+    (batch,) = source(images, contract=contract).ordered()
+    expected = (pixels.astype(np.float64) / 255 - np.array(mean)) / np.array(std)
+    np.testing.assert_allclose(batch.views["original"].numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
+    unit = to_unit(torch.from_numpy(pixels))
+    assert np.array_equal(unit.numpy(), (pixels.astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2))
+    assert torch.equal(normalise(unit, contract), batch.views["original"])
+
+
+def test_a_read_only_memory_map_is_taken(tmp_path):
+    images = numbered(90)
+    np.save(tmp_path / "images.npy", images.images)
+    mapped = replace(images, images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    made = source(mapped, views=("original", "augmented"), augment=AugmentSettings())
+    assert sorted(order_of(made.shuffled(1))) == list(range(90))
+    assert np.array_equal(mapped.images, images.images)
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "thaw-batches"]
+
+
+def test_batches_are_prepared_in_a_thread_that_ends():
+    stream = source(numbered(MANY)).shuffled(1)
+    next(stream)
+    assert len(workers()) == 1
+    list(stream)
+    assert not workers()
+
+
+def test_an_error_in_the_thread_reaches_the_caller(monkeypatch):
+    real, calls = module.augment, []
+
+    def failing(*args):
+        calls.append(threading.current_thread().name)
+        if len(calls) == 2:
+            raise OSError("the disk went away")
+        return real(*args)
+
+    monkeypatch.setattr(module, "augment", failing)
+    seen = []
+    with pytest.raises(OSError, match="the disk went away"):
+        for batch in source(numbered(MANY), views=("augmented",)).shuffled(1):
+            seen.append(len(batch))
+    assert sum(seen) == CHUNK_IMAGES  # what came before the error is not lost
+    assert calls == ["thaw-batches"] * 2
+    assert not workers()
+
+
+@pytest.mark.parametrize("how", ["close", "forget", "error"])
+def test_an_abandoned_stream_ends_its_thread(how):
+    stream = source(numbered(MANY), batch_size=8).shuffled(1)
+    next(stream)
+    if how == "close":
+        stream.close()
+    elif how == "error":
+        with pytest.raises(ZeroDivisionError):
+            for batch in stream:
+                len(batch) / 0  # noqa: B018 - the error is the point
+    del stream
+    deadline = time.monotonic() + 5
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not workers()
+
+
+def test_the_thread_works_only_a_few_batches_ahead():
+    made = []
+
+    def endless():
+        while True:
+            made.append(None)
+            yield module.Batch({}, torch.zeros(1))
+
+    stream = module._ahead(endless(), depth=3)
+    next(stream)
+    time.sleep(0.3)
+    assert len(made) <= 1 + 3 + 1  # handed over, waiting, and in hand
+    stream.close()
+
+
+def test_a_stream_that_is_never_read_starts_no_thread():
+    source(numbered(20)).shuffled(1)
+    assert not workers()

@@ -1,0 +1,161 @@
+"""Devices, precisions and lanes."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from thaw.errors import UsageError
+from thaw.training import compute
+from thaw.training.compute import Lanes, autocast, keep_freed_memory, resolve_device, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_device_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("cpu") == resolve_device("auto") == CPU
+    with pytest.raises(UsageError, match="cuda.*--device cpu"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("cuda") == resolve_device("auto") == torch.device("cuda")
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:0", "CPU"])
+def test_other_devices_are_refused(name):
+    with pytest.raises(UsageError, match="expected one of auto, cpu, cuda"):
+        resolve_device(name)
+
+
+def test_precision_names(monkeypatch):
+    assert resolve_precision("float32", CPU) == torch.float32
+    assert resolve_precision("bfloat16", CPU) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert resolve_precision("auto", CPU) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert resolve_precision("auto", CPU) == torch.float32
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert resolve_precision("auto", CPU) == torch.float32
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_automatic_precision_of_a_gpu(monkeypatch, supported, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("name", ["float16", "", "bf16"])
+def test_other_precisions_are_refused(name):
+    with pytest.raises(UsageError, match="expected one of auto, float32, bfloat16"):
+        resolve_precision(name, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_computes_in_the_precision(dtype):
+    layer = nn.Conv2d(1, 2, 3)
+    with autocast(dtype, CPU):
+        made = layer(torch.rand(1, 1, 5, 5))
+    assert made.dtype == dtype
+    assert layer.weight.dtype == torch.float32
+    assert layer(torch.rand(1, 1, 5, 5)).dtype == torch.float32
+
+
+def test_lanes_run_at_the_same_time_and_answer_in_order(two_threads):
+    meeting = threading.Barrier(2, timeout=10)
+
+    def job(name):
+        meeting.wait()  # passed only when both jobs run at once
+        if name == "first":
+            time.sleep(0.05)
+        return name, threading.current_thread().name, torch.get_num_threads()
+
+    with Lanes(2, CPU) as lanes:
+        made = lanes.run([lambda: job("first"), lambda: job("second")])
+    assert [name for name, _, _ in made] == ["first", "second"]
+    assert all(thread.startswith("thaw-lane") for _, thread, _ in made)
+    assert [threads for _, _, threads in made] == [1, 1]
+    assert torch.get_num_threads() == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("thaw-lane")]
+
+
+def test_lanes_raise_the_first_error_once_all_have_ended(two_threads):
+    ended = []
+
+    def early():
+        raise ValueError("second job, first in time")
+
+    def late():
+        time.sleep(0.1)
+        raise ZeroDivisionError("first job, second in time")
+
+    def last():
+        time.sleep(0.2)
+        ended.append(True)
+
+    with Lanes(3, CPU) as lanes:
+        with pytest.raises(ZeroDivisionError, match="first job"):
+            lanes.run([late, early, last])
+        assert ended == [True]
+        assert lanes.run([lambda: 1, lambda: 2]) == [1, 2]  # and they go on afterwards
+
+
+def test_more_jobs_than_lanes(two_threads):
+    with Lanes(2, CPU) as lanes:
+        assert lanes.run([lambda index=index: index * index for index in range(9)]) == [i * i for i in range(9)]
+        assert lanes.run([]) == []
+
+
+@pytest.mark.parametrize("case", ["one lane", "one core", "a GPU", "one job"])
+def test_no_threads_where_there_is_nothing_to_gain(case, two_threads):
+    if case == "one core":
+        torch.set_num_threads(1)
+    device = torch.device("cuda") if case == "a GPU" else CPU
+    jobs = [threading.current_thread] * (1 if case == "one job" else 2)
+    with Lanes(1 if case == "one lane" else 2, device) as lanes:
+        assert set(lanes.run(jobs)) == {threading.current_thread()}
+
+
+def test_without_threads_an_error_is_raised_as_well():
+    def fail():
+        raise ValueError("now")
+
+    with Lanes(1, CPU) as lanes, pytest.raises(ValueError, match="now"):
+        lanes.run([fail, lambda: 1])
+
+
+def test_keeping_freed_memory_asks_the_c_library_on_linux_only(monkeypatch):
+    asked = []
+
+    class Library:
+        @staticmethod
+        def mallopt(option, value):
+            asked.append((option.value, value.value))
+
+    monkeypatch.setattr(compute.ctypes, "CDLL", lambda name: Library)
+    monkeypatch.setattr(compute.sys, "platform", "darwin")
+    keep_freed_memory()
+    assert asked == []
+    monkeypatch.setattr(compute.sys, "platform", "linux")
+    keep_freed_memory()
+    # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h; the values are C ints.
+    assert [option for option, _ in asked] == [-3, -1, -2]
+    assert all(0 < value < 2**31 for _, value in asked)
+
+
+def test_keeping_freed_memory_does_without_glibc(monkeypatch):
+    monkeypatch.setattr(compute.sys, "platform", "linux")
+    monkeypatch.setattr(compute.ctypes, "CDLL", lambda name: object())
+    keep_freed_memory()

@@ -1,0 +1,350 @@
+"""The loop: it learns, measures what it says, stops when it should, and goes on from a checkpoint with the same bits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss
+from training_samples import CPU, digit_set, odd_dual, snapshot, source
+
+from thaw.errors import TrainingError
+from thaw.models.families import PaperSpec
+from thaw.models.fusion import FusionSpec, build_dual, unify
+from thaw.training import engine
+from thaw.training.checkpoint import read_tensors, write_tensors
+from thaw.training.compute import Lanes
+from thaw.training.engine import StageRun
+from thaw.training.schedule import Schedule
+from thaw.training.stages import (
+    DualSettings,
+    DualStage,
+    PlainStage,
+    UnfreezeSettings,
+    UnfreezeStep,
+    unfreeze_stages,
+)
+
+FAMILIES = ["paper", "odd"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def lanes():
+    with Lanes(2, CPU) as made:
+        yield made
+
+
+def a_dual(family: str, seed: int = 0, dropout: float = 0.3):
+    torch.manual_seed(seed)
+    if family == "odd":
+        return odd_dual(dropout=dropout)
+    return build_dual(PaperSpec(filters=(5, 8), dropout=dropout), (16, 16, 1), 10)
+
+
+def dual_run(lanes, *, family="paper", seed=0, images=200, dropout=0.3, dtype=torch.float32, **values) -> StageRun:
+    stage = DualStage(
+        a_dual(family, seed, dropout), DualSettings(**{"epochs": 3, "batch_size": 32, "learning_rate": 0.01, **values})
+    )
+    train = source(digit_set(0, images), stage.batch_size, views=stage.views)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+
+
+def unfreeze_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, thaws="all", **values) -> StageRun:
+    torch.manual_seed(seed)
+    model = unify(a_dual(family, seed), FusionSpec())
+    numbers = {"epochs": 3, "learning_rate": 0.1, **values}
+    step = UnfreezeStep(thaws=thaws, epochs=numbers.pop("epochs"), learning_rate=numbers.pop("learning_rate"))
+    settings = UnfreezeSettings(steps=(step,), **{"batch_size": 32, "view": "augmented", **numbers})
+    (stage,) = unfreeze_stages(model, settings)
+    train = source(digit_set(0, images), stage.batch_size, views=stage.views)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+
+
+RUNS = {"dual": dual_run, "unfreeze": unfreeze_run}
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        tensor.dtype == second[name].dtype
+        and tensor.contiguous().view(torch.uint8).equal(second[name].contiguous().view(torch.uint8))
+        if tensor.dim()
+        else tensor.equal(second[name])
+        for name, tensor in first.items()
+    )
+
+
+def without_times(record) -> dict:
+    return replace(record, seconds=0.0, images_per_second=0.0).as_dict()
+
+
+def test_training_learns_digits(lanes):
+    run = dual_run(lanes, images=1200, epochs=6, learning_rate=0.005, dropout=0.1)
+    records = list(run.epochs())
+    assert [record.epoch for record in records] == [1, 2, 3, 4, 5, 6]
+    assert records[-1].train_loss < 0.35 * records[0].train_loss
+    assert records[-1].validation_accuracy > 0.85
+    run.load_best()
+    unified = unify(run.stage.module, FusionSpec())
+    settings = UnfreezeSettings(
+        steps=(UnfreezeStep(thaws="head", epochs=3, learning_rate=0.1), UnfreezeStep(thaws="all", epochs=2)),
+        batch_size=32,
+    )
+    train, validation = source(digit_set(0, 1200), 32), run.validation
+    for stage in unfreeze_stages(unified, settings):
+        after = StageRun(stage, train, validation, seed=1, lanes=lanes, dtype=torch.float32)
+        losses = [record.train_loss for record in after.epochs()]
+        assert losses[-1] < losses[0]
+    assert after.best.accuracy > 0.85
+
+
+def test_a_plain_network_learns_too(lanes):
+    stage = PlainStage(a_dual("paper", dropout=0.0).branches[0], DualSettings(epochs=4, learning_rate=0.01))
+    run = StageRun(
+        stage,
+        source(digit_set(0, 600), 32),
+        source(digit_set(1400, 1500)),
+        seed=0,
+        lanes=lanes,
+        dtype=torch.float32,
+    )
+    losses = [record.train_loss for record in run.epochs()]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", list(RUNS))
+def test_going_on_from_any_epoch_gives_the_same_bits(kind, dtype, family, lanes, tmp_path):
+    schedule = Schedule(kind="cosine", warmup=0.4, final=0.1)
+
+    def fresh(seed: int) -> StageRun:
+        return RUNS[kind](lanes, family=family, seed=seed, images=150, dtype=dtype, schedule=schedule)
+
+    def save(run: StageRun) -> None:
+        tensors, numbers = run.state()
+        write_tensors(tmp_path / f"{run.epoch}.safetensors", tensors, {"version": 1, "run": numbers})
+
+    whole = fresh(seed=0)
+    save(whole)
+    records = []
+    for record in whole.epochs():
+        records.append(record)
+        save(whole)
+    tensors, numbers = whole.state()
+
+    for epoch in range(4):
+        # Other weights at first, and another state of the global generator: nothing of either may be left.
+        again = fresh(seed=100 + epoch)
+        assert not same_bits(snapshot(again.stage.module), snapshot(whole.stage.module))
+        loaded, header = read_tensors(tmp_path / f"{epoch}.safetensors", version=1)
+        again.restore(loaded, header["run"])
+        assert again.epoch == epoch
+        rest = list(again.epochs())
+        assert [without_times(record) for record in rest] == [without_times(record) for record in records[epoch:]]
+        again_tensors, again_numbers = again.state()
+        assert same_bits(again_tensors, tensors)
+        assert again_numbers == numbers
+        whole.load_best()
+        again.load_best()
+        assert same_bits(snapshot(again.stage.module), snapshot(whole.stage.module))
+        whole.stage.module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if "module." in k})
+
+
+def test_bits_depend_on_the_seed_of_the_run(lanes):
+    made = []
+    for seed in (11, 11, 12):
+        run = dual_run(lanes, epochs=1)
+        run.seed = seed
+        list(run.epochs())
+        made.append(snapshot(run.stage.module))
+    assert same_bits(made[0], made[1])
+    assert not same_bits(made[0], made[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", list(RUNS))
+def test_lanes_do_not_change_a_bit(kind, dtype):
+    # A branch has one thread in either case; what lanes change is which branches run at the same time.
+    made = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with Lanes(2, CPU) as lanes:
+            assert (lanes._pool is not None) == (threads == 2)
+            run = RUNS[kind](lanes, epochs=2, dtype=dtype)
+            records = [without_times(record) for record in run.epochs()]
+            made.append((records, run.state()[0]))
+    assert made[0][0] == made[1][0]
+    assert same_bits(made[0][1], made[1][1])
+
+
+def test_patience_ends_a_stage(lanes):
+    # A rate this small changes no weight, so nothing is ever better than the first epoch.
+    run = dual_run(lanes, epochs=9, patience=2, learning_rate=1e-30)
+    records = list(run.epochs())
+    assert [record.best for record in records] == [True, False, False]
+    assert run.stopped_early
+    assert run.finished
+    assert list(run.epochs()) == []
+    assert run.best.epoch == 1
+
+
+def test_patience_starts_again_with_each_better_epoch(lanes, monkeypatch):
+    scripted = iter([0.5, 0.4, 0.6, 0.6, 0.5, 0.1])
+    monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": next(scripted)}, 1.0))
+    run = dual_run(lanes, images=40, epochs=9, patience=3)
+    assert [record.best for record in run.epochs()] == [True, False, True, False, False, False]
+    assert run.epoch == 6
+
+
+def test_all_epochs_without_running_out_of_patience(lanes):
+    run = dual_run(lanes, images=40, epochs=2, patience=1)
+    assert len(list(run.epochs())) == 2
+    assert run.finished
+
+
+def test_the_best_epoch_comes_back(lanes, monkeypatch):
+    # By accuracy, then by the smaller loss; the fourth epoch is equal to the third and so no better.
+    scripted = iter([(0.5, 1.0), (0.9, 2.0), (0.9, 1.5), (0.9, 1.5), (0.7, 0.1)])
+
+    def validate(run):
+        accuracy, loss = next(scripted)
+        return {"original": accuracy - 0.05, "augmented": accuracy + 0.05}, loss
+
+    monkeypatch.setattr(StageRun, "_validate", validate)
+    run = dual_run(lanes, family="odd", images=64, epochs=5, patience=5)
+    weights = {}
+    for record in run.epochs():
+        weights[record.epoch] = snapshot(run.stage.module)
+        assert record.validation_accuracy == pytest.approx(sum(record.validation.values()) / 2)
+    assert run.best.epoch == 3
+    assert (run.best.accuracy, run.best.loss) == (pytest.approx(0.9), 1.5)
+    assert same_bits(snapshot(run.stage.module), weights[5])
+    run.load_best()
+    assert same_bits(snapshot(run.stage.module), weights[3])
+    assert not same_bits(weights[3], weights[5])
+    # Training on from there leaves the best weights alone.
+    with torch.no_grad():
+        for tensor in run.stage.module.state_dict().values():
+            tensor.add_(1)
+    assert same_bits(run.best.weights, weights[3])
+
+
+def test_load_best_needs_an_epoch(lanes):
+    with pytest.raises(RuntimeError, match="before the first epoch"):
+        dual_run(lanes).load_best()
+
+
+def normalised(images) -> torch.Tensor:
+    return torch.from_numpy(((images.images / 255.0 - 0.3) / 0.4).astype(np.float32).transpose(0, 3, 1, 2))
+
+
+def probabilities(branch, images) -> np.ndarray:
+    branch.eval()
+    with torch.no_grad():
+        return branch(normalised(images)).double().softmax(1).numpy()
+
+
+def test_validation_figures_agree_with_scikit_learn(lanes):
+    run = dual_run(lanes, epochs=1)
+    (record,) = run.epochs()
+    images = digit_set(1400, 1500)
+    made = [probabilities(branch, images) for branch in run.stage.module.branches]
+    accuracies = [accuracy_score(images.labels, guess.argmax(1)) for guess in made]
+    losses = [log_loss(images.labels, guess, labels=np.arange(10)) for guess in made]
+    assert list(record.validation.values()) == pytest.approx(accuracies)
+    assert record.validation_accuracy == pytest.approx(np.mean(accuracies))
+    assert record.validation_loss == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_training_losses_are_means_over_all_images(lanes):
+    # 150 = 4 batches of 32 and one of 22, which must not weigh as much as the others; the rate leaves the weights alone.
+    run = dual_run(lanes, images=150, epochs=1, dropout=0.0, learning_rate=1e-30, views=("original", "original"))
+    (record,) = run.epochs()
+    images = digit_set(0, 150)
+    expected = [
+        log_loss(images.labels, probabilities(branch, images), labels=np.arange(10))
+        for branch in run.stage.module.branches
+    ]
+    assert list(record.losses.values()) == pytest.approx(expected, rel=1e-5)
+    assert record.train_loss == pytest.approx(sum(expected), rel=1e-5)
+
+
+def test_a_record_says_what_was_done(lanes):
+    schedule = Schedule(kind="cosine")
+    run = unfreeze_run(lanes, images=128, epochs=2, learning_rate=0.2, schedule=schedule, thaws="head")
+    records = list(run.epochs())
+    # 4 batches an epoch, 8 steps in all: the last of each epoch are steps 3 and 7.
+    assert [record.learning_rate for record in records] == pytest.approx(
+        [0.1 * (1 + math.cos(math.pi * step / 8)) for step in (3, 7)]
+    )
+    for number, record in enumerate(records, start=1):
+        assert (record.stage, record.kind, record.epoch, record.epochs) == ("head", "unfreeze", number, 2)
+        assert list(record.losses) == list(record.validation) == ["unified"]
+        assert 0 < 128 / record.images_per_second <= record.seconds
+        assert record.as_dict()["validation_loss"] == record.validation_loss
+
+
+@pytest.mark.parametrize("kind", list(RUNS))
+def test_a_loss_that_is_not_finite_stops_the_stage(kind, lanes):
+    run = RUNS[kind](lanes, epochs=4, learning_rate=1e30)
+    with pytest.raises(TrainingError) as caught:
+        list(run.epochs())
+    message = str(caught.value)
+    assert "not finite" in message
+    assert f"stage {run.stage.name}, epoch {run.epoch + 1}" in message
+    assert "smaller learning rate (now 1e+30)" in message
+    assert len(message.splitlines()) == 2
+    # An epoch that failed is not counted, and its weights are not kept as the best.
+    assert run.best is None or all(tensor.isfinite().all() for tensor in run.best.weights.values())
+
+
+def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends(lanes, monkeypatch):
+    monkeypatch.setattr(engine, "CHECK_EVERY", 3)
+    run = dual_run(lanes, images=1000)
+    done = []
+    real = run.stage.backward
+
+    def backward(*args):
+        done.append(len(done))
+        losses = real(*args)
+        return {**losses, "augmented": losses["augmented"] * math.nan} if len(done) == 2 else losses
+
+    run.stage.backward = backward
+    with pytest.raises(TrainingError, match="training loss of stage dual, epoch 1"):
+        list(run.epochs())
+    assert len(done) == 3
+    assert run.epoch == 0
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_stage(lanes, monkeypatch):
+    monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": 0.5}, math.inf))
+    run = dual_run(lanes, images=40)
+    with pytest.raises(TrainingError, match="validation loss"):
+        list(run.epochs())
+    assert run.best is None
+
+
+def test_the_stage_trains_on_after_a_look_at_its_logits(lanes):
+    # Validation puts the module into evaluation mode; the next epoch must put dropout and statistics back to work.
+    run = dual_run(lanes, family="odd", epochs=2)
+    modes, real = [], run.stage.backward
+
+    def backward(*args):
+        modes.append(all(part.training for part in run.stage.module.modules()))
+        return real(*args)
+
+    run.stage.backward = backward
+    list(run.epochs())
+    assert len(modes) == 2 * len(run.train)
+    assert all(modes)

@@ -1,0 +1,349 @@
+"""What each stage trains and what it leaves alone, and its gradients against those of one plain backward pass."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from training_samples import CPU, digit_set, odd_dual, odd_submodel, snapshot, source, unit_of
+
+from thaw.data.batches import Batch, channels_last
+from thaw.errors import UsageError
+from thaw.models.blocks import dropouts
+from thaw.models.families import PaperSpec
+from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, build_dual, unify
+from thaw.training.compute import Lanes
+from thaw.training.engine import StageRun
+from thaw.training.stages import (
+    DualSettings,
+    DualStage,
+    PlainStage,
+    UnfreezeSettings,
+    UnfreezeStep,
+    unfreeze_stages,
+)
+
+ORDERS = {"paper": ("head", "dense", "conv2", "conv1"), "odd": ("head", "attic", "mixer", "stem")}
+FAMILIES = list(ORDERS)
+
+
+@pytest.fixture(scope="module")
+def lanes():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with Lanes(2, CPU) as made:
+        yield made
+    torch.set_num_threads(before)
+
+
+def a_dual(family: str) -> DualModel:
+    torch.manual_seed(0)
+    return build_dual(PaperSpec(filters=(4, 6)), (16, 16, 1), 10) if family == "paper" else odd_dual()
+
+
+def a_unified(family: str, scores: str = "softmax") -> UnifiedModel:
+    return unify(a_dual(family), FusionSpec(hidden=12, scores=scores))
+
+
+def steps(*units: str, **values) -> tuple[UnfreezeStep, ...]:
+    return tuple(UnfreezeStep(thaws=unit, **{"epochs": 1, "learning_rate": 0.1, **values}) for unit in units)
+
+
+def a_batch(count: int = 24, seed: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    views = {
+        view: channels_last(torch.randn((count, 1, 16, 16), generator=generator)) for view in ("original", "augmented")
+    }
+    return Batch(views, torch.randint(0, 10, (count,), generator=generator))
+
+
+def reseed(module: nn.Module, seed: int = 7) -> None:
+    for index, (_, dropout) in enumerate(dropouts(module)):
+        dropout.reseed(seed + index, CPU)
+
+
+def gradients(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    return {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
+
+
+def run_of(stage, lanes) -> StageRun:
+    images = digit_set(0, 160)
+    train = source(images, stage.batch_size, views=stage.views)
+    return StageRun(stage, train, source(digit_set(160, 220), 50), seed=3, lanes=lanes, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_is_bit_identical_and_thawed_moves(family, lanes):
+    model = a_unified(family)
+    order = ORDERS[family]
+    thawed: set[str] = set()
+    for stage in unfreeze_stages(model, UnfreezeSettings(steps=steps(*order, epochs=2), batch_size=32)):
+        thawed.add(stage.name)
+        assert set(stage.trains) == thawed
+        before = snapshot(model)
+        list(run_of(stage, lanes).epochs())
+        after = model.state_dict()
+        parameters = dict(model.named_parameters())
+        assert before.keys() == after.keys()
+        for name, old in before.items():
+            same = old.numpy().tobytes() == after[name].numpy().tobytes()
+            assert same == (unit_of(name) not in thawed), f"{name} in sub-stage {stage.name}"
+            if name in parameters:
+                assert parameters[name].requires_grad == (unit_of(name) in thawed)
+    assert thawed == set(order)
+    # The odd family shows that this holds for statistics too.
+    assert any("running_mean" in name for name in before) == (family == "odd")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("listed", [("all",), ("head", "all")])
+def test_all_thaws_the_rest_at_once(family, listed, lanes):
+    model = a_unified(family)
+    stages = unfreeze_stages(model, UnfreezeSettings(steps=steps(*listed), batch_size=32))
+    assert [stage.name for stage in stages] == list(listed)
+    assert set(stages[-1].trains) == set(ORDERS[family])
+    before = snapshot(model)
+    list(run_of(stages[-1], lanes).epochs())
+    assert all(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_dual_stage_trains_everything(family, lanes):
+    dual = a_dual(family)
+    dual.requires_grad_(False)
+    stage = DualStage(dual, DualSettings(epochs=1, batch_size=32))
+    before = snapshot(dual)
+    list(run_of(stage, lanes).epochs())
+    assert all(not torch.equal(before[name], tensor) for name, tensor in dual.state_dict().items())
+    assert stage.trains == tuple(reversed(ORDERS[family][1:]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_dropout_and_statistics_are_inactive(family):
+    model = a_unified(family)
+    x = a_batch().views["original"]
+    model.eval()
+    expected = [model.branch_scores(index, x) for index in (0, 1)]
+    stages = unfreeze_stages(model, UnfreezeSettings(steps=steps(*ORDERS[family])))
+    model.train()
+    stages[0].set_training()
+    reseed(model)
+    for _ in range(2):
+        for index in (0, 1):
+            assert torch.equal(model.branch_scores(index, x), expected[index])
+    stages[1].set_training()  # the classifiers thaw, and with them their dropout
+    first, second = model.branch_scores(0, x), model.branch_scores(0, x)
+    assert not torch.equal(first, second)
+    active = {name for name, part in dropouts(model) if part.training}
+    last = ORDERS[family][1]
+    assert active == {f"branches.0.{last}.dropout", f"branches.1.{last}.dropout"}
+
+
+@pytest.mark.parametrize("views", [("original", "augmented"), ("augmented", "original"), ("augmented", "augmented")])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dual_gradients_are_those_of_the_summed_loss(family, views, lanes):
+    dual, batch = a_dual(family), a_batch()
+    stage = DualStage(dual, DualSettings(views=views))
+    stage.set_training()
+    reseed(dual)
+    losses = stage.backward(batch, lanes, torch.float32)
+    made = gradients(dual)
+
+    plain = a_dual(family).train()
+    reseed(plain)
+    first, second = plain(batch.views[views[0]], batch.views[views[1]])
+    expected = [F.cross_entropy(first, batch.labels), F.cross_entropy(second, batch.labels)]
+    (expected[0] + expected[1]).backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(made[name], parameter.grad, rtol=1e-5, atol=1e-6, msg=name)
+    assert list(losses) == ["original", "augmented"]
+    torch.testing.assert_close(list(losses.values()), [loss.detach() for loss in expected])
+    assert all(loss.dtype == torch.float32 and not loss.requires_grad for loss in losses.values())
+
+
+@pytest.mark.parametrize("scores", ["softmax", "logits"])
+@pytest.mark.parametrize("thawed", [1, 2, 3, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unfreeze_gradients_are_those_of_one_backward_pass(family, thawed, scores, lanes):
+    model, batch = a_unified(family, scores), a_batch()
+    stage = unfreeze_stages(model, UnfreezeSettings(steps=steps(*ORDERS[family]), view="augmented"))[thawed - 1]
+    assert stage.views == ("augmented",)
+    stage.set_training()
+    reseed(model)
+    losses = stage.backward(batch, lanes, torch.float32)
+    made = gradients(model)
+
+    plain = a_unified(family, scores).eval()
+    for name, unit in plain.units():
+        if name in ORDERS[family][:thawed]:
+            unit.train()
+    reseed(plain)
+    # Gradients of everything, frozen or not: that the frozen ones are left out must not change the others.
+    expected = F.cross_entropy(plain(batch.views["augmented"]), batch.labels)
+    expected.backward()
+    for name, parameter in plain.named_parameters():
+        if unit_of(name) in ORDERS[family][:thawed]:
+            torch.testing.assert_close(made[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+        else:
+            assert made[name] is None, name
+    assert list(losses) == ["unified"]
+    torch.testing.assert_close(losses["unified"], expected.detach())
+
+
+def test_plain_gradients_are_those_of_one_backward_pass(lanes):
+    torch.manual_seed(2)
+    module, batch = odd_submodel(), a_batch()
+    stage = PlainStage(module, DualSettings(views=("augmented", "original")))
+    assert stage.views == ("augmented",)
+    stage.set_training()
+    reseed(module)
+    losses = stage.backward(batch, lanes, torch.float32)
+    made = gradients(module)
+    module.zero_grad()
+    reseed(module)
+    expected = F.cross_entropy(module(batch.views["augmented"]), batch.labels)
+    expected.backward()
+    assert all(torch.allclose(made[name], p.grad, rtol=1e-5, atol=1e-6) for name, p in module.named_parameters())
+    torch.testing.assert_close(losses, {"plain": expected.detach()})
+
+
+def all_stages(family: str):
+    dual = a_dual(family)
+    model = a_unified(family)
+    return [
+        DualStage(dual, DualSettings()),
+        PlainStage(dual.branches[0], DualSettings()),
+        *unfreeze_stages(model, UnfreezeSettings(steps=steps(*ORDERS[family]))),
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_keeps_float32_losses_and_gradients(family, lanes):
+    batch = a_batch()
+    for stage in all_stages(family):
+        stage.set_training()
+        made = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            stage.module.zero_grad(set_to_none=True)
+            reseed(stage.module)
+            losses = stage.backward(batch, lanes, dtype)
+            assert all(loss.dtype == torch.float32 for loss in losses.values())
+            flat = [grad.flatten() for grad in gradients(stage.module).values() if grad is not None]
+            assert all(grad.dtype == torch.float32 for grad in flat)
+            made[dtype] = torch.cat(flat)
+        assert F.cosine_similarity(made[torch.float32], made[torch.bfloat16], dim=0) > 0.99
+        # Only branches compute in bfloat16; while the head alone trains, its gradients still come from their scores.
+        assert not torch.equal(made[torch.float32], made[torch.bfloat16])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_the_modules_own_in_evaluation(family, lanes):
+    x = a_batch().views["original"]
+    for stage in all_stages(family):
+        stage.set_training()
+        made = stage.logits(x, lanes)
+        assert all(out.dtype == torch.float32 and not out.requires_grad for out in made.values())
+        stage.module.eval()
+        with torch.no_grad():
+            expected = stage.module(x, x) if stage.kind == "dual" else (stage.module(x),)
+        for out, reference in zip(made.values(), expected, strict=True):
+            torch.testing.assert_close(out, reference, rtol=1e-5, atol=1e-6)
+        names = {"dual": ["original", "augmented"], "plain": ["plain"], "unfreeze": ["unified"]}
+        assert list(made) == names[stage.kind]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_optimisers_hold_what_trains(family):
+    settings = UnfreezeSettings(steps=steps(*ORDERS[family], learning_rate=0.03), momentum=0.8)
+    model = a_unified(family)
+    for stage in unfreeze_stages(model, settings):
+        optimizer = stage.optimizer()
+        assert isinstance(optimizer, torch.optim.SGD)
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.03, 0.8, False, 0)
+        expected = {id(p) for name, p in model.named_parameters() if unit_of(name) in stage.trains}
+        assert {id(parameter) for parameter in group["params"]} == expected
+    dual = a_dual(family)
+    optimizer = DualStage(dual, DualSettings(learning_rate=0.004)).optimizer()
+    assert isinstance(optimizer, torch.optim.NAdam)
+    assert optimizer.param_groups[0]["lr"] == 0.004
+    assert len(optimizer.param_groups[0]["params"]) == len(list(dual.parameters()))
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [(), ("head",), ("head", "dense"), ("head", "dense", "conv2", "conv1"), ("all",), ("head", "dense", "all")],
+)
+def test_thawing_order_taken(listed):
+    stages = unfreeze_stages(a_unified("paper"), UnfreezeSettings(steps=steps(*listed)))
+    assert [stage.name for stage in stages] == list(listed)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        ("dense",),
+        ("conv1", "head"),
+        ("head", "conv2"),
+        ("head", "dense", "conv1"),
+        ("all", "head"),
+        ("head", "all", "dense"),
+        ("head", "conv9"),
+        ("head", "dense", "conv2", "conv1", "conv0"),
+        ("Head",),
+    ],
+)
+def test_another_thawing_order_is_refused(listed):
+    settings = UnfreezeSettings(steps=steps(*listed))
+    with pytest.raises(UsageError, match=f"thaw {', '.join(listed)}: expected the order head, dense, conv2, conv1"):
+        unfreeze_stages(a_unified("paper"), settings)
+
+
+def test_the_expected_order_is_that_of_the_family():
+    with pytest.raises(UsageError, match="expected the order head, attic, mixer, stem"):
+        unfreeze_stages(a_unified("odd"), UnfreezeSettings(steps=steps("head", "dense")))
+
+
+def test_a_unit_thaws_once():
+    with pytest.raises(UsageError, match="only once"):
+        UnfreezeSettings(steps=steps("head", "dense", "head"))
+
+
+NO_POSITIVE = [0, -1, math.nan, math.inf]
+
+
+@pytest.mark.parametrize("value", NO_POSITIVE)
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate", "patience"])
+def test_dual_settings_refuse_what_cannot_be(name, value):
+    with pytest.raises(UsageError, match=f"dual.{name} "):
+        DualSettings(**{name: value})
+
+
+@pytest.mark.parametrize("views", [("original",), ("original", "augmented", "original"), ("original", "mirrored"), ()])
+def test_dual_settings_refuse_other_views(views):
+    with pytest.raises(UsageError, match='dual.views.*two of "original", "augmented"'):
+        DualSettings(views=views)
+
+
+@pytest.mark.parametrize("value", NO_POSITIVE)
+def test_unfreeze_settings_refuse_what_cannot_be(value):
+    for name in ("epochs", "learning_rate"):
+        with pytest.raises(UsageError, match=rf"unfreeze.steps\[head\].{name} "):
+            steps("head", **{name: value})
+    for name in ("batch_size", "patience"):
+        with pytest.raises(UsageError, match=f"unfreeze.{name} "):
+            UnfreezeSettings(**{name: value})
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
+def test_unfreeze_settings_refuse_another_momentum(momentum):
+    with pytest.raises(UsageError, match="unfreeze.momentum"):
+        UnfreezeSettings(momentum=momentum)
+
+
+def test_unfreeze_settings_refuse_another_view():
+    with pytest.raises(UsageError, match='unfreeze.view .*"original" or "augmented"'):
+        UnfreezeSettings(view="both")

@@ -1,0 +1,69 @@
+"""Small data and a family of submodels of their own, for the tests of training."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import cache
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from thaw.data.augment import AugmentSettings
+from thaw.data.batches import BatchSource
+from thaw.data.images import ImageSet, InputContract
+from thaw.models.blocks import DenseClassifier, Dropout
+from thaw.models.fusion import DualModel
+
+CPU = torch.device("cpu")
+SIDE = 16
+CONTRACT = InputContract(height=SIDE, width=SIDE, channels=1, mean=(0.3,), std=(0.4,))
+
+
+@cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits, every pixel doubled in both directions: uint8 [1797, 16, 16, 1] and labels."""
+    bunch = load_digits()
+    images = np.kron(bunch.images, np.ones((1, 2, 2))) * 15.0
+    return images.astype(np.uint8)[..., None], bunch.target.astype(np.int64)
+
+
+def digit_set(first: int, last: int) -> ImageSet:
+    images, labels = digits()
+    return ImageSet(images=images[first:last], labels=labels[first:last], classes=tuple("0123456789"))
+
+
+def source(images: ImageSet, batch_size: int = 32, views=("original",), **ranges) -> BatchSource:
+    return BatchSource(
+        images=images,
+        contract=CONTRACT,
+        batch_size=batch_size,
+        device=CPU,
+        augment=AugmentSettings(**ranges),
+        views=views,
+    )
+
+
+def odd_submodel(classes: int = 10, dropout: float = 0.25) -> nn.Sequential:
+    """A family that the package does not know: normalised units with other names, a dropout in the middle, for 16x16x1."""
+    stem = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.LeakyReLU())
+    mixer = nn.Sequential(
+        Dropout(dropout), nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6), nn.LeakyReLU()
+    )
+    attic = DenseClassifier((6, SIDE // 4, SIDE // 4), classes, dropout)
+    return nn.Sequential(OrderedDict(stem=stem, mixer=mixer, attic=attic))
+
+
+def odd_dual(classes: int = 10, dropout: float = 0.25) -> DualModel:
+    return DualModel(odd_submodel(classes, dropout), odd_submodel(classes, dropout))
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def unit_of(name: str) -> str:
+    """The thawing unit that a tensor of a unified model belongs to: "branches.1.conv2.conv.weight" is of conv2."""
+    parts = name.split(".")
+    return parts[2] if parts[0] == "branches" else parts[0]
