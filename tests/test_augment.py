@@ -209,7 +209,9 @@ def test_brightness_is_clamped_at_both_ends():
     assert made[made > 0].min() > 0.02  # what is not clamped has moved
 
 
-@pytest.mark.parametrize("ranges", [{"rotation_degrees": 20.0}, {"zoom": 0.2}, {"translation": 0.2}, {"brightness": 0.2}])
+@pytest.mark.parametrize(
+    "ranges", [{"rotation_degrees": 20.0}, {"zoom": 0.2}, {"translation": 0.2}, {"brightness": 0.2}]
+)
 def test_every_image_draws_its_own_values(ranges):
     x = pictures(1, 1, 11, 11).mul(0.5).add(0.25).repeat(32, 1, 1, 1)
     made = augment(x, only(**ranges), generator(10)).flatten(1)

@@ -8,14 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_samples import CPU, digit_set, odd_dual, odd_submodel, snapshot, source, unit_of
+from training_samples import CPU, digit_set, lanes_of, odd_dual, odd_submodel, snapshot, source, unit_of
 
 from thaw.data.batches import Batch, channels_last
 from thaw.errors import UsageError
 from thaw.models.blocks import dropouts
 from thaw.models.families import PaperSpec
 from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, build_dual, unify
-from thaw.training.compute import Lanes
 from thaw.training.engine import StageRun
 from thaw.training.stages import (
     DualSettings,
@@ -32,11 +31,8 @@ FAMILIES = list(ORDERS)
 
 @pytest.fixture(scope="module")
 def lanes():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with Lanes(2, CPU) as made:
+    with lanes_of(2) as made:
         yield made
-    torch.set_num_threads(before)
 
 
 def a_dual(family: str) -> DualModel:

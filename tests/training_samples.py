@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -15,6 +17,7 @@ from thaw.data.batches import BatchSource
 from thaw.data.images import ImageSet, InputContract
 from thaw.models.blocks import DenseClassifier, Dropout
 from thaw.models.fusion import DualModel
+from thaw.training.compute import Lanes
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -67,3 +70,19 @@ def unit_of(name: str) -> str:
     """The thawing unit that a tensor of a unified model belongs to: "branches.1.conv2.conv.weight" is of conv2."""
     parts = name.split(".")
     return parts[2] if parts[0] == "branches" else parts[0]
+
+
+@contextlib.contextmanager
+def lanes_of(count: int) -> Iterator[Lanes]:
+    """Lanes in `count` threads (1: none), with one thread for whatever runs outside of them.
+
+    More threads than cores wait for each other by spinning, and tests run beside other work.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with Lanes(count, CPU) as lanes:
+            torch.set_num_threads(1)
+            yield lanes
+    finally:
+        torch.set_num_threads(before)

@@ -141,7 +141,8 @@ def _told_as_data_error(root: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(
-            f"cache folder {root} cannot be written ({reason}): make room or give permission, or choose another by THAW_CACHE"
+            f"cache folder {root} cannot be written ({reason}): "
+            "make room or give permission, or choose another folder by THAW_CACHE"
         ) from error
 
 

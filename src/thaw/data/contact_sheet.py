@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from thaw.data.images import ImageSet
-from thaw.errors import DataError, UsageError
 
 _TILE = 72
 _GAP = 6
@@ -18,35 +14,11 @@ _LONGEST_LABEL = 60
 _MOST_CLASSES = 100
 
 
-def contact_sheet(images: ImageSet, path: str | Path, *, per_class: int = 8) -> Path:
-    """Writes a PNG with the first images of each class, as the model would see them, enlarged without smoothing.
+def draw_sheet(images: ImageSet, per_class: int) -> Image.Image:
+    """Draws the first `per_class` images of each class, enlarged without smoothing.
 
-    Args:
-        images: such as the preview of `look`.
-        path: where to write; folders on the way are made.
-        per_class: images a row, from 1.
-
-    Returns:
-        The path of the file. Of more than 100 classes the first 100 are shown, and the sheet says so.
-
-    Raises:
-        UsageError: for `per_class` below 1.
-        DataError: when the file cannot be written.
+    Of more than 100 classes the first 100 are shown, and the sheet says so.
     """
-    if per_class < 1:
-        raise UsageError(f"{per_class} images a class: expected at least 1")
-    target = Path(path)
-    content = io.BytesIO()
-    _draw(images, per_class).save(content, format="PNG")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content.getvalue())
-    except OSError as error:
-        raise DataError(f"contact sheet {target} cannot be written: {error.strerror}") from None
-    return target
-
-
-def _draw(images: ImageSet, per_class: int) -> Image.Image:
     shown = images.classes[:_MOST_CLASSES]
     rows = [np.flatnonzero(images.labels == label)[:per_class] for label in range(len(shown))]
     height, width, _ = images.shape

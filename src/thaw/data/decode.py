@@ -37,7 +37,7 @@ DECODER_VERSION = 1
 """Counts changes of the rules above; a cache made by other rules is not used."""
 
 MAX_PIXELS = 89_478_485
-"""Larger images are refused, since a small file can unpack to fill the memory; this is Pillow's own limit, 256 MiB as RGB."""
+"""Larger images are refused, since a small file can unpack to fill the memory; Pillow's own limit, 256 MiB as RGB."""
 
 SUFFIXES = frozenset(
     {".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"}
@@ -118,7 +118,7 @@ def looks_like_image(path: Path) -> bool:
 
 @contextmanager
 def quiet_decoding() -> Iterator[None]:
-    """Silences Pillow's warnings: what they say (odd EXIF, odd palette, large image) is covered by the rules or is an error."""
+    """Silences Pillow's warnings: what they say (odd EXIF, odd palette, large image) is covered by rules or errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

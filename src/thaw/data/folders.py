@@ -20,7 +20,7 @@ _FILES_A_BATCH = 32
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A regular file below a folder: its path from there with "/" between the parts, bytes, and time of change in ns."""
+    """A regular file below a folder: its path from there with "/" between parts, bytes, and time of change in ns."""
 
     path: str
     size: int

@@ -9,7 +9,7 @@ The steps, in this order:
 2. *Grey*, when the target has one channel and the source three: `(77 R + 150 G + 29 B + 128) >> 8`. The weights sum to
    256, so a pixel with R = G = B keeps its value exactly.
 3. *Columns*, then *rows*: each target position is a weighted sum of neighbouring source positions (`axis_taps`), with
-whole weights that sum to `total`. The pass over columns keeps 8 fractional bits, the pass over rows rounds to bytes:
+   whole weights that sum to `total`. The pass over columns keeps 8 fractional bits, the pass over rows rounds to bytes:
 
        column pass:  v[x] = (256 * sum(weight * pixel) + total // 2) // total          0 to 65,280, fits 16 bits
        row pass:     p[y] = (sum(weight * v) + 128 * total) // (256 * total)           0 to 255
@@ -22,9 +22,10 @@ An axis that shrinks averages the area that a target position covers; an axis th
 between pixel centres; an axis of equal length is left as it is (both rules give the identity there).
 
 Bounds: with source sides up to 32,768 and target sides up to 8,192, `total` is at most 32,768, so every intermediate
-value is at most 255 * 256 * 32,768 + 128 * 32,768 = 2,143,289,344, which is below 2**31. No value is negative but the
-numerator of a tap at an image's edge, whose floor division is avoided by clamping. In C, `int32_t` and `/` do; in
-JavaScript, `Math.floor(a / b)`, exact for whole numbers of this size. NumPy gives the same bytes below.
+value is at most 255 * 256 * 32,768 + 128 * 32,768 = 2,143,289,344, which is below 2**31; the products that place the
+taps stay below 2**29. Only where an axis grows can the place of a tap before the first pixel be negative; taking it as
+0 gives the same weights. In C, `int32_t` and `/` will do; in JavaScript, `Math.floor(a / b)`, exact for whole numbers
+of this size. What follows is the same in NumPy.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def axis_taps(source: int, target: int) -> Taps:
 def window(height: int, width: int, target_height: int, target_width: int, fit: Fit) -> tuple[int, int, int, int]:
     """The part of a source image that is used: (top, left, height, width).
 
-    "crop" shortens one side to `other side * target side // other target side` (at least 1) and halves what is left over,
+    "crop" shortens one side to `other side * target side // other target side` (at least 1) and halves what is left,
     rounding down, to place the window.
     """
     if fit == "crop" and width * target_height > height * target_width:

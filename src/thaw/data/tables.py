@@ -111,7 +111,7 @@ class _HubTable:
 
 
 def parquet_source(path: Path, settings: DataSettings, name: str = "") -> Source:
-    """A parquet file, or a folder that holds some; splits are told by file or folder names such as `train-00000-of-00001`.
+    """A parquet file, or a folder that holds some; file or folder names (`train-00000-of-00001`) tell the splits.
 
     Raises:
         DataError: when there is no parquet file.
@@ -131,9 +131,8 @@ def hub_source(hub_id: str, settings: DataSettings, name: str = "") -> Source:
     The cached copy is used from then on, whatever happens on the Hub.
     """
     facts = {"hub": hub_id, "columns": [settings.image_column, settings.label_column]}
-    return Source(
-        name=slug(name or hub_id.rsplit("/", maxsplit=1)[-1]), facts=facts, read=partial(_read_hub, hub_id, settings, name)
-    )
+    label = slug(name or hub_id.rsplit("/", maxsplit=1)[-1])
+    return Source(name=label, facts=facts, read=partial(_read_hub, hub_id, settings, name))
 
 
 def _one_line(error: BaseException) -> str:
@@ -310,7 +309,9 @@ def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalogue:
             here = "" if name else ", and is no path here"
             text = f"{repository} could not be downloaded from the Hub{here}: {_one_line(error)}"
             if name:
-                text += f"\nWithout a network, put its parquet files into FOLDER/{name}, and give --data-root FOLDER or set THAW_DATA."
+                text += (
+                    f"\nWithout a network: put its parquet files into DIR/{name} and set --data-root DIR or THAW_DATA."
+                )
             else:
                 text += "\nCheck the network, or give the path of a local copy (parquet files or class folders)."
         raise DataError(text) from error

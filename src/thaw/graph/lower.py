@@ -7,6 +7,7 @@ Shapes: H rows, W columns, C channels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -97,8 +98,7 @@ class _Trace:
     def add(self, op: Op) -> str:
         """Append the operation; the name of the tensor that it writes."""
         written = op.infer([self.tensors[name] for name in op.inputs])
-        if op.output in self.tensors:
-            raise UsageError(f"two operations are named {op.output!r}: a unit of the model needs another name")
+        self._refuse_taken(op.output)
         self.ops.append(op)
         self.tensors[op.output] = written
         return op.output
@@ -110,8 +110,13 @@ class _Trace:
     def rename_last(self, name: str) -> None:
         """Give the tensor that the last operation writes another name; nothing has read it yet."""
         written = self.tensors.pop(self.ops[-1].output)
+        self._refuse_taken(name)
         self.ops[-1] = replace(self.ops[-1], output=name)
         self.tensors[name] = replace(written, name=name)
+
+    def _refuse_taken(self, name: str) -> None:
+        if name in self.tensors:
+            raise UsageError(f"the name {name!r} is taken already: a unit of the model needs another one")
 
 
 def _lower_unit(trace: _Trace, module: nn.Module, name: str, read: str) -> str:
@@ -153,14 +158,12 @@ def _conv_relu_pool(trace: _Trace, unit: ConvReluPool, name: str, read: str) -> 
 
 
 def _dense_classifier(trace: _Trace, unit: DenseClassifier, name: str, read: str) -> str:
-    rows, columns, channels = trace.shape(read)
-    features = rows * columns * channels
-    if unit.dense.in_features != features:
-        raise UsageError(
-            f"{name} takes {unit.dense.in_features} values, but {features} reach it: is this its image size?"
-        )
+    shape, features = trace.shape(read), unit.dense.in_features
+    if len(shape) != 3 or math.prod(shape) != features:
+        raise UsageError(f"{name} takes {features} values, but {shape} reaches it: is this the model's image size?")
+    rows, columns, channels = shape
     # torch flattens channel by channel, the graph position by position.
-    by_position = unit.dense.weight.view(-1, channels, rows, columns).permute(0, 2, 3, 1).flatten(1)
+    by_position = unit.dense.weight.reshape(-1, channels, rows, columns).permute(0, 2, 3, 1).flatten(1)
     weights, bias = _array(by_position), _bias(unit.dense, name)
     return trace.add(Dense(name=name, inputs=(_flatten(trace, name, read),), output=name, weights=weights, bias=bias))
 
@@ -169,7 +172,7 @@ def _conv_classifier(trace: _Trace, unit: ConvClassifier, name: str, read: str) 
     convolved = _add_conv(trace, unit.conv, name, read, "none")
     if trace.shape(convolved)[:2] != (1, 1):
         raise UsageError(
-            f"{name} gives a map of {trace.shape(convolved)}, not one score a class: is this its image size?"
+            f"{name} gives a map of {trace.shape(convolved)}, not one score a class: is this the model's image size?"
         )
     return _flatten(trace, name, convolved)
 

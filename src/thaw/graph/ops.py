@@ -1,7 +1,7 @@
 """The closed set of inference operations, the tensors between them, and the Graph that orders them; free of torch.
 
-Shapes are those of one image, without a batch axis: H rows, W columns, C channels, K classes. A feature map is (H, W, C),
-a vector is (C,), and both lie in memory in that order, the last axis fastest (NHWC).
+Shapes are those of one image, without a batch axis: H rows, W columns, C channels, K classes. A feature map is
+(H, W, C) and a vector is (C,); both lie in memory in that order, the last axis fastest (NHWC).
 """
 
 from __future__ import annotations

@@ -87,9 +87,12 @@ class Lanes:
 
     def __init__(self, count: int, device: torch.device) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        threads = torch.get_num_threads()
-        if device.type == "cpu" and count > 1 and threads > 1:
-            share = max(1, threads // count)
+        self._threads = torch.get_num_threads()
+        if device.type == "cpu" and count > 1 and self._threads > 1:
+            share = max(1, self._threads // count)
+            # The thread that joins the lanes computes little, and would wait at a barrier for a second core that a lane
+            # holds: with two threads an operation, the head alone took longer than both branches.
+            torch.set_num_threads(share)
             self._pool = ThreadPoolExecutor(count, "thaw-lane", initializer=torch.set_num_threads, initargs=(share,))
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
@@ -108,6 +111,7 @@ class Lanes:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown()
+            torch.set_num_threads(self._threads)
 
 
 def keep_freed_memory() -> None:

@@ -1,7 +1,8 @@
-"""A look at a source before any training: what is in it, and what is wrong with it."""
+"""A look at a source before any training: what is in it, what is wrong with it, and a picture of it."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 
 from thaw.data.catalogue import Split
 from thaw.data.checks import find_problems
+from thaw.data.contact_sheet import draw_sheet
 from thaw.data.images import ImageSet, InputContract
 from thaw.data.ingest import Progress, read_store
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
 from thaw.data.store import Store
+from thaw.errors import RunError, UsageError
+from thaw.files import write_atomically
 
 _PREVIEW_IMAGES = 10
 
@@ -63,6 +67,28 @@ class SourceSummary:
     def usable(self) -> bool:
         """Whether training could start."""
         return not any(problem.severity == "error" for problem in self.problems)
+
+    def describe(self) -> str:
+        """The same in lines of text for people."""
+        lines = [
+            f"{self.name}: {self.count:,} images of {len(self.classes)} classes; input {self.input} ({self.input.fit})"
+        ]
+        lines += [f"  {split}: {sum(counts.values()):,} images" for split, counts in self.counts.items()]
+        low, middle, high = (f"{h:g}x{w:g}" for h, w in zip(self.heights, self.widths, strict=True))
+        one = (
+            f"all {low}"
+            if self.distinct_sizes == 1
+            else f"{self.distinct_sizes:,} sizes, {low} to {high}, median {middle}"
+        )
+        modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(self.modes.items()))
+        lines.append(f"  height x width: {one}; pixels: {modes or 'none'}; grey by content: {self.grey_images:,}")
+        lines.append(f"  balance: the largest class has {self.balance:.2f} times the images of the smallest")
+        widest = max((len(name) for name in self.classes), default=0)
+        for name in self.classes:
+            numbers = ", ".join(f"{split} {counts[name]:,}" for split, counts in self.counts.items())
+            lines.append(f"    {name:<{widest}}  {numbers}")
+        lines += [f"  {problem.severity}: {problem}" for problem in self.problems] or ["  no problems"]
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form, without the preview."""
@@ -124,6 +150,34 @@ def look(
         problems=tuple(find_problems(store, skip_broken=skip_broken, folds=0)),
         preview=_preview(store),
     )
+
+
+def contact_sheet(summary: SourceSummary, path: str | Path, *, per_class: int = 8) -> Path:
+    """Writes a PNG with a few images of each class under its name, as the model would see them.
+
+    Args:
+        summary: from `look`.
+        path: where to write; folders on the way are made.
+        per_class: images a row, from 1; at most 10 are there.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UsageError: for `per_class` below 1.
+        RunError: when the file cannot be written.
+    """
+    if per_class < 1:
+        raise UsageError(f"{per_class} images a class: expected at least 1")
+    target = Path(path).expanduser()
+    content = io.BytesIO()
+    draw_sheet(summary.preview, per_class).save(content, format="PNG")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"contact sheet {target} cannot be written: {error.strerror}") from None
+    write_atomically(target, content.getvalue())
+    return target
 
 
 def _spread(values: np.ndarray[Any, np.dtype[np.int32]]) -> tuple[int, float, int]:
