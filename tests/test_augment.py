@@ -30,7 +30,7 @@ def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) 
 
 
 def reflected(position: float, side: int) -> float:
-    """Mirror at the outer edges of the first and the last pixel, as often as it takes; then the nearest pixel centre."""
+    """Mirror at the outer edges of the first and the last pixel until it is inside; then the nearest centre."""
     while not -0.5 <= position <= side - 0.5:
         position = -1.0 - position if position < -0.5 else 2.0 * side - 1.0 - position
     return min(max(position, 0.0), side - 1.0)
@@ -70,7 +70,7 @@ def test_sampling_agrees_with_loops(channels, height, width, fill):
 
 
 def pixel_maps(settings: AugmentSettings, count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The random maps in pixels about the image's centre: linear parts [count, 2, 2] and shifts [count, 2] as (x, y)."""
+    """The random maps in pixels about the centre: linear parts [count, 2, 2] and shifts [count, 2] as (x, y)."""
     theta = affine_matrices(settings, count, width / height, generator(11)).double().numpy()
     half = np.array([width / 2, height / 2])
     return theta[:, :, :2] * half[:, None] / half[None, :], theta[:, :, 2] * half
@@ -248,5 +248,5 @@ def test_settings_refuse_what_is_out_of_range(name, value):
 
 @pytest.mark.parametrize("fill", ["wrap", "", None])
 def test_settings_refuse_another_fill(fill):
-    with pytest.raises(UsageError, match="augment.fill.*zeros, border, reflection"):
+    with pytest.raises(UsageError, match=r"augment\.fill.*zeros, border, reflection"):
         AugmentSettings(fill=fill)

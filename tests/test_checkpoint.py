@@ -37,7 +37,7 @@ def test_tensors_of_every_kind_come_back(tmp_path):
         "bool": torch.tensor([True, False]),
         "scalar": torch.tensor(7.25),
         "empty": torch.zeros(0, 3),
-        "special": torch.tensor([math_value for math_value in (float("inf"), float("-inf"), -0.0)]),
+        "special": torch.tensor([float("inf"), float("-inf"), -0.0]),
         "parameter": torch.nn.Parameter(torch.randn(3)),
         "transposed": base.T,
         "shared": base,
@@ -94,7 +94,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, where, is_the
         monkeypatch.setattr(os, "fsync", full_disk)
     else:
         monkeypatch.setattr(Path, "replace", full_disk)
-    with pytest.raises(ThawError, match="cannot write .*No space left") as caught:
+    with pytest.raises(ThawError, match=r"cannot write .*No space left") as caught:
         a_file(path, fill=2.0)
     assert str(path) in str(caught.value)
     assert "--out" in str(caught.value)
@@ -129,7 +129,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(ThawError, match="cannot write .*No such file"):
+    with pytest.raises(ThawError, match=r"cannot write .*No such file"):
         a_file(tmp_path / "nowhere" / "m")
 
 

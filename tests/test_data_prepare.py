@@ -1,5 +1,7 @@
 """From sources to prepared data: layouts, columns, arrays, faults told together, splits, seals."""
 
+import io
+import itertools
 import json
 import socket
 
@@ -41,8 +43,6 @@ def write_folder(root, classes=("cat", "dog"), count=12, start=0, shape=(10, 12,
 
 
 def png(seed, shape=(10, 12, 3)):
-    import io
-
     buffer = io.BytesIO()
     Image.fromarray(picture(seed, shape)).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -156,7 +156,14 @@ def test_faults_are_told_together(tmp_path):
     with pytest.raises(DataError) as caught:
         prepare(root, SETTINGS, seed=1)
     text = str(caught.value)
-    for part in ("cat/empty.png (empty file)", "dog/text.jpg (not an image", "--skip-broken", "bird", "fish (1)", "3 problems"):
+    for part in (
+        "cat/empty.png (empty file)",
+        "dog/text.jpg (not an image",
+        "--skip-broken",
+        "bird",
+        "fish (1)",
+        "3 problems",
+    ):
         assert part in text
 
 
@@ -185,7 +192,7 @@ def test_identical_images_stay_together_and_are_told(tmp_path):
         data = prepare(root, SETTINGS, seed=seed)
         parts = [data.train, data.validation, data.test.open()]
         contents = [{image.tobytes() for image in part.images} for part in parts]
-        assert not (contents[0] & contents[1] or contents[0] & contents[2] or contents[1] & contents[2])
+        assert all(not one & other for one, other in itertools.combinations(contents, 2))
     assert len(problem(data, "repeat").names) == 11
     assert problem(data, "duplicate").names == ("cat/cat3.png = dog/clash.png (cat, dog)",)
     same = {}
@@ -205,7 +212,7 @@ def test_duplicates_across_the_sources_own_splits_are_told(tmp_path):
 
 def test_class_faults(tmp_path):
     one = write_folder(tmp_path / "one", classes=("cat",))
-    with pytest.raises(DataError, match="one class only.*cat"):
+    with pytest.raises(DataError, match=r"one class only.*cat"):
         prepare(one, SETTINGS, seed=1)
     root = tmp_path / "lacking"
     write_folder(root / "train")
@@ -302,14 +309,22 @@ def test_parquet_with_class_names(tmp_path):
     write_parquet(root / "test-00000-of-00001.parquet", [0, 1, 1], names=names, start=300)
     data = prepare(root, SETTINGS, seed=1)
     test = data.test.open()
-    assert (test.classes, test.labels.tolist(), list(test.names)) == (("apple", "pear"), [0, 1, 1], ["test[0]", "test[1]", "test[2]"])
+    assert (test.classes, test.labels.tolist(), list(test.names)) == (
+        ("apple", "pear"),
+        [0, 1, 1],
+        ["test[0]", "test[1]", "test[2]"],
+    )
     assert np.array_equal(test.images[2], picture(302))
     assert len(data.train) + len(data.validation) == 24
 
 
 @pytest.mark.parametrize(
     ("labels", "classes"),
-    [([3, 11, 3, 11] * 4, ("3", "11")), (["b", "a10", "a9"] * 5, ("a9", "a10", "b")), ([True, False] * 6, ("False", "True"))],
+    [
+        ([3, 11, 3, 11] * 4, ("3", "11")),
+        (["b", "a10", "a9"] * 5, ("a9", "a10", "b")),
+        ([True, False] * 6, ("False", "True")),
+    ],
 )
 def test_parquet_labels_without_names(tmp_path, labels, classes):
     write_parquet(tmp_path / "things.parquet", labels)
@@ -343,20 +358,22 @@ def test_broken_and_missing_table_images_are_told_by_row(tmp_path):
 
 
 def test_plain_bytes_are_an_image_column(tmp_path):
-    write_parquet(tmp_path / "a.parquet", ["x", "y"] * 6, images=[png(i) for i in range(12)], image="picture", label="kind")
+    write_parquet(
+        tmp_path / "a.parquet", ["x", "y"] * 6, images=[png(i) for i in range(12)], image="picture", label="kind"
+    )
     assert prepare(tmp_path / "a.parquet", SETTINGS, seed=1).train.classes == ("x", "y")
 
 
 def test_ambiguous_columns_list_the_candidates(tmp_path):
     extra = {"fine": [0, 1, 2] * 4, "second": [png(i) for i in range(12)]}
     write_parquet(tmp_path / "a.parquet", ["x", "y"] * 6, label="coarse", extra=extra)
-    with pytest.raises(DataError, match="several image columns: choose data.image_column from image, second"):
+    with pytest.raises(DataError, match=r"several image columns: choose data.image_column from image, second"):
         prepare(tmp_path / "a.parquet", SETTINGS, seed=1)
-    with pytest.raises(DataError, match="several label columns: choose data.label_column from coarse, fine"):
+    with pytest.raises(DataError, match=r"several label columns: choose data.label_column from coarse, fine"):
         prepare(tmp_path / "a.parquet", DataSettings(image_column="image"), seed=1)
     data = prepare(tmp_path / "a.parquet", DataSettings(image_column="image", label_column="fine"), seed=1)
     assert data.train.classes == ("0", "1", "2")
-    with pytest.raises(DataError, match="no column 'fin'.*coarse, fine"):
+    with pytest.raises(DataError, match=r"no column 'fin'.*coarse, fine"):
         prepare(tmp_path / "a.parquet", DataSettings(image_column="image", label_column="fin"), seed=1)
     write_parquet(tmp_path / "b.parquet", [0.5, 1.5], label="score")
     with pytest.raises(DataError, match="no label column"):
@@ -365,7 +382,7 @@ def test_ambiguous_columns_list_the_candidates(tmp_path):
 
 def test_damaged_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(DataError, match="a.parquet is no readable parquet file"):
+    with pytest.raises(DataError, match=r"a.parquet is no readable parquet file"):
         prepare(tmp_path / "a.parquet", SETTINGS, seed=1)
 
 
@@ -405,6 +422,9 @@ def test_no_network_is_told_quickly(monkeypatch):
     def no_network(*_, **__):
         raise socket.gaierror("Name or service not known")
 
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setattr(tables.socket, "getaddrinfo", no_network)
     with pytest.raises(DataError) as caught:
         prepare("mnist", SETTINGS, seed=1)
@@ -431,15 +451,23 @@ def test_arrays():
 
 
 def test_array_splits_and_names():
-    parts = {split: (picture(i, (30, 8, 8, 3)), np.arange(30) % 2) for i, split in enumerate(("train", "validation", "test"))}
+    parts = {
+        split: (picture(i, (30, 8, 8, 3)), np.arange(30) % 2) for i, split in enumerate(("train", "validation", "test"))
+    }
     data = prepare({**parts, "classes": ["no", "yes"]}, DataSettings(input="4x4x1"), seed=1)
     assert data.train.classes == ("no", "yes")
-    assert np.array_equal(data.test.open().images, resize(parts["test"][0], InputContract(height=4, width=4, channels=1)))
+    assert np.array_equal(
+        data.test.open().images, resize(parts["test"][0], InputContract(height=4, width=4, channels=1))
+    )
 
 
 def test_arrays_that_need_no_change_are_not_copied():
     images, labels = picture(1, (60, 9, 9, 3)), np.arange(60) % 3
-    data = prepare({"train": (images, labels), "test": (images[:9] ^ 1, labels[:9]), "val": (images[9:18] ^ 2, labels[:9])}, SETTINGS, seed=1)
+    data = prepare(
+        {"train": (images, labels), "test": (images[:9] ^ 1, labels[:9]), "val": (images[9:18] ^ 2, labels[:9])},
+        SETTINGS,
+        seed=1,
+    )
     assert np.shares_memory(data.train.images, images)
     assert not data.train.images.flags.writeable
     assert images.flags.writeable
@@ -516,7 +544,7 @@ def test_what_is_no_data_set(tmp_path):
     (tmp_path / "texts" / "a" / "a.txt").write_text("x")
     with pytest.raises(DataError, match="1 files but no images"):
         prepare(tmp_path / "texts", SETTINGS, seed=1)
-    with pytest.raises(UsageError, match="--data-root .* is not a folder"):
+    with pytest.raises(UsageError, match=r"--data-root .* is not a folder"):
         open_source("mnist", SETTINGS, data_root=tmp_path / "missing")
 
 

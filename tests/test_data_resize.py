@@ -71,14 +71,25 @@ sides = st.integers(1, 23)
 
 
 @settings(max_examples=120, deadline=None)
-@given(sides, sides, st.sampled_from([1, 3]), sides, sides, st.sampled_from([1, 3]), st.sampled_from(["stretch", "crop"]), st.integers(0, 2**32 - 1))
+@given(
+    sides,
+    sides,
+    st.sampled_from([1, 3]),
+    sides,
+    sides,
+    st.sampled_from([1, 3]),
+    st.sampled_from(["stretch", "crop"]),
+    st.integers(0, 2**32 - 1),
+)
 def test_equals_the_specification(rows, columns, depth, height, width, channels, fit, seed):
     image = np.random.default_rng(seed).integers(0, 256, (rows, columns, depth), dtype=np.uint8)
     contract = InputContract(height=height, width=width, channels=channels, fit=fit)
     assert np.array_equal(resize(image, contract), oracle(image, height, width, channels, fit))
 
 
-@pytest.mark.parametrize(("rows", "columns", "height", "width"), [(1, 1, 1, 1), (1, 1, 7, 3), (100, 37, 1, 1), (97, 3, 5, 31)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "height", "width"), [(1, 1, 1, 1), (1, 1, 7, 3), (100, 37, 1, 1), (97, 3, 5, 31)]
+)
 def test_extreme_shapes_equal_the_specification(rows, columns, height, width):
     image = np.random.default_rng(1).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
     contract = InputContract(height=height, width=width, channels=3)
@@ -123,7 +134,9 @@ def test_constant_images_stay_constant_at_every_size():
             assert (resize(image, InputContract(height=target, width=target, channels=1)) == value).all()
 
 
-@pytest.mark.parametrize(("source", "target"), [(MAX_SOURCE_SIDE, 1), (MAX_SOURCE_SIDE, 1024), (32_767, 1023), (8191, 8192), (1, 8192)])
+@pytest.mark.parametrize(
+    ("source", "target"), [(MAX_SOURCE_SIDE, 1), (MAX_SOURCE_SIDE, 1024), (32_767, 1023), (8191, 8192), (1, 8192)]
+)
 def test_intermediate_values_fit_31_bits(source, target):
     taps = axis_taps(source, target)
     assert (taps.weight.sum(axis=1) == taps.total).all()
@@ -155,7 +168,10 @@ def test_window_is_centred_and_inside():
     assert window(1, 1000, 1000, 1, "crop") == (0, 499, 1, 1)
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 1), np.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 1), np.uint8)],
+)
 def test_other_arrays_are_refused(image):
     with pytest.raises(DataError):
         resize(image, InputContract(height=2, width=2, channels=1))

@@ -28,7 +28,11 @@ def test_crossing_pairs(first, second):
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=1, max_size=120), st.floats(0.05, 0.5), st.integers(0, 9))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=1, max_size=120),
+    st.floats(0.05, 0.5),
+    st.integers(0, 9),
+)
 def test_cut_keeps_identical_images_together(members, fraction, seed):
     labels = np.array([label for label, _ in members])
     groups = np.unique([image for _, image in members], return_inverse=True)[1]
@@ -48,7 +52,10 @@ def test_cut_is_stratified(fraction):
 
 def test_cut_changes_with_seed_and_name():
     labels, groups = np.repeat([0, 1], 50), np.arange(100)
-    cuts = [cut_off(labels, groups, 0.2, seed, name)[1].tolist() for seed, name in ((0, "test"), (1, "test"), (0, "validation"))]
+    cuts = [
+        cut_off(labels, groups, 0.2, seed, name)[1].tolist()
+        for seed, name in ((0, "test"), (1, "test"), (0, "validation"))
+    ]
     assert len({tuple(cut) for cut in cuts}) == 3
 
 

@@ -1,4 +1,4 @@
-"""The loop: it learns, measures what it says, stops when it should, and goes on from a checkpoint with the same bits."""
+"""The loop: it learns, measures what it says, stops when it should, and resumes with the same bits."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_validation_figures_agree_with_scikit_learn(lanes):
 
 
 def test_training_losses_are_means_over_all_images(lanes):
-    # 150 = 4 batches of 32 and one of 22, which must not weigh as much as the others; the rate leaves the weights alone.
+    # 150 = 4 batches of 32 and one of 22, which must not weigh as much; the rate leaves the weights alone.
     run = dual_run(lanes, images=150, epochs=1, dropout=0.0, learning_rate=1e-30, views=("original", "original"))
     (record,) = run.epochs()
     images = digit_set(0, 150)

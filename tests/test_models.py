@@ -163,7 +163,7 @@ def test_convolution_holds_the_dense_weights_by_feature():
     assert torch.equal(conv.conv.bias, dense.dense.bias)
 
 
-# Worked by hand: a 3x3 convolution has 9 C F weights and F biases; 28 -> 13 -> 5 and 32 -> 15 -> 6 rows reach the last layer.
+# Worked by hand: a 3x3 convolution has 9 C F weights and F biases; of 28 rows 13 and then 5 are left, of 32 15 and 6.
 LAYERS = {
     (28, 28, 1): {
         "conv1": 9 * 1 * 10 + 10,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,9 +55,9 @@ def test_cosine_has_no_jumps_and_falls_after_the_warmup(warmup, final):
     steps, base = 400, 0.7
     made = rates(Schedule(kind="cosine", warmup=warmup, final=final), base, steps)
     rising = int(warmup * steps)
-    # The steepest part of half a cosine over n steps falls by base pi / 2 n a step; the warm-up rises by base / its steps.
+    # Half a cosine over n steps falls by at most base pi / 2 n a step; the warm-up rises by base / its steps.
     steepest = base * math.pi / 2 / (steps - rising)
-    for index, (now, then) in enumerate(zip(made, made[1:], strict=False)):
+    for index, (now, then) in enumerate(pairwise(made)):
         if index + 1 < rising:
             assert then - now == pytest.approx(base / rising)
         else:

@@ -320,7 +320,7 @@ def test_dual_settings_refuse_what_cannot_be(name, value):
 
 @pytest.mark.parametrize("views", [("original",), ("original", "augmented", "original"), ("original", "mirrored"), ()])
 def test_dual_settings_refuse_other_views(views):
-    with pytest.raises(UsageError, match='dual.views.*two of "original", "augmented"'):
+    with pytest.raises(UsageError, match=r'dual\.views.*two of "original", "augmented"'):
         DualSettings(views=views)
 
 
@@ -336,10 +336,10 @@ def test_unfreeze_settings_refuse_what_cannot_be(value):
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
 def test_unfreeze_settings_refuse_another_momentum(momentum):
-    with pytest.raises(UsageError, match="unfreeze.momentum"):
+    with pytest.raises(UsageError, match=r"unfreeze\.momentum"):
         UnfreezeSettings(momentum=momentum)
 
 
 def test_unfreeze_settings_refuse_another_view():
-    with pytest.raises(UsageError, match='unfreeze.view .*"original" or "augmented"'):
+    with pytest.raises(UsageError, match=r'unfreeze\.view .*"original" or "augmented"'):
         UnfreezeSettings(view="both")

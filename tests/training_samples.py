@@ -49,7 +49,7 @@ def source(images: ImageSet, batch_size: int = 32, views=("original",), **ranges
 
 
 def odd_submodel(classes: int = 10, dropout: float = 0.25) -> nn.Sequential:
-    """A family that the package does not know: normalised units with other names, a dropout in the middle, for 16x16x1."""
+    """A family that the package does not know: normalised units, other names, a dropout in the middle; for 16x16x1."""
     stem = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.LeakyReLU())
     mixer = nn.Sequential(
         Dropout(dropout), nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6), nn.LeakyReLU()

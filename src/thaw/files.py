@@ -23,8 +23,17 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise RunError(
             f"cannot write {path}: {error.strerror or error}\nfree some space there, or choose another folder with --out"
         ) from error
+    finally:
+        # There only if something went wrong, Ctrl-C included.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what `write_atomically` had begun in `folder` when its process was killed."""
+    with contextlib.suppress(OSError):
+        for left in folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)

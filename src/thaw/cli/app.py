@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shlex
 import sys
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -19,7 +22,6 @@ EXIT_INTERNAL = 70
 app = typer.Typer(
     name="thaw",
     help="Build lightweight CNN image classifiers for constrained devices.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -46,18 +48,33 @@ Overrides = Annotated[
 ]
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; allowed anywhere.")] = False,
 ) -> None:
+    del debug  # `main` takes it from wherever it stands
     if version:
         typer.echo(f"thaw {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _given(context: typer.Context, besides: Collection[str]) -> list[str]:
+    """The options and arguments that stand on the command line, but for those named `besides`."""
+    names = []
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in besides:
+            names.append(name)
+    return names
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
+    context: typer.Context,
     source: Annotated[str | None, typer.Argument(help="What to train on; see `thaw data`.", show_default=False)] = None,
     recipe: Annotated[
         str | None,
@@ -70,7 +87,7 @@ def train(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out names.")] = False,
     device: Device = "auto",
-    folds: Annotated[int, typer.Option(help="Folds of a cross-validation besides the model; 0 for none.")] = 0,
+    folds: Annotated[int, typer.Option(min=0, help="Folds of a cross-validation besides the model; 0 for none.")] = 0,
     data_root: DataRoot = None,
     skip_broken: SkipBroken = False,
     resume: Annotated[
@@ -84,8 +101,8 @@ def train(
     if (source is None) == (resume is None):
         raise UsageError("give either a source to train on, or --resume with the folder of a run that was stopped")
     if resume is not None:
-        if recipe or overrides or folds or out or overwrite or skip_broken or seed:
-            raise UsageError("--resume goes on as the run began: it takes no recipe, setting, seed, folds or output folder")
+        if _given(context, besides=("resume", "as_json")):
+            raise UsageError("--resume goes on as the run began: of the other options it takes only --json")
         commands.resume(resume, as_json=as_json)
         return
     commands.train(
@@ -110,7 +127,8 @@ def data(
     data_root: DataRoot = None,
     overrides: Overrides = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet (PNG) there; default <name>-sheet.png.", show_default=False)
+        Path | None,
+        typer.Option(help="Write a contact sheet (PNG) there; default <name>-sheet.png.", show_default=False),
     ] = None,
     skip_broken: SkipBroken = False,
     as_json: Json = False,
@@ -118,13 +136,17 @@ def data(
     """Look at a source: counts, classes, sizes, balance, problems, and a contact sheet."""
     from thaw.cli import commands
 
-    commands.data(source, data_root=data_root, overrides=overrides or [], sheet=sheet, skip_broken=skip_broken, as_json=as_json)
+    commands.data(
+        source, data_root=data_root, overrides=overrides or [], sheet=sheet, skip_broken=skip_broken, as_json=as_json
+    )
 
 
 @app.command()
 def predict(
     run: RunPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files and folders.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files and folders.", show_default=False)
+    ],
     output_format: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     skip_broken: SkipBroken = False,
@@ -146,11 +168,16 @@ def evaluate(
 
 
 @app.command()
-def info(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder or a model file.", show_default=False)] = None,
-    recipe: Annotated[str | None, typer.Option(help="Instead of a run: a recipe's name or file.", show_default=False)] = None,
+def info(  # noqa: PLR0913, PLR0917 - the options are the parameters
+    context: typer.Context,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run folder or a model file.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Instead of a run: a recipe's name or file.", show_default=False)
+    ] = None,
     input_shape: Annotated[str, typer.Option("--input", help="Input size for --recipe.")] = "28x28x1",
-    classes: Annotated[int, typer.Option(min=2, help="Classes for --recipe.")] = 10,
+    classes: Annotated[int, typer.Option(min=2, max=100_000, help="Classes for --recipe.")] = 10,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -160,6 +187,8 @@ def info(
     if (run is None) == (recipe is None):
         raise UsageError("give either a run folder, or --recipe with a recipe's name")
     if run is not None:
+        if _given(context, besides=("run", "as_json")):
+            raise UsageError("--input, --classes and --set go with --recipe: a run has its own")
         commands.info_run(run, as_json=as_json)
     else:
         commands.info_recipe(recipe or "", input_shape, classes, overrides or [], as_json=as_json)
@@ -196,35 +225,41 @@ def ablate(
     """Ask whether each idea of the method pays: every arm with equal parameters and equal image passes."""
     from thaw.cli import studies
 
-    studies.ablate(
-        source, recipe, overrides or [], seeds, out=out, device=device, data_root=data_root, as_json=as_json
-    )
+    studies.ablate(source, recipe, overrides or [], seeds, out=out, device=device, data_root=data_root, as_json=as_json)
 
 
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend end in one or two lines on standard error."""
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    given = sys.argv[1:]
+    options_end = given.index("--") if "--" in given else len(given)
+    debug = "--debug" in given[:options_end]
+    arguments = [argument for argument in given[:options_end] if argument != "--debug"] + given[options_end:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names need not be text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = app(args=arguments, prog_name="thaw", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        code = EXIT_INTERRUPTED
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        # An interrupt comes here as the cause of an Abort, with what the command had to say about it.
+        words = str(stop.__cause__ or stop) or "stopped"
+        code = _tell(words, EXIT_INTERRUPTED, debug=debug, label="")
     except ThawError as error:
         code = _tell(str(error), error.exit_code, debug=debug)
     except BrokenPipeError:
-        # Whoever read the output has gone; a second failure at exit would only hide that.
-        sys.stderr.close()
+        # Whoever read the output has gone; without this, the interpreter would fail a second time at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback unless it was asked for
         code = _tell_other(error, debug=debug)
     sys.exit(code)
 
 
-def _tell(message: str, code: int, *, debug: bool) -> int:
+def _tell(message: str, code: int, *, debug: bool, label: str = "error: ") -> int:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"{label}{message}\n")
     return code
 
 

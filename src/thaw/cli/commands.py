@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from thaw.cli.columns import columns, printable
 from thaw.cli.progress import Progress
-from thaw.data.images import parse_shape
-from thaw.data.prepare import open_image_set
-from thaw.errors import TrainingError, UsageError
+from thaw.data.images import InputContract, parse_shape
+from thaw.data.prepare import load_images, open_image_set
+from thaw.errors import RunError, TrainingError, UsageError
 from thaw.evidence.quality import evaluate as evaluate_quality
 from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
 from thaw.training.model import Model, Prediction
 from thaw.workflow.pipeline import Event, Finished, Started, TrainRequest, resume_run, start_run
-from thaw.workflow.recipe import Recipe, default_recipe, load_recipe
+from thaw.workflow.recipe import default_recipe, load_recipe
 
 FORMATS = ("table", "json", "csv")
 
 
-def train(
+def train(  # noqa: PLR0913 - the options of the command
     source: str,
     *,
     recipe: str | None,
@@ -78,40 +77,46 @@ def _drive(events: Iterator[Event], progress: Progress) -> Finished:
             if isinstance(event, Finished):
                 return event
     except KeyboardInterrupt:
-        progress.close()
         if folder is None:
-            sys.stderr.write("stopped before training began\n")
-        else:
-            sys.stderr.write(f"stopped; every finished epoch is saved\nresume with: thaw train --resume {folder}\n")
-        raise
+            raise KeyboardInterrupt("stopped before training began") from None
+        raise KeyboardInterrupt(f"stopped; every finished epoch is saved\n{_how_to_resume(folder)}") from None
     except TrainingError as error:
-        raise TrainingError(f"{error}\nthe run is in {folder}") from error
+        raise TrainingError(f"{error}; the run is in {folder}") from error
+    except RunError as error:
+        if folder is None:
+            raise
+        raise RunError(f"{str(error).splitlines()[0]}\nmend that, then {_how_to_resume(folder)}") from error
     raise RuntimeError("a run ended without a result")
+
+
+def _how_to_resume(folder: Path) -> str:
+    return f"resume with: thaw train --resume {shlex.quote(str(folder))}"
 
 
 def _finish(finished: Finished, *, as_json: bool) -> None:
     if as_json:
         print_json(finished.metrics)
         return
-    console = Console(highlight=False)
-    metrics = finished.metrics
+    metrics, folder = finished.metrics, finished.folder
     test, cost = metrics["test"], metrics["cost"]
     low, high = test["accuracy_ci95"]
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("test accuracy", f"{test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {test['count']:,} images)")
-    table.add_row("validation accuracy", f"{metrics['validation']['accuracy']:.2%}")
+    accuracy = f"{test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {test['count']:,} images)"
+    weights = f"{cost['weight_bytes_float32']:,} bytes in float32, {cost['weight_bytes_int8']:,} in int8"
+    rows = [("test accuracy", accuracy), ("validation accuracy", f"{metrics['validation']['accuracy']:.2%}")]
     if metrics["folds"]:
         folds = metrics["folds"]
-        table.add_row("cross-validation", f"{folds['mean']:.2%}, standard deviation {folds['std']:.2%} over {folds['count']} folds")
-    table.add_row("parameters", f"{metrics['parameters']:,}")
-    table.add_row("multiply-accumulates", f"{metrics['macs']:,}")
-    table.add_row("weights", f"{cost['weight_bytes_float32']:,} bytes in float32, {cost['weight_bytes_int8']:,} in int8")
-    table.add_row("latency", f"{metrics['latency']['median_us']:,.0f} us for one image (median, this machine)")
-    table.add_row("time", f"{metrics['seconds']:,.0f} s")
-    table.add_row("model", str(finished.folder.model))
-    table.add_row("report", str(finished.folder.report))
-    console.print()
-    console.print(table, soft_wrap=True)
+        spread = f"standard deviation {folds['std']:.2%} over {folds['count']} folds"
+        rows.append(("cross-validation", f"{folds['mean']:.2%}, {spread}"))
+    rows += [
+        ("parameters", f"{metrics['parameters']:,}"),
+        ("multiply-accumulates", f"{metrics['macs']:,}"),
+        ("weights", weights),
+        ("latency", f"{metrics['latency']['median_us']:,.0f} us for one image (median, this machine)"),
+        ("time", f"{metrics['seconds']:,.0f} s"),
+        ("model", str(folder.model)),
+        ("report", str(folder.report)),
+    ]
+    print_text("\n" + columns(rows))
 
 
 def data(
@@ -134,27 +139,36 @@ def data(
     if as_json:
         print_json(summary.as_dict() | {"contact_sheet": str(target)})
         return
-    console = Console(highlight=False)
-    console.print(summary.describe(), markup=False, soft_wrap=True)
-    console.print(f"contact sheet: {target}", markup=False, soft_wrap=True)
+    print_text(summary.describe())
+    print_text(f"contact sheet: {printable(str(target))}")
 
 
 def predict(run: Path, images: Sequence[Path], *, output_format: str, skip_broken: bool) -> None:
     """`thaw predict RUN IMAGE...`."""
     if output_format not in FORMATS:
         raise UsageError(f"--format {output_format}: expected one of {', '.join(FORMATS)}")
-    predictions = Model.load(run).predict(images, skip_broken=skip_broken)
+    model = Model.load(run)
+    with Progress() as progress:
+        pixels, names, problems = load_images(
+            images, model.contract, skip_broken=skip_broken, progress=progress.decoding
+        )
+        if output_format != "json":
+            for problem in problems:
+                progress.say(f"{problem.severity}: {problem}")
+    predictions = model.label(pixels, names)
     if output_format == "json":
-        sys.stdout.write(json.dumps([prediction.as_dict() for prediction in predictions], indent=2, ensure_ascii=False) + "\n")
+        print_json(
+            {
+                "classes": list(model.classes),
+                "predictions": [prediction.as_dict() for prediction in predictions],
+                "problems": [problem.as_dict() for problem in problems],
+            }
+        )
     elif output_format == "csv":
         _print_csv(predictions)
     else:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("image", "class", "probability"):
-            table.add_column(column, overflow="fold", justify="right" if column == "probability" else "left")
-        for prediction in predictions:
-            table.add_row(prediction.name, prediction.label, f"{prediction.probability:.2%}")
-        Console(highlight=False, markup=False).print(table)
+        rows = [(entry.name, entry.label, f"{entry.probability:.2%}") for entry in predictions]
+        print_text(columns([("image", "class", "probability"), *rows], right=(2,)))
 
 
 def _print_csv(predictions: Sequence[Prediction]) -> None:
@@ -181,76 +195,73 @@ def evaluate(run: Path, source: str, *, data_root: Path | None, skip_broken: boo
     names = [images.name(index) for index in range(len(images))]
     quality = evaluate_quality(model.probabilities(images.images), images.labels, images.classes, names)
     if as_json:
-        print_json({"source": source, "test": quality.as_dict(), "problems": [problem.as_dict() for problem in problems]})
+        print_json(
+            {"source": source, "test": quality.as_dict(), "problems": [problem.as_dict() for problem in problems]}
+        )
         return
-    console = Console(highlight=False, markup=False)
     for problem in problems:
-        console.print(f"{problem.severity}: {problem}", soft_wrap=True)
+        print_text(f"{problem.severity}: {problem}")
     low, high = quality.accuracy_ci95
-    console.print(f"accuracy {quality.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {quality.count:,} images)")
-    console.print(f"expected calibration error {quality.expected_calibration_error:.4f}, cross-entropy {quality.cross_entropy:.4f}")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("class", "precision", "recall", "F1", "images"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for entry in quality.per_class:
-        table.add_row(entry.name, f"{entry.precision:.2%}", f"{entry.recall:.2%}", f"{entry.f1:.2%}", f"{entry.support:,}")
-    console.print(table)
+    print_text(f"accuracy {quality.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {quality.count:,} images)")
+    calibration = f"expected calibration error {quality.expected_calibration_error:.4f}"
+    print_text(f"{calibration}, cross-entropy {quality.cross_entropy:.4f}")
+    rows = [
+        (entry.name, f"{entry.precision:.2%}", f"{entry.recall:.2%}", f"{entry.f1:.2%}", f"{entry.support:,}")
+        for entry in quality.per_class
+    ]
+    print_text(columns([("class", "precision", "recall", "F1", "images"), *rows], right=(1, 2, 3, 4)))
 
 
 def info_run(run: Path, *, as_json: bool) -> None:
     """`thaw info RUN`."""
     model = Model.load(run)
     cost = layer_table(model.spec, model.fusion, model.contract.shape, len(model.classes))
-    described = {
-        "input": model.contract.as_dict(),
-        "classes": list(model.classes),
-        **{key: model.header.get(key) for key in ("dataset", "recipe", "seed", "fingerprint")},
-        "cost": cost.as_dict(),
-    }
     if as_json:
+        kept = {key: model.header.get(key) for key in ("dataset", "recipe", "seed", "fingerprint")}
+        described = {"input": model.contract.as_dict(), "classes": list(model.classes), **kept, **cost.as_dict()}
         print_json(described)
         return
     recipe = model.header.get("recipe")
     name = recipe.get("name", "?") if isinstance(recipe, dict) else "?"
-    console = Console(highlight=False, markup=False)
-    console.print(f"trained on {model.header.get('dataset')} with recipe {name}, seed {model.header.get('seed')}", soft_wrap=True)
-    console.print(f"input {model.contract} ({model.contract.fit}); classes: {', '.join(model.classes)}", soft_wrap=True)
-    _print_cost(console, cost)
+    origin = f"trained on {model.header.get('dataset')} with recipe {name}, seed {model.header.get('seed')}"
+    print_text(printable(origin))
+    print_text(printable(f"input {model.contract} ({model.contract.fit}); classes: {', '.join(model.classes)}"))
+    _print_cost(cost)
 
 
-def info_recipe(recipe: str, input_shape: str, classes: int, overrides: Sequence[str], *, as_json: bool) -> None:
+def info_recipe(
+    recipe: str, input_shape: str, classes: int, overrides: Sequence[str], *, as_json: bool
+) -> None:
     """`thaw info --recipe NAME`."""
     name, settings = load_recipe(recipe, overrides)
-    cost = recipe_cost(settings, input_shape, classes)
+    height, width, channels = parse_shape(input_shape)
+    contract = InputContract(height=height, width=width, channels=channels)
+    cost = layer_table(settings.model, settings.fusion, contract.shape, classes)
     if as_json:
-        print_json({"recipe": name, "input": input_shape, "classes": classes, **cost.as_dict()})
+        print_json({"recipe": name, "input": str(contract), "classes": classes, **cost.as_dict()})
         return
-    console = Console(highlight=False, markup=False)
-    console.print(f"recipe {name}, input {input_shape}, {classes} classes")
-    _print_cost(console, cost)
+    print_text(f"recipe {name}, input {contract}, {classes} classes")
+    _print_cost(cost)
 
 
-def recipe_cost(recipe: Recipe, input_shape: str, classes: int) -> Cost:
-    """What the recipe's network costs for an input such as "28x28x1"."""
-    return layer_table(recipe.model, recipe.fusion, parse_shape(input_shape), classes)
-
-
-def _print_cost(console: Console, cost: Cost) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("layer", "kind", "output", "parameters", "MACs", "activation bytes"):
-        table.add_column(column, justify="left" if column in ("layer", "kind", "output") else "right")
+def _print_cost(cost: Cost) -> None:
+    rows = [("layer", "kind", "output", "parameters", "MACs", "activation bytes")]
     for layer in cost.layers:
         output = "x".join(map(str, layer.output))
-        table.add_row(layer.name, layer.kind, output, f"{layer.parameters:,}", f"{layer.macs:,}", f"{layer.activation_bytes:,}")
-    table.add_row("total", "", "", f"{cost.parameters:,}", f"{cost.macs:,}", "")
-    console.print(table)
-    console.print(
-        f"peak activations {cost.peak_activation_bytes_float32:,} bytes in float32, {cost.peak_activation_bytes_int8:,} in int8; "
-        f"weights {cost.weight_bytes_float32:,} bytes in float32, {cost.weight_bytes_int8:,} in int8",
-        soft_wrap=True,
-    )
+        numbers = (f"{layer.parameters:,}", f"{layer.macs:,}", f"{layer.activation_bytes:,}")
+        rows.append((layer.name, layer.kind, output, *numbers))
+    rows.append(("total", "", "", f"{cost.parameters:,}", f"{cost.macs:,}", ""))
+    print_text(columns(rows, right=(3, 4, 5)))
+    peaks = f"{cost.peak_activation_bytes_float32:,} bytes in float32, {cost.peak_activation_bytes_int8:,} in int8"
+    print_text(f"peak activations {peaks}")
+    print_text(f"weights {cost.weight_bytes_float32:,} bytes in float32, {cost.weight_bytes_int8:,} in int8")
 
 
 def print_json(content: dict[str, Any]) -> None:
     """One JSON object on standard output."""
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Lines on standard output."""
+    sys.stdout.write(text + "\n")

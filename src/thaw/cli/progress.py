@@ -24,18 +24,20 @@ class Progress:
     def __init__(self, stream: TextIO = sys.stderr) -> None:
         self._stages: dict[str, int] = {}
         self._folds = 0
-        self._console = Console(file=stream, highlight=False)
+        # Names and paths are shown as they are: no markup in them, and no line broken within them.
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._live: Live | None = None
         self._key: tuple[object, ...] = ()
         self._seconds: list[float] = []
         self._decoding_shown = 0.0
+        self._decoding_open = False
 
     def decoding(self, done: int, total: int) -> None:
         """Images decoded so far: a line that overwrites itself, at most ten a second, and nothing without a terminal."""
         now = time.monotonic()
         if self._console.is_terminal and (done == total or now - self._decoding_shown > 0.1):
-            self._decoding_shown = now
-            self._console.print(f"decoding images {done:,} / {total:,}", end="\n" if done == total else "\r")
+            self._decoding_shown, self._decoding_open = now, done < total
+            self._console.print(f"decoding images {done:,} / {total:,}", end="\r" if done < total else "\n")
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -52,7 +54,7 @@ class Progress:
         counts = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
         self._console.print(f"{data.name}: {counts}; {len(data.train.classes)} classes; input {data.contract}")
         for problem in data.problems:
-            self._console.print(f"  {problem.severity}: {problem}", markup=False)
+            self._console.print(f"  {problem.severity}: {problem}")
         network = f"{event.cost.parameters:,} parameters, {event.cost.macs:,} multiply-accumulates"
         self._console.print(f"network: {network}; run folder: {event.folder.path}")
         if event.epochs_done:
@@ -61,7 +63,7 @@ class Progress:
     def say(self, line: str) -> None:
         """A line of its own."""
         self.close()
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(line)
 
     def arm(self, name: str, seed: int, record: EpochRecord) -> None:
         """An epoch of an arm of the ablation."""
@@ -80,7 +82,7 @@ class Progress:
             self.close()
             self._key = key
         if not self._console.is_terminal:
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._console.print(line)
             return
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=4)
@@ -99,6 +101,9 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._decoding_open:
+            self._console.print()
+            self._decoding_open = False
 
     def __enter__(self) -> Self:
         return self

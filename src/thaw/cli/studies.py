@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from thaw.cli.commands import print_json
@@ -34,7 +35,7 @@ def reproduce(
         data_root=data_root,
         command=shlex.join(["thaw", *sys.argv[1:]]),
     )
-    with Progress() as progress:
+    with Progress() as progress, _goes_on():
         for event in events:
             if isinstance(event, SeedStarted):
                 progress.say(f"\n{event.title}, seed {event.seed}: {event.path}")
@@ -58,7 +59,7 @@ def ablate(
 ) -> None:
     """`thaw ablate SOURCE`."""
     name, settings = load_recipe(recipe, overrides)
-    folder = out if out is not None else Path("runs") / f"ablate-{Path(source).name}"
+    folder = out if out is not None else Path("runs") / f"ablate-{Path(source).resolve().name}"
     events = run_ablation(
         source,
         name,
@@ -69,13 +70,22 @@ def ablate(
         data_root=data_root,
         command=shlex.join(["thaw", *sys.argv[1:]]),
     )
-    with Progress() as progress:
+    with Progress() as progress, _goes_on():
         for event in events:
             if isinstance(event, ArmEpoch):
                 progress.arm(event.arm, event.seed, event.record)
             elif isinstance(event, Compared):
                 progress.close()
                 _print(event.result, event.page, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _goes_on() -> Iterator[None]:
+    """An interrupt ends with how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; give the same command again to go on") from None
 
 
 def _print(result: dict[str, object], page: Path, *, as_json: bool) -> None:

@@ -154,7 +154,7 @@ def _repeated(store: Store) -> list[Problem]:
             for text, a, b, differs in zip(told, originals, repeats, clash, strict=True)
             if differs
         )
-        problems.append(Problem("duplicate", "warning", "identical training images of different classes", clashing))
+        problems.append(Problem("duplicate", "warning", "identical images of different classes", clashing))
     message = "identical images in the training split (they stay together when parts are cut off)"
     problems.append(Problem("repeat", "note", message, tuple(told)))
     return problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -275,8 +275,3 @@ def _store(
         unreadable=tuple(findings.unreadable),
         problems=(*catalogue.problems, *conversions),
     )
-
-
-def relabel(store: Store, problems: Sequence[Problem]) -> Store:
-    """The same store with other problems."""
-    return replace(store, problems=tuple(problems))

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -296,25 +296,16 @@ def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalogue:
     import datasets
 
     repository, _, configuration = hub_id.partition(":")
+    reachable = _hub_resolves()
     try:
-        with _offline_if_unreachable():
+        with nullcontext() if reachable else _offline():
             loaded = datasets.load_dataset(repository, configuration or None)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(f"{repository} is not a public data set of the Hub: check its name") from error
     # Besides its own errors `datasets` passes on those of the network, the file system and the readers below it.
     except Exception as error:
-        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-            text = f"{repository} is not a public data set of the Hub: check its name"
-        elif isinstance(error, ValueError) and "onfig" in str(error):
-            text = f"{repository}: {_one_line(error)}\nName a configuration after a colon, as in {repository}:NAME."
-        else:
-            here = "" if name else ", and is no path here"
-            text = f"{repository} could not be downloaded from the Hub{here}: {_one_line(error)}"
-            if name:
-                text += (
-                    f"\nWithout a network: put its parquet files into DIR/{name} and set --data-root DIR or THAW_DATA."
-                )
-            else:
-                text += "\nCheck the network, or give the path of a local copy (parquet files or class folders)."
-        raise DataError(text) from error
+        reason = _one_line(error) if reachable else "its address cannot be resolved, so there is no network"
+        raise DataError(_hub_failure(repository, name, reason)) from error
     tables: dict[Split, _Table] = {}
     unused = []
     for key, rows in loaded.items():
@@ -330,25 +321,41 @@ def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalogue:
     return _catalogue(hub_id, {split: tables[split] for split in SPLITS if split in tables}, settings, problems)
 
 
+def _hub_failure(repository: str, name: str, reason: str) -> str:
+    if "config name is missing" in reason.lower():
+        return f"{repository}: {reason}\nName a configuration after a colon, as in {repository}:NAME."
+    if name:
+        return (
+            f"{name} could not be downloaded from the Hub ({repository}): {reason}\n"
+            f"Without a network: put its parquet files into DIR/{name} and set --data-root DIR or THAW_DATA."
+        )
+    return (
+        f"{repository} is no path here, and could not be downloaded from the Hub: {reason}\n"
+        "Check the name and the network, or give the path of a local copy (parquet files or class folders)."
+    )
+
+
 @contextmanager
-def _offline_if_unreachable() -> Iterator[None]:
-    """Spares half a minute of retries where the Hub's name does not resolve; copies downloaded earlier still open."""
+def _offline() -> Iterator[None]:
+    """Spares half a minute of retries; data sets that `datasets` has downloaded earlier still open."""
     import datasets
     from huggingface_hub import constants
 
-    host = urlparse(constants.ENDPOINT).hostname or ""
-    proxied = any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ)
     before = (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
-    if not proxied and not _resolves(host):
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _resolves(host: str) -> bool:
+def _hub_resolves() -> bool:
+    """Whether the Hub's name resolves, or need not because a proxy does it."""
+    from huggingface_hub import constants
+
+    if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        return True
     try:
-        return bool(socket.getaddrinfo(host, 443))
+        return bool(socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname or "", 443))
     except OSError:
         return False

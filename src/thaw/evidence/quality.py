@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from thaw.errors import DataError, UsageError
 
@@ -19,7 +20,6 @@ Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 CALIBRATION_BINS = 15
 MAX_MISTAKES = 24
 SMALLEST_PROBABILITY = 1e-12  # the cross entropy of a true class that got probability 0 stays finite
-EXACT_DISCORDANT_PAIRS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +104,11 @@ class McNemar:
         only_a: images that only the first got right.
         only_b: images that only the second got right.
         p_value: two-sided, 0 to 1; 1 when they never differ.
-        exact: whether the binomial test was used, or its chi-squared approximation.
     """
 
     only_a: int
     only_b: int
     p_value: float
-    exact: bool
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -194,10 +192,10 @@ def evaluate(
 def mcnemar(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_]) -> McNemar:
     """McNemar's test of whether two classifiers are equally often right on the same images.
 
-    Only images on which exactly one is right count. Up to 10,000 of them the two-sided binomial test is worked out
-    exactly; above that, by the chi-squared distribution of (|a - b| - 1)² / (a + b) with one degree of freedom.
+    Only images on which exactly one is right count, and among them the two-sided binomial test asks for a half each:
+    the exact form of the test.
 
-    Source: Q. McNemar, Psychometrika 12 (1947); continuity correction by A. L. Edwards, Psychometrika 13 (1948).
+    Source: Q. McNemar, Psychometrika 12 (1947).
 
     Args:
         correct_a: bool [N], whether the first was right on each image.
@@ -214,9 +212,9 @@ def mcnemar(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_]) 
             "expected two bool arrays [N] about the same images, N at least 1"
         )
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
-    exact = only_a + only_b <= EXACT_DISCORDANT_PAIRS
-    p_value = _binomial_two_sided(only_a, only_b) if exact else _chi_squared_two_sided(only_a, only_b)
-    return McNemar(only_a=only_a, only_b=only_b, p_value=p_value, exact=exact)
+    pairs = only_a + only_b
+    p_value = float(stats.binomtest(only_a, pairs).pvalue) if pairs else 1.0
+    return McNemar(only_a=only_a, only_b=only_b, p_value=p_value)
 
 
 def mean_interval(values: Sequence[float] | npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
@@ -234,33 +232,8 @@ def mean_interval(values: Sequence[float] | npt.NDArray[np.floating[Any]]) -> tu
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
         raise UsageError(f"interval of a mean over {array.tolist()!r:.200}: expected at least two finite numbers")
-    deviation = float(array.std(ddof=1))
-    return (float(array.mean()), student_t_975(len(array) - 1) * deviation / math.sqrt(len(array)))
-
-
-def student_t_975(degrees: int) -> float:
-    """The 97.5 % point of Student's t distribution with `degrees` (at least 1) degrees of freedom, by bisection."""
-    low, high = 1.0, 16.0  # t(1) is 12.71, and every other one lies between the normal's 1.96 and that
-    for _ in range(60):  # 15 / 2**60 is below the last digit of a float
-        middle = (low + high) / 2
-        if _student_t_central(middle, degrees) < 0.95:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def _student_t_central(t: float, degrees: int) -> float:
-    """P(|T| < t), by the finite sums of Abramowitz and Stegun, 26.7.3 (odd degrees) and 26.7.4 (even degrees)."""
-    theta = math.atan2(t, math.sqrt(degrees))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = degrees % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for power in range(1 if odd else 0, degrees - 1, 2):
-        total += term
-        term *= cosine * cosine * (power + 1) / (power + 2)
-    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+    degrees = len(array) - 1
+    return float(array.mean()), float(stats.t.ppf(0.975, degrees) * array.std(ddof=1) / math.sqrt(len(array)))
 
 
 def _checked(
@@ -365,19 +338,3 @@ def _mistakes(
         )
         for index in order
     )
-
-
-def _binomial_two_sided(only_a: int, only_b: int) -> float:
-    """2 · P(X <= min(a, b)) for X ~ Binomial(a + b, 1/2), at most 1, in whole numbers up to the last division."""
-    pairs = only_a + only_b
-    term = tail = 1
-    for chosen in range(min(only_a, only_b)):
-        term = term * (pairs - chosen) // (chosen + 1)
-        tail += term
-    share: float = 2 * tail / 2**pairs
-    return min(1.0, share)
-
-
-def _chi_squared_two_sided(only_a: int, only_b: int) -> float:
-    statistic = (abs(only_a - only_b) - 1) ** 2 / (only_a + only_b) if only_a != only_b else 0.0
-    return math.erfc(math.sqrt(statistic / 2))

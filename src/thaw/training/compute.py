@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, TypeVar, get_args
@@ -75,6 +75,17 @@ def _cpu_features() -> frozenset[str]:
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
     """The context under which a forward pass computes in `dtype`."""
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations on the CPU use one thread meanwhile: what a latency is measured with, so that it can be compared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Lanes:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from thaw.data.batches import normalise, to_unit
-from thaw.data.prepare import load_images
 from thaw.data.images import InputContract
+from thaw.data.prepare import load_images
 from thaw.errors import ModelFileError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec
 from thaw.models.fusion import FusionSpec, UnifiedModel, build_unified
@@ -84,7 +84,9 @@ class Model:
         if file.is_dir():
             file = file / MODEL_FILE
             if not file.is_file():
-                raise ModelFileError(f"{path} holds no {MODEL_FILE}: its training has not finished, or it is no run folder")
+                raise ModelFileError(
+                    f"{path} holds no {MODEL_FILE}: its training has not finished, or it is no run folder"
+                )
         tensors, header = read_tensors(file, version=MODEL_VERSION)
         try:
             architecture = dict(header["architecture"])

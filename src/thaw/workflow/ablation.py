@@ -17,7 +17,7 @@ from thaw.errors import RunError
 from thaw.evidence.environment import environment
 from thaw.evidence.quality import mcnemar, mean_interval
 from thaw.files import write_atomically
-from thaw.training.arms import ARMS, PLAIN, Arm, ArmTraining, arm_tensors, count_parameters, load_arm
+from thaw.training.arms import ARMS, PLAIN, ArmTraining, arm_tensors, count_parameters, load_arm
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import Lanes, keep_freed_memory, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
@@ -95,9 +95,7 @@ def ablate(
     yield Compared(result, out / "ablation.md")
 
 
-def _train_arms(
-    out: Path, recipe: Recipe, data: PreparedData, seed: int, device: str
-) -> Iterator[ArmEpoch]:
+def _train_arms(out: Path, recipe: Recipe, data: PreparedData, seed: int, device: str) -> Iterator[ArmEpoch]:
     torch_device = resolve_device(device)
     trained = {}
     with Lanes(2, torch_device) as lanes:

@@ -6,7 +6,7 @@ The run is a generator of events. Whoever drives it shows them; between two even
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import shlex
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -20,8 +20,9 @@ from thaw.data.batches import sample_views
 from thaw.data.cache import cache_root, take_rows
 from thaw.data.images import ImageSet
 from thaw.data.prepare import PreparedData, prepare
+from thaw.data.sources import NAMES
 from thaw.data.splits import Rows, k_folds
-from thaw.errors import RunError
+from thaw.errors import ModelFileError, RecipeError, RunError
 from thaw.evidence.environment import environment
 from thaw.evidence.latency import measure_latency
 from thaw.evidence.quality import Quality, evaluate, mean_interval
@@ -30,13 +31,13 @@ from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
 from thaw.seeds import derive
 from thaw.training.checkpoint import read_tensors, write_tensors
-from thaw.training.compute import Lanes, keep_freed_memory, precision_name, resolve_device, resolve_precision
+from thaw.training.compute import Lanes, keep_freed_memory, one_thread, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, MethodSettings, Setting
 from thaw.training.model import Model, network_probabilities
 from thaw.workflow.recipe import Recipe, recipe_from_dict
 from thaw.workflow.report import ReportPictures, write_report
-from thaw.workflow.run_folder import RUN_VERSION, RunFolder, create, locked, open_for_resume
+from thaw.workflow.run_folder import RUN_VERSION, RunFolder, create, locked, open_for_resume, read_json
 
 CHECKPOINT_VERSION = 1
 METRICS_SCHEMA = 1
@@ -74,13 +75,13 @@ class TrainRequest:
 
     def as_dict(self) -> dict[str, Any]:
         """What run.json keeps; a source in memory is told by None, and must be given again to resume."""
-        source = self.source if isinstance(self.source, (str, Path)) else None
+        source = str(self.source) if isinstance(self.source, str | Path) else None
         # A path is kept absolute, so that a run can be resumed from another folder.
-        if source is not None and Path(source).exists():
-            source = Path(source).resolve()
+        if source is not None and source not in NAMES and Path(source).expanduser().exists():
+            source = str(Path(source).expanduser().resolve())
         return {
             "version": RUN_VERSION,
-            "source": None if source is None else str(source),
+            "source": source,
             "recipe_name": self.recipe_name,
             "recipe": self.recipe.as_dict(),
             "seed": self.seed,
@@ -170,9 +171,9 @@ def start_run(
     resolve_device(request.device)
     data = _prepare(request, progress)
     request.recipe.model.build(data.contract.shape, len(data.train.classes))
-    folder = create(out, f"{data.name}-{request.recipe_name}", overwrite=overwrite)
+    kept = request.as_dict() | {"fingerprint": data.fingerprint}
+    folder = create(out, f"{data.name}-{request.recipe_name}", kept, overwrite=overwrite)
     with locked(folder):
-        folder.write_json(folder.request, request.as_dict() | {"fingerprint": data.fingerprint})
         yield from _run(folder, request, data)
 
 
@@ -249,7 +250,9 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Iterat
     metrics["test"] = _quality(model, test).as_dict()
     mistakes = [np.asarray(test.images[entry["index"]]) for entry in metrics["test"]["mistakes"]]
     folder.write_json(folder.metrics, metrics)
-    samples = sample_views(data.train, request.recipe.augment, count=SAMPLES_SHOWN, seed=derive(request.seed, "samples"))
+    samples = sample_views(
+        data.train, request.recipe.augment, count=SAMPLES_SHOWN, seed=derive(request.seed, "samples")
+    )
     history = [record.as_dict() for record in method.progress.records]
     write_report(folder.path, metrics, history, ReportPictures(mistakes=mistakes, samples=samples))
     yield Finished(folder, metrics)
@@ -259,9 +262,13 @@ def _restore(folder: RunFolder, method: Method) -> float:
     """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
     if not folder.checkpoint.exists():
         return 0.0
-    tensors, header = read_tensors(folder.checkpoint, version=CHECKPOINT_VERSION)
-    method.restore(tensors, header["method"])
-    return float(header["seconds"])
+    try:
+        tensors, header = read_tensors(folder.checkpoint, version=CHECKPOINT_VERSION)
+        method.restore(tensors, header["method"])
+        return float(header["seconds"])
+    except (ModelFileError, KeyError, TypeError, ValueError) as error:
+        what = str(error) if isinstance(error, ModelFileError) else f"{folder.checkpoint} lacks something: {error}"
+        raise RunError(f"{what}\nremove {folder.checkpoint} to train this run again from its start") from error
 
 
 def _save(folder: RunFolder, method: Method, seconds: float) -> None:
@@ -309,7 +316,7 @@ def _folds(
             probabilities = network_probabilities([method.unified], held_out.images, data.contract)
             accuracy = float((probabilities.argmax(axis=1) == held_out.labels).mean())
             folder.write_json(path, {"fold": number, "accuracy": accuracy, "count": len(held_out)})
-        accuracies.append(float(json.loads(path.read_text("utf-8"))["accuracy"]))
+        accuracies.append(float(read_json(path).get("accuracy", math.nan)))
         yield FoldDone(number, request.folds, accuracies[-1])
     return accuracies
 
@@ -348,11 +355,12 @@ def _measure(
     """metrics.json but for its `test` part; `docs/metrics.md` describes it."""
     validation = _quality(model, data.validation)
     batch = np.ascontiguousarray(data.train.images[:LATENCY_BATCH])
-    latency = measure_latency(
-        lambda: model.probabilities(batch[:1]), lambda: model.probabilities(batch), batch_size=len(batch)
-    )
+    with one_thread():
+        latency = measure_latency(
+            lambda: model.probabilities(batch[:1]), lambda: model.probabilities(batch), batch_size=len(batch)
+        )
     device = str(method.setting.device.type)
-    source = request.source if isinstance(request.source, (str, Path)) else "arrays"
+    source = request.source if isinstance(request.source, str | Path) else "arrays"
     return {
         "schema": METRICS_SCHEMA,
         "dataset": data.name,
@@ -404,5 +412,5 @@ def _fold_summary(accuracies: list[float]) -> dict[str, Any] | None:
         "accuracies": accuracies,
         "mean": mean,
         "std": float(np.std(accuracies, ddof=1)),
-        "ci95": [mean - half, mean + half],
+        "ci95": [max(0.0, mean - half), min(1.0, mean + half)],
     }

@@ -1,13 +1,13 @@
 """The folder of a run: its name, its lock, and the files in it.
 
-    run.json            what was asked for: enough to resume
-    recipe.toml         the resolved recipe
-    history.jsonl       a line an epoch
-    checkpoints/        last.safetensors: where to go on from
-    folds/              a file a finished fold
-    model.safetensors   the trained model
-    metrics.json        see docs/metrics.md
-    report.html
+run.json            what was asked for: enough to resume
+recipe.toml         the resolved recipe
+history.jsonl       a line an epoch
+checkpoints/        last.safetensors: where to go on from
+folds/              a file a finished fold
+model.safetensors   the trained model
+metrics.json        see docs/metrics.md
+report.html
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from thaw.errors import RunError
-from thaw.files import write_atomically
+from thaw.files import sweep_unfinished, write_atomically
 
 fcntl: Any
 try:
@@ -33,6 +33,13 @@ except ImportError:
 RUN_VERSION = 1
 # A run of the paper's network takes about 2 MB; ten times that leaves room for larger families and the report's pictures.
 NEEDED_BYTES = 20_000_000
+
+_FOLDERS = ("checkpoints", "folds")
+# What a run writes, in the order in which an --overwrite removes it: run.json last, so that one that is cut short leaves
+# a folder that the next still takes for a run.
+_OWN_FILES = ("report.html", "metrics.json", "model.safetensors", "history.jsonl", "recipe.toml", "run.json")
+_LOCK = ".lock"
+_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -89,29 +96,30 @@ class RunFolder:
         write_atomically(self.history, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
-def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
-    """A new run folder: `out`, or the first free runs/<name>-<n>.
+def create(out: Path | None, name: str, request: Mapping[str, Any], *, overwrite: bool = False) -> RunFolder:
+    """A new run folder with `request` as its run.json: `out`, or the first free runs/<name>-<n>.
 
     Raises:
         RunError: when it exists and is not empty (unless `overwrite`), cannot be written, or the disk is nearly full.
     """
     try:
-        path = _claim(out, overwrite=overwrite) if out is not None else _first_free(Path("runs"), _slug(name))
-        (path / "checkpoints").mkdir()
-        (path / "folds").mkdir()
-        free_bytes = shutil.disk_usage(path).free
+        folder = RunFolder(_claim(out, overwrite=overwrite) if out is not None else _first_free(Path("runs"), name))
+        free_bytes = shutil.disk_usage(folder.path).free
+        if free_bytes < NEEDED_BYTES:
+            _remove_own(folder.path)
+            raise RunError(
+                f"{free_bytes / 1e6:.0f} MB are free at {folder.path.parent}, a run needs {NEEDED_BYTES / 1e6:.0f} MB\n"
+                "free some space there, or choose another folder with --out"
+            )
+        for part in _FOLDERS:
+            (folder.path / part).mkdir(exist_ok=True)
+        folder.write_json(folder.request, request)
     except OSError as error:
         target = out if out is not None else Path("runs")
         raise RunError(
             f"cannot make a run folder at {target}: {error.strerror or error}\nchoose another place with --out"
         ) from error
-    if free_bytes < NEEDED_BYTES:
-        shutil.rmtree(path, ignore_errors=True)
-        raise RunError(
-            f"{free_bytes / 1e6:.0f} MB are free at {path.parent}, a run needs {NEEDED_BYTES / 1e6:.0f} MB\n"
-            "free some space there, or choose another folder with --out"
-        )
-    return RunFolder(path)
+    return folder
 
 
 def open_for_resume(path: Path) -> tuple[RunFolder, dict[str, Any]]:
@@ -121,15 +129,28 @@ def open_for_resume(path: Path) -> tuple[RunFolder, dict[str, Any]]:
         RunError: when it is none, or was made by another version.
     """
     folder = RunFolder(path)
-    try:
-        request = json.loads(folder.request.read_text("utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} is not a run folder: it holds no run.json") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {folder.request}: {error}") from error
-    if not isinstance(request, dict) or request.get("version") != RUN_VERSION:
-        raise RunError(f"{path} was made by another version of thaw and cannot be resumed")
+    if not folder.request.exists():
+        raise RunError(f"{path} is not a run folder: it holds no run.json\nstart a run with thaw train SOURCE")
+    request = read_json(folder.request)
+    if request.get("version") != RUN_VERSION:
+        raise RunError(f"{path} was made by another version of thaw and cannot be resumed; start a new run")
     return folder, request
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that a run wrote.
+
+    Raises:
+        RunError: when it cannot be read, or is not one.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is not JSON"
+        raise RunError(f"cannot read {path}: {reason}\nrestore the file, or start a new run") from error
+    if not isinstance(content, dict):
+        raise RunError(f"cannot read {path}: it holds no JSON object\nrestore the file, or start a new run")
+    return content
 
 
 @contextlib.contextmanager
@@ -139,39 +160,65 @@ def locked(folder: RunFolder) -> Iterator[None]:
     Raises:
         RunError: when another process is at work in it.
     """
-    with (folder.path / ".lock").open("w") as file:
+    try:
+        file = (folder.path / _LOCK).open("w")
+    except OSError as error:
+        raise RunError(f"cannot write in {folder.path}: {error.strerror or error}\nmake it writable first") from error
+    with file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(f"another process is at work in {folder.path}; wait until it has ended") from None
+        for part in ("", *_FOLDERS):
+            sweep_unfinished(folder.path / part)
         yield
 
 
 def _claim(path: Path, *, overwrite: bool) -> Path:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or not _is_bare(path)):
         if not overwrite:
             raise RunError(f"{path} exists already\nchoose another folder with --out, or allow it with --overwrite")
-        # Only what a run made is removed: an --out that points at somebody's photos must not cost them.
         if not path.is_dir() or not (path / "run.json").is_file():
-            raise RunError(f"{path} is not a run folder, so --overwrite leaves it alone; choose another folder with --out")
+            raise RunError(
+                f"{path} is not a run folder, so --overwrite leaves it alone\nchoose another folder with --out"
+            )
         with locked(RunFolder(path)):
-            shutil.rmtree(path)
+            _remove_own(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a folder is empty, or holds only what a run makes before its run.json."""
+    entries = list(path.iterdir())
+    return all(entry.name in (*_FOLDERS, _LOCK) for entry in entries) and not any(
+        any((path / part).iterdir()) for part in _FOLDERS if (path / part).is_dir()
+    )
+
+
+def _remove_own(path: Path) -> None:
+    """Remove what a run wrote and nothing else: an --out that points at somebody's photos must not cost them."""
+    for part in _FOLDERS:
+        shutil.rmtree(path / part, ignore_errors=True)
+    for name in _OWN_FILES:
+        (path / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def _first_free(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
+        path = parent / f"{_slug(name)}-{number}"
         try:
-            (parent / f"{name}-{number}").mkdir()
+            path.mkdir()
         except FileExistsError:
             number += 1
         else:
-            return parent / f"{name}-{number}"
+            return path
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "run"
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name)[:_LONGEST_NAME].strip("-.") or "run"
