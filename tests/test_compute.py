@@ -84,6 +84,7 @@ def test_lanes_run_at_the_same_time_and_answer_in_order(two_threads):
 
     with Lanes(2, CPU) as lanes:
         made = lanes.run([lambda: job("first"), lambda: job("second")])
+        assert torch.get_num_threads() == 1  # what joins the lanes leaves the cores to them
     assert [name for name, _, _ in made] == ["first", "second"]
     assert all(thread.startswith("thaw-lane") for _, thread, _ in made)
     assert [threads for _, _, threads in made] == [1, 1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
-from training_samples import CPU, digit_set, lanes_of, odd_dual, snapshot, source
+from training_samples import digit_set, lanes_of, odd_dual, snapshot, source
 
 from thaw.errors import TrainingError
 from thaw.models.blocks import dropouts
@@ -17,7 +17,6 @@ from thaw.models.families import PaperSpec
 from thaw.models.fusion import FusionSpec, build_dual, unify
 from thaw.training import engine
 from thaw.training.checkpoint import read_tensors, write_tensors
-from thaw.training.compute import Lanes
 from thaw.training.engine import StageRun
 from thaw.training.schedule import Schedule
 from thaw.training.stages import (
@@ -36,16 +35,6 @@ FAMILIES = ["paper", "odd"]
 def lanes():
     with lanes_of(2) as made:
         yield made
-
-
-@pytest.fixture
-def lanes_as_in_a_run():
-    """With as many threads outside of the lanes as the lanes themselves leave there."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with Lanes(2, CPU) as made:
-        yield made
-    torch.set_num_threads(before)
 
 
 def a_dual(family: str, seed: int = 0, dropout: float = 0.3):
@@ -128,11 +117,11 @@ def test_a_plain_network_learns_too(lanes):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", list(RUNS))
-def test_going_on_from_any_epoch_gives_the_same_bits(kind, dtype, family, lanes_as_in_a_run, tmp_path):
+def test_going_on_from_any_epoch_gives_the_same_bits(kind, dtype, family, lanes, tmp_path):
     schedule = Schedule(kind="cosine", warmup=0.4, final=0.1)
 
     def fresh(seed: int) -> StageRun:
-        return RUNS[kind](lanes_as_in_a_run, family=family, seed=seed, images=110, dtype=dtype, schedule=schedule)
+        return RUNS[kind](lanes, family=family, seed=seed, images=110, dtype=dtype, schedule=schedule)
 
     def save(run: StageRun) -> None:
         tensors, numbers = run.state()

@@ -74,15 +74,11 @@ def unit_of(name: str) -> str:
 
 @contextlib.contextmanager
 def lanes_of(count: int) -> Iterator[Lanes]:
-    """Lanes in `count` threads (1: none), with one thread for whatever runs outside of them.
-
-    More threads than cores wait for each other by spinning, and tests run beside other work.
-    """
+    """Lanes as on a machine of `count` cores: 1 makes none, and 2 one thread for each."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         with Lanes(count, CPU) as lanes:
-            torch.set_num_threads(1)
             yield lanes
     finally:
         torch.set_num_threads(before)

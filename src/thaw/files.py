@@ -24,7 +24,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise RunError(
-            f"cannot write {path}: {error.strerror or error}\nfree some space there, or choose another folder with --out"
+            f"cannot write {path}: {error.strerror or error}\n"
+            "free some space there, or choose another folder with --out"
         ) from error
     finally:
         # There only if something went wrong, Ctrl-C included.

@@ -31,7 +31,7 @@ app = typer.Typer(
 Source = Annotated[
     str,
     typer.Argument(
-        help="digits, mnist, fashion_mnist, cifar10; a folder of class folders; a parquet file or folder; a Hub data set id.",
+        help="digits, mnist, fashion_mnist, cifar10; a folder of class folders; a parquet file or folder; a Hub id.",
         show_default=False,
     ),
 ]
@@ -168,7 +168,7 @@ def evaluate(
 
 
 @app.command()
-def info(  # noqa: PLR0913, PLR0917 - the options are the parameters
+def info(
     context: typer.Context,
     run: Annotated[
         Path | None, typer.Argument(metavar="[RUN]", help="A run folder or a model file.", show_default=False)
@@ -264,8 +264,8 @@ def _tell(message: str, code: int, *, debug: bool, label: str = "error: ") -> in
 
 
 def _tell_other(error: Exception, *, debug: bool) -> int:
-    # What typer raises for a wrong option derives from its own copy of click's exceptions, or from click's, by its version;
-    # both have these two attributes.
+    # What typer raises for a wrong option derives from its own copy of click's exceptions, or from click's, by its
+    # version; both have these two attributes.
     format_message, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if format_message is not None and isinstance(code, int):
         return _tell(format_message(), code, debug=debug)

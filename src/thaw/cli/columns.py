@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
-    """`rows` of equally many cells as lines; the columns whose numbers are in `right` end flush, the others begin so."""
+    """`rows` of equally many cells as lines; the columns numbered in `right` end flush, the others begin so."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     lines = []

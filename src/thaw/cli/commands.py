@@ -19,8 +19,9 @@ from thaw.evidence.quality import evaluate as evaluate_quality
 from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
 from thaw.training.model import Model, Prediction
-from thaw.workflow.pipeline import Event, Finished, Started, TrainRequest, resume_run, start_run
+from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
 from thaw.workflow.recipe import default_recipe, load_recipe
+from thaw.workflow.request import TrainRequest
 
 FORMATS = ("table", "json", "csv")
 
@@ -229,9 +230,7 @@ def info_run(run: Path, *, as_json: bool) -> None:
     _print_cost(cost)
 
 
-def info_recipe(
-    recipe: str, input_shape: str, classes: int, overrides: Sequence[str], *, as_json: bool
-) -> None:
+def info_recipe(recipe: str, input_shape: str, classes: int, overrides: Sequence[str], *, as_json: bool) -> None:
     """`thaw info --recipe NAME`."""
     name, settings = load_recipe(recipe, overrides)
     height, width, channels = parse_shape(input_shape)

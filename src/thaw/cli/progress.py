@@ -33,7 +33,7 @@ class Progress:
         self._decoding_open = False
 
     def decoding(self, done: int, total: int) -> None:
-        """Images decoded so far: a line that overwrites itself, at most ten a second, and nothing without a terminal."""
+        """Images decoded so far: a line that overwrites itself ten times a second, and nothing without a terminal."""
         now = time.monotonic()
         if self._console.is_terminal and (done == total or now - self._decoding_shown > 0.1):
             self._decoding_shown, self._decoding_open = now, done < total

@@ -74,5 +74,5 @@ def augment(x: Tensor, settings: AugmentSettings, generator: torch.Generator) ->
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode=settings.fill, align_corners=False)
     if settings.brightness:
         x = x + settings.brightness * offset
-    # The four weights of bilinear sampling can add up to 1 and a rounding error, so sampling alone leaves the range too.
+    # Bilinear weights can add up to 1 and a rounding error, so sampling alone leaves the range too.
     return x.clamp_(0.0, 1.0) if moves or settings.brightness else x

@@ -1,7 +1,7 @@
 """The arms of the ablation: the method with one of its ideas taken away, each with as many parameters and image passes.
 
-An image pass is one image through all parameters of the arm's network, forward and backward, so an epoch of the dual model, whose
-submodels hold half of the parameters each, counts as an epoch of a network of the same size.
+An image pass is one image through all parameters of the arm's network, forward and backward, so an epoch of the dual
+model, whose submodels hold half of the parameters each, counts as an epoch of a network of the same size.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from thaw.training.method import MethodSettings, Setting, seeded_dual, seeded_pl
 from thaw.training.stages import DualStage, Stage, UnfreezeSettings, UnfreezeStep, unfreeze_stages
 
 PLAIN = "plain"
+
+Modules = list[nn.Module]
+"""What an arm's training gives: one network, or two whose probabilities are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +58,13 @@ class ArmTraining:
     """Trains arms on one setting; arms whose first stage is the same share it, since it would give the same weights."""
 
     def __init__(self, settings: MethodSettings, setting: Setting) -> None:
-        self.settings = settings
+        self.settings = without_early_stop(settings)
         self.setting = setting
         self._first_stages: dict[tuple[View, View], DualModel] = {}
 
     def train(self, arm: Arm) -> Iterator[EpochRecord]:
         """Train `arm`; `modules` is what came out, once the iterator has ended."""
-        self.modules: list[nn.Module] = []
+        self.modules: Modules = []
         passes = self.settings.dual.epochs + sum(step.epochs for step in self.settings.unfreeze.steps)
         if not arm.dual:
             longer = replace(self.settings.dual, epochs=passes, views=arm.views)
@@ -91,10 +94,10 @@ class ArmTraining:
         yield from run.epochs()
         run.load_best()
 
-    def skeleton(self, arm: Arm) -> list[nn.Module]:
+    def skeleton(self, arm: Arm) -> Modules:
         """Modules of the arm's shapes, to load trained tensors into."""
         shape, classes = self.setting.train.shape, self.setting.classes
-        modules: list[nn.Module]
+        modules: Modules
         if not arm.dual:
             modules = [plain_spec(self.settings, self.setting).build(shape, classes)]
         elif arm.stage_two == "none":
@@ -104,6 +107,16 @@ class ArmTraining:
         for module in modules:
             self.setting.place(module)
         return modules
+
+
+def without_early_stop(settings: MethodSettings) -> MethodSettings:
+    """Every planned epoch is trained: arms that stopped at different times would not have had equal image passes."""
+    passes = settings.dual.epochs + sum(step.epochs for step in settings.unfreeze.steps)
+    return replace(
+        settings,
+        dual=replace(settings.dual, patience=passes),
+        unfreeze=replace(settings.unfreeze, patience=passes),
+    )
 
 
 def at_once(settings: UnfreezeSettings) -> UnfreezeSettings:

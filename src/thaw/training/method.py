@@ -80,7 +80,8 @@ class Setting:
 
     def place(self, module: nn.Module) -> None:
         """Put a module on the device, its convolutions in channels-last order."""
-        module.to(device=self.device, memory_format=torch.channels_last)
+        # torch's stubs do not know of memory_format.
+        module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,8 @@ class Progress:
 class Method:
     """The two stages on one set of data.
 
-    `epochs()` trains from wherever `restore` left off. After each record, `state()` is all that is needed to go on from there,
-    to the same bits.
+    `epochs()` trains from wherever `restore` left off. After each record, `state()` is all that is needed to go on from
+    there, to the same bits.
     """
 
     def __init__(self, settings: MethodSettings, setting: Setting) -> None:

@@ -5,6 +5,7 @@ Shapes: N images, H rows, W columns, C channels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -98,11 +99,13 @@ class Model:
             with torch.device("meta"):
                 module = build_unified(spec, fusion, contract.shape, len(classes))
             module.load_state_dict(tensors, strict=True, assign=True)
-        except (KeyError, TypeError, ValueError, RuntimeError, ThawError) as error:
-            reason = str(error).splitlines()[0]
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError, ThawError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ModelFileError(f"{file} is not a model of thaw: {reason}") from error
-        if any(not tensor.is_floating_point() or not torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise ModelFileError(f"{file} holds weights that are not finite numbers")
+        if any(tensor.dtype != torch.float32 or not torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ModelFileError(f"{file} holds weights that are not finite float32 numbers")
+        if not all(map(math.isfinite, (*contract.mean, *contract.std))):
+            raise ModelFileError(f"{file} has an input contract with numbers that are not finite")
         module.requires_grad_(False).eval()
         return cls(module=module, spec=spec, fusion=fusion, contract=contract, classes=classes, header=header)
 
@@ -127,12 +130,15 @@ class Model:
         Raises:
             DataError: naming what cannot be read, unless `skip_broken` leaves it out.
         """
-        paths = [images] if isinstance(images, (str, Path)) else list(images)
+        paths = [images] if isinstance(images, str | Path) else list(images)
         pixels, names, _ = load_images(paths, self.contract, skip_broken=skip_broken)
-        probabilities = self.probabilities(pixels)
+        return self.label(pixels, names)
+
+    def label(self, pixels: npt.NDArray[np.uint8], names: Sequence[str]) -> list[Prediction]:
+        """Predictions for pixels as `probabilities` takes them, under their N names."""
         return [
             Prediction(name=name, classes=self.classes, probabilities=row)
-            for name, row in zip(names, probabilities, strict=True)
+            for name, row in zip(names, self.probabilities(pixels), strict=True)
         ]
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -141,15 +147,19 @@ class Model:
         Raises:
             UsageError: for another type or shape.
         """
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.contract.shape:
-            raise UsageError(f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {self.contract}]")
+        pixels = np.asarray(pixels)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self.contract.shape:
+            expected = ", ".join(map(str, self.contract.shape))
+            raise UsageError(f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {expected}]")
+        if not len(pixels):
+            return np.zeros((0, len(self.classes)))
         return network_probabilities([self.module], pixels, self.contract)
 
 
 def network_probabilities(
     modules: Sequence[nn.Module], pixels: npt.NDArray[np.uint8], contract: InputContract
 ) -> npt.NDArray[np.float64]:
-    """The mean of the modules' class probabilities, float64 [N, K], computed in float32; pixels are uint8 [N, H, W, C]."""
+    """The mean of the modules' class probabilities, float64 [N, K], for pixels uint8 [N, H, W, C] with N at least 1."""
     device = next(modules[0].parameters()).device
     rows: list[npt.NDArray[np.float64]] = []
     for module in modules:
@@ -160,7 +170,7 @@ def network_probabilities(
             x = normalise(to_unit(chunk), contract)
             total = sum(F.softmax(module(x).double(), dim=1) for module in modules) / len(modules)
             rows.append(torch.as_tensor(total).cpu().numpy())
-    return np.concatenate(rows) if rows else np.zeros((0, 0))
+    return np.concatenate(rows)
 
 
 def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

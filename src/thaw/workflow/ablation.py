@@ -1,10 +1,10 @@
-"""`thaw ablate`: does each idea of the method pay? Arms with equal parameters and equal image passes, over several seeds."""
+"""`thaw ablate`: does each idea of the method pay? Arms with equal parameters and image passes, over several seeds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from thaw.errors import RunError
 from thaw.evidence.environment import environment
 from thaw.evidence.quality import mcnemar, mean_interval
 from thaw.files import write_atomically
-from thaw.training.arms import ARMS, PLAIN, ArmTraining, arm_tensors, count_parameters, load_arm
+from thaw.training.arms import ARMS, PLAIN, ArmTraining, Modules, arm_tensors, count_parameters, load_arm
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import Lanes, keep_freed_memory, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
@@ -25,7 +25,7 @@ from thaw.training.method import Setting
 from thaw.training.model import network_probabilities
 from thaw.workflow.pipeline import method_settings
 from thaw.workflow.recipe import Recipe
-from thaw.workflow.run_folder import RunFolder, locked
+from thaw.workflow.run_folder import RunFolder, locked, read_json
 
 ARM_VERSION = 1
 
@@ -66,23 +66,28 @@ def ablate(
         RunError: when `out` holds the arms of another source or recipe, or cannot be written.
     """
     keep_freed_memory()
+    resolve_device(device)
     folder = RunFolder(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write in {out}: {error.strerror or error}\nchoose another folder with --out") from error
     outcomes: dict[str, list[npt.NDArray[np.bool_]]] = {arm.name: [] for arm in ARMS}
     parameters: dict[str, int] = {}
+    name = ""
     with locked(folder):
         for seed in seeds:
             data = prepare(source, recipe.data, seed=seed, data_root=data_root)
             _check_plan(folder, {"source": source, "recipe": recipe.as_dict()}, data, seed)
             trained = yield from _train_arms(out, recipe, data, seed, device)
-            test = data.test.open()
+            name, test = data.name, data.test.open()
             for arm, modules in trained.items():
                 predicted = network_probabilities(modules, test.images, data.contract).argmax(axis=1)
                 outcomes[arm].append(predicted == test.labels)
                 parameters[arm] = count_parameters(modules)
         result = _compare(outcomes, parameters, seeds) | {
             "command": command,
-            "dataset": data.name,
+            "dataset": name,
             "recipe": recipe_name,
             "seeds": list(seeds),
             "epochs": sum(recipe.stage_epochs().values()),
@@ -95,9 +100,11 @@ def ablate(
     yield Compared(result, out / "ablation.md")
 
 
-def _train_arms(out: Path, recipe: Recipe, data: PreparedData, seed: int, device: str) -> Iterator[ArmEpoch]:
+def _train_arms(
+    out: Path, recipe: Recipe, data: PreparedData, seed: int, device: str
+) -> Generator[ArmEpoch, None, dict[str, Modules]]:
     torch_device = resolve_device(device)
-    trained = {}
+    trained: dict[str, Modules] = {}
     with Lanes(2, torch_device) as lanes:
         setting = Setting(
             train=data.train,
@@ -127,7 +134,7 @@ def _check_plan(folder: RunFolder, plan: dict[str, Any], data: PreparedData, see
     """Refuse to mix arms of different sources or recipes in one folder."""
     path = folder.path / f"seed{seed}.json"
     plan = json.loads(json.dumps(plan | {"fingerprint": data.fingerprint}))
-    if path.is_file() and json.loads(path.read_text("utf-8")) != plan:
+    if path.is_file() and read_json(path) != plan:
         raise RunError(f"{folder.path} holds arms of another source or recipe; choose another folder with --out")
     folder.write_json(path, plan)
 
@@ -164,20 +171,22 @@ def _compare(
 def page(result: dict[str, Any]) -> str:
     """The comparison as Markdown."""
     machine, seeds = result["environment"], ", ".join(map(str, result["seeds"]))
+    versions = f"Python {machine['python']}, torch {machine['torch']}"
     lines = [
         f"# Does each idea pay? {result['dataset']}",
         "",
         f"Made by `{result['command']}`.",
-        f"Every arm had {result['epochs']} passes over the training images, through about as many parameters; seeds {seeds}.",
+        f"Every arm had {result['epochs']} passes over the training images, with about as many parameters; seeds {seeds}.",
         f"The test set ({result['test_count']:,} images) was opened after all arms of a seed were trained.",
         "",
         "| arm | what it is | parameters | test accuracy | difference to plain | McNemar against plain, p by seed |",
         "|---|---|---|---|---|---|",
     ]
     for arm in result["arms"]:
+        accuracy = _plus_minus(arm["mean"], arm["ci95_half_width"])
         p_values = ", ".join(f"{test['p_value']:.2g} ({test['only_a']}:{test['only_b']})" for test in arm["mcnemar"])
         lines.append(
-            f"| {arm['name']} | {arm['question']} | {arm['parameters']:,} | {_plus_minus(arm['mean'], arm['ci95_half_width'])} "
+            f"| {arm['name']} | {arm['question']} | {arm['parameters']:,} | {accuracy} "
             f"| {'' if arm['name'] == PLAIN else _points(arm)} | {p_values} |"
         )
     lines += [
@@ -185,8 +194,7 @@ def page(result: dict[str, Any]) -> str:
         "± is half of the 95 % Student-t interval over the seeds; differences are paired by seed, in points.",
         "In brackets: test images that only this arm got right, and that only the plain network got right.",
         "",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, torch {machine['torch']}; "
-        f"convolutions in {result['precision']}.",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores; {versions}; convolutions in {result['precision']}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import Quality
 from thaw.evidence.quality import evaluate as evaluate_quality
 from thaw.training.model import Model
-from thaw.workflow.pipeline import Event, Finished, TrainRequest, resume_run, start_run
+from thaw.workflow.pipeline import Event, Finished, resume_run, start_run
 from thaw.workflow.recipe import Recipe, default_recipe, load_recipe
+from thaw.workflow.request import TrainRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,9 @@ def load(
     """The images of a source, checked, resized and split as a run with the same arguments would have them.
 
     Args:
-        source: a name ("digits", "mnist", ...), a path, a Hub data set id, or arrays: a pair (images, labels) or a mapping
-            from "train", "validation" and "test" to pairs; images uint8 [N, H, W] or [N, H, W, C], labels integers [N].
+        source: a name ("digits", "mnist", ...), a path, a Hub data set id, or arrays: a pair (images, labels) or a
+            mapping from "train", "validation" and "test" to pairs; images uint8 [N, H, W] or [N, H, W, C], labels
+            integers or texts [N].
         recipe: name or file of the recipe whose data settings apply; by default that of the source.
         overrides: settings such as "data.input=48x48x3".
         seed: of the splits.
@@ -63,7 +66,7 @@ def load(
     return prepare(source, settings.data, seed=seed, data_root=_path(data_root), skip_broken=skip_broken)
 
 
-def train(
+def train(  # noqa: PLR0913 - independent options, by keyword only
     source: Any = None,
     *,
     recipe: str | Recipe = "",
@@ -116,6 +119,7 @@ def train(
         folds=folds,
         data_root=_path(data_root),
         skip_broken=skip_broken,
+        command=_command(source, name, overrides, seed, folds),
     )
     return _finish(start_run(request, out=_path(out), overwrite=overwrite), on_event)
 
@@ -137,6 +141,14 @@ def evaluate(
     )
     names = [images.name(index) for index in range(len(images))]
     return evaluate_quality(model.probabilities(images.images), images.labels, images.classes, names)
+
+
+def _command(source: Any, recipe: str, overrides: Sequence[str], seed: int, folds: int) -> str:
+    """The command line that does the same, as far as there is one."""
+    words = ["thaw", "train", str(source) if isinstance(source, str | Path) else "ARRAYS", "--recipe", recipe]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--seed", str(seed), *(["--folds", str(folds)] if folds else [])]
+    return shlex.join(words)
 
 
 def _finish(events: Any, on_event: Callable[[Event], None] | None) -> Run:

@@ -1,15 +1,15 @@
 """A whole run, from a source to a report: what `thaw train` does, top to bottom.
 
-The run is a generator of events. Whoever drives it shows them; between two events everything that a resume needs is on disk.
+The run is a generator of events. Whoever drives it shows them; between two events everything that a resume needs is on
+disk.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ from thaw.data.batches import sample_views
 from thaw.data.cache import cache_root, take_rows
 from thaw.data.images import ImageSet
 from thaw.data.prepare import PreparedData, prepare
-from thaw.data.sources import NAMES
 from thaw.data.splits import Rows, k_folds
-from thaw.errors import ModelFileError, RecipeError, RunError
+from thaw.errors import ModelFileError, RunError
 from thaw.evidence.environment import environment
 from thaw.evidence.latency import measure_latency
 from thaw.evidence.quality import Quality, evaluate, mean_interval
@@ -31,13 +30,21 @@ from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
 from thaw.seeds import derive
 from thaw.training.checkpoint import read_tensors, write_tensors
-from thaw.training.compute import Lanes, keep_freed_memory, one_thread, precision_name, resolve_device, resolve_precision
+from thaw.training.compute import (
+    Lanes,
+    keep_freed_memory,
+    one_thread,
+    precision_name,
+    resolve_device,
+    resolve_precision,
+)
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, MethodSettings, Setting
 from thaw.training.model import Model, network_probabilities
-from thaw.workflow.recipe import Recipe, recipe_from_dict
+from thaw.workflow.recipe import Recipe
 from thaw.workflow.report import ReportPictures, write_report
-from thaw.workflow.run_folder import RUN_VERSION, RunFolder, create, locked, open_for_resume, read_json
+from thaw.workflow.request import TrainRequest
+from thaw.workflow.run_folder import RunFolder, create, locked, open_for_resume, read_json
 
 CHECKPOINT_VERSION = 1
 METRICS_SCHEMA = 1
@@ -47,81 +54,9 @@ LATENCY_BATCH = 256
 DecodeProgress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    """What a run is asked for; all but `source` in memory is what run.json keeps.
-
-    Attributes:
-        source: a name, a path, a Hub id, or arrays (see `thaw.data.prepare.prepare`).
-        recipe_name: for the record.
-        recipe: what to train and how.
-        seed: of everything random in the run.
-        device: "auto", "cpu" or "cuda".
-        folds: folds of the cross-validation, 0 for none.
-        data_root: folder that holds the named data sets.
-        skip_broken: leave out images that cannot be read, and list them.
-        command: the command line that asked, for the record.
-    """
-
-    source: Any
-    recipe_name: str
-    recipe: Recipe
-    seed: int = 0
-    device: str = "auto"
-    folds: int = 0
-    data_root: Path | None = None
-    skip_broken: bool = False
-    command: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """What run.json keeps; a source in memory is told by None, and must be given again to resume."""
-        source = str(self.source) if isinstance(self.source, str | Path) else None
-        # A path is kept absolute, so that a run can be resumed from another folder.
-        if source is not None and source not in NAMES and Path(source).expanduser().exists():
-            source = str(Path(source).expanduser().resolve())
-        return {
-            "version": RUN_VERSION,
-            "source": source,
-            "recipe_name": self.recipe_name,
-            "recipe": self.recipe.as_dict(),
-            "seed": self.seed,
-            "device": self.device,
-            "folds": self.folds,
-            "data_root": None if self.data_root is None else str(self.data_root.resolve()),
-            "skip_broken": self.skip_broken,
-            "command": self.command,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], source: Any = None) -> TrainRequest:
-        """The inverse of `as_dict`.
-
-        Raises:
-            RunError: when run.json is not whole, or a source in memory was not given again.
-        """
-        try:
-            kept = data["source"]
-            if kept is None and source is None:
-                raise RunError("this run was trained from arrays: give the same arrays again to resume it")
-            root = data["data_root"]
-            return cls(
-                source=source if source is not None else kept,
-                recipe_name=data["recipe_name"],
-                recipe=recipe_from_dict(data["recipe"]),
-                seed=data["seed"],
-                device=data["device"],
-                folds=data["folds"],
-                data_root=None if root is None else Path(root),
-                skip_broken=data["skip_broken"],
-                command=data["command"],
-            )
-        except (KeyError, TypeError) as error:
-            raise RunError(f"run.json lacks something that a resume needs: {error}") from error
-
-
 @dataclass(frozen=True)
 class Started:
-    """The data are ready and training begins, or goes on after `epochs_done` epochs; `stages` maps names to planned epochs."""
+    """The data are ready, and training begins or goes on after `epochs_done` epochs; `stages` holds planned epochs."""
 
     folder: RunFolder
     data: PreparedData
@@ -165,8 +100,8 @@ def start_run(
     """Check everything that can be checked, make the run folder, and train.
 
     Raises:
-        ThawError: before training for a recipe, data or folder that is not right; later for a loss that is not finite or a
-            full disk. What was written until then stays, and can be resumed.
+        ThawError: before training for a recipe, data or folder that is not right; later for a loss that is not finite
+            or a full disk. What was written until then stays, and can be resumed.
     """
     resolve_device(request.device)
     data = _prepare(request, progress)
@@ -178,7 +113,7 @@ def start_run(
 
 
 def resume_run(path: Path, *, source: Any = None, progress: DecodeProgress | None = None) -> Iterator[Event]:
-    """Go on with a run that was stopped, from its last finished epoch; a finished run is only measured and reported anew.
+    """Go on with a run that was stopped, from its last finished epoch; a finished run is only measured anew.
 
     Raises:
         RunError: when it is no run folder, or the data are not those that it began with.
@@ -295,7 +230,7 @@ def _quality(model: Model, images: ImageSet) -> Quality:
 def _folds(
     folder: RunFolder, request: TrainRequest, data: PreparedData, setting: Setting
 ) -> Generator[Event, None, list[float]]:
-    """Cross-validation over the training part: the accuracy on each fold's images, which that fold's training never saw.
+    """Cross-validation over the training part: the accuracy on each fold's images, which its training never saw.
 
     The validation part stays what decides on the best epoch, so that the images held out decide nothing.
     """
@@ -314,9 +249,12 @@ def _folds(
                 yield EpochDone(record, number)
             held_out = _rows(data.train, held)
             probabilities = network_probabilities([method.unified], held_out.images, data.contract)
-            accuracy = float((probabilities.argmax(axis=1) == held_out.labels).mean())
-            folder.write_json(path, {"fold": number, "accuracy": accuracy, "count": len(held_out)})
-        accuracies.append(float(read_json(path).get("accuracy", math.nan)))
+            share = float((probabilities.argmax(axis=1) == held_out.labels).mean())
+            folder.write_json(path, {"fold": number, "accuracy": share, "count": len(held_out)})
+        accuracy = read_json(path).get("accuracy")
+        if not isinstance(accuracy, float):
+            raise RunError(f"{path} holds no accuracy\nremove it to train the fold again")
+        accuracies.append(accuracy)
         yield FoldDone(number, request.folds, accuracies[-1])
     return accuracies
 

@@ -18,16 +18,19 @@ import tomli_w
 
 from thaw.data.augment import AugmentSettings
 from thaw.data.settings import DataSettings
-from thaw.errors import RecipeError, ThawError
+from thaw.errors import RecipeError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec, PaperSpec
 from thaw.models.fusion import FusionSpec
 from thaw.training.compute import ComputeSettings
 from thaw.training.stages import DualSettings, UnfreezeSettings
 
+# Every whole number below it is a float too.
+_LARGEST_WHOLE = 2**53
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a run trains and how; with the data, the seed and the machine it decides the weights."""
+    """All that decides what a run trains and how; with the data, the seed and the machine it decides the weights."""
 
     description: str = ""
     data: DataSettings = field(default_factory=DataSettings)
@@ -39,6 +42,8 @@ class Recipe:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
 
     def __post_init__(self) -> None:
+        if not self.unfreeze.steps:
+            raise UsageError("unfreeze.steps is empty: at least the head has to be trained")
         self.unfreeze.check_units(("head", *reversed(self.model.units)))
 
     def as_dict(self) -> dict[str, Any]:
@@ -58,7 +63,7 @@ class Recipe:
 
 def default_recipe(source: object) -> str:
     """The recipe that a source is trained with when none is named: "digits" for the bundled digits, else "paper"."""
-    return "digits" if source == "digits" else "paper"
+    return "digits" if isinstance(source, str | Path) and str(source) == "digits" else "paper"
 
 
 def _plain(value: Any) -> Any:
@@ -84,7 +89,7 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> tuple[str, 
     name, text = _recipe_text(name_or_file)
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"recipe {name_or_file} is not TOML: {error}") from None
     faults: list[str] = []
     for override in overrides:
@@ -100,8 +105,9 @@ def _recipe_text(name_or_file: str) -> tuple[str, str]:
     if path.suffix != ".toml" and not path.is_file():
         close = difflib.get_close_matches(name_or_file, recipe_names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
+        known = ", ".join(recipe_names())
         raise RecipeError(
-            f"there is no recipe {name_or_file!r}{hint}\nexpected one of {', '.join(recipe_names())}, or the path of a .toml file"
+            f"there is no recipe {name_or_file!r}{hint}\nexpected one of {known}, or the path of a .toml file"
         )
     try:
         return path.stem, path.read_text("utf-8")
@@ -118,7 +124,7 @@ def _apply(tree: dict[str, Any], override: str, faults: list[str]) -> None:
         return
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()
     node = tree
     for key in keys[:-1]:
@@ -170,16 +176,27 @@ def _build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:
             known = f"did you mean {close[0]}?" if close else f"known here: {', '.join(fields)}"
             faults.append(f"{name} is unknown; {known}")
             continue
-        values[key] = _convert(hints[key], value, name, faults)
-    needed = [name for name, item in fields.items() if _required(item) and name not in tree]
-    faults.extend(f"{where}.{name} is missing" for name in needed)
-    if len(faults) > before:
-        return None
-    try:
-        return kind(**values)
-    except ThawError as error:
-        faults.append(str(error))
-    return None
+        known_faults = len(faults)
+        converted = _convert(hints[key], value, name, faults)
+        if len(faults) == known_faults:
+            values[key] = converted
+    required = [name for name, item in fields.items() if _required(item)]
+    faults.extend(f"{where}.{name} is missing" for name in required if name not in tree)
+    if all(name in values for name in required):
+        faults.extend(_refusals(kind, values, required))
+    return kind(**values) if len(faults) == before else None
+
+
+def _refusals(kind: type[Any], values: dict[str, Any], required: Sequence[str]) -> list[str]:
+    """What a dataclass has against values of the right types: each on its own, since it stops at the first, then all."""
+    base = {name: values[name] for name in required}
+    refusals: dict[str, None] = {}
+    for some in (*({**base, name: value} for name, value in values.items()), values):
+        try:
+            kind(**some)
+        except ThawError as error:
+            refusals[str(error)] = None
+    return list(refusals)
 
 
 def _required(item: dataclasses.Field[Any]) -> bool:
@@ -197,7 +214,7 @@ def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
         if value not in arguments:
             faults.append(f"{name} = {value!r}: expected one of {', '.join(map(str, arguments))}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_WHOLE:
         value = float(value)
     if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
         raise TypeError(f"settings of type {hint} are not known here")

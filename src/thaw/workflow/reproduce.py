@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from thaw.data.prepare import prepare
-from thaw.errors import UsageError
+from thaw.errors import RunError, UsageError
 from thaw.evidence.environment import environment
 from thaw.evidence.quality import mean_interval
 from thaw.files import write_atomically
-from thaw.workflow.pipeline import Event, TrainRequest, resume_run, start_run
-from thaw.workflow.recipe import load_recipe
+from thaw.training.compute import resolve_device
+from thaw.workflow.pipeline import Event, resume_run, start_run
+from thaw.workflow.recipe import Recipe, load_recipe
+from thaw.workflow.request import TrainRequest
+from thaw.workflow.run_folder import read_json
 
 RECIPE = "paper"
 
@@ -59,7 +62,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         UsageError: when it is not different whole numbers with commas between them.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts) or len(set(parts)) != len(parts):
+    if not all(part.isascii() and part.isdigit() for part in parts) or len(set(map(int, parts))) != len(parts):
         raise UsageError(f"seeds {text!r}: expected different whole numbers with commas between them, such as 0,1,2")
     return tuple(int(part) for part in parts)
 
@@ -75,17 +78,23 @@ def reproduce(
     unknown = [name for name in datasets if name not in PUBLISHED]
     if unknown:
         raise UsageError(f"data set {', '.join(unknown)}: expected some of {', '.join(PUBLISHED)}")
+    datasets = list(dict.fromkeys(datasets))
     _, recipe = load_recipe(RECIPE)
+    resolve_device(device)
     # All data sets are opened before the first is trained on: one that is missing should not show after half an hour.
     for name in datasets:
         prepare(name, recipe.data, seed=seeds[0], data_root=data_root)
     for name in datasets:
         for seed in seeds:
             path = out / f"{name}-seed{seed}"
-            if (path / "metrics.json").is_file():
+            is_begun = (path / "run.json").is_file()
+            if is_begun:
+                _check_same(path, name, seed, recipe)
+            # The report is what a run writes last.
+            if (path / "report.html").is_file():
                 continue
             yield SeedStarted(PUBLISHED[name].title, seed, path)
-            if (path / "run.json").is_file():
+            if is_begun:
                 yield from resume_run(path)
                 continue
             request = TrainRequest(
@@ -102,6 +111,14 @@ def reproduce(
     write_atomically(out / "reproduce.json", json.dumps(result, indent=2) + "\n")
     write_atomically(out / "reproduce.md", _page(result))
     yield Written(result, out / "reproduce.md")
+
+
+def _check_same(path: Path, name: str, seed: int, recipe: Recipe) -> None:
+    """Refuse to put runs of different recipes into one table."""
+    kept = read_json(path / "run.json")
+    wanted = {"source": name, "seed": seed, "recipe": recipe.as_dict()}
+    if {key: kept.get(key) for key in wanted} != wanted:
+        raise RunError(f"{path} holds a run of another recipe, data set or seed\nchoose another folder with --out")
 
 
 def _collect(datasets: Sequence[str], seeds: Sequence[int], out: Path, command: str) -> dict[str, Any]:

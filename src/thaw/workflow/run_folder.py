@@ -31,12 +31,12 @@ except ImportError:
     fcntl = None
 
 RUN_VERSION = 1
-# A run of the paper's network takes about 2 MB; ten times that leaves room for larger families and the report's pictures.
+# A run of the paper's network takes about 2 MB; ten times that leaves room for larger families and more pictures.
 NEEDED_BYTES = 20_000_000
 
 _FOLDERS = ("checkpoints", "folds")
-# What a run writes, in the order in which an --overwrite removes it: run.json last, so that one that is cut short leaves
-# a folder that the next still takes for a run.
+# What a run writes, in the order in which an --overwrite removes it: run.json last, so that one that is cut short
+# leaves a folder that the next still takes for a run.
 _OWN_FILES = ("report.html", "metrics.json", "model.safetensors", "history.jsonl", "recipe.toml", "run.json")
 _LOCK = ".lock"
 _LONGEST_NAME = 80

@@ -1,0 +1,218 @@
+"""Times stage 1 on MNIST pairs (original, augmented): thaw, the plain PyTorch way, and Keras on TensorFlow, interleaved.
+
+With --steps it times thaw with each of its measures taken away instead. docs/speed.md tells how to run it and read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contenders import (
+    HERE,
+    Row,
+    WorkerError,
+    keras_worker,
+    measure,
+    ratios,
+    spread,
+    thaw_worker,
+    torch_worker,
+    use_cores,
+)
+from workload import Workload
+
+from thaw.data.prepare import prepare
+from thaw.data.settings import DataSettings
+from thaw.errors import ThawError
+from thaw.evidence.environment import environment
+
+# Two submodels of 6,930 (PAPER.md's count for 28x28x1 and ten classes): 100 + 1,820 + 5,010 each.
+PARAMETERS = 13_860
+THAW, FLOAT32, PLAIN = "thaw", "thaw, float32", "plain PyTorch"
+UNKEPT = "freed memory goes back to the system"
+BUSY = 0.5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit status."""
+    options = parse(arguments)
+    cores = use_cores(options.threads)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    try:
+        with tempfile.TemporaryDirectory(prefix="thaw-bench-") as folder, contextlib.ExitStack() as stack:
+            workload = make_workload(options, Path(folder))
+            rows = (step_rows if options.steps else contender_rows)(options, workload, stack)
+            check_parameters(rows)
+            measure(rows, options.rounds, tell)
+    except (ThawError, WorkerError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    result = {
+        "schema": 1,
+        "command": shlex.join(["python", "bench/stage1.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "mode": "steps" if options.steps else "contenders",
+        "machine": environment(options.device) | {"cores": cores, "load_average_before": round(load, 2)},
+        "workload": {"pairs": options.pairs, "batch_size": workload.batch_size, "rounds": options.rounds},
+        "rows": [row.as_dict() for row in rows],
+        "ratios": step_ratios(rows) if options.steps else contender_ratios(rows),
+    }
+    print_result(result)
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench/stage1.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-root", type=Path, help="folder that holds mnist/ (default: THAW_DATA, else the Hub)")
+    parser.add_argument("--pairs", type=positive, default=60_000, help="images to train on (default: 60000, all)")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed epochs of each (default: 5)")
+    parser.add_argument("--threads", type=positive, help="cores that a contender may use (default: all)")
+    parser.add_argument("--workers", type=int, default=2, help="DataLoader processes of plain PyTorch (default: 2)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="of the rows on PyTorch")
+    parser.add_argument("--steps", action="store_true", help="thaw with each of its measures taken away")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE")
+    default = HERE / ".venv-keras" / "bin" / "python"
+    parser.add_argument("--keras-python", type=Path, default=default, help="of the environment that holds Keras")
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number above 0")
+    return value
+
+
+def tell(text: str) -> None:
+    """Progress, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def make_workload(options: argparse.Namespace, folder: Path) -> Workload:
+    """MNIST's training images, the first `options.pairs` of them, in `folder`."""
+    data = prepare("mnist", DataSettings(), seed=0, data_root=options.data_root)
+    # All 60,000: the part that `prepare` cuts off for validation comes back.
+    images = np.concatenate([data.train.images, data.validation.images])[: options.pairs]
+    labels = np.concatenate([data.train.labels, data.validation.labels])[: options.pairs]
+    options.pairs = len(images)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    (mean,), (deviation,) = data.contract.mean, data.contract.std
+    return Workload(folder=str(folder), mean=mean, deviation=deviation, device=options.device, options={})
+
+
+def contender_rows(options: argparse.Namespace, workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
+    """thaw, thaw in float32, plain PyTorch, and Keras without and with XLA where it is installed."""
+    fast = stack.enter_context(thaw_worker(workload, ["thaw"]))
+    rows = [Row(THAW, fast, "thaw", fast.about["precision"])]
+    if fast.about["precision"] != "float32":
+        slow = stack.enter_context(thaw_worker(workload, ["float32"]))
+        rows.append(Row(FLOAT32, slow, "float32", "float32"))
+    plain = stack.enter_context(torch_worker(workload, options.workers))
+    rows.append(Row(PLAIN, plain, "", plain.about["precision"]))
+    if not options.keras_python.is_file():
+        tell("Keras is left out: `make bench-keras` installs it into bench/.venv-keras")
+        return rows
+    for jit in (False, True):
+        keras = stack.enter_context(keras_worker(workload, options.keras_python, jit=jit))
+        rows.append(Row(f"Keras, XLA {'on' if jit else 'off'}", keras, "", keras.about["precision"]))
+    return rows
+
+
+def step_rows(options: argparse.Namespace, workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
+    """thaw as it is, and with each measure taken away; how memory is freed belongs to a process, so it takes a second."""
+    names = ["thaw"]
+    if thaw_has_bfloat16(options.device):
+        names.append("float32")
+    names += [
+        "both submodels in one thread after the other",
+        "channels first (NCHW)",
+        "ReLU before pooling",
+        "augmentation a batch at a time",
+        "no thread that prepares ahead",
+        "all of the above",
+        "no augmentation (what it costs)",
+    ]
+    kept = stack.enter_context(thaw_worker(workload, names))
+    unkept = stack.enter_context(thaw_worker(workload, ["thaw"], keep_freed_memory=False))
+    fast = kept.about["precision"]
+    slow = {"float32", "all of the above"}
+    rows = [Row(name, kept, name, "float32" if name in slow else fast) for name in names]
+    rows.insert(-2, Row(UNKEPT, unkept, "thaw", fast))
+    return rows
+
+
+def thaw_has_bfloat16(device: str) -> bool:
+    """Whether "auto" is bfloat16 here, so that taking it away is a step."""
+    from thaw.training.compute import precision_name, resolve_device, resolve_precision
+
+    return precision_name(resolve_precision("auto", resolve_device(device))) == "bfloat16"
+
+
+def check_parameters(rows: Sequence[Row]) -> None:
+    """Refuse to compare networks of different sizes."""
+    for row in rows:
+        found = row.worker.about["parameters"]
+        if found != PARAMETERS:
+            raise WorkerError(f"{row.name} trains {found:,} parameters: expected {PARAMETERS:,}")
+
+
+def contender_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each row of thaw to plain PyTorch, and to the faster of Keras's rows."""
+    own = [row for row in rows if row.name in {THAW, FLOAT32}]
+    others = [row for row in rows if row.name == PLAIN]
+    keras = [row for row in rows if row.name.startswith("Keras")]
+    if keras:
+        others.append(max(keras, key=lambda row: spread(row.rates)["median"]))
+    return [{"of": row.name, "to": other.name, "ratio": ratios(row, other)} for row in own for other in others]
+
+
+def step_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """thaw as it is to each row that lacks something: what the lacking measure gives."""
+    whole, *lacking = rows
+    return [{"of": whole.name, "to": row.name, "ratio": ratios(whole, row)} for row in lacking]
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The tables, in Markdown."""
+    machine, workload = result["machine"], result["workload"]
+    versions: dict[str, str] = {}
+    for row in result["rows"]:
+        versions |= row["about"]["versions"]
+    print(f"\n{result['command']}")
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}; device {machine['device']}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()) + f", Python {machine['python']}")
+    print(f"{workload['pairs']:,} pairs, batch {workload['batch_size']}, {workload['rounds']} rounds, ", end="")
+    print(f"load average before: {machine['load_average_before']:.2f}\n")
+    print("| | precision | pairs/s (median) | min | max | seconds an epoch | loss at the end |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for row in result["rows"]:
+        rate, last = row["pairs_per_second"], row["rounds"][-1]
+        print(
+            f"| {row['name']} | {row['precision']} | {rate['median']:,.0f} | {rate['min']:,.0f} | {rate['max']:,.0f} "
+            f"| {workload['pairs'] / rate['median']:.2f} | {last['loss']:.3f} |"
+        )
+    print("\n| times the pairs/s of | ratio (median) | min | max |\n|---|---:|---:|---:|")
+    for entry in result["ratios"]:
+        ratio = entry["ratio"]
+        pair = f"{entry['of']} to {entry['to']}"
+        print(f"| {pair} | {ratio['median']:.2f} | {ratio['min']:.2f} | {ratio['max']:.2f} |")
+    if machine["load_average_before"] > BUSY:
+        tell("other programs were running: measure again on a quiet machine before you quote this")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Contender: stage 1 by thaw's own engine, as `thaw train` runs it, or with one of its measures taken away."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from workload import Workload, serve
+
+from thaw import __version__
+from thaw.data import batches
+from thaw.data.augment import AugmentSettings
+from thaw.data.batches import Batch, BatchSource
+from thaw.data.images import ImageSet, InputContract
+from thaw.models.blocks import ConvReluPool
+from thaw.models.families import PaperSpec
+from thaw.training.arms import count_parameters
+from thaw.training.compute import Lanes, keep_freed_memory, precision_name, resolve_device, resolve_precision
+from thaw.training.engine import StageRun
+from thaw.training.method import Setting, seeded_dual
+from thaw.training.stages import DualSettings, DualStage
+
+AS_IT_IS = "thaw"
+FOREVER = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Which measures are taken; thaw takes all of them."""
+
+    lanes: bool = True
+    channels_last: bool = True
+    bfloat16: bool = True
+    pool_first: bool = True
+    large_chunks: bool = True
+    ahead: bool = True
+    augmented: bool = True
+
+
+NOTHING = Measures(**{field.name: field.name == "augmented" for field in fields(Measures)})
+
+VARIANTS: dict[str, Measures] = {
+    AS_IT_IS: Measures(),
+    "float32": Measures(bfloat16=False),
+    "both submodels in one thread after the other": Measures(lanes=False),
+    "channels first (NCHW)": Measures(channels_last=False),
+    "ReLU before pooling": Measures(pool_first=False),
+    "augmentation a batch at a time": Measures(large_chunks=False),
+    "no thread that prepares ahead": Measures(ahead=False),
+    "all of the above": NOTHING,
+    "no augmentation (what it costs)": Measures(augmented=False),
+}
+
+
+class ReluThenPool(ConvReluPool):
+    """The block in the order of papers, which gives the same numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', (H-2)//2, (W-2)//2]."""
+        return F.max_pool2d(F.relu(self.conv(x)), 2)
+
+
+class ChannelsFirst(BatchSource):
+    """Batches of grey images whose strides say channels first; one channel has the same bytes in either order."""
+
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """One epoch."""
+        for batch in super().shuffled(seed):
+            views = {view: x.as_strided(x.shape, _channels_first(x)) for view, x in batch.views.items()}
+            yield Batch(views, batch.labels)
+
+
+def _channels_first(x: Tensor) -> tuple[int, int, int, int]:
+    _, _, height, width = x.shape
+    return (height * width, height * width, width, 1)
+
+
+class ThawDual:
+    """The training itself; option "variants" lists names of VARIANTS, "keep_freed_memory" is a measure of the process."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.kept = bool(workload.options["keep_freed_memory"])
+        if self.kept:
+            keep_freed_memory()
+        self.workload = workload
+        self.device = resolve_device(workload.device)
+        self.fast = resolve_precision("auto", self.device)
+        images, labels = workload.load()
+        classes = tuple(str(label) for label in range(workload.classes))
+        self.images = ImageSet(images=images, labels=labels, classes=classes)
+        self.runs = {name: self._run(VARIANTS[name]) for name in workload.options["variants"]}
+
+    def _run(self, measures: Measures) -> StageRun:
+        workload = self.workload
+        height, width, channels = self.images.shape
+        mean, std = (workload.mean,) * channels, (workload.deviation,) * channels
+        setting = Setting(
+            train=self.images,
+            validation=_first(self.images, workload.batch_size),
+            contract=InputContract(height=height, width=width, channels=channels, mean=mean, std=std),
+            seed=0,
+            device=self.device,
+            dtype=self.fast if measures.bfloat16 else torch.float32,
+            lanes=Lanes(2 if measures.lanes else 1, self.device),
+        )
+        dual = seeded_dual(PaperSpec(filters=workload.filters, dropout=workload.dropout), setting)
+        if not measures.pool_first:
+            for branch in dual.branches:
+                for unit in branch.children():
+                    if isinstance(unit, ConvReluPool):
+                        unit.__class__ = ReluThenPool
+        if not measures.channels_last:
+            dual.to(memory_format=torch.contiguous_format)
+        settings = DualSettings(
+            epochs=FOREVER, patience=FOREVER, batch_size=workload.batch_size, learning_rate=workload.learning_rate
+        )
+        run = setting.run(DualStage(dual, settings), self._augment(measures))
+        if not measures.channels_last:
+            run.train = ChannelsFirst(**{field.name: getattr(run.train, field.name) for field in fields(run.train)})
+        return run
+
+    def _augment(self, measures: Measures) -> AugmentSettings:
+        workload = self.workload
+        if not measures.augmented:
+            return AugmentSettings(rotation_degrees=0.0, zoom=0.0, translation=0.0, brightness=0.0)
+        return AugmentSettings(
+            rotation_degrees=workload.rotation_degrees,
+            zoom=workload.zoom,
+            translation=workload.translation,
+            brightness=workload.brightness,
+            fill="zeros",
+        )
+
+    def about(self) -> dict[str, Any]:
+        """Versions and settings."""
+        first = next(iter(self.runs.values()))
+        return {
+            "parameters": count_parameters([first.stage.module]),
+            "versions": {"thaw": __version__, "torch": torch.__version__, "numpy": np.__version__},
+            "precision": precision_name(first.dtype),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "keep_freed_memory": self.kept,
+        }
+
+    def train(self, variant: str, *, warm_up: bool) -> dict[str, float]:
+        """An epoch over all pairs, or over those of the warm-up."""
+        run, measures = self.runs[variant], VARIANTS[variant]
+        whole = run.train
+        part = _first(self.images, self.workload.warm_up_pairs(len(self.images)))
+        run.train = replace(whole, images=part) if warm_up else whole
+        with contextlib.ExitStack() as stack:
+            if not measures.large_chunks:
+                stack.enter_context(patch.object(batches, "CHUNK_IMAGES", self.workload.batch_size))
+            if not measures.ahead:
+                stack.enter_context(patch.object(batches, "_ahead", lambda made, depth: made))  # noqa: ARG005
+            record = next(run.epochs())
+        pairs = len(run.train.images)
+        run.train = whole
+        if not math.isfinite(record.train_loss):
+            raise RuntimeError(f"{variant}: the loss is {record.train_loss}")
+        # The record's rate is that of training alone; validation is not part of what is compared.
+        return {"seconds": pairs / record.images_per_second, "pairs": pairs, "loss": record.train_loss}
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    return ImageSet(images=images.images[:count], labels=images.labels[:count], classes=images.classes)
+
+
+if __name__ == "__main__":
+    serve(ThawDual)

@@ -1,0 +1,111 @@
+"""What a run is asked for, and how run.json keeps it."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thaw.data.sources import NAMES
+from thaw.errors import RecipeError, RunError, UsageError
+from thaw.workflow.recipe import Recipe, recipe_from_dict
+from thaw.workflow.run_folder import RUN_VERSION
+
+_KEPT_TYPES: dict[str, type | types.UnionType] = {
+    "source": str | None,
+    "recipe_name": str,
+    "recipe": dict,
+    "seed": int,
+    "device": str,
+    "folds": int,
+    "data_root": str | None,
+    "skip_broken": bool,
+    "command": str,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What a run is asked for; all but `source` in memory is what run.json keeps.
+
+    Attributes:
+        source: a name, a path, a Hub id, or arrays (see `thaw.data.prepare.prepare`).
+        recipe_name: for the record.
+        recipe: what to train and how.
+        seed: of everything random in the run.
+        device: "auto", "cpu" or "cuda".
+        folds: folds of the cross-validation, 0 for none.
+        data_root: folder that holds the named data sets.
+        skip_broken: leave out images that cannot be read, and list them.
+        command: the command line that asked, for the record.
+    """
+
+    source: Any
+    recipe_name: str
+    recipe: Recipe
+    seed: int = 0
+    device: str = "auto"
+    folds: int = 0
+    data_root: Path | None = None
+    skip_broken: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed}: expected a whole number from 0")
+        if self.folds < 0 or self.folds == 1:
+            raise UsageError(f"folds {self.folds}: expected 0 for none, or at least 2")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What run.json keeps; a source in memory is told by None, and must be given again to resume."""
+        source = str(self.source) if isinstance(self.source, str | Path) else None
+        # A path is kept absolute, so that a run can be resumed from another folder.
+        if source is not None and source not in NAMES and Path(source).expanduser().exists():
+            source = str(Path(source).expanduser().resolve())
+        return {
+            "version": RUN_VERSION,
+            "source": source,
+            "recipe_name": self.recipe_name,
+            "recipe": self.recipe.as_dict(),
+            "seed": self.seed,
+            "device": self.device,
+            "folds": self.folds,
+            "data_root": None if self.data_root is None else str(self.data_root.resolve()),
+            "skip_broken": self.skip_broken,
+            "command": self.command,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: Any = None) -> TrainRequest:
+        """The inverse of `as_dict`.
+
+        Raises:
+            RunError: when run.json is not whole, or a source in memory was not given again.
+        """
+        for name, kind in _KEPT_TYPES.items():
+            if not isinstance(data.get(name), kind):
+                raise RunError(
+                    f"run.json has {name} = {data.get(name)!r}, which cannot be\nrestore it, or start a new run"
+                )
+        kept, root = data["source"], data["data_root"]
+        if kept is None and source is None:
+            raise RunError(
+                "this run was trained from arrays in memory\n"
+                "resume it from Python: thaw.train((images, labels), resume=...)"
+            )
+        try:
+            return cls(
+                source=source if source is not None else kept,
+                recipe_name=data["recipe_name"],
+                recipe=recipe_from_dict(data["recipe"]),
+                seed=data["seed"],
+                device=data["device"],
+                folds=data["folds"],
+                data_root=None if root is None else Path(root),
+                skip_broken=data["skip_broken"],
+                command=data["command"],
+            )
+        except RecipeError as error:
+            raise RunError(f"run.json holds a recipe that cannot be\n{error}") from error
