@@ -28,7 +28,7 @@ class Worker:
 
     def __init__(self, script: str, workload: Workload, python: str = sys.executable) -> None:
         self.script = script
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - __exit__ closes it
         self._process = subprocess.Popen(
             [python, str(HERE / script), workload.as_json()],
             stdin=subprocess.PIPE,
@@ -85,7 +85,7 @@ class Row:
         worker: the process.
         variant: what the worker calls it.
         precision: the type that its convolutions compute in.
-        epochs: "seconds", "pairs" and "loss" of every round.
+        epochs: "seconds", "cpu_seconds", "pairs" and "loss" of every round.
     """
 
     name: str
@@ -107,6 +107,7 @@ class Row:
             "precision": self.precision,
             "about": self.worker.about,
             "pairs_per_second": spread(self.rates),
+            "cpu_seconds": spread([epoch["cpu_seconds"] for epoch in self.epochs]),
             "rounds": self.epochs,
         }
 
@@ -143,9 +144,9 @@ def torch_worker(workload: Workload, workers: int) -> Worker:
     return Worker("plain_torch.py", replace(workload, options={"workers": workers}))
 
 
-def keras_worker(workload: Workload, python: Path, *, jit: bool) -> Worker:
-    """Keras in the environment of `python`."""
-    return Worker("keras_dual.py", replace(workload, options={"jit": jit}), str(python))
+def keras_worker(workload: Workload, python: Path, *, precision: str, jit: bool) -> Worker:
+    """Keras in the environment of `python`, in "float32" or "bfloat16", its step compiled with XLA or not."""
+    return Worker("keras_dual.py", replace(workload, options={"precision": precision, "jit": jit}), str(python))
 
 
 def use_cores(count: int | None) -> int:

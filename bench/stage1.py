@@ -1,4 +1,4 @@
-"""Times stage 1 on MNIST pairs (original, augmented): thaw, the plain PyTorch way, and Keras on TensorFlow, interleaved.
+"""Times stage 1 on MNIST pairs (original, augmented): thaw, plain PyTorch, and Keras on TensorFlow, interleaved.
 
 With --steps it times thaw with each of its measures taken away instead. docs/speed.md tells how to run it and read it.
 """
@@ -39,7 +39,8 @@ from thaw.evidence.environment import environment
 # Two submodels of 6,930 (PAPER.md's count for 28x28x1 and ten classes): 100 + 1,820 + 5,010 each.
 PARAMETERS = 13_860
 THAW, FLOAT32, PLAIN = "thaw", "thaw, float32", "plain PyTorch"
-UNKEPT = "freed memory goes back to the system"
+KERAS = (("float32", False), ("bfloat16", False), ("float32", True))
+# Load average above which other programs are likely to be in the way.
 BUSY = 0.5
 
 
@@ -81,6 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, help="cores that a contender may use (default: all)")
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes of plain PyTorch (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="of the rows on PyTorch")
+    parser.add_argument("--xla", action="store_true", help="also Keras with its step compiled by XLA (slow)")
     parser.add_argument("--steps", action="store_true", help="thaw with each of its measures taken away")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE")
     default = HERE / ".venv-keras" / "bin" / "python"
@@ -115,7 +117,7 @@ def make_workload(options: argparse.Namespace, folder: Path) -> Workload:
 
 
 def contender_rows(options: argparse.Namespace, workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
-    """thaw, thaw in float32, plain PyTorch, and Keras without and with XLA where it is installed."""
+    """Rows for thaw in its own precision and in float32, plain PyTorch, and Keras where it is installed."""
     fast = stack.enter_context(thaw_worker(workload, ["thaw"]))
     rows = [Row(THAW, fast, "thaw", fast.about["precision"])]
     if fast.about["precision"] != "float32":
@@ -126,14 +128,14 @@ def contender_rows(options: argparse.Namespace, workload: Workload, stack: conte
     if not options.keras_python.is_file():
         tell("Keras is left out: `make bench-keras` installs it into bench/.venv-keras")
         return rows
-    for jit in (False, True):
-        keras = stack.enter_context(keras_worker(workload, options.keras_python, jit=jit))
-        rows.append(Row(f"Keras, XLA {'on' if jit else 'off'}", keras, "", keras.about["precision"]))
+    for precision, jit in KERAS[: None if options.xla else -1]:
+        keras = stack.enter_context(keras_worker(workload, options.keras_python, precision=precision, jit=jit))
+        rows.append(Row(f"Keras, {precision}{', XLA' if jit else ''}", keras, "", precision))
     return rows
 
 
 def step_rows(options: argparse.Namespace, workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
-    """thaw as it is, and with each measure taken away; how memory is freed belongs to a process, so it takes a second."""
+    """The whole of thaw, then without each of its measures; how memory is freed is a process's, so there are two."""
     names = ["thaw"]
     if thaw_has_bfloat16(options.device):
         names.append("float32")
@@ -143,15 +145,15 @@ def step_rows(options: argparse.Namespace, workload: Workload, stack: contextlib
         "ReLU before pooling",
         "augmentation a batch at a time",
         "no thread that prepares ahead",
-        "all of the above",
-        "no augmentation (what it costs)",
     ]
-    kept = stack.enter_context(thaw_worker(workload, names))
-    unkept = stack.enter_context(thaw_worker(workload, ["thaw"], keep_freed_memory=False))
+    everything, free = "all of the above", "no augmentation (what it costs)"
+    kept = stack.enter_context(thaw_worker(workload, [*names, free]))
+    unkept = stack.enter_context(thaw_worker(workload, ["thaw", everything], keep_freed_memory=False))
     fast = kept.about["precision"]
-    slow = {"float32", "all of the above"}
-    rows = [Row(name, kept, name, "float32" if name in slow else fast) for name in names]
-    rows.insert(-2, Row(UNKEPT, unkept, "thaw", fast))
+    rows = [Row(name, kept, name, "float32" if name == "float32" else fast) for name in names]
+    rows.append(Row("freed memory goes back to the system", unkept, "thaw", fast))
+    rows.append(Row(everything, unkept, everything, "float32"))
+    rows.append(Row(free, kept, free, fast))
     return rows
 
 
@@ -181,7 +183,7 @@ def contender_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def step_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """thaw as it is to each row that lacks something: what the lacking measure gives."""
+    """The whole of thaw to each row that lacks a measure: what that measure gives."""
     whole, *lacking = rows
     return [{"of": whole.name, "to": row.name, "ratio": ratios(whole, row)} for row in lacking]
 
@@ -197,15 +199,15 @@ def print_result(result: dict[str, Any]) -> None:
     print(", ".join(f"{name} {version}" for name, version in versions.items()) + f", Python {machine['python']}")
     print(f"{workload['pairs']:,} pairs, batch {workload['batch_size']}, {workload['rounds']} rounds, ", end="")
     print(f"load average before: {machine['load_average_before']:.2f}\n")
-    print("| | precision | pairs/s (median) | min | max | seconds an epoch | loss at the end |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print("| | precision | pairs/s (median) | min | max | seconds | CPU seconds | loss |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     for row in result["rows"]:
         rate, last = row["pairs_per_second"], row["rounds"][-1]
         print(
             f"| {row['name']} | {row['precision']} | {rate['median']:,.0f} | {rate['min']:,.0f} | {rate['max']:,.0f} "
-            f"| {workload['pairs'] / rate['median']:.2f} | {last['loss']:.3f} |"
+            f"| {workload['pairs'] / rate['median']:.2f} | {row['cpu_seconds']['median']:.2f} | {last['loss']:.3f} |"
         )
-    print("\n| times the pairs/s of | ratio (median) | min | max |\n|---|---:|---:|---:|")
+    print("\n| pairs/s of one to another | ratio (median) | min | max |\n|---|---:|---:|---:|")
     for entry in result["ratios"]:
         ratio = entry["ratio"]
         pair = f"{entry['of']} to {entry['to']}"

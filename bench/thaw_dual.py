@@ -84,7 +84,7 @@ def _channels_first(x: Tensor) -> tuple[int, int, int, int]:
 
 
 class ThawDual:
-    """The training itself; option "variants" lists names of VARIANTS, "keep_freed_memory" is a measure of the process."""
+    """The training itself; option "variants" lists names of VARIANTS, "keep_freed_memory" is for the whole process."""
 
     def __init__(self, workload: Workload) -> None:
         self.kept = bool(workload.options["keep_freed_memory"])
@@ -92,6 +92,7 @@ class ThawDual:
             keep_freed_memory()
         self.workload = workload
         self.device = resolve_device(workload.device)
+        self.threads = torch.get_num_threads()
         self.fast = resolve_precision("auto", self.device)
         images, labels = workload.load()
         classes = tuple(str(label) for label in range(workload.classes))
@@ -102,6 +103,8 @@ class ThawDual:
         workload = self.workload
         height, width, channels = self.images.shape
         mean, std = (workload.mean,) * channels, (workload.deviation,) * channels
+        # Lanes divide the threads that they find, for the whole process.
+        torch.set_num_threads(self.threads)
         setting = Setting(
             train=self.images,
             validation=_first(self.images, workload.batch_size),
@@ -147,7 +150,7 @@ class ThawDual:
             "versions": {"thaw": __version__, "torch": torch.__version__, "numpy": np.__version__},
             "precision": precision_name(first.dtype),
             "device": self.device.type,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
             "keep_freed_memory": self.kept,
         }
 
@@ -157,6 +160,7 @@ class ThawDual:
         whole = run.train
         part = _first(self.images, self.workload.warm_up_pairs(len(self.images)))
         run.train = replace(whole, images=part) if warm_up else whole
+        torch.set_num_threads(max(1, self.threads // 2) if measures.lanes else self.threads)
         with contextlib.ExitStack() as stack:
             if not measures.large_chunks:
                 stack.enter_context(patch.object(batches, "CHUNK_IMAGES", self.workload.batch_size))

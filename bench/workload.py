@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class Workload:
         return np.load(Path(self.folder) / "images.npy"), np.load(Path(self.folder) / "labels.npy")
 
     def warm_up_pairs(self, count: int) -> int:
-        """How many of `count` pairs make up the warm-up: some 20 steps that end in a batch as large as an epoch's last."""
+        """How many of `count` pairs warm up: some 20 steps, the last of them as large as the last one of an epoch."""
         return min(count, 20 * self.batch_size + count % self.batch_size)
 
 
@@ -85,6 +86,7 @@ class Contender(Protocol):
 def serve(build: type[Any]) -> None:
     """Make the contender `build(workload)` and train epochs as standard input tells, one JSON object a line.
 
+    To each answer it adds "cpu_seconds", of all threads of this process but not of processes that it starts.
     The answers go to what was standard output when the process began; anything that a library prints goes to standard
     error instead.
     """
@@ -94,4 +96,7 @@ def serve(build: type[Any]) -> None:
     print(json.dumps(contender.about()), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(contender.train(request["variant"], warm_up=request["warm_up"])), file=answers)
+        started = time.process_time()
+        answer = contender.train(request["variant"], warm_up=request["warm_up"])
+        answer["cpu_seconds"] = time.process_time() - started
+        print(json.dumps(answer), file=answers)

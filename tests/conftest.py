@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import SMALL, thaw
+
+from thaw.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -43,3 +48,36 @@ def data_root() -> Path:
         where = "THAW_DATA, which is no folder" if named else "../shared/data, and THAW_DATA is not set"
         pytest.skip(f"no real data: looked in {where}")
     return root.resolve()
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that `thaw train ... --json` made, and what it printed."""
+
+    path: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A small run on the digits that nothing interrupted; no test may change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = thaw("train", "digits", *SMALL, "--out", "run", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return FinishedRun(folder / "run", done.stdout, done.stderr)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """`thaw ARGUMENTS` in this process, where torch is loaded already: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["thaw", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return run

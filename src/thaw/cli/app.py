@@ -14,9 +14,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from thaw._version import __version__
+from thaw.cli.interrupt import StoppedError
 from thaw.errors import ThawError, UsageError
 
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = StoppedError.exit_code
 EXIT_INTERNAL = 70
 
 app = typer.Typer(
@@ -239,12 +240,15 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = app(args=arguments, prog_name="thaw", standalone_mode=False)
-        code = result if isinstance(result, int) else 0
         sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        # An interrupt comes here as the cause of an Abort, with what the command had to say about it.
-        words = str(stop.__cause__ or stop) or "stopped"
-        code = _tell(words, EXIT_INTERRUPTED, debug=debug, label="")
+        code = result if isinstance(result, int) else 0
+        if code == EXIT_INTERRUPTED:
+            # That is how some versions of typer tell of an interrupt; others raise, as below.
+            _tell("stopped", code, debug=False, label="")
+    except (KeyboardInterrupt, typer.Abort):
+        code = _tell("stopped", EXIT_INTERRUPTED, debug=debug, label="")
+    except StoppedError as stop:
+        code = _tell(str(stop), stop.exit_code, debug=debug, label="")
     except ThawError as error:
         code = _tell(str(error), error.exit_code, debug=debug)
     except BrokenPipeError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thaw.cli.columns import columns, printable
+from thaw.cli.interrupt import StoppedError
 from thaw.cli.progress import Progress
 from thaw.data.images import InputContract, parse_shape
 from thaw.data.prepare import load_images, open_image_set
@@ -79,8 +80,8 @@ def _drive(events: Iterator[Event], progress: Progress) -> Finished:
                 return event
     except KeyboardInterrupt:
         if folder is None:
-            raise KeyboardInterrupt("stopped before training began") from None
-        raise KeyboardInterrupt(f"stopped; every finished epoch is saved\n{_how_to_resume(folder)}") from None
+            raise StoppedError("stopped before training began") from None
+        raise StoppedError(f"stopped; every finished epoch is saved\n{_how_to_resume(folder)}") from None
     except TrainingError as error:
         raise TrainingError(f"{error}; the run is in {folder}") from error
     except RunError as error:

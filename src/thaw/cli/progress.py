@@ -19,13 +19,13 @@ _PACE_EPOCHS = 3
 
 
 class Progress:
-    """Shows the events of a run on `stream`."""
+    """Shows the events of a run on `stream`, which is standard error unless given."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._stages: dict[str, int] = {}
         self._folds = 0
         # Names and paths are shown as they are: no markup in them, and no line broken within them.
-        self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._live: Live | None = None
         self._key: tuple[object, ...] = ()
         self._seconds: list[float] = []

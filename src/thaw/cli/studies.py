@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from thaw.cli.commands import print_json
+from thaw.cli.interrupt import StoppedError
 from thaw.cli.progress import Progress
 from thaw.workflow.ablation import ArmEpoch, Compared
 from thaw.workflow.ablation import ablate as run_ablation
@@ -85,7 +86,7 @@ def _goes_on() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; give the same command again to go on") from None
+        raise StoppedError("stopped; give the same command again to go on") from None
 
 
 def _print(result: dict[str, object], page: Path, *, as_json: bool) -> None:

@@ -1,7 +1,8 @@
-"""The arms of the ablation: the method with one of its ideas taken away, each with as many parameters and image passes.
+"""The arms of the ablation: the method with one of its ideas taken away, with as many parameters and image passes.
 
-An image pass is one image through all parameters of the arm's network, forward and backward, so an epoch of the dual
-model, whose submodels hold half of the parameters each, counts as an epoch of a network of the same size.
+An image pass is one image presented to all parameters of the arm's network. The submodels of the dual model hold half of
+the parameters each, so an epoch of the dual model counts as an epoch of a network of the same size. Where units are frozen
+a pass costs less than elsewhere, which is in the method's favour and is not counted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from thaw.training.method import MethodSettings, Setting, seeded_dual, seeded_pl
 from thaw.training.stages import DualStage, Stage, UnfreezeSettings, UnfreezeStep, unfreeze_stages
 
 PLAIN = "plain"
+
+# How far from the submodel's proportion the first filters may be, to come closer to the number of parameters.
+_NEARBY = 2
 
 Modules = list[nn.Module]
 """What an arm's training gives: one network, or two whose probabilities are averaged."""
@@ -68,11 +72,11 @@ class ArmTraining:
         passes = self.settings.dual.epochs + sum(step.epochs for step in self.settings.unfreeze.steps)
         if not arm.dual:
             longer = replace(self.settings.dual, epochs=passes, views=arm.views)
-            stage = seeded_plain(plain_spec(self.settings, self.setting), longer, self.setting)
+            stage = seeded_plain(fitting_spec(self.settings, self.setting, 1), longer, self.setting)
             yield from self._stage(stage)
             self.modules = [stage.module]
         elif arm.stage_two == "none":
-            dual = seeded_dual(self.settings.model, self.setting)
+            dual = seeded_dual(fitting_spec(self.settings, self.setting, 2), self.setting)
             yield from self._stage(DualStage(dual, replace(self.settings.dual, epochs=passes, views=arm.views)))
             self.modules = list(dual.branches)
         else:
@@ -99,9 +103,9 @@ class ArmTraining:
         shape, classes = self.setting.train.shape, self.setting.classes
         modules: Modules
         if not arm.dual:
-            modules = [plain_spec(self.settings, self.setting).build(shape, classes)]
+            modules = [fitting_spec(self.settings, self.setting, 1).build(shape, classes)]
         elif arm.stage_two == "none":
-            modules = [self.settings.model.build(shape, classes) for _ in range(2)]
+            modules = [fitting_spec(self.settings, self.setting, 2).build(shape, classes) for _ in range(2)]
         else:
             modules = [build_unified(self.settings.model, self.settings.fusion, shape, classes)]
         for module in modules:
@@ -126,27 +130,33 @@ def at_once(settings: UnfreezeSettings) -> UnfreezeSettings:
     return replace(settings, steps=(UnfreezeStep(thaws="all", epochs=epochs, learning_rate=rate),))
 
 
-def plain_spec(settings: MethodSettings, setting: Setting) -> FamilySpec:
-    """One submodel with as many parameters as the unified model, or as few less as its widths allow.
+def fitting_spec(settings: MethodSettings, setting: Setting, networks: int) -> FamilySpec:
+    """Submodels of which `networks` have as many parameters as the unified model, or as few less as widths allow.
 
-    The filters keep the submodel's proportion as far as they fit, and the last layer then takes what is left.
+    The first filters are those that keep the submodel's proportion as far as it fits, or up to `_NEARBY` more or less;
+    the second take what is then left.
     """
     shape, classes = setting.train.shape, setting.classes
+
+    def size(first: int, second: int) -> int:
+        spec = replace(settings.model, filters=(first, second))
+        return networks * count_parameters([spec.build(shape, classes)])
+
     with torch.device("meta"):
         budget = count_parameters([build_unified(settings.model, settings.fusion, shape, classes)])
-
-        def fits(filters: Sequence[int]) -> bool:
-            spec = replace(settings.model, filters=tuple(filters))
-            return count_parameters([spec.build(shape, classes)]) <= budget
-
         ratio = settings.model.filters[1] / settings.model.filters[0]
-        first = settings.model.filters[0]
-        while fits((first + 1, round(ratio * (first + 1)))):
-            first += 1
-        second = round(ratio * first)
-        while fits((first, second + 1)):
-            second += 1
-    return replace(settings.model, filters=(first, second))
+        middle = settings.model.filters[0]
+        while size(middle + 1, max(1, round(ratio * (middle + 1)))) <= budget:
+            middle += 1
+        candidates = []
+        for first in range(max(1, middle - _NEARBY), middle + _NEARBY + 1):
+            second = 1
+            while size(first, second + 1) <= budget:
+                second += 1
+            candidates.append((first, second))
+        fitting = [filters for filters in candidates if size(*filters) <= budget]
+        best = max(fitting, key=lambda filters: size(*filters))
+    return replace(settings.model, filters=best)
 
 
 def count_parameters(modules: Sequence[nn.Module]) -> int:

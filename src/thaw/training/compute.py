@@ -77,6 +77,16 @@ def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
 
 
+def thread_count() -> int:
+    """Threads that an operation on the CPU may use."""
+    return torch.get_num_threads()
+
+
+def use_threads(count: int) -> None:
+    """Let an operation on the CPU use `count` threads, at least 1."""
+    torch.set_num_threads(max(1, count))
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Operations on the CPU use one thread meanwhile: what a latency is measured with, so that it can be compared."""

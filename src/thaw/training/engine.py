@@ -166,10 +166,11 @@ class StageRun:
         return {name: hits / count for name, hits in correct.items()}, total_loss / (count * len(correct))
 
     def _not_finite(self, what: str) -> TrainingError:
+        kept = "the last finished epoch is kept" if self.epoch else "no epoch of this stage was finished"
         return TrainingError(
-            f"the {what} of stage {self.stage.name}, epoch {self.epoch + 1}, is not finite; "
-            "the last good checkpoint is kept\n"
-            f"try a smaller learning rate (now {self.stage.learning_rate:g}), or precision float32"
+            f"the {what} of stage {self.stage.name}, epoch {self.epoch + 1}, is not finite; {kept}\n"
+            f"start a new run with a smaller learning rate (now {self.stage.learning_rate:g}), "
+            "or with compute.precision=float32"
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -184,7 +184,9 @@ class Method:
                 StageSummary(**{**summary, "trains": tuple(summary["trains"])}) for summary in numbers["summaries"]
             ]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelFileError(f"the checkpoint does not belong to this recipe and data: {error}") from error
+            # torch lists every tensor on a line of its own.
+            reason = " ".join(str(error).split())[:200]
+            raise ModelFileError(f"the checkpoint does not belong to this recipe and data: {reason}") from error
 
 
 def summarise(run: StageRun, records: list[EpochRecord]) -> StageSummary:

@@ -93,6 +93,7 @@ class Model:
             architecture = dict(header["architecture"])
             contract = InputContract.from_dict(header["input"])
             classes = tuple(str(name) for name in header["classes"])
+            is_sound = len(set(classes)) == len(classes) and all(map(math.isfinite, (*contract.mean, *contract.std)))
             spec = FAMILIES[architecture["family"]](**_tuples(architecture["model"]))
             fusion = FusionSpec(**architecture["fusion"])
             # On torch's meta device sizes are free, so a header that lies about them is found before memory is taken.
@@ -102,10 +103,10 @@ class Model:
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError, ThawError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ModelFileError(f"{file} is not a model of thaw: {reason}") from error
+        if not is_sound:
+            raise ModelFileError(f"{file} has class names that repeat, or an input contract that is not finite")
         if any(tensor.dtype != torch.float32 or not torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ModelFileError(f"{file} holds weights that are not finite float32 numbers")
-        if not all(map(math.isfinite, (*contract.mean, *contract.std))):
-            raise ModelFileError(f"{file} has an input contract with numbers that are not finite")
         module.requires_grad_(False).eval()
         return cls(module=module, spec=spec, fusion=fusion, contract=contract, classes=classes, header=header)
 

@@ -170,7 +170,6 @@ class DualStage(Stage):
     """Stage 1: two submodels, each on its own view of the same images, one optimiser step for both."""
 
     kind = "dual"
-    outputs = ("original", "augmented")
 
     def __init__(self, module: DualModel, settings: DualSettings) -> None:
         self.name = "dual"
@@ -181,6 +180,9 @@ class DualStage(Stage):
         self.schedule = settings.schedule
         self.patience = settings.patience
         self.views = settings.views
+        first, second = settings.views
+        # An output is called after the view that it is trained on; of two equal views both are numbered.
+        self.outputs = (first, second) if first != second else (f"{first} 1", f"{second} 2")
         self.trains = tuple(name for name, _ in module.branches[0].named_children())
 
     def optimizer(self) -> torch.optim.Optimizer:

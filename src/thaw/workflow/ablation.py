@@ -58,7 +58,7 @@ def ablate(
     data_root: Path | None,
     command: str,
 ) -> Iterator[ArmEpoch | Compared]:
-    """Train every arm for every seed, then open the test set, compare, and write `out`/ablation.md and .json.
+    """For each seed train every arm and then open the test set; compare, and write `out`/ablation.md and .json.
 
     An arm that is trained already is taken from `out`, so a run that was stopped goes on with the arm it was at.
 
@@ -78,7 +78,7 @@ def ablate(
     with locked(folder):
         for seed in seeds:
             data = prepare(source, recipe.data, seed=seed, data_root=data_root)
-            _check_plan(folder, {"source": source, "recipe": recipe.as_dict()}, data, seed)
+            _check_plan(folder, {"version": ARM_VERSION, "source": source, "recipe": recipe.as_dict()}, data, seed)
             trained = yield from _train_arms(out, recipe, data, seed, device)
             name, test = data.name, data.test.open()
             for arm, modules in trained.items():
@@ -176,7 +176,7 @@ def page(result: dict[str, Any]) -> str:
         f"# Does each idea pay? {result['dataset']}",
         "",
         f"Made by `{result['command']}`.",
-        f"Every arm had {result['epochs']} passes over the training images, with about as many parameters; seeds {seeds}.",
+        f"Every arm had {result['epochs']} passes over the training images; seeds {seeds}.",
         f"The test set ({result['test_count']:,} images) was opened after all arms of a seed were trained.",
         "",
         "| arm | what it is | parameters | test accuracy | difference to plain | McNemar against plain, p by seed |",

@@ -37,6 +37,8 @@ from thaw.training.compute import (
     precision_name,
     resolve_device,
     resolve_precision,
+    thread_count,
+    use_threads,
 )
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, MethodSettings, Setting
@@ -106,7 +108,7 @@ def start_run(
     resolve_device(request.device)
     data = _prepare(request, progress)
     request.recipe.model.build(data.contract.shape, len(data.train.classes))
-    kept = request.as_dict() | {"fingerprint": data.fingerprint}
+    kept = request.as_dict() | {"fingerprint": data.fingerprint, "threads": thread_count()}
     folder = create(out, f"{data.name}-{request.recipe_name}", kept, overwrite=overwrite)
     with locked(folder):
         yield from _run(folder, request, data)
@@ -124,6 +126,8 @@ def resume_run(path: Path, *, source: Any = None, progress: DecodeProgress | Non
         data = _prepare(request, progress)
         if data.fingerprint != kept.get("fingerprint"):
             raise RunError(f"the data of {path} have changed since the run began; start a new run with thaw train")
+        # The order in which an operation adds up depends on its number of threads, and with it the last bits.
+        use_threads(int(kept.get("threads", thread_count())))
         yield from _run(folder, request, data)
 
 
@@ -184,12 +188,13 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Iterat
     test = data.test.open()
     metrics["test"] = _quality(model, test).as_dict()
     mistakes = [np.asarray(test.images[entry["index"]]) for entry in metrics["test"]["mistakes"]]
-    folder.write_json(folder.metrics, metrics)
     samples = sample_views(
         data.train, request.recipe.augment, count=SAMPLES_SHOWN, seed=derive(request.seed, "samples")
     )
     history = [record.as_dict() for record in method.progress.records]
     write_report(folder.path, metrics, history, ReportPictures(mistakes=mistakes, samples=samples))
+    # Last, so that a run with metrics.json is a whole one.
+    folder.write_json(folder.metrics, metrics)
     yield Finished(folder, metrics)
 
 

@@ -155,7 +155,7 @@ def _without_family(tree: Mapping[str, Any], faults: list[str]) -> Mapping[str, 
     model = tree.get("model")
     if not isinstance(model, Mapping) or "family" not in model:
         return tree
-    if model["family"] not in FAMILIES:
+    if model["family"] not in tuple(FAMILIES):
         faults.append(f"model.family = {model['family']!r}: expected one of {', '.join(FAMILIES)}")
     return {**tree, "model": {key: value for key, value in model.items() if key != "family"}}
 
@@ -188,7 +188,7 @@ def _build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:
 
 
 def _refusals(kind: type[Any], values: dict[str, Any], required: Sequence[str]) -> list[str]:
-    """What a dataclass has against values of the right types: each on its own, since it stops at the first, then all."""
+    """What a dataclass has against values of the right types: each alone, since it stops at the first, then all."""
     base = {name: values[name] for name in required}
     refusals: dict[str, None] = {}
     for some in (*({**base, name: value} for name, value in values.items()), values):

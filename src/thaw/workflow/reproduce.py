@@ -90,8 +90,7 @@ def reproduce(
             is_begun = (path / "run.json").is_file()
             if is_begun:
                 _check_same(path, name, seed, recipe)
-            # The report is what a run writes last.
-            if (path / "report.html").is_file():
+            if (path / "metrics.json").is_file():
                 continue
             yield SeedStarted(PUBLISHED[name].title, seed, path)
             if is_begun:

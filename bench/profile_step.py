@@ -1,0 +1,163 @@
+"""Where the time of a step of stage 1 goes: one core, both submodels one after the other, no preparation ahead.
+
+Two tables: the thread's CPU time of the step's three parts, which other programs on the machine disturb least, and each
+operation's share of the whole as PyTorch's profiler sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from contenders import use_cores
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from thaw.data.augment import AugmentSettings
+from thaw.data.batches import Batch, BatchSource
+from thaw.data.images import ImageSet, InputContract
+from thaw.evidence.environment import environment
+from thaw.models.families import PaperSpec
+from thaw.models.fusion import build_dual
+from thaw.training.compute import Lanes, keep_freed_memory, precision_name, resolve_precision
+from thaw.training.stages import DualSettings, DualStage
+
+CPU = torch.device("cpu")
+DATA, TRAIN, STEP = "images and augmentation", "both submodels, forward and backward", "optimiser step"
+OPERATIONS = {
+    "clamp_min": "ReLU",
+    "threshold_backward": "ReLU",
+    "addmm": "dense layers",
+    "mm": "dense layers",
+    "uniform_": "dropout",
+    "ge": "dropout",
+    "mul": "dropout",
+    "_log_softmax": "loss",
+    "_log_softmax_backward_data": "loss",
+    "nll_loss_forward": "loss",
+    "nll_loss_backward": "loss",
+    "fill_": "zero filling",
+    "zero_": "zero filling",
+    "copy_": "copies and changes of type",
+    "_to_copy": "copies and changes of type",
+}
+
+
+@dataclass
+class Training:
+    """Stage 1 on noise in the shape of MNIST; how long a step takes does not depend on the pixels."""
+
+    steps: int
+    dtype: torch.dtype
+    batch_size: int = 128
+    cpu_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((DATA, TRAIN, STEP), 0.0))
+
+    def __post_init__(self) -> None:
+        count = self.steps * self.batch_size
+        random = np.random.default_rng(0)
+        self.source = BatchSource(
+            images=ImageSet(
+                images=random.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8),
+                labels=random.integers(0, 10, count),
+                classes=tuple("0123456789"),
+            ),
+            contract=InputContract(height=28, width=28, channels=1, mean=(0.5,), std=(0.3,)),
+            batch_size=self.batch_size,
+            device=CPU,
+            augment=AugmentSettings(),
+            views=("original", "augmented"),
+        )
+        torch.manual_seed(0)
+        dual = build_dual(PaperSpec(), (28, 28, 1), 10)
+        dual.to(memory_format=torch.channels_last)
+        self.stage = DualStage(dual, DualSettings(batch_size=self.batch_size))
+        self.optimizer = self.stage.optimizer()
+        self.lanes = Lanes(1, CPU)
+
+    def epoch(self) -> float:
+        """Train all steps; the wall seconds."""
+        self.stage.set_training()
+        started = time.perf_counter()
+        batches = self.source.ordered()
+        while (batch := self._timed(DATA, lambda: _next(batches))) is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._timed(TRAIN, lambda batch=batch: self.stage.backward(batch, self.lanes, self.dtype))
+            self._timed(STEP, self.optimizer.step)
+        return time.perf_counter() - started
+
+    def _timed(self, part: str, work: Callable[[], Any]) -> Any:
+        started = time.thread_time()
+        with record_function(part):
+            result = work()
+        self.cpu_seconds[part] += time.thread_time() - started
+        return result
+
+
+def _next(batches: Iterator[Batch]) -> Batch | None:
+    return next(batches, None)
+
+
+def place(event: Any) -> str:
+    """The line of the second table that a profiler's event counts to."""
+    above = event
+    while above is not None:
+        if above.name in {DATA, STEP}:
+            return str(above.name)
+        above = above.cpu_parent
+    name = event.name.removeprefix("aten::")
+    if name in {"mkldnn_convolution", "convolution_backward"} or "max_pool2d_with_indices" in name:
+        backward = "backward" in name
+        # The first argument of a backward operation is the gradient, the second what went in.
+        channels = event.input_shapes[1 if backward else 0][1]
+        kind, first_channels = ("pooling", 10) if "pool" in name else ("convolution", 1)
+        return f"{kind} {1 if channels == first_channels else 2}, {'backward' if backward else 'forward'}"
+    return OPERATIONS.get(name, "everything else, Python included")
+
+
+def shares(training: Training) -> dict[str, float]:
+    """Each line's share of the profiled time, the largest first; the shares add up to 1."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        wall = training.epoch()
+    micros: dict[str, float] = defaultdict(float)
+    for event in profiled.events():
+        micros[place(event)] += event.self_cpu_time_total
+    seen = sum(micros.values())
+    micros["everything else, Python included"] += max(0.0, wall * 1e6 - seen)
+    total = sum(micros.values())
+    return {name: value / total for name, value in sorted(micros.items(), key=lambda item: -item[1])}
+
+
+def main() -> None:
+    """Profile and print."""
+    parser = argparse.ArgumentParser(prog="bench/profile_step.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60, help="steps to profile (default: 60)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs for the CPU times (default: 5)")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    options = parser.parse_args()
+    use_cores(1)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    training = Training(options.steps, resolve_precision(options.precision, CPU))
+    training.epoch()
+    training.cpu_seconds = dict.fromkeys(training.cpu_seconds, 0.0)
+    for _ in range(options.repeats):
+        training.epoch()
+    steps = options.steps * options.repeats
+    milliseconds = {part: 1e3 * seconds / steps for part, seconds in training.cpu_seconds.items()}
+    machine = environment("cpu")
+    print(f"{machine['cpu']}, one core; torch {torch.__version__}; {precision_name(training.dtype)}; batch 128\n")
+    print("| part of a step | CPU time, ms | share |\n|---|---:|---:|")
+    for part, value in milliseconds.items():
+        print(f"| {part} | {value:.2f} | {value / sum(milliseconds.values()):.0%} |")
+    print("\n| operation | share |\n|---|---:|")
+    for name, share in shares(training).items():
+        print(f"| {name} | {share:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
