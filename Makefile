@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 USER_STAMP := $(VENV)/.thaw-user
@@ -12,11 +13,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench bench-keras clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) and VENV=$(VENV) can be given: make demo PYTHON=python3.12):"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: $(USER_STAMP) ## set up .venv if need be, then train on the bundled digits and write a report
 	@$(BIN)/thaw train digits
@@ -33,6 +34,13 @@ check: $(DEV_STAMP) ## lint, formatting, types, and the floors of the architectu
 format: $(DEV_STAMP) ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+bench: $(USER_STAMP) ## time stage 1 against PyTorch and Keras, by hand (BENCH_ARGS=... is passed on)
+	@$(BIN)/python bench/stage1.py $(BENCH_ARGS)
+
+bench-keras: ## install Keras on TensorFlow for the benchmark into bench/.venv-keras
+	@$(PYTHON) -m venv bench/.venv-keras
+	@bench/.venv-keras/bin/python -m pip install --quiet --requirement bench/requirements-keras.txt
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

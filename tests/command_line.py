@@ -17,6 +17,7 @@ SECONDS = 120
 
 # What a shell starts in the background ignores interrupts, and so does all that it starts, these tests included.
 _LISTENING = """
+import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from thaw.cli import main
 main()

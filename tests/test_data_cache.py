@@ -163,6 +163,16 @@ def test_unwritable_cache_is_told(folder, tmp_path, monkeypatch):
         prepare(folder, SETTINGS, seed=1)
 
 
+def test_errors_of_the_source_are_not_blamed_on_the_cache(folder, root, monkeypatch):
+    def fail(*_):
+        raise OSError("Corrupt page")
+
+    monkeypatch.setattr(ingest, "_decode", fail)
+    with pytest.raises(DataError, match=r"^the images cannot be prepared: Corrupt page$"):
+        prepare(folder, SETTINGS, seed=1)
+    assert list(root.iterdir()) == []
+
+
 def test_an_interrupt_leaves_nothing(folder, root):
     def interrupt(done, total):
         raise KeyboardInterrupt

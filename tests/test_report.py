@@ -135,6 +135,7 @@ def run_of(
             "skipped": ["broken/0001.jpg: truncated after 312 bytes"],
         },
         "recipe": "paper",
+        "overrides": [],
         "seed": 1,
         "input": {
             "height": side,

@@ -394,13 +394,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, call):
 
 
 def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
+    write_class_folders(tmp_path / "images")
     plain, folded, killed = (tmp_path / name for name in ("plain", "folded", "killed"))
+    longer = ("--set", "dual.epochs=20", "--set", "dual.patience=20")
     folds = ("--folds", "3")
     for run, more in ((plain, ()), (folded, folds)):
-        done = thaw("train", "digits", *TINY, *more, "--out", run, cwd=tmp_path)
+        done = thaw("train", "images", *TINY, *longer, *more, "--out", run, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "fold 2 of 3: accuracy" in done.stderr
-    process = start("train", "digits", *TINY, *folds, "--out", killed, cwd=tmp_path)
+    process = start("train", "images", *TINY, *longer, *folds, "--out", killed, cwd=tmp_path)
     wait_for((killed / "folds" / "fold-1.json").exists, process)
     kill(process)
     assert not (killed / "folds" / "fold-3.json").exists()

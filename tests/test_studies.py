@@ -307,7 +307,7 @@ def test_the_page_of_a_reproduction():
             "median_latency_us": [100.0],
             "model_bytes": 60_000,
             "seconds": [61.0, 63.0],
-            "environment": {"cpu": "A fast one", "cores": 2, "torch": "2.13.0"},
+            "environment": {"cpu": "A fast one", "cores": 2, "os": "x", "python": "3", "torch": "2.13.0", "numpy": "2"},
             "precision": "float32",
         }
 

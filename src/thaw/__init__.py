@@ -46,10 +46,19 @@ __all__ = [
     "train",
 ]
 
+# Where each name lives: the same table as the imports above, which only type checkers run.
 _HOMES = {
     "thaw.data.images": ("ImageSet", "InputContract"),
     "thaw.data.prepare": ("PreparedData",),
-    "thaw.errors": ("DataError", "ModelFileError", "RecipeError", "RunError", "ThawError", "TrainingError", "UsageError"),
+    "thaw.errors": (
+        "DataError",
+        "ModelFileError",
+        "RecipeError",
+        "RunError",
+        "ThawError",
+        "TrainingError",
+        "UsageError",
+    ),
     "thaw.training.model": ("Model", "Prediction"),
     "thaw.workflow.api": ("Run", "evaluate", "load", "train"),
     "thaw.workflow.recipe": ("Recipe", "load_recipe"),

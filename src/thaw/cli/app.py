@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from thaw._version import __version__
+from thaw.cli.columns import printable
 from thaw.cli.interrupt import StoppedError
 from thaw.errors import ThawError, UsageError
 
@@ -104,7 +105,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     if resume is not None:
         if _given(context, besides=("resume", "as_json")):
             raise UsageError("--resume goes on as the run began: of the other options it takes only --json")
-        commands.resume(resume, as_json=as_json)
+        commands.resume(resume, data_root=data_root, as_json=as_json)
         return
     commands.train(
         source or "",
@@ -263,7 +264,8 @@ def main() -> NoReturn:
 def _tell(message: str, code: int, *, debug: bool, label: str = "error: ") -> int:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(f"{label}{message}\n")
+    shown = "\n".join(printable(line) for line in message.split("\n"))
+    sys.stderr.write(f"{label}{shown}\n")
     return code
 
 

@@ -14,15 +14,17 @@ from thaw.cli.columns import columns, printable
 from thaw.cli.interrupt import StoppedError
 from thaw.cli.progress import Progress
 from thaw.data.images import InputContract, parse_shape
-from thaw.data.prepare import load_images, open_image_set
+from thaw.data.prepare import load_images
 from thaw.errors import RunError, TrainingError, UsageError
-from thaw.evidence.quality import evaluate as evaluate_quality
 from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
+from thaw.training.compute import keep_freed_memory
 from thaw.training.model import Model, Prediction
+from thaw.workflow.api import evaluate_source
 from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
 from thaw.workflow.recipe import default_recipe, load_recipe
 from thaw.workflow.request import TrainRequest
+from thaw.workflow.run_folder import file_name
 
 FORMATS = ("table", "json", "csv")
 
@@ -53,6 +55,7 @@ def train(  # noqa: PLR0913 - the options of the command
         folds=folds,
         data_root=data_root,
         skip_broken=skip_broken,
+        overrides=tuple(overrides),
         command=command,
     )
     with Progress() as progress:
@@ -61,16 +64,18 @@ def train(  # noqa: PLR0913 - the options of the command
     _finish(finished, as_json=as_json)
 
 
-def resume(path: Path, *, as_json: bool) -> None:
+def resume(path: Path, *, data_root: Path | None, as_json: bool) -> None:
     """`thaw train --resume DIR`."""
     with Progress() as progress:
-        finished = _drive(resume_run(path, progress=progress.decoding), progress)
+        finished = _drive(resume_run(path, data_root=data_root, progress=progress.decoding), progress)
     _finish(finished, as_json=as_json)
 
 
 def _drive(events: Iterator[Event], progress: Progress) -> Finished:
     """Show a run's events; an interrupt or a failure ends with how to resume."""
     folder: Path | None = None
+    # Here and not in the library: it holds for the whole process, which is ours only on the command line.
+    keep_freed_memory()
     try:
         for event in events:
             progress.show(event)
@@ -136,12 +141,13 @@ def data(
     _, recipe = load_recipe(default_recipe(source), overrides)
     with Progress() as progress:
         summary = look(source, recipe.data, data_root=data_root, skip_broken=skip_broken, progress=progress.decoding)
-    target = sheet if sheet is not None else Path(f"{summary.name}-sheet.png")
-    contact_sheet(summary, target)
+    target = sheet if sheet is not None else Path(f"{file_name(summary.name)}-sheet.png")
     if as_json:
+        contact_sheet(summary, target)
         print_json(summary.as_dict() | {"contact_sheet": str(target)})
         return
     print_text(summary.describe())
+    contact_sheet(summary, target)
     print_text(f"contact sheet: {printable(str(target))}")
 
 
@@ -186,16 +192,9 @@ def evaluate(run: Path, source: str, *, data_root: Path | None, skip_broken: boo
     """`thaw evaluate RUN SOURCE`."""
     model = Model.load(run)
     with Progress() as progress:
-        images, problems = open_image_set(
-            source,
-            model.contract,
-            model.classes,
-            data_root=data_root,
-            skip_broken=skip_broken,
-            progress=progress.decoding,
+        quality, problems = evaluate_source(
+            model, source, data_root=data_root, skip_broken=skip_broken, progress=progress.decoding
         )
-    names = [images.name(index) for index in range(len(images))]
-    quality = evaluate_quality(model.probabilities(images.images), images.labels, images.classes, names)
     if as_json:
         print_json(
             {"source": source, "test": quality.as_dict(), "problems": [problem.as_dict() for problem in problems]}

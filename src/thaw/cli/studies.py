@@ -11,6 +11,7 @@ from pathlib import Path
 from thaw.cli.commands import print_json
 from thaw.cli.interrupt import StoppedError
 from thaw.cli.progress import Progress
+from thaw.training.compute import keep_freed_memory
 from thaw.workflow.ablation import ArmEpoch, Compared
 from thaw.workflow.ablation import ablate as run_ablation
 from thaw.workflow.recipe import load_recipe
@@ -36,6 +37,7 @@ def reproduce(
         data_root=data_root,
         command=shlex.join(["thaw", *sys.argv[1:]]),
     )
+    keep_freed_memory()
     with Progress() as progress, _goes_on():
         for event in events:
             if isinstance(event, SeedStarted):
@@ -71,6 +73,7 @@ def ablate(
         data_root=data_root,
         command=shlex.join(["thaw", *sys.argv[1:]]),
     )
+    keep_freed_memory()
     with Progress() as progress, _goes_on():
         for event in events:
             if isinstance(event, ArmEpoch):

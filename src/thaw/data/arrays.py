@@ -29,9 +29,7 @@ def array_source(data: Mapping[str, Any] | Sequence[Any]) -> Source:
         DataError: for anything else, with what was found.
     """
     parts = dict(data) if isinstance(data, Mapping) else {"train": data}
-    declared = parts.pop("classes", None)
-    if declared is not None and (isinstance(declared, str) or len(set(declared)) != len(declared)):
-        raise DataError(f"classes {declared!r}: expected a list of different names")
+    declared = _class_names(parts.pop("classes", None))
     pairs: dict[Split, tuple[npt.NDArray[np.uint8], list[object]]] = {}
     for key, pair in parts.items():
         split = SPLIT_NAMES.get(str(key).lower())
@@ -67,8 +65,32 @@ def _read_digits() -> Catalogue:
     return Catalogue(classes=tuple(str(digit) for digit in range(10)), splits={"train": entries})
 
 
+def _class_names(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    names = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes) else None
+    if names is None or not all(isinstance(name, str | int | np.integer) for name in names):
+        raise DataError(f"classes {value!r}: expected a list of different names")
+    texts = [str(name) for name in names]
+    if len(set(texts)) < len(texts):
+        raise DataError(f"classes {value!r}: expected a list of different names")
+    return texts
+
+
+def _as_array(value: Any, what: str, expected: str) -> npt.NDArray[Any]:
+    """An array of whatever is one, or a list of such."""
+    if value is None or isinstance(value, str | bytes | Mapping):
+        raise DataError(f"the {what} are {type(value).__name__}: {expected}")
+    try:
+        return np.asarray(value)
+    # Other libraries' arrays raise what they like, such as for memory on another device.
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"the {what} are no array, {type(value).__name__} ({reason}): {expected}") from None
+
+
 def _images(value: Any, split: Split) -> npt.NDArray[np.uint8]:
-    images = value if isinstance(value, np.ndarray) else np.asarray(value)
+    images = _as_array(value, f"{split} images", "expected uint8 [N, H, W] or [N, H, W, C], all of one size")
     if images.dtype != np.uint8:
         hint = (
             "scale floats to 0..255, round, and convert with astype(numpy.uint8)"
@@ -81,20 +103,20 @@ def _images(value: Any, split: Split) -> npt.NDArray[np.uint8]:
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
         hint = " (channels last)" if images.ndim == 4 and images.shape[1] in (1, 3) else ""
         raise DataError(
-            f"the {split} images have shape {list(value.shape)}: expected [N, H, W] or [N, H, W, 1 or 3]{hint}"
+            f"the {split} images have shape {list(images.shape)}: expected [N, H, W] or [N, H, W, 1 or 3]{hint}"
         )
     return images
 
 
 def _labels(value: Any, split: Split) -> list[object]:
-    labels = np.asarray(value)
+    labels = _as_array(value, f"{split} labels", "expected [N], one class number or text an image")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise DataError(f"the {split} labels have shape {list(labels.shape)}: expected [N], one class number an image")
     if len(labels) and labels.dtype.kind not in "iuUOb":
         raise DataError(f"the {split} labels are {labels.dtype}: expected whole numbers from 0, or texts")
-    values: list[object] = labels.tolist()
+    values = [label.item() if isinstance(label, np.generic) else label for label in labels.tolist()]
     odd = next((v for v in values if v is not None and not isinstance(v, int | str)), None)
     if odd is not None:
         raise DataError(f"the {split} labels hold {odd!r}: expected whole numbers from 0, or texts")
@@ -109,6 +131,6 @@ def _catalogue(
     splits = {
         split: Entries(names=names[split], labels=encoded.labels[split], array=pairs[split][0])
         for split in SPLITS
-        if split in pairs
+        if split in encoded.labels
     }
     return Catalogue(classes=encoded.classes, splits=splits, problems=encoded.problems, named=encoded.named)

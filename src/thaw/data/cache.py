@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from thaw.data.catalogue import Source
+from thaw.data.catalogue import Source, slug
 from thaw.data.decode import DECODER_VERSION
 from thaw.data.images import Fit
 from thaw.data.store import STORE_FORMAT, Store, open_store
@@ -27,6 +27,9 @@ from thaw.errors import DataError
 
 _BUILDING = ".building-"
 _REPLACED = ".replaced-"
+
+# What only writing meets; a source may meet the others too.
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 # A folder that nothing has written to for a day is what a killed process left behind.
 _STALE_SECONDS = 24 * 3600
@@ -51,12 +54,13 @@ def store_folder(root: Path, source: Source, wanted_input: str, fit: Fit) -> Pat
         "format": STORE_FORMAT,
         "decoder": DECODER_VERSION,
         "pillow": PIL.__version__,
+        "name": source.name,
         "source": source.facts,
         "input": source.usual_input if wanted_input == "auto" and source.usual_input else wanted_input,
         "fit": fit,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    return root / f"{source.name}-{digest.hexdigest()[:24]}"
+    return root / f"{slug(source.name)}-{digest.hexdigest()[:24]}"
 
 
 def open_or_build(folder: Path, build: Callable[[Path], Store]) -> Store:
@@ -66,7 +70,7 @@ def open_or_build(folder: Path, build: Callable[[Path], Store]) -> Store:
     processes that build at once, the first to finish wins, and the other takes what that one made.
 
     Raises:
-        DataError: when the cache cannot be written.
+        DataError: when the cache cannot be written, or the source cannot be read.
     """
     found = open_store(folder)
     if found is not None:
@@ -75,17 +79,29 @@ def open_or_build(folder: Path, build: Callable[[Path], Store]) -> Store:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
         making = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=folder.parent))
-        try:
-            build(making)
+    try:
+        _fill(making, build)
+        with _told_as_data_error(folder.parent):
             _publish(making, folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
     made = open_store(folder)
     if made is None:
         raise DataError(
             f"cache folder {folder} changed while it was made: start again, or choose another by THAW_CACHE"
         )
     return made
+
+
+def _fill(making: Path, build: Callable[[Path], Store]) -> None:
+    """Builds, and tells an error of the cache's disk from one of the source, which is read meanwhile."""
+    try:
+        build(making)
+    except OSError as error:
+        inside = isinstance(error.filename, str) and making.parent in Path(error.filename).parents
+        if inside or error.errno in _WRITE_ERRORS:
+            raise _cache_error(making.parent, error) from error
+        raise DataError(f"the images cannot be prepared: {' '.join(str(error).split())}") from error
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:
@@ -139,11 +155,14 @@ def _told_as_data_error(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(
-            f"cache folder {root} cannot be written ({reason}): "
-            "make room or give permission, or choose another folder by THAW_CACHE"
-        ) from error
+        raise _cache_error(root, error) from error
+
+
+def _cache_error(root: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cache folder {root} cannot be written ({error.strerror or error}): "
+        "make room or give permission, or choose another folder by THAW_CACHE"
+    )
 
 
 def take_rows(

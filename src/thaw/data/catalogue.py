@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -10,17 +11,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.problems import Problem
+from thaw.data.problems import Problem, escape_controls
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 SPLIT_NAMES: Mapping[str, Split] = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "testing": "test",
 }
 """Names of folders and files, in lower case, that make a split."""
 
@@ -28,6 +31,8 @@ Payload = bytes | str | None
 """An encoded image, the path of one, or None where the image is missing."""
 
 NO_LABEL = -1
+
+_LONGEST_SLUG = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +74,24 @@ class Source:
     """A source that was found but not read yet.
 
     Attributes:
-        name: short, for messages and folder names.
+        name: what the source is called, one printable line.
         facts: JSON-ready facts that change whenever the content may have changed (paths, sizes, times of change); they
             are cheap to have, and name the cached copy. None for data that is in memory already.
         read: makes the catalogue; may be slow.
         usual_input: the input that "auto" means for this source, where that is a convention ("28x28x1" for digits).
+        problems: what is to be told about how the source was named; not kept with the cached copy.
     """
 
     name: str
     read: Callable[[], Catalogue]
     facts: Any = None
     usual_input: str = ""
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Labels as whole numbers, split by split."""
+    """Labels as whole numbers, split by split; splits that are not used are left out."""
 
     classes: tuple[str, ...]
     labels: Mapping[Split, npt.NDArray[np.int64]]
@@ -98,9 +105,23 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
+def printable(name: str) -> str:
+    """A file's name as text that can be encoded: bytes that are not UTF-8 are shown in hexadecimal."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def source_name(text: str) -> str:
+    """What a source is called, in one printable line that is never empty."""
+    return escape_controls(printable(text)) or "data"
+
+
 def slug(text: str) -> str:
-    """A name that is safe in a folder name on any system: lower case letters, digits, "_" and "-"."""
-    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-") or "data"
+    """A name that is safe in a folder name on any system: up to 60 lower case letters, digits, "_" and "-"."""
+    plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9_]+", "-", plain)[:_LONGEST_SLUG].strip("-") or "data"
 
 
 def encode_labels(
@@ -111,24 +132,26 @@ def encode_labels(
     """Whole-number labels from whatever a class column holds.
 
     With `declared` class names a number is an index into them and a text is one of them. Without, every distinct value
-    is a class, sorted: numbers by size, texts naturally.
+    is a class, sorted: numbers by size, texts naturally. A validation or test split without a single label is left out
+    with a warning where the training split has some.
 
     Args:
         values: the raw labels a split: whole numbers, truth values or texts; None where missing.
         names: the images' names, for the problems.
         declared: class names that the source states.
     """
+    values, unlabelled = _without_unlabelled(values)
     numeric = not any(isinstance(value, str) for column in values.values() for value in set(column))
     if declared is not None:
-        classes = tuple(str(name) for name in declared)
-        known: dict[object, int] = {name: index for index, name in enumerate(classes)}
+        classes = tuple(printable(str(name)) for name in declared)
+        known: dict[object, int] = {str(name): index for index, name in enumerate(declared)}
         if numeric:
             known = {index: index for index in range(len(classes))}
     else:
         found = {value for column in values.values() for value in column if _is_label(value)}
         # Truth values are numbers too; text sorts by natural_key, in which digits count as numbers.
         ordered = sorted(found, key=lambda value: natural_key(str(int(value) if isinstance(value, bool) else value)))
-        classes = tuple(str(value) for value in ordered)
+        classes = tuple(printable(str(value)) for value in ordered)
         known = {value: index for index, value in enumerate(ordered)}
     labels = {
         split: np.fromiter((known.get(value, NO_LABEL) for value in column), dtype=np.int64, count=len(column))
@@ -142,7 +165,7 @@ def encode_labels(
                 missing.append(name)
             else:
                 outside.append(f"{name} has {value!r}")
-    problems = []
+    problems = list(unlabelled)
     if missing:
         problems.append(Problem("label", "error", f"{_count(len(missing), 'image')} without a label", tuple(missing)))
     if outside:
@@ -150,6 +173,25 @@ def encode_labels(
         message = f"{_count(len(outside), 'label')} out of range ({expected})"
         problems.append(Problem("label", "error", message, tuple(outside)))
     return Encoded(classes=classes, labels=labels, named=declared is not None or not numeric, problems=tuple(problems))
+
+
+def _without_unlabelled(
+    values: Mapping[Split, Sequence[object]],
+) -> tuple[Mapping[Split, Sequence[object]], list[Problem]]:
+    """Leaves out held-out splits whose labels are all withheld, as is usual for the test splits of contests."""
+    unlabelled = {split for split, column in values.items() if len(column) and all(map(_is_withheld, column))}
+    if "train" not in values or "train" in unlabelled or not unlabelled:
+        return values, []
+    problems = [
+        Problem("unlabelled", "warning", f"the {split} split has no labels and is not used")
+        for split in SPLITS
+        if split in unlabelled
+    ]
+    return {split: column for split, column in values.items() if split not in unlabelled}, problems
+
+
+def _is_withheld(value: object) -> bool:
+    return value is None or value == "" or (isinstance(value, int) and value < 0)
 
 
 def _is_label(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,9 @@ from thaw.data.store import Store
 # A class this many times larger than another is told.
 _LOPSIDED = 10
 
+LEFT_OUT_KINDS = ("unreadable", "label", "format")
+"""Kinds of problems whose images are left out where broken images may be skipped."""
+
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
@@ -27,25 +31,26 @@ def find_problems(store: Store, *, skip_broken: bool, folds: int) -> list[Proble
         folds: how many folds training will use, 0 for none.
     """
     return [
-        *_unusable_images(store, skip_broken=skip_broken),
+        *unusable_images(store, skip_broken=skip_broken),
         *_classes(store, folds),
         *_duplicates(store),
-        *(problem for problem in store.problems if problem.kind != "label"),
+        *(problem for problem in store.problems if problem.kind not in LEFT_OUT_KINDS),
         *_chosen_input(store),
     ]
 
 
 def unusable_images(store: Store, *, skip_broken: bool) -> list[Problem]:
     """Images that cannot be read or have no label: errors, or warnings where they may be skipped."""
-    return list(_unusable_images(store, skip_broken=skip_broken))
-
-
-def _unusable_images(store: Store, *, skip_broken: bool) -> list[Problem]:
-    problems = [problem for problem in store.problems if problem.kind == "label"]
+    problems = [problem for problem in store.problems if problem.kind in LEFT_OUT_KINDS]
     if store.unreadable:
         count = len(store.unreadable)
         message = f"{count:,} image{'' if count == 1 else 's'} cannot be read"
         problems.insert(0, Problem("unreadable", "error", message, store.unreadable))
+    return as_skippable(problems, skip_broken=skip_broken)
+
+
+def as_skippable(problems: Iterable[Problem], *, skip_broken: bool) -> list[Problem]:
+    """Problems of single images: warnings where these may be skipped, else errors that say how to."""
     if skip_broken:
         return [replace(problem, severity="warning", message=f"left out: {problem.message}") for problem in problems]
     hint = " (mend or remove them, or leave them out with --skip-broken)"

@@ -10,12 +10,28 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, Entries, Payload, Source, Split, natural_key, slug
+from thaw.data.catalogue import (
+    SPLIT_NAMES,
+    SPLITS,
+    Catalogue,
+    Entries,
+    Payload,
+    Source,
+    Split,
+    natural_key,
+    printable,
+    source_name,
+)
 from thaw.data.decode import SUFFIXES, looks_like_image
-from thaw.data.problems import Problem
+from thaw.data.problems import Problem, escape_controls
 from thaw.errors import DataError
 
 _FILES_A_BATCH = 32
+
+_UNSUPPORTED = frozenset(
+    {".heic", ".heif", ".hif", ".jxl", ".dng", ".arw", ".cr2", ".cr3", ".nef", ".orf", ".raf", ".rw2"}
+)
+"""Endings of photographs that cannot be read here."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ def walk_files(root: Path) -> tuple[list[FoundFile], list[str]]:
                     else:
                         files.append(FoundFile(path, -1, 0))
         except OSError as error:
-            raise DataError(f"{root / prefix} cannot be read: {error.strerror}") from None
+            raise DataError(f"{_shown(root / prefix)} cannot be read: {error.strerror}") from None
     return sorted(files, key=lambda file: natural_key(file.path)), sorted(folders, key=natural_key)
 
 
@@ -81,39 +97,63 @@ def folder_source(root: Path) -> Source:
         DataError: for an empty folder, or images without class folders.
     """
     files, folders = walk_files(root)
+    shown = _shown(root)
     if not files:
-        raise DataError(f"{root} holds no files: expected a folder with one sub-folder of images for each class")
-    if not [folder for folder in folders if not _is_hidden(folder)]:
+        raise DataError(f"{shown} holds no files: expected a folder with one sub-folder of images for each class")
+    if all(_is_hidden(folder) for folder in folders):
         raise DataError(
-            f"{root} has no class folders: expected one sub-folder of images for each class, such as {root.name}/cats "
-            f"and {root.name}/dogs"
+            f"{shown} has no class folders: expected one sub-folder of images for each class, such as {shown}/cats "
+            f"and {shown}/dogs"
         )
     facts = {
         "folder": str(root.resolve()),
         "files": [[f.path, f.size, f.changed_ns] for f in files],
         "folders": folders,
     }
-    return Source(name=slug(root.resolve().name), facts=facts, read=partial(_read, root, files, folders))
+    return Source(name=source_name(root.resolve().name), facts=facts, read=partial(_read, root, files, folders))
 
 
 def split_images(root: Path, files: Sequence[FoundFile]) -> tuple[list[str], list[Problem]]:
-    """The paths of the files that are, or claim to be, images; the rest is told as stray."""
-    images, stray = [], []
+    """The paths of the files that are, or claim to be, images; the rest is told."""
+    images, others = [], []
     for file in files:
-        claims = PurePosixPath(file.path).suffix.lower() in SUFFIXES
+        claims = _suffix(file.path) in SUFFIXES
         if file.size >= 0 and not file.hidden and (claims or looks_like_image(root / file.path)):
             images.append(file.path)
         else:
-            stray.append(file.path)
+            others.append(file)
+    visible = [file.path for file in others if not file.hidden]
+    photos = [path for path in visible if _suffix(path) in _UNSUPPORTED]
+    stray = [path for path in visible if _suffix(path) not in _UNSUPPORTED]
+    hidden = [file.path for file in others if file.hidden]
     problems = []
+    if photos:
+        kinds = ", ".join(sorted({_suffix(path)[1:].upper() for path in photos}))
+        message = f"{_count(photos)} in a format that cannot be read here ({kinds}; convert to JPEG or PNG)"
+        problems.append(Problem("format", "error", message, _printable(photos)))
     if stray:
-        message = (
-            "1 file is no image and is not used"
-            if len(stray) == 1
-            else f"{len(stray):,} files are no images and are not used"
-        )
-        problems.append(Problem("stray", "warning", message, tuple(stray)))
+        message = f"{_count(stray)} {'is no image and is' if len(stray) == 1 else 'are no images and are'} not used"
+        problems.append(Problem("stray", "warning", message, _printable(stray)))
+    if hidden:
+        message = f"{_count(hidden)} out of sight, as system files are, not used"
+        problems.append(Problem("hidden", "note", message, _printable(hidden)))
     return images, problems
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def _count(paths: Sequence[str]) -> str:
+    return f"{len(paths):,} file{'' if len(paths) == 1 else 's'}"
+
+
+def _printable(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(printable(path) for path in paths)
+
+
+def _shown(path: Path) -> str:
+    return escape_controls(printable(str(path)))
 
 
 def path_batches(root: Path, paths: Sequence[str]) -> Iterator[Sequence[Payload]]:
@@ -125,8 +165,10 @@ def path_batches(root: Path, paths: Sequence[str]) -> Iterator[Sequence[Payload]
 def _read(root: Path, files: Sequence[FoundFile], folders: Sequence[str]) -> Catalogue:
     images, problems = split_images(root, files)
     if not images:
+        reason = next((f": {problem.message}" for problem in problems if problem.kind == "format"), "")
         raise DataError(
-            f"{root} holds {len(files):,} files but no images: expected one sub-folder of images for each class"
+            f"{_shown(root)} holds {len(files):,} files but no images{reason}: "
+            "expected one sub-folder of images for each class"
         )
     layout = _layout(images, folders)
     order = {name: index for index, name in enumerate(layout.classes)}
@@ -137,8 +179,11 @@ def _read(root: Path, files: Sequence[FoundFile], folders: Sequence[str]) -> Cat
             continue
         paths = [path for path, _ in members]
         labels = np.array([order[name] for _, name in members], dtype=np.int64)
-        splits[split] = Entries(names=paths, labels=labels, batches=partial(path_batches, root, paths))
-    return Catalogue(classes=tuple(layout.classes), splits=splits, problems=(*problems, *layout.problems))
+        splits[split] = Entries(names=_printable(paths), labels=labels, batches=partial(path_batches, root, paths))
+    classes = _printable(layout.classes)
+    if len(set(classes)) < len(classes):
+        raise DataError(f"{_shown(root)} has class folders whose names print alike: rename those that are not UTF-8")
+    return Catalogue(classes=classes, splits=splits, problems=(*problems, *layout.problems))
 
 
 def _is_hidden(path: str) -> bool:
@@ -150,14 +195,16 @@ def _layout(images: Iterable[str], folders: Sequence[str]) -> _Layout:
     top = [folder for folder in shown if "/" not in folder]
     deep = {folder.split("/")[0] for folder in shown if "/" in folder}
     named = [folder for folder in top if folder.lower() in SPLIT_NAMES and folder in deep]
-    is_split = bool(named) and (len(named) == len(top) or any(folder.lower() == "train" for folder in named))
+    is_split = bool(named) and (
+        len(named) == len(top) or any(SPLIT_NAMES[folder.lower()] == "train" for folder in named)
+    )
     if not is_split:
         return _sort_in(images, shown, {"": "train"}, [])
     unused = [folder for folder in top if folder not in named]
     problems = []
     if unused:
         message = "folders beside the split folders are not used"
-        problems.append(Problem("unused", "warning", message, tuple(unused)))
+        problems.append(Problem("unused", "warning", message, _printable(unused)))
     splits: dict[str, Split] = {}
     for folder in named:
         split = SPLIT_NAMES[folder.lower()]
@@ -179,13 +226,22 @@ def _sort_in(
         if len(parts) == depth + 1 and (depth == 0 or parts[0] in prefixes)
     }
     outside = []
+    direct: set[str] = set()
+    nested: set[str] = set()
     for path in images:
         parts = path.split("/")
         if len(parts) < depth + 2:
             outside.append(path)
         else:
             files[prefixes[parts[0] if depth else ""]].append((path, parts[depth]))
+            (direct if len(parts) == depth + 2 else nested).add("/".join(parts[: depth + 1]))
+    if deeper := sorted(nested - direct, key=natural_key):
+        message = (
+            "folders with images in sub-folders only: expected CLASS/IMAGE, or SPLIT/CLASS/IMAGE "
+            "where the split folders are called train, validation (or val) and test"
+        )
+        problems.append(Problem("layout", "error", message, _printable(deeper)))
     if outside:
         message = f"{len(outside):,} image(s) beside the class folders belong to no class and are not used"
-        problems.append(Problem("unused", "warning", message, tuple(outside)))
+        problems.append(Problem("unused", "warning", message, _printable(outside)))
     return _Layout(files, sorted(classes, key=natural_key), problems)

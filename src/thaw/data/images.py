@@ -19,6 +19,8 @@ FITS: tuple[Fit, ...] = get_args(Fit)
 
 MAX_SIDE = 1024
 
+_MOST_DIGITS = 9
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
@@ -83,10 +85,15 @@ def parse_shape(text: str) -> tuple[int, int, int]:
         UsageError: when it is not three whole numbers with x between them.
     """
     parts = text.lower().replace("×", "x").split("x")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 3 or not all(_is_whole_number(part.strip()) for part in parts):
         raise UsageError(f"input {text!r}: expected HEIGHTxWIDTHxCHANNELS, such as 28x28x1 or 32x32x3")
     height, width, channels = (int(part) for part in parts)
     return (height, width, channels)
+
+
+def _is_whole_number(text: str) -> bool:
+    """Few ASCII digits: `isdigit` alone takes "²", and `int` refuses thousands of digits."""
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
 @dataclass(frozen=True, kw_only=True)

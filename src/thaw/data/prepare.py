@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.cache import cache_root, take_rows
-from thaw.data.catalogue import SPLITS, Split
-from thaw.data.checks import find_problems, fold_problems, unusable_images
+from thaw.data.catalogue import SPLITS, Split, printable
+from thaw.data.checks import LEFT_OUT_KINDS, as_skippable, find_problems, fold_problems, unusable_images
 from thaw.data.chunks import Target
 from thaw.data.decode import RULES
 from thaw.data.folders import path_batches, split_images, walk_files
@@ -26,7 +26,9 @@ from thaw.data.sources import SourceLike, open_source
 from thaw.data.splits import Rows, cut_off, identical_groups
 from thaw.data.store import Store
 from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
-from thaw.errors import DataError
+from thaw.errors import DataError, UsageError
+
+_FROM_SOURCE: Mapping[str, Any] = {"origin": "source", "fraction": None, "seed": None}
 
 
 class SealedTestSet:
@@ -66,11 +68,12 @@ class PreparedData:
         test: sealed until the end.
         train_groups: int64 [len(train)]; identical images have equal numbers, which folds must not separate.
         contract: the model's input, with mean and deviation of the training part where the settings ask for it.
-        name: short, for folder names.
+        name: what the source is called, one printable line.
         fingerprint: SHA-256 over classes, input shape, prepared pixels and labels in the source's order and splits; it
             does not depend on the seed.
         problems: everything that was found, errors excepted (they stop).
-        splits: for each split its count and where it comes from, with fraction and seed where it was cut off.
+        splits: for each split "count", "origin" ("source", or "cut" from the training split), and the "fraction" and
+            "seed" by which it was cut, else None.
     """
 
     train: ImageSet
@@ -86,8 +89,7 @@ class PreparedData:
     @property
     def left_out(self) -> tuple[str, ...]:
         """Images that were skipped because they are broken or have no label, with the reason."""
-        kinds = ("unreadable", "label")
-        return tuple(name for problem in self.problems if problem.kind in kinds for name in problem.names)
+        return tuple(name for problem in self.problems if problem.kind in LEFT_OUT_KINDS for name in problem.names)
 
 
 def prepare(  # noqa: PLR0913 (independent options, by keyword only)
@@ -117,17 +119,22 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
 
     Raises:
         DataError: with all that is wrong, told together.
-        UsageError: for settings or a data root that cannot be meant.
+        UsageError: for a seed, number of folds or data root that cannot be meant.
     """
+    for what, value in (("seed", seed), ("folds", folds)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UsageError(f"{what} {value!r}: expected a whole number")
+    if folds < 0:
+        raise UsageError(f"folds {folds}: expected at least 2, or 0 for none")
     opened = open_source(source, settings, data_root=data_root)
     store = read_store(
         opened, wanted_input=settings.input, fit=settings.fit, cache_dir=cache_dir, workers=workers, progress=progress
     )
-    problems = find_problems(store, skip_broken=skip_broken, folds=folds)
+    problems = [*opened.problems, *find_problems(store, skip_broken=skip_broken, folds=folds)]
     raise_errors(store.name, problems)
     groups = identical_groups(store.facts["train"].originals)
     rows: dict[Split, Rows] = {split: np.arange(len(labels)) for split, labels in store.labels.items()}
-    record: dict[Split, dict[str, Any]] = {split: {"from": "source", "count": len(rows[split])} for split in rows}
+    cut_by: dict[Split, dict[str, Any]] = {}
     cuts: tuple[tuple[Split, float], ...] = (
         ("test", settings.test_fraction),
         ("validation", settings.validation_fraction),
@@ -138,8 +145,7 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
         train = rows["train"]
         kept, cut = cut_off(store.labels["train"][train], groups[train], fraction, seed, split)
         rows["train"], rows[split] = train[kept], train[cut]
-        record[split] = {"from": "train", "count": len(cut), "fraction": fraction, "seed": seed}
-    record["train"]["count"] = len(rows["train"])
+        cut_by[split] = {"origin": "cut", "fraction": fraction, "seed": seed}
     raise_errors(store.name, fold_problems(store, rows["train"], groups, folds))
     root = cache_root(cache_dir)
     sets = {
@@ -154,7 +160,7 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
         name=store.name,
         fingerprint=_fingerprint(store),
         problems=tuple(problems),
-        splits={split: record[split] for split in SPLITS},
+        splits={split: {**cut_by.get(split, _FROM_SOURCE), "count": len(rows[split])} for split in SPLITS},
     )
 
 
@@ -234,8 +240,8 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
         opened, wanted_input=str(contract), fit=contract.fit, cache_dir=cache_dir, workers=workers, progress=progress
     )
     used: list[Split] = ["test"] if len(store.labels.get("test", ())) else list(store.labels)
-    problems = unusable_images(store, skip_broken=skip_broken)
-    problems += [problem for problem in store.problems if problem.kind != "label"]
+    problems = [*opened.problems, *unusable_images(store, skip_broken=skip_broken)]
+    problems += [problem for problem in store.problems if problem.kind not in LEFT_OUT_KINDS]
     if not sum(len(store.labels[split]) for split in used):
         problems.append(Problem("split", "error", "no usable image"))
     labels, unknown = _match_classes(store, used, classes)
@@ -284,12 +290,15 @@ def load_images(
     Raises:
         DataError: for a path that does not exist, a broken image, or no image at all.
     """
-    names, problems = _list_images(paths)
+    files, found = _list_images(paths)
+    names = [printable(file) for file in files]
+    problems = [problem for problem in found if problem.kind not in LEFT_OUT_KINDS]
+    problems += as_skippable((problem for problem in found if problem.kind in LEFT_OUT_KINDS), skip_broken=skip_broken)
     target = Target(height=contract.height, width=contract.width, channels=contract.channels, fit=contract.fit)
     processes = (usual_workers() if workers is None else workers) if len(names) >= SMALLEST_PARALLEL else 1
     parts, kept, broken, done = [], [], [], 0
     rules: dict[str, list[str]] = {}
-    for chunk in decode_chunks(path_batches(Path(), names), target, processes):
+    for chunk in decode_chunks(path_batches(Path(), files), target, processes):
         parts.append(chunk.pixels)
         kept += [names[done + place] for place in chunk.kept]
         broken += [f"{names[done + place]} ({reason})" for place, reason in sorted(chunk.failures.items())]
@@ -299,20 +308,13 @@ def load_images(
         if progress is not None:
             progress(done, len(names))
     if broken:
-        left = "left out: images that cannot be read"
-        stop = "images that cannot be read (leave them out with --skip-broken)"
-        names_told = tuple(broken)
-        problems.append(
-            Problem("unreadable", "warning", left, names_told)
-            if skip_broken
-            else Problem("unreadable", "error", stop, names_told)
-        )
-    problems += [Problem(rule, "note", RULES[rule], tuple(found)) for rule, found in rules.items()]
+        unreadable = Problem("unreadable", "error", "images that cannot be read", tuple(broken))
+        problems += as_skippable([unreadable], skip_broken=skip_broken)
+    problems += [Problem(rule, "note", RULES[rule], tuple(told)) for rule, told in rules.items()]
     raise_errors("images", problems)
     if not kept:
-        raise DataError(
-            f"no image in {', '.join(str(path) for path in paths) or 'nothing'}: expected image files or folders"
-        )
+        given = ", ".join(printable(str(path)) for path in paths)
+        raise DataError(f"no image in {given or 'nothing'}: expected image files or folders")
     return np.concatenate(parts), kept, tuple(problems)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,14 @@ from thaw.errors import DataError
 Severity = Literal["error", "warning", "note"]
 
 _NAMES_SHOWN = 5
+
+# Control characters, line and paragraph separators, marks that turn the direction of writing, and lone surrogates.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_controls(text: str) -> str:
+    """Text that a terminal only shows: control characters as Python writes them in a literal."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
@@ -30,11 +39,12 @@ class Problem:
     names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        """One line, safe for a terminal whatever the files are called."""
         if not self.names:
-            return self.message
+            return escape_controls(self.message)
         shown = ", ".join(self.names[:_NAMES_SHOWN])
         rest = len(self.names) - _NAMES_SHOWN
-        return f"{self.message}: {shown}" + (f" and {rest} more" if rest > 0 else "")
+        return escape_controls(f"{self.message}: {shown}") + (f" and {rest} more" if rest > 0 else "")
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form that `from_dict` takes back."""
@@ -52,6 +62,7 @@ def raise_errors(name: str, problems: Iterable[Problem]) -> None:
     Raises:
         DataError: one line a problem; a single problem makes a single line.
     """
+    name = escape_controls(name)
     errors = [str(problem) for problem in problems if problem.severity == "error"]
     if len(errors) == 1:
         raise DataError(f"{name}: {errors[0]}")

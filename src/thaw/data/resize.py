@@ -69,9 +69,10 @@ def axis_taps(source: int, target: int) -> Taps:
     """The weights that turn an axis of `source` positions into one of `target` positions.
 
     Shrinking: on a ruler with `target` marks a source pixel and `source` marks a target pixel, the weight is the number
-        of
-    marks that the two share. Growing: the centre of target pixel i lies at ((2 i + 1) * source - target) / (2 * target)
-    on the source axis; its two neighbours are weighted by closeness, and the edge pixels continue outwards.
+    of marks that the two share.
+
+    Growing: the centre of target pixel i lies at ((2 i + 1) * source - target) / (2 * target) on the source axis; its
+    two neighbours are weighted by closeness, and the edge pixels continue outwards.
     """
     position = np.arange(target, dtype=np.int64)[:, None]
     if target <= source:

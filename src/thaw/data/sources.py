@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from thaw.data.arrays import array_source, digits_source
 from thaw.data.catalogue import Source
 from thaw.data.decode import SUFFIXES
 from thaw.data.folders import folder_source
+from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
-from thaw.data.tables import hub_source, parquet_source
+from thaw.data.tables import hub_source, parquet_files, parquet_source
 from thaw.errors import DataError, UsageError
 
 SourceLike = str | Path | Sequence[Any] | Mapping[str, Any]
@@ -39,24 +41,59 @@ def open_source(source: SourceLike, settings: DataSettings, *, data_root: str | 
 
     Raises:
         DataError: when nothing is there by that name, or what is there is no data set.
-        UsageError: when `data_root` is no folder.
+        UsageError: when the source is empty, or `data_root` is no folder.
     """
+    if data_root is not None and not isinstance(data_root, str | os.PathLike):
+        raise UsageError(f"data root {data_root!r}: expected the path of a folder")
     if not isinstance(source, str | Path):
         return array_source(source)
     text = str(source)
-    if text == "digits":
-        return digits_source()
-    if text in HUB_IDS:
-        return _named_source(text, settings, data_root)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        has_parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")) or any(path.glob("*/*/*.parquet"))
-        return parquet_source(path, settings) if has_parquet else folder_source(path)
-    if path.is_file():
+    if not text.strip():
+        raise UsageError(f"the source is empty: expected a folder, a parquet file, a Hub id, or {', '.join(NAMES)}")
+    if text in NAMES:
+        opened = digits_source() if text == "digits" else _named_source(text, settings, data_root)
+        return _with_note(opened, text)
+    try:
+        path = Path(text).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    # A path may be too long, hold a zero byte, lie in a folder that is closed, or name a user that is unknown.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{text[:200]!r} is no path that can be read: {error}") from None
+    if is_folder:
+        return _directory_source(path, settings)
+    if is_file:
         return _file_source(path, settings)
     if isinstance(source, str) and _can_be_hub_id(text):
         return hub_source(text, settings)
     raise DataError(f"{text!r} is neither a path nor a known data set{_suggestion(path)}\nKnown: {', '.join(NAMES)}.")
+
+
+def _with_note(source: Source, name: str) -> Source:
+    """Tells a folder of the same name that it was not meant."""
+    if not Path(name).is_dir():
+        return source
+    message = f"{name!r} names the known data set; write ./{name} for the folder of that name"
+    return replace(source, problems=(Problem("name", "note", message),))
+
+
+def _directory_source(path: Path, settings: DataSettings) -> Source:
+    tables = parquet_files(path)
+    if not tables:
+        return folder_source(path)
+    if _has_image_folders(path):
+        raise DataError(
+            f"{path} holds both parquet files ({tables[0].relative_to(path)}) and folders of images, so what is meant "
+            "is unclear\nGive the path of the parquet file, or move it out of the folder to use the images."
+        )
+    return parquet_source(path, settings)
+
+
+def _has_image_folders(root: Path) -> bool:
+    """Whether any sub-folder that is not hidden holds files that claim to be images."""
+    return any(
+        path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        for path in root.glob("*/**/*")
+    )
 
 
 def _named_source(name: str, settings: DataSettings, data_root: str | Path | None) -> Source:
@@ -65,7 +102,7 @@ def _named_source(name: str, settings: DataSettings, data_root: str | Path | Non
         if not Path(root).expanduser().is_dir():
             raise UsageError(f"{'--data-root' if data_root is not None else 'THAW_DATA'} {str(root)!r} is not a folder")
         folder = Path(root).expanduser() / name
-        if folder.is_dir() and any(folder.rglob("*.parquet")):
+        if folder.is_dir() and parquet_files(folder):
             return parquet_source(folder, settings, name)
     return hub_source(HUB_IDS[name], settings, name)
 

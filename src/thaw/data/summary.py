@@ -15,7 +15,7 @@ from thaw.data.checks import find_problems
 from thaw.data.contact_sheet import draw_sheet
 from thaw.data.images import ImageSet, InputContract
 from thaw.data.ingest import Progress, read_store
-from thaw.data.problems import Problem
+from thaw.data.problems import Problem, escape_controls
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
 from thaw.data.store import Store
@@ -69,10 +69,9 @@ class SourceSummary:
         return not any(problem.severity == "error" for problem in self.problems)
 
     def describe(self) -> str:
-        """The same in lines of text for people."""
-        lines = [
-            f"{self.name}: {self.count:,} images of {len(self.classes)} classes; input {self.input} ({self.input.fit})"
-        ]
+        """The same in lines of text for people; control characters in names are escaped."""
+        found = f"{self.count:,} images of {len(self.classes)} classes; input {self.input} ({self.input.fit})"
+        lines = [f"{escape_controls(self.name)}: {found}"]
         lines += [f"  {split}: {sum(counts.values()):,} images" for split, counts in self.counts.items()]
         low, middle, high = (f"{h:g}x{w:g}" for h, w in zip(self.heights, self.widths, strict=True))
         one = (
@@ -83,10 +82,11 @@ class SourceSummary:
         modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(self.modes.items()))
         lines.append(f"  height x width: {one}; pixels: {modes or 'none'}; grey by content: {self.grey_images:,}")
         lines.append(f"  balance: the largest class has {self.balance:.2f} times the images of the smallest")
-        widest = max((len(name) for name in self.classes), default=0)
+        shown = {name: escape_controls(name) for name in self.classes}
+        widest = max((len(text) for text in shown.values()), default=0)
         for name in self.classes:
             numbers = ", ".join(f"{split} {counts[name]:,}" for split, counts in self.counts.items())
-            lines.append(f"    {name:<{widest}}  {numbers}")
+            lines.append(f"    {shown[name]:<{widest}}  {numbers}")
         lines += [f"  {problem.severity}: {problem}" for problem in self.problems] or ["  no problems"]
         return "\n".join(lines)
 
@@ -147,7 +147,7 @@ def look(
         modes=store.modes,
         grey_images=sum(int(facts.grey.sum()) for facts in store.facts.values()),
         balance=float(present.max() / present.min()) if len(present) else 0.0,
-        problems=tuple(find_problems(store, skip_broken=skip_broken, folds=0)),
+        problems=(*opened.problems, *find_problems(store, skip_broken=skip_broken, folds=0)),
         preview=_preview(store),
     )
 

@@ -27,7 +27,8 @@ from thaw.data.catalogue import (
     Source,
     Split,
     encode_labels,
-    slug,
+    printable,
+    source_name,
 )
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
@@ -50,15 +51,14 @@ class _Table(Protocol):
     def schema(self) -> pa.Schema:
         """Names and types of all columns."""
 
-    @property
-    def where(self) -> Path:
-        """The folder that paths in the table start from."""
-
     def column(self, name: str) -> list[object]:
         """A whole column as Python values."""
 
-    def batches(self, name: str) -> Iterator[pa.Array]:
-        """A column in parts of bounded size."""
+    def parts(self, name: str) -> Iterator[tuple[Path | None, pa.Array]]:
+        """A column in parts of bounded size, each with the folder that paths in it start from.
+
+        None for tables of others, whose paths are not trusted.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,28 +67,26 @@ class _ParquetTable:
 
     files: Sequence[Path]
     schema: pa.Schema
-    where: Path
 
     def column(self, name: str) -> list[object]:
         import pyarrow.parquet as pq
 
-        return [
-            value for file in self.files for value in pq.ParquetFile(file).read(columns=[name]).column(0).to_pylist()
-        ]
+        values: list[object] = []
+        for path in self.files:
+            with _told_as_data_error(f"{path} cannot be read to its end"), pq.ParquetFile(path) as file:
+                values += file.read(columns=[name]).column(0).to_pylist()
+        return values
 
-    def batches(self, name: str) -> Iterator[pa.Array]:
+    def parts(self, name: str) -> Iterator[tuple[Path | None, pa.Array]]:
         import pyarrow.parquet as pq
 
         for path in self.files:
-            file = pq.ParquetFile(path)
-            try:
+            with _told_as_data_error(f"{path} cannot be read to its end"), pq.ParquetFile(path) as file:
                 stored = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
                 row_bytes = max(1, stored // max(1, file.metadata.num_rows))
                 rows = min(_ROWS_A_BATCH, max(1, _BATCH_BYTES // row_bytes))
                 for batch in file.iter_batches(batch_size=rows, columns=[name]):
-                    yield batch.column(0)
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path} cannot be read to its end: {_one_line(error)}") from None
+                    yield path.parent, batch.column(0)
 
 
 @dataclass(frozen=True)
@@ -97,17 +95,39 @@ class _HubTable:
 
     rows: Any
     schema: pa.Schema
-    where: Path
+    hub_id: str
 
     def column(self, name: str) -> list[object]:
-        return [value for part in self._parts(name, 10_000) for value in part.to_pylist()]
+        return [value for part in self._arrays(name, 10_000) for value in part.to_pylist()]
 
-    def batches(self, name: str) -> Iterator[pa.Array]:
-        yield from self._parts(name, _ROWS_A_BATCH)
+    def parts(self, name: str) -> Iterator[tuple[Path | None, pa.Array]]:
+        for array in self._arrays(name, _ROWS_A_BATCH):
+            yield None, array
 
-    def _parts(self, name: str, rows: int) -> Iterator[pa.Array]:
-        for table in self.rows.select_columns([name]).with_format("arrow").iter(batch_size=rows):
-            yield table.column(0).combine_chunks()
+    def _arrays(self, name: str, rows: int) -> Iterator[pa.Array]:
+        with _told_as_data_error(f"the downloaded copy of {self.hub_id} cannot be read"):
+            for table in self.rows.select_columns([name]).with_format("arrow").iter(batch_size=rows):
+                yield table.column(0).combine_chunks()
+
+
+@contextmanager
+def _told_as_data_error(what: str) -> Iterator[None]:
+    """Names the table in errors of its readers, some of which are OSErrors without a file name."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{what}: {_one_line(error)}") from None
+
+
+def parquet_files(root: Path) -> list[Path]:
+    """All parquet files below a folder, sorted; hidden files and those in hidden folders are none."""
+    return sorted(
+        path
+        for path in root.rglob("*.parquet")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
 
 
 def parquet_source(path: Path, settings: DataSettings, name: str = "") -> Source:
@@ -116,13 +136,13 @@ def parquet_source(path: Path, settings: DataSettings, name: str = "") -> Source
     Raises:
         DataError: when there is no parquet file.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [path] if path.is_file() else parquet_files(path)
     if not files:
         raise DataError(f"{path} holds no parquet files")
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     facts = {"parquet": [list(stat) for stat in stats], "columns": [settings.image_column, settings.label_column]}
     label = name or (path.stem if path.is_file() else path.resolve().name)
-    return Source(name=slug(label), facts=facts, read=partial(_read_parquet, path, files, settings))
+    return Source(name=source_name(label), facts=facts, read=partial(_read_parquet, path, files, settings))
 
 
 def hub_source(hub_id: str, settings: DataSettings, name: str = "") -> Source:
@@ -131,7 +151,7 @@ def hub_source(hub_id: str, settings: DataSettings, name: str = "") -> Source:
     The cached copy is used from then on, whatever happens on the Hub.
     """
     facts = {"hub": hub_id, "columns": [settings.image_column, settings.label_column]}
-    label = slug(name or hub_id.rsplit("/", maxsplit=1)[-1])
+    label = source_name(name or hub_id.rsplit("/", maxsplit=1)[-1])
     return Source(name=label, facts=facts, read=partial(_read_hub, hub_id, settings, name))
 
 
@@ -154,17 +174,15 @@ def _read_parquet(root: Path, files: Sequence[Path], settings: DataSettings) -> 
     if not members or root.is_file():
         members, unknown = {"train": list(files)}, []
     if unknown:
-        names = tuple(str(file.relative_to(root)) for file in unknown)
+        names = tuple(printable(str(file.relative_to(root))) for file in unknown)
         problems.append(Problem("unused", "warning", "parquet files whose names tell no split are not used", names))
     tables: dict[Split, _Table] = {}
     for split in (split for split in SPLITS if split in members):
         schemas = []
         for file in members[split]:
-            try:
-                schemas.append(pq.ParquetFile(file).schema_arrow)
-            except (OSError, ValueError) as error:
-                raise DataError(f"{file} is no readable parquet file: {_one_line(error)}") from None
-        tables[split] = _ParquetTable(members[split], schemas[0], members[split][0].parent)
+            with _told_as_data_error(f"{file} is no readable parquet file"), pq.ParquetFile(file) as opened:
+                schemas.append(opened.schema_arrow)
+        tables[split] = _ParquetTable(members[split], schemas[0])
         for file, schema in zip(members[split], schemas, strict=True):
             if schema.names != schemas[0].names:
                 raise DataError(f"{file} has columns {schema.names}, {members[split][0].name} has {schemas[0].names}")
@@ -199,8 +217,8 @@ def _catalogue(
     declared = features.get(label, {}).get("names")
     encoded = _without_unused(encode_labels(values, names, declared if isinstance(declared, list) else None))
     splits = {
-        split: Entries(names=names[split], labels=encoded.labels[split], batches=partial(_payloads, table, image))
-        for split, table in tables.items()
+        split: Entries(names=names[split], labels=labels, batches=partial(_payloads, tables[split], image, where))
+        for split, labels in encoded.labels.items()
     }
     return Catalogue(
         classes=encoded.classes, splits=splits, named=encoded.named, problems=(*problems, *encoded.problems)
@@ -222,18 +240,46 @@ def _without_unused(encoded: Encoded) -> Encoded:
     return replace(encoded, classes=classes, labels=labels, problems=(*encoded.problems, told))
 
 
-def _payloads(table: _Table, column: str) -> Iterator[Sequence[Payload]]:
+def _payloads(table: _Table, column: str, where: str) -> Iterator[Sequence[Payload]]:
     """Encoded bytes, or paths where a row names a file instead."""
-    for part in table.batches(column):
+    for folder, part in table.parts(column):
         rows: list[Payload] = []
         for value in part.to_pylist():
+            found = value
             if isinstance(value, dict):
-                path = value.get("path")
-                content = value.get("bytes")
-                rows.append(content if content is not None else (str(table.where / path) if path else None))
-            else:
-                rows.append(value)
+                found = value.get("bytes") if value.get("bytes") is not None else value.get("path") or None
+            if isinstance(found, str):
+                found = _file_named(found, folder, where)
+            elif found is not None and not isinstance(found, bytes):
+                kind = type(found).__name__
+                raise DataError(f"{where}: column {column!r} holds {kind}: expected encoded images (bytes) or paths")
+            rows.append(found)
         yield rows
+
+
+def _file_named(path: str, folder: Path | None, where: str) -> str:
+    """The file that a row names.
+
+    A table of the Hub comes from others, and could name any file of this machine as an image to be learnt: only what
+    `datasets` itself has unpacked into its cache is opened.
+    """
+    if folder is not None:
+        return str(folder / path)
+    import datasets
+
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, _hub_cache())
+    named = Path(path)
+    if named.is_absolute() and ".." not in named.parts:
+        real = named.resolve()
+        if any(real.is_relative_to(Path(cache).resolve()) for cache in caches):
+            return str(real)
+    raise DataError(f"{where}: a row names the file {path!r}, which is no part of the data set: it is not opened")
+
+
+def _hub_cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -313,7 +359,7 @@ def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalogue:
         if split is None or split in tables:
             unused.append(str(key))
         else:
-            tables[split] = _HubTable(rows, rows.features.arrow_schema, Path())
+            tables[split] = _HubTable(rows, rows.features.arrow_schema, hub_id)
     if not tables:
         raise DataError(f"{hub_id} has the splits {', '.join(unused)}: expected train, validation or test among them")
     message = "splits other than train, validation and test are not used"

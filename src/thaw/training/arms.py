@@ -1,8 +1,8 @@
 """The arms of the ablation: the method with one of its ideas taken away, with as many parameters and image passes.
 
-An image pass is one image presented to all parameters of the arm's network. The submodels of the dual model hold half of
-the parameters each, so an epoch of the dual model counts as an epoch of a network of the same size. Where units are frozen
-a pass costs less than elsewhere, which is in the method's favour and is not counted.
+An image pass is one image presented to all parameters of the arm's network. The submodels of the dual model hold half
+of the parameters each, so an epoch of the dual model counts as an epoch of a network of the same size. A pass through
+frozen units costs less than one that trains them; that is not counted.
 """
 
 from __future__ import annotations

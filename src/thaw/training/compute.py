@@ -82,20 +82,15 @@ def thread_count() -> int:
     return torch.get_num_threads()
 
 
-def use_threads(count: int) -> None:
-    """Let an operation on the CPU use `count` threads, at least 1."""
-    torch.set_num_threads(max(1, count))
-
-
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Operations on the CPU use one thread meanwhile: what a latency is measured with, so that it can be compared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int) -> Iterator[None]:
+    """Let an operation on the CPU use `count` threads, at least 1, for as long as the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, count))
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 class Lanes:

@@ -20,6 +20,7 @@ from torch import nn
 from thaw.data.batches import normalise, to_unit
 from thaw.data.images import InputContract
 from thaw.data.prepare import load_images
+from thaw.data.resize import resize
 from thaw.errors import ModelFileError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec
 from thaw.models.fusion import FusionSpec, UnifiedModel, build_unified
@@ -81,7 +82,7 @@ class Model:
         Raises:
             ModelFileError: when there is none, or it is truncated, of another version, or contradicts itself.
         """
-        file = Path(path)
+        file = Path(path).expanduser()
         if file.is_dir():
             file = file / MODEL_FILE
             if not file.is_file():
@@ -125,12 +126,24 @@ class Model:
         }
         write_tensors(path, self.module.state_dict(), header)
 
-    def predict(self, images: str | Path | Sequence[str | Path], *, skip_broken: bool = False) -> list[Prediction]:
-        """Predictions for image files and for all images in folders, in natural order.
+    def predict(
+        self, images: str | Path | Sequence[str | Path] | npt.NDArray[np.uint8], *, skip_broken: bool = False
+    ) -> list[Prediction]:
+        """Predictions for image files and for all images in folders, in natural order, or for pixels of any size.
+
+        Args:
+            images: paths; or pixels 0 to 255 of one image, uint8 [H, W] or [H, W, C], or of several, [N, H, W, C], with
+                C = 1 or 3. Either is resized as the input contract says.
+            skip_broken: leave out files that cannot be read.
 
         Raises:
-            DataError: naming what cannot be read, unless `skip_broken` leaves it out.
+            DataError: naming what cannot be read, or for pixels of another type or shape.
         """
+        if isinstance(images, np.ndarray):
+            pixels = images[..., None] if images.ndim == 2 else images
+            resized = resize(pixels, self.contract)
+            batch = resized[None] if resized.ndim == 3 else resized
+            return self.label(batch, [f"[{index}]" for index in range(len(batch))])
         paths = [images] if isinstance(images, str | Path) else list(images)
         pixels, names, _ = load_images(paths, self.contract, skip_broken=skip_broken)
         return self.label(pixels, names)

@@ -19,7 +19,7 @@ from thaw.evidence.quality import mcnemar, mean_interval
 from thaw.files import write_atomically
 from thaw.training.arms import ARMS, PLAIN, ArmTraining, Modules, arm_tensors, count_parameters, load_arm
 from thaw.training.checkpoint import read_tensors, write_tensors
-from thaw.training.compute import Lanes, keep_freed_memory, precision_name, resolve_device, resolve_precision
+from thaw.training.compute import Lanes, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Setting
 from thaw.training.model import network_probabilities
@@ -65,7 +65,6 @@ def ablate(
     Raises:
         RunError: when `out` holds the arms of another source or recipe, or cannot be written.
     """
-    keep_freed_memory()
     resolve_device(device)
     folder = RunFolder(out)
     try:

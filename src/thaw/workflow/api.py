@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thaw.data.prepare import PreparedData, open_image_set, prepare
-from thaw.errors import RunError, UsageError
+from thaw.data.problems import Problem
+from thaw.data.settings import DataSettings
+from thaw.errors import RecipeError, RunError, UsageError
 from thaw.evidence.quality import Quality
-from thaw.evidence.quality import evaluate as evaluate_quality
 from thaw.training.model import Model
-from thaw.workflow.pipeline import Event, Finished, resume_run, start_run
-from thaw.workflow.recipe import Recipe, default_recipe, load_recipe
+from thaw.workflow.pipeline import DecodeProgress, Event, Finished, measure_quality, resume_run, start_run
+from thaw.workflow.recipe import Recipe, default_recipe, load_recipe, recipe_from_dict
 from thaw.workflow.request import TrainRequest
 
 
@@ -101,7 +103,9 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
         ThawError: for what is wrong in the arguments, the recipe, the data, or the training.
     """
     if resume is not None:
-        return _finish(resume_run(Path(resume), source=source), on_event)
+        if recipe or overrides or seed or out or overwrite or folds or skip_broken or device != "auto":
+            raise UsageError("resume goes on as the run began: only source, data_root and on_event go with it")
+        return _finish(resume_run(Path(resume), source=source, data_root=_path(data_root)), on_event)
     if source is None:
         raise UsageError("train() needs a source, or a run to resume")
     if isinstance(recipe, Recipe):
@@ -119,7 +123,8 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
         folds=folds,
         data_root=_path(data_root),
         skip_broken=skip_broken,
-        command=_command(source, name, overrides, seed, folds),
+        overrides=tuple(overrides),
+        command=_command(source, recipe, overrides, seed, folds, skip_broken=skip_broken),
     )
     return _finish(start_run(request, out=_path(out), overwrite=overwrite), on_event)
 
@@ -136,29 +141,61 @@ def evaluate(
     Raises:
         DataError: for what is wrong with the data, such as a class that the model does not know.
     """
-    images, _ = open_image_set(
-        source, model.contract, model.classes, data_root=_path(data_root), skip_broken=skip_broken
+    return evaluate_source(model, source, data_root=_path(data_root), skip_broken=skip_broken)[0]
+
+
+def evaluate_source(
+    model: Model,
+    source: Any,
+    *,
+    data_root: Path | None = None,
+    skip_broken: bool = False,
+    progress: DecodeProgress | None = None,
+) -> tuple[Quality, tuple[Problem, ...]]:
+    """What `evaluate` measures, and what was found in the data; tables are read by the columns of the training."""
+    images, problems = open_image_set(
+        source,
+        model.contract,
+        model.classes,
+        settings=_data_settings(model),
+        data_root=data_root,
+        skip_broken=skip_broken,
+        progress=progress,
     )
-    names = [images.name(index) for index in range(len(images))]
-    return evaluate_quality(model.probabilities(images.images), images.labels, images.classes, names)
+    return measure_quality(model, images), problems
 
 
-def _command(source: Any, recipe: str, overrides: Sequence[str], seed: int, folds: int) -> str:
-    """The command line that does the same, as far as there is one."""
-    words = ["thaw", "train", str(source) if isinstance(source, str | Path) else "ARRAYS", "--recipe", recipe]
+def _data_settings(model: Model) -> DataSettings:
+    """The data settings of the recipe in the model's header; the usual ones where it has none that can be read."""
+    try:
+        return recipe_from_dict(model.header["recipe"]["settings"]).data
+    except (KeyError, TypeError, RecipeError):
+        return DataSettings()
+
+
+def _command(
+    source: Any, recipe: str | Recipe, overrides: Sequence[str], seed: int, folds: int, *, skip_broken: bool
+) -> str:
+    """The command line that does the same; "" where there is none, for arrays and for recipes made in Python."""
+    if not isinstance(source, str | Path) or isinstance(recipe, Recipe):
+        return ""
+    words = ["thaw", "train", str(source), "--recipe", recipe or default_recipe(source)]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--seed", str(seed), *(["--folds", str(folds)] if folds else [])]
+    words += ["--skip-broken"] if skip_broken else []
     return shlex.join(words)
 
 
-def _finish(events: Any, on_event: Callable[[Event], None] | None) -> Run:
-    for event in events:
-        if on_event is not None:
-            on_event(event)
-        if isinstance(event, Finished):
-            return Run(path=event.folder.path, metrics=event.metrics, report=event.folder.report)
+def _finish(events: Generator[Event, None, None], on_event: Callable[[Event], None] | None) -> Run:
+    # Closed also when `on_event` raises: else the lock would last as long as somebody keeps the traceback.
+    with contextlib.closing(events):
+        for event in events:
+            if on_event is not None:
+                on_event(event)
+            if isinstance(event, Finished):
+                return Run(path=event.folder.path, metrics=event.metrics, report=event.folder.report)
     raise RunError("the run ended without a result")
 
 
 def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else Path(path).expanduser()

@@ -7,9 +7,10 @@ disk.
 from __future__ import annotations
 
 import dataclasses
-import shlex
+import hashlib
+import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from thaw.data.batches import sample_views
 from thaw.data.cache import cache_root, take_rows
+from thaw.data.catalogue import printable
 from thaw.data.images import ImageSet
 from thaw.data.prepare import PreparedData, prepare
 from thaw.data.splits import Rows, k_folds
@@ -32,13 +34,11 @@ from thaw.seeds import derive
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import (
     Lanes,
-    keep_freed_memory,
-    one_thread,
     precision_name,
     resolve_device,
     resolve_precision,
     thread_count,
-    use_threads,
+    threads,
 )
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, MethodSettings, Setting
@@ -98,7 +98,7 @@ Event = Started | EpochDone | FoldDone | Finished
 
 def start_run(
     request: TrainRequest, *, out: Path | None = None, overwrite: bool = False, progress: DecodeProgress | None = None
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Check everything that can be checked, make the run folder, and train.
 
     Raises:
@@ -109,13 +109,22 @@ def start_run(
     data = _prepare(request, progress)
     request.recipe.model.build(data.contract.shape, len(data.train.classes))
     kept = request.as_dict() | {"fingerprint": data.fingerprint, "threads": thread_count()}
-    folder = create(out, f"{data.name}-{request.recipe_name}", kept, overwrite=overwrite)
+    folder = create(out, f"{data.name}-{request.recipe_name}", overwrite=overwrite)
     with locked(folder):
+        folder.begin(kept)
         yield from _run(folder, request, data)
 
 
-def resume_run(path: Path, *, source: Any = None, progress: DecodeProgress | None = None) -> Iterator[Event]:
+def resume_run(
+    path: Path, *, source: Any = None, data_root: Path | None = None, progress: DecodeProgress | None = None
+) -> Generator[Event, None, None]:
     """Go on with a run that was stopped, from its last finished epoch; a finished run is only measured anew.
+
+    Args:
+        path: the run folder.
+        source: needed only where the run was trained from arrays.
+        data_root: where the named data sets are now; by default where they were.
+        progress: told how many images are decoded.
 
     Raises:
         RunError: when it is no run folder, or the data are not those that it began with.
@@ -123,12 +132,14 @@ def resume_run(path: Path, *, source: Any = None, progress: DecodeProgress | Non
     folder, kept = open_for_resume(path)
     with locked(folder):
         request = TrainRequest.from_dict(kept, source)
+        if data_root is not None:
+            request = dataclasses.replace(request, data_root=data_root)
         data = _prepare(request, progress)
         if data.fingerprint != kept.get("fingerprint"):
             raise RunError(f"the data of {path} have changed since the run began; start a new run with thaw train")
         # The order in which an operation adds up depends on its number of threads, and with it the last bits.
-        use_threads(int(kept.get("threads", thread_count())))
-        yield from _run(folder, request, data)
+        with threads(kept["threads"]):
+            yield from _run(folder, request, data)
 
 
 def _prepare(request: TrainRequest, progress: DecodeProgress | None) -> PreparedData:
@@ -150,9 +161,8 @@ def method_settings(recipe: Recipe) -> MethodSettings:
     )
 
 
-def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Iterator[Event]:
+def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Generator[Event, None, None]:
     started = time.perf_counter()
-    keep_freed_memory()
     device = resolve_device(request.device)
     with Lanes(2, device) as lanes:
         setting = Setting(
@@ -165,13 +175,14 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Iterat
             lanes=lanes,
         )
         method = Method(method_settings(request.recipe), setting)
-        earlier_seconds = _restore(folder, method)
+        plan = _plan(request, data)
+        earlier_seconds = _restore(folder, method, plan)
         folder.write_history([record.as_dict() for record in method.progress.records])
         write_atomically(folder.recipe, request.recipe.as_toml())
         cost = layer_table(request.recipe.model, request.recipe.fusion, data.contract.shape, len(data.train.classes))
         yield Started(folder, data, cost, len(method.progress.records), request.recipe.stage_epochs(), request.folds)
         for record in method.epochs():
-            _save(folder, method, earlier_seconds + time.perf_counter() - started)
+            _save(folder, method, plan, earlier_seconds + time.perf_counter() - started)
             yield EpochDone(record)
         model = Model(
             module=method.unified,
@@ -186,7 +197,7 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Iterat
     seconds = earlier_seconds + time.perf_counter() - started
     metrics = _measure(request, data, method, model, cost, accuracies, seconds)
     test = data.test.open()
-    metrics["test"] = _quality(model, test).as_dict()
+    metrics["test"] = measure_quality(model, test).as_dict()
     mistakes = [np.asarray(test.images[entry["index"]]) for entry in metrics["test"]["mistakes"]]
     samples = sample_views(
         data.train, request.recipe.augment, count=SAMPLES_SHOWN, seed=derive(request.seed, "samples")
@@ -198,23 +209,35 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Iterat
     yield Finished(folder, metrics)
 
 
-def _restore(folder: RunFolder, method: Method) -> float:
+def _plan(request: TrainRequest, data: PreparedData) -> str:
+    """A digest of what decides the weights, which a checkpoint must share with the run that goes on from it."""
+    facts = [request.recipe.as_dict(), request.seed, data.fingerprint, data.contract.as_dict()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _restore(folder: RunFolder, method: Method, plan: str) -> float:
     """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
     if not folder.checkpoint.exists():
         return 0.0
+    mend = f"remove {folder.checkpoint} to train this run again from its start"
     try:
         tensors, header = read_tensors(folder.checkpoint, version=CHECKPOINT_VERSION)
-        method.restore(tensors, header["method"])
-        return float(header["seconds"])
+        found, seconds = header["plan"], float(header["seconds"])
+        if found == plan:
+            method.restore(tensors, header["method"])
     except (ModelFileError, KeyError, TypeError, ValueError) as error:
         what = str(error) if isinstance(error, ModelFileError) else f"{folder.checkpoint} lacks something: {error}"
-        raise RunError(f"{what}\nremove {folder.checkpoint} to train this run again from its start") from error
+        raise RunError(f"{what}\n{mend}") from error
+    if found != plan:
+        raise RunError(f"the checkpoint was trained with another recipe, seed or data than run.json says\n{mend}")
+    return seconds
 
 
-def _save(folder: RunFolder, method: Method, seconds: float) -> None:
+def _save(folder: RunFolder, method: Method, plan: str, seconds: float) -> None:
     """The checkpoint first: the history is made from it again on a resume, but not the other way round."""
     tensors, numbers = method.state()
-    write_tensors(folder.checkpoint, tensors, {"version": CHECKPOINT_VERSION, "method": numbers, "seconds": seconds})
+    header = {"version": CHECKPOINT_VERSION, "plan": plan, "method": numbers, "seconds": seconds}
+    write_tensors(folder.checkpoint, tensors, header)
     folder.write_history(numbers["records"])
 
 
@@ -227,7 +250,8 @@ def _model_header(request: TrainRequest, data: PreparedData) -> dict[str, Any]:
     }
 
 
-def _quality(model: Model, images: ImageSet) -> Quality:
+def measure_quality(model: Model, images: ImageSet) -> Quality:
+    """How good `model` is on labelled images of its input's size."""
     names = [images.name(index) for index in range(len(images))]
     return evaluate(model.probabilities(images.images), images.labels, images.classes, names)
 
@@ -274,18 +298,6 @@ def _rows(images: ImageSet, chosen: Rows) -> ImageSet:
     )
 
 
-def _splits(data: PreparedData) -> dict[str, dict[str, Any]]:
-    """For each split where it comes from, as docs/metrics.md describes it."""
-    return {
-        split: {
-            "origin": "cut" if "fraction" in entry else "source",
-            "fraction": entry.get("fraction"),
-            "seed": entry.get("seed"),
-        }
-        for split, entry in data.splits.items()
-    }
-
-
 def _measure(
     request: TrainRequest,
     data: PreparedData,
@@ -296,9 +308,10 @@ def _measure(
     seconds: float,
 ) -> dict[str, Any]:
     """metrics.json but for its `test` part; `docs/metrics.md` describes it."""
-    validation = _quality(model, data.validation)
+    validation = measure_quality(model, data.validation)
     batch = np.ascontiguousarray(data.train.images[:LATENCY_BATCH])
-    with one_thread():
+    # One thread, so that the figure can be compared between machines.
+    with threads(1):
         latency = measure_latency(
             lambda: model.probabilities(batch[:1]), lambda: model.probabilities(batch), batch_size=len(batch)
         )
@@ -308,17 +321,18 @@ def _measure(
         "schema": METRICS_SCHEMA,
         "dataset": data.name,
         "data": {
-            "source": str(source),
+            "source": printable(str(source)),
             "classes": list(data.train.classes),
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),
             "fingerprint": data.fingerprint,
-            "splits": _splits(data),
+            "splits": {split: dict(entry) for split, entry in data.splits.items()},
             "problems": [problem.as_dict() for problem in data.problems],
             "skipped": list(data.left_out),
         },
         "recipe": request.recipe_name,
+        "overrides": list(request.overrides),
         "seed": request.seed,
         "input": data.contract.as_dict(),
         "parameters": cost.parameters,
@@ -332,7 +346,7 @@ def _measure(
         },
         "latency": latency.as_dict(),
         "folds": _fold_summary(accuracies),
-        "command": request.command or f"thaw train {shlex.quote(str(source))}",
+        "command": printable(request.command),
         "device": device,
         "precision": precision_name(method.setting.dtype),
         "seconds": seconds,

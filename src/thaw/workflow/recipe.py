@@ -101,7 +101,7 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> tuple[str, 
 def _recipe_text(name_or_file: str) -> tuple[str, str]:
     if name_or_file in recipe_names():
         return name_or_file, (resources.files("thaw") / "recipes" / f"{name_or_file}.toml").read_text("utf-8")
-    path = Path(name_or_file)
+    path = Path(name_or_file).expanduser()
     if path.suffix != ".toml" and not path.is_file():
         close = difflib.get_close_matches(name_or_file, recipe_names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

@@ -22,7 +22,10 @@ _KEPT_TYPES: dict[str, type | types.UnionType] = {
     "folds": int,
     "data_root": str | None,
     "skip_broken": bool,
+    "overrides": list,
     "command": str,
+    "fingerprint": str,
+    "threads": int,
 }
 
 
@@ -39,6 +42,7 @@ class TrainRequest:
         folds: folds of the cross-validation, 0 for none.
         data_root: folder that holds the named data sets.
         skip_broken: leave out images that cannot be read, and list them.
+        overrides: what was set beside the recipe, such as "dual.epochs=5", for the record.
         command: the command line that asked, for the record.
     """
 
@@ -50,13 +54,16 @@ class TrainRequest:
     folds: int = 0
     data_root: Path | None = None
     skip_broken: bool = False
+    overrides: tuple[str, ...] = ()
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed}: expected a whole number from 0")
-        if self.folds < 0 or self.folds == 1:
-            raise UsageError(f"folds {self.folds}: expected 0 for none, or at least 2")
+        for name in ("seed", "folds"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise UsageError(f"{name} {value!r}: expected a whole number from 0")
+        if self.folds == 1:
+            raise UsageError("folds 1: expected 0 for none, or at least 2")
 
     def as_dict(self) -> dict[str, Any]:
         """What run.json keeps; a source in memory is told by None, and must be given again to resume."""
@@ -72,8 +79,9 @@ class TrainRequest:
             "seed": self.seed,
             "device": self.device,
             "folds": self.folds,
-            "data_root": None if self.data_root is None else str(self.data_root.resolve()),
+            "data_root": None if self.data_root is None else str(self.data_root.expanduser().resolve()),
             "skip_broken": self.skip_broken,
+            "overrides": list(self.overrides),
             "command": self.command,
         }
 
@@ -85,7 +93,9 @@ class TrainRequest:
             RunError: when run.json is not whole, or a source in memory was not given again.
         """
         for name, kind in _KEPT_TYPES.items():
-            if not isinstance(data.get(name), kind):
+            value = data.get(name)
+            # To Python, true and false are whole numbers too.
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise RunError(
                     f"run.json has {name} = {data.get(name)!r}, which cannot be\nrestore it, or start a new run"
                 )
@@ -105,6 +115,7 @@ class TrainRequest:
                 folds=data["folds"],
                 data_root=None if root is None else Path(root),
                 skip_broken=data["skip_broken"],
+                overrides=tuple(map(str, data["overrides"])),
                 command=data["command"],
             )
         except RecipeError as error:

@@ -87,6 +87,16 @@ class RunFolder:
         """What fold `number` (from 1) gave."""
         return self.path / "folds" / f"fold-{number}.json"
 
+    def begin(self, request: Mapping[str, Any]) -> None:
+        """Write run.json; to be called with the lock held.
+
+        Raises:
+            RunError: when another process has begun a run here since the folder was made.
+        """
+        if self.request.exists():
+            raise RunError(f"{self.path} exists already\nchoose another folder with --out")
+        self.write_json(self.request, request)
+
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """One JSON object, atomically; numbers that are not finite are our own mistake and raise ValueError."""
         write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -96,14 +106,15 @@ class RunFolder:
         write_atomically(self.history, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
-def create(out: Path | None, name: str, request: Mapping[str, Any], *, overwrite: bool = False) -> RunFolder:
-    """A new run folder with `request` as its run.json: `out`, or the first free runs/<name>-<n>.
+def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
+    """A new run folder: `out`, or the first free runs/<name>-<n>. It is a run once `RunFolder.begin` was called.
 
     Raises:
         RunError: when it exists and is not empty (unless `overwrite`), cannot be written, or the disk is nearly full.
     """
     try:
-        folder = RunFolder(_claim(out, overwrite=overwrite) if out is not None else _first_free(Path("runs"), name))
+        claimed = _first_free(Path("runs"), name) if out is None else _claim(out.expanduser(), overwrite=overwrite)
+        folder = RunFolder(claimed)
         free_bytes = shutil.disk_usage(folder.path).free
         if free_bytes < NEEDED_BYTES:
             _remove_own(folder.path)
@@ -113,7 +124,6 @@ def create(out: Path | None, name: str, request: Mapping[str, Any], *, overwrite
             )
         for part in _FOLDERS:
             (folder.path / part).mkdir(exist_ok=True)
-        folder.write_json(folder.request, request)
     except OSError as error:
         target = out if out is not None else Path("runs")
         raise RunError(
@@ -128,7 +138,7 @@ def open_for_resume(path: Path) -> tuple[RunFolder, dict[str, Any]]:
     Raises:
         RunError: when it is none, or was made by another version.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(path.expanduser())
     if not folder.request.exists():
         raise RunError(f"{path} is not a run folder: it holds no run.json\nstart a run with thaw train SOURCE")
     request = read_json(folder.request)
@@ -211,7 +221,7 @@ def _first_free(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
-        path = parent / f"{_slug(name)}-{number}"
+        path = parent / f"{file_name(name)}-{number}"
         try:
             path.mkdir()
         except FileExistsError:
@@ -220,5 +230,6 @@ def _first_free(parent: Path, name: str) -> Path:
             return path
 
 
-def _slug(name: str) -> str:
+def file_name(name: str) -> str:
+    """A short ASCII name for a file or folder, of letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", name)[:_LONGEST_NAME].strip("-.") or "run"

@@ -1,0 +1,102 @@
+"""Images for a trained model, and a look at a source before any training."""
+
+import json
+
+import numpy as np
+import pytest
+from data_samples import SETTINGS, picture, write_folder
+from PIL import Image
+
+from thaw.data.images import InputContract
+from thaw.data.prepare import load_images, open_image_set
+from thaw.data.resize import resize
+from thaw.data.summary import contact_sheet, look
+from thaw.errors import DataError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("THAW_DATA", raising=False)
+
+
+# Evaluation and prediction
+
+
+def test_evaluation_takes_the_test_split_and_maps_classes_by_name(tmp_path):
+    root = tmp_path / "pets"
+    write_folder(root / "train")
+    write_folder(root / "test", count=3, start=500)
+    contract = InputContract(height=8, width=8, channels=1, mean=(0.5,), std=(0.2,))
+    images, _ = open_image_set(root, contract, ("dog", "bird", "cat"))
+    assert images.labels.tolist() == [2, 2, 2, 0, 0, 0]
+    assert images.images.shape == (6, 8, 8, 1)
+    everything, _ = open_image_set(root / "train", contract, ("dog", "cat"))
+    assert len(everything) == 24
+    with pytest.raises(DataError, match=r"does not know \(it knows dog, bird\): cat"):
+        open_image_set(root, contract, ("dog", "bird"))
+
+
+def test_evaluation_takes_bare_numbers_as_the_models_indices():
+    source = (picture(1, (6, 8, 8)), [0, 2, 2, 0, 2, 0])
+    contract = InputContract(height=8, width=8, channels=1)
+    images, _ = open_image_set(source, contract, ("a", "b", "c"))
+    assert images.labels.tolist() == [0, 2, 2, 0, 2, 0]
+    with pytest.raises(DataError, match="does not know"):
+        open_image_set(source, contract, ("a", "b"))
+
+
+def test_loading_images_for_prediction(tmp_path):
+    root = write_folder(tmp_path / "pets", count=11)
+    (root / "cat" / "notes.txt").write_text("x")
+    contract = InputContract(height=8, width=9, channels=3, fit="crop")
+    pixels, names, problems = load_images([root / "dog" / "dog1.png", root / "cat"], contract)
+    assert names == [str(root / "dog" / "dog1.png"), *(str(root / "cat" / f"cat{i}.png") for i in range(11))]
+    assert [p.kind for p in problems] == ["stray"]
+    for name, image in zip(names, pixels, strict=True):
+        assert np.array_equal(image, resize(np.asarray(Image.open(name)), contract))
+    (root / "cat" / "bad.png").touch()
+    with pytest.raises(DataError, match=r"bad.png \(empty file\)"):
+        load_images([root], contract)
+    assert len(load_images([root], contract, skip_broken=True)[0]) == 22
+    with pytest.raises(DataError, match="does not exist"):
+        load_images([tmp_path / "missing.png"], contract)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DataError, match="no image in"):
+        load_images([tmp_path / "void"], contract)
+
+
+# A look
+
+
+def test_look_tells_and_draws(tmp_path):
+    root = write_folder(tmp_path / "pets", count=12)
+    Image.fromarray(picture(5, (20, 40))).save(root / "dog" / "grey.png")
+    (root / "cat" / "empty.png").touch()
+    summary = look(root, SETTINGS)
+    found = json.loads(json.dumps(summary.as_dict()))
+    assert found["counts"] == {"train": {"cat": 12, "dog": 13}}
+    assert found["heights"] == {"smallest": 10, "median": 10.0, "largest": 20}
+    assert found["widths"] == {"smallest": 12, "median": 12.0, "largest": 40}
+    assert (found["distinct_sizes"], found["modes"], found["grey_images"]) == (2, {"RGB": 24, "L": 1}, 1)
+    assert found["balance"] == pytest.approx(13 / 12)
+    assert (found["input"], found["usable"], summary.usable) == ("32x32x3", False, False)
+    assert "cat/empty.png (empty file)" in summary.describe()
+    sheet = contact_sheet(summary, tmp_path / "new" / "sheet.png", per_class=4)
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image)
+    # The first tile is the first image, enlarged twice without smoothing.
+    tile = pixels[22 : 22 + 64, 6 : 6 + 64]
+    assert np.array_equal(tile[::2, ::2], summary.preview.images[0])
+    with pytest.raises(UsageError):
+        contact_sheet(summary, tmp_path / "sheet.png", per_class=0)
+
+
+def test_look_at_a_source_without_a_usable_image(tmp_path):
+    (tmp_path / "bad" / "cat").mkdir(parents=True)
+    (tmp_path / "bad" / "cat" / "a.png").touch()
+    summary = look(tmp_path / "bad", SETTINGS)
+    assert summary.count == 0
+    assert not summary.usable
+    contact_sheet(summary, tmp_path / "sheet.png")

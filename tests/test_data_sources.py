@@ -1,0 +1,225 @@
+"""Arrays, the bundled digits, names, and what is no data set."""
+
+import numpy as np
+import pytest
+from data_samples import SETTINGS, picture, write_folder, write_parquet
+
+from thaw.data.images import InputContract
+from thaw.data.prepare import prepare
+from thaw.data.resize import resize
+from thaw.data.settings import DataSettings
+from thaw.data.sources import open_source
+from thaw.errors import DataError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("THAW_DATA", raising=False)
+
+
+# Arrays and the bundled digits
+
+
+def test_arrays():
+    images = picture(1, (60, 9, 9))
+    labels = np.arange(60) % 3
+    data = prepare((images, labels), SETTINGS, seed=1)
+    assert (str(data.contract), data.name, data.train.classes) == ("9x9x1", "arrays", ("0", "1", "2"))
+    for row in range(len(data.train)):
+        place = int(data.train.name(row)[6:-1])
+        assert np.array_equal(data.train.images[row, ..., 0], images[place])
+        assert data.train.labels[row] == labels[place]
+
+
+def test_array_splits_and_names():
+    parts = {
+        split: (picture(i, (30, 8, 8, 3)), np.arange(30) % 2) for i, split in enumerate(("train", "validation", "test"))
+    }
+    data = prepare({**parts, "classes": ["no", "yes"]}, DataSettings(input="4x4x1"), seed=1)
+    assert data.train.classes == ("no", "yes")
+    assert np.array_equal(
+        data.test.open().images, resize(parts["test"][0], InputContract(height=4, width=4, channels=1))
+    )
+
+
+def test_arrays_that_need_no_change_are_not_copied():
+    images, labels = picture(1, (60, 9, 9, 3)), np.arange(60) % 3
+    data = prepare(
+        {"train": (images, labels), "test": (images[:9] ^ 1, labels[:9]), "val": (images[9:18] ^ 2, labels[:9])},
+        SETTINGS,
+        seed=1,
+    )
+    assert np.shares_memory(data.train.images, images)
+    assert not data.train.images.flags.writeable
+    assert images.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ((np.zeros((4, 8, 8)), [0, 1, 0, 1]), "float64.*expected uint8; scale"),
+        ((np.zeros((4, 8), np.uint8), [0, 1, 0, 1]), r"shape \[4, 8\]"),
+        ((np.zeros((4, 3, 8, 8), np.uint8), [0, 1, 0, 1]), "channels last"),
+        ((np.zeros((4, 8, 8), np.uint8), [0, 1]), "4 images and 2 labels"),
+        ((np.zeros((4, 8, 8), np.uint8), np.eye(4)), "expected \\[N\\]"),
+        ((np.zeros((4, 8, 8), np.uint8), [0.5, 1.0, 0.0, 1.0]), "float64: expected whole numbers"),
+        ({"train": 5}, "train split is int"),
+        ({"learn": (np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1])}, "'learn'"),
+        (
+            ([np.zeros((8, 8), np.uint8), np.zeros((8, 9), np.uint8)], [0, 1]),
+            "no array, list .*all of one size",
+        ),
+        ((None, [0, 1]), "images are NoneType: expected uint8"),
+        (("ab", [0, 1]), "images are str"),
+        (b"ab", "images are int64"),
+        ((np.zeros((4, 8, 8), np.uint8), [[0], [1, 2], [0], [1]]), "labels are no array, list"),
+        ((np.zeros((4, 8, 8), np.uint8), None), "labels are NoneType"),
+        ((np.zeros((4, 8, 8), np.uint8), "abab"), "labels are str"),
+        ({"train": (np.zeros((2, 8, 8), np.uint8), [0, 1]), "classes": 3}, "classes 3: expected a list"),
+        ({"train": (np.zeros((2, 8, 8), np.uint8), [0, 1]), "classes": [[], []]}, "expected a list of different"),
+        ({"train": (np.zeros((2, 8, 8), np.uint8), [0, 1]), "classes": ["a", "a"]}, "expected a list of different"),
+        (None, "train split is NoneType"),
+        (3, "train split is int"),
+        ({}, "no images were given"),
+        ((), "expected \\(images, labels\\)"),
+    ],
+)
+def test_other_arrays_are_refused(source, message):
+    with pytest.raises(DataError, match=message):
+        prepare(source, SETTINGS, seed=1)
+
+
+def test_lists_of_equal_arrays_are_an_array():
+    images = picture(1, (60, 9, 9))
+    labels = np.array([np.int64(i % 3) for i in range(60)], dtype=object)
+    one, other = prepare((list(images), labels), SETTINGS, seed=1), prepare((images, labels.tolist()), SETTINGS, seed=1)
+    assert one.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_arrays_of_a_split_without_labels_are_not_used(split):
+    images = picture(1, (60, 9, 9))
+    data = prepare({"train": (images, np.arange(60) % 3), split: (images[:5], [-1] * 5)}, SETTINGS, seed=1)
+    assert data.splits[split]["origin"] == "cut"
+    assert f"the {split} split has no labels and is not used" in [str(problem) for problem in data.problems]
+
+
+def test_bad_array_labels_are_told_by_place():
+    images = picture(1, (30, 9, 9))
+    labels = np.arange(30) % 3
+    labels[4] = -1
+    with pytest.raises(DataError, match=r"1 label out of range .*train\[4\] has -1"):
+        prepare((images, labels), SETTINGS, seed=1)
+    data = prepare((images, labels), SETTINGS, seed=1, skip_broken=True)
+    assert len(data.train) + len(data.validation) + len(data.test) == 29
+    for row in range(len(data.train)):
+        assert np.array_equal(data.train.images[row, ..., 0], images[int(data.train.name(row)[6:-1])])
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    data = prepare("digits", SETTINGS, seed=1)
+    assert (data.name, str(data.contract)) == ("digits", "28x28x1")
+    assert len(data.train) + len(data.validation) + len(data.test) == 1797
+    raw = load_digits()
+    contract = InputContract(height=28, width=28, channels=1)
+    for row in range(20):
+        place = int(data.train.name(row)[7:-1])
+        small = np.floor(raw.images[place] * 255 / 16 + 0.5).astype(np.uint8)[..., None]
+        assert np.array_equal(data.train.images[row], resize(small, contract))
+        assert data.train.labels[row] == raw.target[place]
+    assert prepare("digits", SETTINGS, seed=1).fingerprint == data.fingerprint
+
+
+# What is no data set
+
+
+def test_what_is_no_data_set(tmp_path):
+    with pytest.raises(DataError, match="did you mean mnist"):
+        open_source("minst", SETTINGS)
+    write_folder(tmp_path / "flowers")
+    with pytest.raises(DataError, match=r"did you mean .*flowers\?"):
+        open_source(tmp_path / "flower", SETTINGS)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DataError, match="holds no files"):
+        open_source(tmp_path / "void", SETTINGS)
+    with pytest.raises(DataError, match="has no class folders"):
+        open_source(tmp_path / "flowers" / "cat", SETTINGS)
+    with pytest.raises(DataError, match="is a single image"):
+        open_source(tmp_path / "flowers" / "cat" / "cat1.png", SETTINGS)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match="no known kind"):
+        open_source(tmp_path / "a.txt", SETTINGS)
+    (tmp_path / "texts" / "a").mkdir(parents=True)
+    (tmp_path / "texts" / "a" / "a.txt").write_text("x")
+    with pytest.raises(DataError, match="1 files but no images"):
+        prepare(tmp_path / "texts", SETTINGS, seed=1)
+    with pytest.raises(UsageError, match=r"--data-root .* is not a folder"):
+        open_source("mnist", SETTINGS, data_root=tmp_path / "missing")
+
+
+def test_images_and_tables_in_one_folder_are_not_guessed_between(tmp_path):
+    root = write_folder(tmp_path / "pets")
+    write_parquet(root / ".hidden.parquet", [0, 1] * 6)
+    write_parquet(root / ".cache" / "train.parquet", [0, 1] * 6)
+    assert prepare(root, SETTINGS, seed=1).train.classes == ("cat", "dog")
+    write_parquet(root / "meta.parquet", [0, 1] * 6)
+    with pytest.raises(DataError, match=r"both parquet files \(meta.parquet\) and folders of images") as caught:
+        open_source(root, SETTINGS)
+    assert "Give the path of the parquet file, or move it" in str(caught.value)
+    assert prepare(root / "meta.parquet", SETTINGS, seed=1).train.classes == ("0", "1")
+
+
+def test_a_folder_with_the_name_of_a_known_set_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_source("digits", SETTINGS).problems == ()
+    write_folder(tmp_path / "digits")
+    data = prepare("digits", SETTINGS, seed=1)
+    told = data.problems[0]
+    assert (told.kind, told.severity, len(data.train.classes)) == ("name", "note", 10)
+    assert "./digits" in str(told)
+    assert prepare("./digits", SETTINGS, seed=1).train.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_source_is_refused(source):
+    with pytest.raises(UsageError, match="the source is empty"):
+        open_source(source, SETTINGS)
+
+
+@pytest.mark.parametrize("source", ["a\0b", "x" * 5000, "~nobody-of-this-name/x"])
+def test_impossible_paths_are_told(source):
+    with pytest.raises(DataError, match=r"is no path that can be read|neither a path"):
+        open_source(source, SETTINGS)
+
+
+@pytest.mark.parametrize("root", [3, ["a"], b"a"])
+def test_a_data_root_is_a_path(root):
+    with pytest.raises(UsageError, match=r"data root .*expected the path of a folder"):
+        open_source("mnist", SETTINGS, data_root=root)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"input": "28x28"},
+        {"input": "0x28x1"},
+        {"input": "28x28x2"},
+        {"input": "2\u00b2x28x1"},
+        {"input": "9" * 5000 + "x28x1"},
+        {"fit": "zoom"},
+        {"normalise": "none"},
+        {"validation_fraction": 0},
+        {"validation_fraction": 0.6},
+        {"test_fraction": True},
+        {"test_fraction": "0.1"},
+        {"test_fraction": float("nan")},
+        {"input": 28},
+        {"image_column": "a", "label_column": "a"},
+    ],
+)
+def test_settings_are_strict(options):
+    with pytest.raises(UsageError):
+        DataSettings(**options)
