@@ -149,6 +149,14 @@ class Stage(ABC):
     views: tuple[View, ...]
     trains: tuple[str, ...]
 
+    def _follow(self, settings: DualSettings) -> None:
+        """Take over what is the same for all stages that train from fresh weights."""
+        self.epochs = settings.epochs
+        self.batch_size = settings.batch_size
+        self.learning_rate = settings.learning_rate
+        self.schedule = settings.schedule
+        self.patience = settings.patience
+
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimiser over what trains."""
@@ -174,11 +182,7 @@ class DualStage(Stage):
     def __init__(self, module: DualModel, settings: DualSettings) -> None:
         self.name = "dual"
         self.module: DualModel = module
-        self.epochs = settings.epochs
-        self.batch_size = settings.batch_size
-        self.learning_rate = settings.learning_rate
-        self.schedule = settings.schedule
-        self.patience = settings.patience
+        self._follow(settings)
         self.views = settings.views
         first, second = settings.views
         # An output is called after the view that it is trained on; of two equal views both are numbered.
@@ -283,11 +287,7 @@ class PlainStage(Stage):
     def __init__(self, module: nn.Module, settings: DualSettings) -> None:
         self.name = "plain"
         self.module = module
-        self.epochs = settings.epochs
-        self.batch_size = settings.batch_size
-        self.learning_rate = settings.learning_rate
-        self.schedule = settings.schedule
-        self.patience = settings.patience
+        self._follow(settings)
         self.views = settings.views[:1]
         self.trains = tuple(name for name, _ in module.named_children())
 

@@ -21,9 +21,8 @@ from thaw.training.arms import ARMS, PLAIN, ArmTraining, Modules, arm_tensors, c
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import Lanes, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
-from thaw.training.method import Setting
 from thaw.training.model import network_probabilities
-from thaw.workflow.pipeline import method_settings
+from thaw.workflow.pipeline import method_settings, training_setting
 from thaw.workflow.recipe import Recipe
 from thaw.workflow.run_folder import RunFolder, locked, read_json
 
@@ -102,19 +101,9 @@ def ablate(
 def _train_arms(
     out: Path, recipe: Recipe, data: PreparedData, seed: int, device: str
 ) -> Generator[ArmEpoch, None, dict[str, Modules]]:
-    torch_device = resolve_device(device)
     trained: dict[str, Modules] = {}
-    with Lanes(2, torch_device) as lanes:
-        setting = Setting(
-            train=data.train,
-            validation=data.validation,
-            contract=data.contract,
-            seed=seed,
-            device=torch_device,
-            dtype=resolve_precision(recipe.compute.precision, torch_device),
-            lanes=lanes,
-        )
-        training = ArmTraining(method_settings(recipe), setting)
+    with Lanes(2, resolve_device(device)) as lanes:
+        training = ArmTraining(method_settings(recipe), training_setting(data, recipe, seed, device, lanes))
         for arm in ARMS:
             path = out / f"seed{seed}-{arm.name}.safetensors"
             if path.is_file():

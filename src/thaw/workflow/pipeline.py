@@ -161,19 +161,24 @@ def method_settings(recipe: Recipe) -> MethodSettings:
     )
 
 
+def training_setting(data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: Lanes) -> Setting:
+    """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here."""
+    found = resolve_device(device)
+    return Setting(
+        train=data.train,
+        validation=data.validation,
+        contract=data.contract,
+        seed=seed,
+        device=found,
+        dtype=resolve_precision(recipe.compute.precision, found),
+        lanes=lanes,
+    )
+
+
 def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Generator[Event, None, None]:
     started = time.perf_counter()
-    device = resolve_device(request.device)
-    with Lanes(2, device) as lanes:
-        setting = Setting(
-            train=data.train,
-            validation=data.validation,
-            contract=data.contract,
-            seed=request.seed,
-            device=device,
-            dtype=resolve_precision(request.recipe.compute.precision, device),
-            lanes=lanes,
-        )
+    with Lanes(2, resolve_device(request.device)) as lanes:
+        setting = training_setting(data, request.recipe, request.seed, request.device, lanes)
         method = Method(method_settings(request.recipe), setting)
         plan = _plan(request, data)
         earlier_seconds = _restore(folder, method, plan)
@@ -316,12 +321,11 @@ def _measure(
             lambda: model.probabilities(batch[:1]), lambda: model.probabilities(batch), batch_size=len(batch)
         )
     device = str(method.setting.device.type)
-    source = request.source if isinstance(request.source, str | Path) else "arrays"
     return {
         "schema": METRICS_SCHEMA,
         "dataset": data.name,
         "data": {
-            "source": printable(str(source)),
+            "source": printable(request.given),
             "classes": list(data.train.classes),
             "train": len(data.train),
             "validation": len(data.validation),

@@ -44,6 +44,7 @@ class TrainRequest:
         skip_broken: leave out images that cannot be read, and list them.
         overrides: what was set beside the recipe, such as "dual.epochs=5", for the record.
         command: the command line that asked, for the record.
+        typed: the source as it was given, where `source` is that made absolute.
     """
 
     source: Any
@@ -56,6 +57,12 @@ class TrainRequest:
     skip_broken: bool = False
     overrides: tuple[str, ...] = ()
     command: str = ""
+    typed: str = ""
+
+    @property
+    def given(self) -> str:
+        """The source in the words in which it was given, for the record."""
+        return self.typed or (str(self.source) if isinstance(self.source, str | Path) else "arrays")
 
     def __post_init__(self) -> None:
         for name in ("seed", "folds"):
@@ -83,6 +90,7 @@ class TrainRequest:
             "skip_broken": self.skip_broken,
             "overrides": list(self.overrides),
             "command": self.command,
+            "typed": self.given,
         }
 
     @classmethod
@@ -117,6 +125,7 @@ class TrainRequest:
                 skip_broken=data["skip_broken"],
                 overrides=tuple(map(str, data["overrides"])),
                 command=data["command"],
+                typed=str(data.get("typed", "")),
             )
         except RecipeError as error:
             raise RunError(f"run.json holds a recipe that cannot be\n{error}") from error
