@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import pty
@@ -14,29 +12,12 @@ import time
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
-from command_line import STAGES, TINY, command, error_of, history, metrics, start, thaw
-from PIL import Image
+from command_line import STAGES, TINY, error_of, history, metrics, start, thaw
 
 import thaw as library
-from thaw.cli.columns import columns, printable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two digits, one broken file, and one file that is no image."""
-    from sklearn.datasets import load_digits
-
-    folder = tmp_path_factory.mktemp("pictures")
-    for index in range(2):
-        pixels = np.kron(load_digits().images[index], np.ones((3, 3))).astype(np.uint8) * 15
-        Image.fromarray(pixels).save(folder / f"digit {index}.png")
-    (folder / "broken.png").write_bytes(b"\x89PNG nothing")
-    (folder / "notes.txt").write_text("no image")
-    return folder
 
 
 # What it prints, and where
@@ -333,177 +314,3 @@ def test_what_a_killed_start_left_is_taken_over(call, tmp_path):
 def test_a_place_that_cannot_be_written_is_told_before_training(call, tmp_path, out):
     (tmp_path / "file").write_text("")
     error_of(["cannot make a run folder", "--out"], call("train", "digits", *TINY, "--out", out), 1)
-
-
-# The other commands
-
-
-def test_info_of_a_recipe(call):
-    for shape, parameters in (("28x28x1", 14862), ("32x32x3", 19622)):
-        arguments = ("info", "--recipe", "paper", "--input", shape, "--classes", "10")
-        code, out, err = call(*arguments, "--json")
-        assert (code, err) == (0, "")
-        table = json.loads(out)
-        assert table["parameters"] == parameters == sum(layer["parameters"] for layer in table["layers"])
-        assert table["macs"] == sum(layer["macs"] for layer in table["layers"])
-        assert {"name", "kind", "output", "parameters", "macs", "activation_bytes"} == set(table["layers"][0])
-        code, out, err = call(*arguments)
-        assert (code, err) == (0, "")
-        assert f"{parameters:,}" in out
-        assert "…" not in out
-    smaller = call("info", "--recipe", "paper", "--set", "model.filters=[5, 6]", "--json")[1]
-    assert json.loads(smaller)["parameters"] < 9999
-
-
-def test_info_of_a_run(finished, call):
-    described = json.loads(call("info", finished.path, "--json")[1])
-    run = metrics(finished.path)
-    assert described["parameters"] == 14862
-    assert described["layers"] == run["cost"]["layers"]
-    assert described["input"] == run["input"]
-    assert described["classes"] == run["data"]["classes"]
-    assert described["fingerprint"] == run["data"]["fingerprint"]
-    out = call("info", finished.path)[1]
-    assert "trained on digits with recipe digits, seed 3" in out
-    assert "14,862" in out
-
-
-def test_predict_in_every_format(finished, pictures, call):
-    files = [pictures / "digit 1.png", pictures / "digit 0.png"]
-    code, out, err = call("predict", finished.path, *files)
-    assert code == 0, err
-    lines = out.splitlines()
-    assert lines[0].split() == ["image", "class", "probability"]
-    assert [line[: len(str(file))] for line, file in zip(lines[1:], files, strict=True)] == list(map(str, files))
-    assert all(re.search(r"  \d  +\d+\.\d\d%$", line) for line in lines[1:])
-
-    result = json.loads(call("predict", finished.path, *files, "--json")[1])
-    assert result == json.loads(call("predict", finished.path, *files, "--format", "json")[1])
-    assert [entry["image"] for entry in result["predictions"]] == list(map(str, files))
-    assert list(result["predictions"][0]["probabilities"]) == result["classes"] == list("0123456789")
-
-    rows = list(csv.DictReader(io.StringIO(call("predict", finished.path, *files, "--format", "csv")[1])))
-    for row, entry in zip(rows, result["predictions"], strict=True):
-        assert row["image"] == entry["image"]
-        assert row["class"] == entry["class"]
-        assert float(row["probability"]) == pytest.approx(entry["probability"], abs=1e-6)
-        for name, probability in entry["probabilities"].items():
-            assert float(row[name]) == pytest.approx(probability, abs=1e-6)
-
-    expected = library.Model.load(finished.path).predict(files)
-    assert [entry["class"] for entry in result["predictions"]] == [entry.label for entry in expected]
-
-
-def test_predict_on_a_folder_with_a_broken_image(finished, pictures, call):
-    error_of(["broken.png", "--skip-broken"], call("predict", finished.path, pictures), 1)
-    code, out, err = call("predict", finished.path, pictures, "--skip-broken")
-    assert code == 0
-    named = [line.split("  ")[0] for line in out.splitlines()[1:]]
-    assert named == [str(pictures / f"digit {index}.png") for index in range(2)]
-    assert "broken.png" in err
-    assert "notes.txt" in err
-    code, out, err = call("predict", finished.path, pictures, "--skip-broken", "--json")
-    assert (code, err) == (0, "")
-    told = json.loads(out)["problems"]
-    assert any("broken.png" in name for problem in told for name in problem["names"])
-    error_of(["nowhere.png"], call("predict", finished.path, "nowhere.png"), 1)
-    error_of(["no image"], call("predict", finished.path, pictures / "broken.png", "--skip-broken"), 1)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
-def test_file_names_that_are_no_text(finished, pictures, tmp_path, call):
-    odd = os.fsencode(tmp_path) + b"/odd\xff\n\x1b[31m.png"
-    Path(os.fsdecode(odd)).write_bytes((pictures / "digit 0.png").read_bytes())
-    code, table, err = call("predict", finished.path, tmp_path)
-    assert code == 0, err
-    assert r"odd\udcff\n\x1b[31m.png" in table
-    assert len(table.splitlines()) == 2
-    done = subprocess.run(command("predict", finished.path, tmp_path, "--json"), capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (prediction,) = json.loads(done.stdout.decode())["predictions"]
-    assert prediction["image"].encode("utf-8", "surrogateescape") == odd
-
-
-def test_evaluate_measures_as_the_run_did(finished, call, tmp_path):
-    """The run's own test images, written to files of the input's size, give the run's own figures."""
-    run = metrics(finished.path)
-    test = library.load("digits", recipe="digits", seed=3).test.open()
-    for index, (image, label) in enumerate(zip(test.images, test.labels, strict=True)):
-        folder = tmp_path / "test images" / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[..., 0]).save(folder / f"{index}.png")
-    code, out, err = call("evaluate", finished.path, "test images", "--json")
-    assert (code, err) == (0, "")
-    measured = json.loads(out)["test"]
-    assert measured["count"] == run["test"]["count"]
-    assert measured["accuracy"] == run["test"]["accuracy"]
-    assert measured["confusion"] == run["test"]["confusion"]
-    assert measured["cross_entropy"] == pytest.approx(run["test"]["cross_entropy"], rel=1e-6)
-    out = call("evaluate", finished.path, "test images")[1]
-    assert f"accuracy {measured['accuracy']:.2%}" in out
-
-
-def test_evaluate_takes_all_of_a_source_without_a_test_split(finished, call):
-    measured = json.loads(call("evaluate", finished.path, "digits", "--json")[1])["test"]
-    assert measured["count"] == 1797
-    quality = library.evaluate(library.Model.load(finished.path), "digits")
-    assert quality.accuracy == measured["accuracy"]
-
-
-def test_evaluate_on_classes_that_the_model_does_not_know(finished, call, pictures, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        (tmp_path / "pets" / name / "1.png").write_bytes((pictures / "digit 0.png").read_bytes())
-    error_of(["does not know", "cat"], call("evaluate", finished.path, "pets"), 1)
-
-
-def test_data_looks_at_a_source(call, tmp_path):
-    code, out, err = call("data", "digits", "--json")
-    assert code == 0, err
-    summary = json.loads(out)
-    assert summary["count"] == 1797
-    assert summary["classes"] == list("0123456789")
-    with Image.open(tmp_path / summary["contact_sheet"]) as sheet:
-        assert sheet.format == "PNG"
-    code, out, err = call("data", "digits", "--sheet", "sheets/one.png")
-    assert code == 0, err
-    assert "digits: 1,797 images of 10 classes" in out
-    assert out.splitlines()[-1] == "contact sheet: sheets/one.png"
-    assert (tmp_path / "sheets" / "one.png").is_file()
-    assert not (tmp_path / "runs").exists()
-    (tmp_path / "file").write_text("")
-    error_of(["contact sheet"], call("data", "digits", "--sheet", "file/one.png"), 1)
-
-
-# From Python, with the same words
-
-
-def test_the_same_from_python(finished, tmp_path):
-    data = library.load("digits", recipe="digits", seed=3)
-    run = metrics(finished.path)
-    assert data.fingerprint == run["data"]["fingerprint"]
-    assert (len(data.train), len(data.validation), len(data.test)) == tuple(
-        run["data"][split] for split in ("train", "validation", "test")
-    )
-    with pytest.raises(library.UsageError, match="needs a source"):
-        library.train()
-    with pytest.raises(library.UsageError, match="overrides go with a recipe's name"):
-        library.train("digits", recipe=library.load_recipe("digits")[1], overrides=["dual.epochs=1"])
-    with pytest.raises(library.RecipeError, match="did you mean epochs"):
-        library.train("digits", overrides=["dual.epoch=1"], out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-# Columns of text
-
-
-def test_columns_are_as_wide_as_they_need_to_be():
-    text = columns([("name", "count"), ("a" * 200, "1"), ("大きい", "10,000")], right=(1,))
-    lines = text.splitlines()
-    assert lines[0] == "name" + " " * 196 + "   count"
-    assert lines[1] == "a" * 200 + "  " + " " * 5 + "1"
-    assert lines[2] == "大きい" + " " * 194 + "  10,000"
-
-
-def test_printable_text_is_one_line():
-    assert printable("a\nb\t\x1b[31m\udcff é 大") == "a\\nb\\t\\x1b[31m\\udcff é 大"

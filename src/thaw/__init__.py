@@ -12,11 +12,11 @@ Names are imported when they are first used, so that `import thaw` is quick.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import typing as _typing
 
 from thaw._version import __version__
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from thaw.data.images import ImageSet, InputContract
     from thaw.data.prepare import PreparedData
     from thaw.errors import DataError, ModelFileError, RecipeError, RunError, ThawError, TrainingError, UsageError

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +53,7 @@ class BatchSource:
         """Batches in an epoch."""
         return -(-len(self.images) // self.batch_size)
 
-    def shuffled(self, seed: int) -> Iterator[Batch]:
+    def shuffled(self, seed: int) -> Generator[Batch, None, None]:
         """One epoch in an order that `seed` decides, prepared ahead by a thread of its own."""
         order = numpy_generator(seed, "order").permutation(len(self.images))
         return _ahead(self._batches(order, seed), depth=8)
@@ -100,7 +100,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def _ahead(batches: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
     """Yield `batches` while a thread computes up to `depth` of them ahead; an error there is raised here."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
     stopped = threading.Event()

@@ -6,6 +6,7 @@ from the checkpoint of an epoch goes on with the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -139,16 +140,21 @@ class StageRun:
             dropout.reseed(derive(self.seed, stage.name, self.epoch, "dropout", name), self.train.device)
         sums: dict[str, Tensor] = {}
         rate = stage.learning_rate
-        for index, batch in enumerate(self.train.shuffled(derive(self.seed, stage.name, self.epoch, "batches"))):
-            rate = learning_rate(stage.schedule, stage.learning_rate, self.epoch * count + index, stage.epochs * count)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.zero_grad(set_to_none=True)
-            for name, loss in stage.backward(batch, self.lanes, self.dtype).items():
-                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss * len(batch)
-            if (index + 1) % CHECK_EVERY == 0 and not all(math.isfinite(float(total)) for total in sums.values()):
-                raise self._not_finite("training loss")
-            self.optimizer.step()
+        # Closed whatever happens: its thread must not outlive an interrupt, which would then end in the middle of an
+        # operation and take the process with it.
+        with contextlib.closing(self.train.shuffled(derive(self.seed, stage.name, self.epoch, "batches"))) as batches:
+            for index, batch in enumerate(batches):
+                rate = learning_rate(
+                    stage.schedule, stage.learning_rate, self.epoch * count + index, stage.epochs * count
+                )
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                self.optimizer.zero_grad(set_to_none=True)
+                for name, loss in stage.backward(batch, self.lanes, self.dtype).items():
+                    sums[name] = sums.get(name, torch.zeros_like(loss)) + loss * len(batch)
+                if (index + 1) % CHECK_EVERY == 0 and not all(math.isfinite(float(total)) for total in sums.values()):
+                    raise self._not_finite("training loss")
+                self.optimizer.step()
         means = {name: float(total) / len(self.train.images) for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
             raise self._not_finite("training loss")
