@@ -317,7 +317,7 @@ def test_the_page_of_a_reproduction():
     assert "| MNIST | 99% | **99.10% ± 0.64%** | 99.05%, 99.15% | 14,862 (14,862) | 568,240 |" in table
     assert "| CIFAR-10 | 65% | **66.00%** | 66.00% | 19,622 (19,622) | 568,240 |" in table
     assert "| MNIST | 97.00% | 96.00% | 98.00% |" in table
-    assert "cpu: A fast one" in text
+    assert "Machine: A fast one, 2 cores" in text
     assert "`thaw reproduce`" in text
 
 

@@ -29,16 +29,17 @@ def reproduce(
     as_json: bool,
 ) -> None:
     """`thaw reproduce`."""
-    events = run_reproduction(
-        list(datasets or PUBLISHED),
-        parse_seeds(seeds),
-        out=out,
-        device=device,
-        data_root=data_root,
-        command=shlex.join(["thaw", *sys.argv[1:]]),
-    )
     keep_freed_memory()
     with Progress() as progress, _goes_on():
+        events = run_reproduction(
+            list(datasets or PUBLISHED),
+            parse_seeds(seeds),
+            out=out,
+            device=device,
+            data_root=data_root,
+            command=shlex.join(["thaw", *sys.argv[1:]]),
+            progress=progress.decoding,
+        )
         for event in events:
             if isinstance(event, SeedStarted):
                 progress.say(f"\n{event.title}, seed {event.seed}: {event.path}")
@@ -63,18 +64,19 @@ def ablate(
     """`thaw ablate SOURCE`."""
     name, settings = load_recipe(recipe, overrides)
     folder = out if out is not None else Path("runs") / f"ablate-{Path(source).resolve().name}"
-    events = run_ablation(
-        source,
-        name,
-        settings,
-        parse_seeds(seeds),
-        out=folder,
-        device=device,
-        data_root=data_root,
-        command=shlex.join(["thaw", *sys.argv[1:]]),
-    )
     keep_freed_memory()
     with Progress() as progress, _goes_on():
+        events = run_ablation(
+            source,
+            name,
+            settings,
+            parse_seeds(seeds),
+            out=folder,
+            device=device,
+            data_root=data_root,
+            command=shlex.join(["thaw", *sys.argv[1:]]),
+            progress=progress.decoding,
+        )
         for event in events:
             if isinstance(event, ArmEpoch):
                 progress.arm(event.arm, event.seed, event.record)

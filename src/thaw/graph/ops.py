@@ -7,6 +7,7 @@ Shapes are those of one image, without a batch axis: H rows, W columns, C channe
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,7 +59,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Operation:
+class _Operation(ABC):
     """What all operations have: a name, the tensors it reads, the one tensor it writes.
 
     Weights are kept as read-only views, not copies: whoever makes an operation gives up the right to change them.
@@ -78,13 +79,13 @@ class _Operation:
         if not isinstance(self.inputs, tuple) or not self.inputs:
             self._refuse(f"inputs are {self.inputs!r}: expected a tuple of at least one tensor name")
 
+    @abstractmethod
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
         """The tensor that this operation writes when it reads `inputs`.
 
         Raises:
             UsageError: when it cannot read them; the message says what it expected.
         """
-        raise NotImplementedError
 
     def _refuse(self, reason: str) -> NoReturn:
         raise UsageError(f"graph: {self.kind} {self.name!r}: {reason}")

@@ -22,7 +22,7 @@ from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import Lanes, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
 from thaw.training.model import network_probabilities
-from thaw.workflow.pipeline import method_settings, training_setting
+from thaw.workflow.pipeline import DecodeProgress, method_settings, training_setting
 from thaw.workflow.recipe import Recipe
 from thaw.workflow.run_folder import RunFolder, locked, read_json
 
@@ -46,7 +46,7 @@ class Compared:
     page: Path
 
 
-def ablate(
+def ablate(  # noqa: PLR0913 - the options of the command
     source: str,
     recipe_name: str,
     recipe: Recipe,
@@ -56,6 +56,7 @@ def ablate(
     device: str,
     data_root: Path | None,
     command: str,
+    progress: DecodeProgress | None = None,
 ) -> Iterator[ArmEpoch | Compared]:
     """For each seed train every arm and then open the test set; compare, and write `out`/ablation.md and .json.
 
@@ -75,7 +76,7 @@ def ablate(
     name = ""
     with locked(folder):
         for seed in seeds:
-            data = prepare(source, recipe.data, seed=seed, data_root=data_root)
+            data = prepare(source, recipe.data, seed=seed, data_root=data_root, progress=progress)
             _check_plan(folder, {"version": ARM_VERSION, "source": source, "recipe": recipe.as_dict()}, data, seed)
             trained = yield from _train_arms(out, recipe, data, seed, device)
             name, test = data.name, data.test.open()

@@ -13,7 +13,7 @@ from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mean_interval
 from thaw.files import write_atomically
 from thaw.training.compute import resolve_device
-from thaw.workflow.pipeline import Event, resume_run, start_run
+from thaw.workflow.pipeline import DecodeProgress, Event, resume_run, start_run
 from thaw.workflow.recipe import Recipe, load_recipe
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.run_folder import read_json
@@ -67,7 +67,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def reproduce(
-    datasets: Sequence[str], seeds: Sequence[int], *, out: Path, device: str, data_root: Path | None, command: str
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    out: Path,
+    device: str,
+    data_root: Path | None,
+    command: str,
+    progress: DecodeProgress | None = None,
 ) -> Iterator[Event | SeedStarted | Written]:
     """Train what is not trained yet, in one run folder a data set and seed under `out`, and write the table there.
 
@@ -82,7 +89,7 @@ def reproduce(
     resolve_device(device)
     # All data sets are opened before the first is trained on: one that is missing should not show after half an hour.
     for name in datasets:
-        prepare(name, recipe.data, seed=seeds[0], data_root=data_root)
+        prepare(name, recipe.data, seed=seeds[0], data_root=data_root, progress=progress)
     for name in datasets:
         for seed in seeds:
             path = out / f"{name}-seed{seed}"
