@@ -19,8 +19,8 @@ SECONDS = 120
 _LISTENING = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from thaw.cli import main
-main()
+from thaw.cli import run
+run()
 """
 
 # Five stages of two epochs and more, so that there is a middle of each to be killed in.

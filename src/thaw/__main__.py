@@ -1,6 +1,6 @@
 """`python -m thaw` is the command line."""
 
-from thaw.cli import main
+from thaw.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -230,6 +230,21 @@ def ablate(
     studies.ablate(source, recipe, overrides or [], seeds, out=out, device=device, data_root=data_root, as_json=as_json)
 
 
+def run() -> NoReturn:
+    """The program: `main`, but an interrupt ends the process at once, with everything that has to be on disk there.
+
+    The interpreter's own end would wait for threads in the middle of an operation, and may abort over one.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_INTERRUPTED)
+        raise
+
+
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend end in one or two lines on standard error."""
     given = sys.argv[1:]
