@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any
 
-from thaw.graph.ops import Concat, Conv2d, Dense, Graph, MaxPool2d, Op, Reshape, Scale, Shape, Softmax, Tensor
+from thaw.graph.graph import Graph
+from thaw.graph.operation import Weighted
+from thaw.graph.ops import Conv2d, DepthwiseConv2d, Op, Reshape
+from thaw.graph.tensors import Shape, Tensor
 
 FLOAT32_BYTES = 4
 INT8_BYTES = 1
@@ -103,19 +106,14 @@ def layer_macs(op: Op, output: Shape) -> int:
     """Multiply-accumulates of one operation that writes shape `output`.
 
     - convolution: H' * W' * C' * kh * kw * C, products with padding included;
+    - depthwise convolution: H' * W' * C * kh * kw, padding included;
     - dense: C' * C;
     - everything else: none. Input scaling, biases, pooling, ReLU and softmax are not counted.
     """
-    match op:
-        case Conv2d():
-            rows, columns, _ = output
-            return rows * columns * op.weights.size
-        case Dense():
-            return op.weights.size
-        case Scale() | MaxPool2d() | Softmax() | Concat() | Reshape():
-            return 0
-        case _:
-            assert_never(op)
+    if not isinstance(op, Weighted):
+        return 0
+    positions = math.prod(output[:2]) if isinstance(op, Conv2d | DepthwiseConv2d) else 1
+    return positions * op.weights.size
 
 
 def peak_activation_bytes(graph: Graph, value_bytes: int) -> int:
@@ -165,10 +163,4 @@ def _layer_cost(graph: Graph, op: Op) -> LayerCost:
 
 def _count_parameters(op: Op) -> tuple[int, int]:
     """(weights, biases)."""
-    match op:
-        case Conv2d() | Dense():
-            return op.weights.size, op.bias.size
-        case Scale() | MaxPool2d() | Softmax() | Concat() | Reshape():
-            return 0, 0
-        case _:
-            assert_never(op)
+    return (op.weights.size, op.bias.size) if isinstance(op, Weighted) else (0, 0)

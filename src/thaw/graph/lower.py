@@ -18,24 +18,10 @@ from torch import nn
 
 from thaw.errors import UsageError
 from thaw.graph.cost import Cost, count_cost
-from thaw.graph.ops import (
-    IMAGE,
-    LOGITS,
-    PROBABILITIES,
-    Activation,
-    Concat,
-    Conv2d,
-    Dense,
-    FloatArray,
-    Graph,
-    MaxPool2d,
-    Op,
-    Reshape,
-    Scale,
-    Shape,
-    Softmax,
-    Tensor,
-)
+from thaw.graph.graph import Graph
+from thaw.graph.operation import Activation
+from thaw.graph.ops import Concat, Conv2d, Dense, MaxPool2d, Op, Reshape, Scale, Softmax
+from thaw.graph.tensors import IMAGE, LOGITS, PROBABILITIES, FloatArray, Shape, Tensor
 from thaw.models.blocks import ConvClassifier, ConvReluPool, DenseClassifier
 from thaw.models.families import FamilySpec
 from thaw.models.fusion import HEAD, FusionSpec, Head, UnifiedModel, build_unified

@@ -1,133 +1,28 @@
-"""The closed set of inference operations, the tensors between them, and the Graph that orders them; free of torch.
+"""The closed set of inference operations; free of torch.
 
-Shapes are those of one image, without a batch axis: H rows, W columns, C channels, K classes. A feature map is
-(H, W, C) and a vector is (C,); both lie in memory in that order, the last axis fastest (NHWC).
+Each operation works on float32 tensors (a float graph) or on int8 tensors (an int8 graph), by what it reads. What
+computes sums chooses the scale of what it writes, so in an int8 graph it carries that `quantization`; what moves,
+compares or averages numbers writes them on the scale on which it read them.
+
+Shapes are those of one image: H rows, W columns, C channels; see `thaw.graph.tensors`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar, Literal, NoReturn, TypeAlias, get_args
+from typing import ClassVar, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from thaw.errors import UsageError
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-Shape: TypeAlias = tuple[int, ...]
-DType = Literal["uint8", "float32"]
-Activation = Literal["none", "relu"]
-
-IMAGE = "image"
-LOGITS = "logits"
-PROBABILITIES = "probabilities"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """What flows from one operation to another.
-
-    Attributes:
-        name: unique in its graph.
-        shape: (H, W, C) or (C,), every side at least 1.
-        dtype: "uint8" for raw pixels (0 to 255), else "float32".
-    """
-
-    name: str
-    shape: Shape
-    dtype: DType
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise UsageError(f"graph: a tensor is named {self.name!r}: expected a text that is not empty")
-        if not _is_sizes(self.shape, least=1) or len(self.shape) not in (1, 3):
-            raise UsageError(
-                f"graph: tensor {self.name!r} has shape {self.shape}: expected (H, W, C) or (C,), each at least 1"
-            )
-        if self.dtype not in get_args(DType):
-            raise UsageError(f"graph: tensor {self.name!r} is {self.dtype!r}: expected {' or '.join(get_args(DType))}")
-
-    @property
-    def elements(self) -> int:
-        """How many values it holds."""
-        return math.prod(self.shape)
+from thaw.graph.operation import Activation, Convolution, Operation, Weighted, windows
+from thaw.graph.tensors import SOFTMAX_QUANTIZATION, Quantization, Shape, Tensor, is_sizes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Operation(ABC):
-    """What all operations have: a name, the tensors it reads, the one tensor it writes.
-
-    Weights are kept as read-only views, not copies: whoever makes an operation gives up the right to change them.
-    """
-
-    kind: ClassVar[str]
-
-    name: str
-    inputs: tuple[str, ...]
-    output: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise UsageError(
-                f"graph: an operation ({self.kind}) is named {self.name!r}: expected a text that is not empty"
-            )
-        if not isinstance(self.inputs, tuple) or not self.inputs:
-            self._refuse(f"inputs are {self.inputs!r}: expected a tuple of at least one tensor name")
-
-    @abstractmethod
-    def infer(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The tensor that this operation writes when it reads `inputs`.
-
-        Raises:
-            UsageError: when it cannot read them; the message says what it expected.
-        """
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise UsageError(f"graph: {self.kind} {self.name!r}: {reason}")
-
-    def _only(self, inputs: Sequence[Tensor], axes: int | None, dtype: DType = "float32") -> Tensor:
-        """The single input, checked to have that many axes (None: any) and that dtype."""
-        if len(inputs) != 1:
-            self._refuse(f"it reads {len(inputs)} tensors: expected 1")
-        read = inputs[0]
-        if read.dtype != dtype or axes not in (None, len(read.shape)):
-            expected = {1: " (C,)", 3: " (H, W, C)"}.get(axes or 0, "")
-            self._refuse(f"it reads {read.dtype} {read.shape}: expected {dtype}{expected}")
-        return read
-
-    def _written(self, shape: Shape) -> Tensor:
-        if min(shape) < 1:
-            self._refuse(f"it would write {shape}: its input is too small for its kernel")
-        return Tensor(name=self.output, shape=shape, dtype="float32")
-
-    def _check_weights(self, weights: FloatArray, bias: FloatArray, axes: int) -> None:
-        """Refuse what is not float32, finite, of `axes` axes and with one bias for each of the weights' first axis."""
-        for label, array, expected in (("weights", weights, axes), ("bias", bias, 1)):
-            if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-                self._refuse(f"{label} are {getattr(array, 'dtype', type(array).__name__)}: expected a float32 array")
-            if array.ndim != expected or array.size == 0:
-                self._refuse(f"{label} have shape {array.shape}: expected {expected} axes, each at least 1")
-            if not _is_finite(array):
-                self._refuse(f"{label} hold values that are not finite")
-            view = array.view()
-            view.flags.writeable = False
-            object.__setattr__(self, label, view)
-        if len(bias) != len(weights):
-            self._refuse(f"{len(bias)} biases for {len(weights)} outputs: expected one each")
-
-    def _check_activation(self, activation: str) -> None:
-        if activation not in get_args(Activation):
-            self._refuse(f"activation {activation!r}: expected one of {', '.join(get_args(Activation))}")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scale(_Operation):
+class Scale(Operation):
     """Raw pixels to what the network was trained on: uint8 (H, W, C) -> float32 (H, W, C), `(x / 255 - mean) / std`.
+
+    An int8 graph has none: it reads pixels through a `Requantize`, and the first convolution does the rest.
 
     Attributes:
         mean: one a channel.
@@ -148,57 +43,74 @@ class Scale(_Operation):
 
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
         """uint8 (H, W, C) -> float32 (H, W, C)."""
-        read = self._only(inputs, 3, "uint8")
+        read = self._only(inputs, 3, ("uint8",))
         if len(self.mean) != read.shape[2]:
             self._refuse(f"{len(self.mean)} means and deviations for {read.shape[2]} channels: expected one each")
-        return self._written(read.shape)
+        return self._written(read.shape, "float32", None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Conv2d(_Operation):
-    """Convolution with stride 1, and the activation after it: (H, W, C) -> (H', W', C').
+class Conv2d(Convolution):
+    """Convolution and the activation after it: (H, W, C) -> (H', W', C').
 
-    H' = H + top + bottom - kh + 1, and W' likewise. On the padded input x,
-    `y[i, j, o] = bias[o] + sum over r, s, c of x[i + r, j + s, c] * weights[o, r, s, c]`.
-
-    A ReLU belongs to the operation, since an int8 result then spends none of its range on values that ReLU removes.
+    H' = (H + top + bottom - kh) // sh + 1, and W' likewise. On the padded input x,
+    `y[i, j, o] = bias[o] + sum over r, s, c of x[sh i + r, sw j + s, c] * weights[o, r, s, c]`.
 
     Attributes:
-        weights: float32 [C', kh, kw, C].
-        bias: float32 [C'].
-        padding: rows and columns of zeros (top, bottom, left, right).
-        activation: "relu" or "none".
+        weights: [C', kh, kw, C].
     """
 
     kind: ClassVar[str] = "conv2d"
+    axes: ClassVar[int] = 4
 
-    weights: FloatArray
-    bias: FloatArray
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    activation: Activation = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_weights(self.weights, self.bias, 4)
-        self._check_activation(self.activation)
-        if not _is_sizes(self.padding, least=0) or len(self.padding) != 4:
-            self._refuse(f"padding {self.padding}: expected (top, bottom, left, right), each at least 0")
-
-    def infer(self, inputs: Sequence[Tensor]) -> Tensor:
-        """float32 (H, W, C) -> float32 (H', W', C')."""
-        rows, columns, channels = self._only(inputs, 3).shape
-        filters, kernel_rows, kernel_columns, kernel_channels = self.weights.shape
-        if channels != kernel_channels:
-            self._refuse(f"its weights are for {kernel_channels} channels, but its input has {channels}")
-        top, bottom, left, right = self.padding
-        return self._written(
-            (rows + top + bottom - kernel_rows + 1, columns + left + right - kernel_columns + 1, filters)
-        )
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(kh, kw)."""
+        return self.weights.shape[1], self.weights.shape[2]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MaxPool2d(_Operation):
-    """The largest value of each window, without padding: (H, W, C) -> ((H - kh) // sh + 1, (W - kw) // sw + 1, C).
+class DepthwiseConv2d(Convolution):
+    """Convolution of each channel with a kernel of its own, and the activation after it: (H, W, C) -> (H', W', C).
+
+    On the padded input x, `y[i, j, c] = bias[c] + sum over r, s of x[sh i + r, sw j + s, c] * weights[r, s, c]`.
+
+    Attributes:
+        weights: [kh, kw, C].
+    """
+
+    kind: ClassVar[str] = "depthwise_conv2d"
+    axes: ClassVar[int] = 3
+    channel_axis: ClassVar[int] = 2
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(kh, kw)."""
+        return self.weights.shape[0], self.weights.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dense(Weighted):
+    """Every output from every input, and the activation after it: (C,) -> (C',), `weights @ x + bias`.
+
+    Attributes:
+        weights: [C', C].
+    """
+
+    kind: ClassVar[str] = "dense"
+    axes: ClassVar[int] = 2
+
+    def infer(self, inputs: Sequence[Tensor]) -> Tensor:
+        """(C,) -> (C',)."""
+        read = self._only(inputs, 1)
+        if read.shape[0] != self.weights.shape[1]:
+            self._refuse(f"its weights are for {self.weights.shape[1]} values, but its input has {read.shape[0]}")
+        return self._computed((self.channels,), read, self.quantization)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Pool(Operation):
+    """A window over a feature map, without padding: (H, W, C) -> ((H - kh) // sh + 1, (W - kw) // sw + 1, C).
 
     Rows and columns that fill no whole window are left out.
 
@@ -207,82 +119,123 @@ class MaxPool2d(_Operation):
         stride: (sh, sw), from one window to the next.
     """
 
-    kind: ClassVar[str] = "max_pool2d"
-
     kernel: tuple[int, int]
     stride: tuple[int, int]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for label, pair in (("kernel", self.kernel), ("stride", self.stride)):
-            if not _is_sizes(pair, least=1) or len(pair) != 2:
-                self._refuse(f"{label} {pair}: expected (rows, columns), each at least 1")
+        self._check_pair("kernel", self.kernel)
+        self._check_pair("stride", self.stride)
 
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
-        """float32 (H, W, C) -> float32 (H', W', C)."""
-        rows, columns, channels = self._only(inputs, 3).shape
-        (kernel_rows, kernel_columns), (stride_rows, stride_columns) = self.kernel, self.stride
-        return self._written(
-            ((rows - kernel_rows) // stride_rows + 1, (columns - kernel_columns) // stride_columns + 1, channels)
-        )
+        """(H, W, C) -> (H', W', C)."""
+        read = self._only(inputs, 3)
+        return self._moved((*windows(read.shape[:2], self.kernel, self.stride), read.shape[2]), read)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Dense(_Operation):
-    """Every output from every input, and the activation after it: (C,) -> (C',), `weights @ x + bias`.
+class MaxPool2d(_Pool):
+    """The largest value of each window: (H, W, C) -> (H', W', C)."""
 
-    Attributes:
-        weights: float32 [C', C].
-        bias: float32 [C'].
-        activation: "relu" or "none".
+    kind: ClassVar[str] = "max_pool2d"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AveragePool2d(_Pool):
+    """The mean of each window: (H, W, C) -> (H', W', C); with a window of (H, W) it is global pooling.
+
+    In an int8 graph the mean of the numbers is rounded to the nearest, halves away from 0.
     """
 
-    kind: ClassVar[str] = "dense"
+    kind: ClassVar[str] = "average_pool2d"
 
-    weights: FloatArray
-    bias: FloatArray
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Add(Operation):
+    """Two tensors of one shape, added, and the activation after it.
+
+    Attributes:
+        activation: "relu" or "none".
+        quantization: of what it writes; None in a float graph.
+    """
+
+    kind: ClassVar[str] = "add"
+
     activation: Activation = "none"
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_weights(self.weights, self.bias, 2)
         self._check_activation(self.activation)
 
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
-        """float32 (C,) -> float32 (C',)."""
-        (features,) = self._only(inputs, 1).shape
-        if features != self.weights.shape[1]:
-            self._refuse(f"its weights are for {self.weights.shape[1]} values, but its input has {features}")
-        return self._written((len(self.weights),))
+        """Two tensors of the same dtype and shape -> one."""
+        if len(inputs) != 2:
+            self._refuse(f"it reads {len(inputs)} tensors: expected 2")
+        first, second = (self._only([read], None) for read in inputs)
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            self._refuse(f"it reads {first.dtype} {first.shape} and {second.dtype} {second.shape}: expected alike")
+        return self._computed(first.shape, first, self.quantization)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Softmax(_Operation):
-    """Scores to probabilities: (C,) -> (C,), `exp(x) / sum(exp(x))`."""
+class Relu(Operation):
+    """`max(x, 0)` where it cannot belong to the operation before it; in an int8 graph, `max(x, zero point)`."""
+
+    kind: ClassVar[str] = "relu"
+
+    def infer(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Any shape -> the same."""
+        read = self._only(inputs, None)
+        return self._moved(read.shape, read)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Softmax(Operation):
+    """Scores to probabilities: (C,) -> (C,), `exp(x) / sum(exp(x))`; int8 on the scale `SOFTMAX_QUANTIZATION`."""
 
     kind: ClassVar[str] = "softmax"
 
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
-        """float32 (C,) -> float32 (C,)."""
-        return self._written(self._only(inputs, 1).shape)
+        """(C,) -> (C,)."""
+        read = self._only(inputs, 1)
+        return self._written(read.shape, read.dtype, None if read.dtype == "float32" else SOFTMAX_QUANTIZATION)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Concat(_Operation):
-    """Its inputs one after another along the last axis: (..., C1), (..., C2), ... -> (..., C1 + C2 + ...)."""
+class ArgMax(Operation):
+    """The index of the largest value, the first of several: (C,) -> int32 (1,)."""
+
+    kind: ClassVar[str] = "argmax"
+
+    def infer(self, inputs: Sequence[Tensor]) -> Tensor:
+        """(C,) -> int32 (1,)."""
+        self._only(inputs, 1)
+        return self._written((1,), "int32", None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Concat(Operation):
+    """Its inputs one after another along the last axis: (..., C1), (..., C2), ... -> (..., C1 + C2 + ...).
+
+    In an int8 graph all inputs have one scale: whoever builds it puts a `Requantize` before those that have not.
+    """
 
     kind: ClassVar[str] = "concat"
 
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
-        """float32 tensors that differ in their last axis only -> float32."""
-        shapes = [self._only([read], None).shape for read in inputs]
+        """Tensors of one dtype and scale that differ in their last axis only -> one."""
+        reads = [self._only([read], None) for read in inputs]
+        shapes = [read.shape for read in reads]
         if len({shape[:-1] for shape in shapes}) != 1:
             self._refuse(f"it reads {', '.join(map(str, shapes))}: expected shapes that differ in their last axis only")
-        return self._written((*shapes[0][:-1], sum(shape[-1] for shape in shapes)))
+        if len({(read.dtype, read.quantization) for read in reads}) != 1:
+            self._refuse("its inputs differ in dtype or scale: expected one for all")
+        return self._moved((*shapes[0][:-1], sum(shape[-1] for shape in shapes)), reads[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Reshape(_Operation):
+class Reshape(Operation):
     """The same values in the same order under another shape: (H, W, C) -> (H * W * C,), for one.
 
     It moves nothing and takes no memory: its output is its input under another name.
@@ -297,110 +250,49 @@ class Reshape(_Operation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not _is_sizes(self.shape, least=1):
+        if not is_sizes(self.shape, least=1) or len(self.shape) not in (1, 3):
             self._refuse(f"shape {self.shape}: expected (H, W, C) or (C,), each at least 1")
 
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
-        """float32 of any shape -> float32 of `shape`."""
+        """Any shape -> `shape`."""
         read = self._only(inputs, None)
         if read.elements != math.prod(self.shape):
             self._refuse(f"{read.shape} cannot become {self.shape}: {read.elements} and {math.prod(self.shape)} values")
-        return self._written(self.shape)
-
-
-Op: TypeAlias = Scale | Conv2d | MaxPool2d | Dense | Softmax | Concat | Reshape
+        return self._moved(self.shape, read)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Graph:
-    """Operations in the order in which they run, and the tensors that they read and write.
-
-    Every instance is valid: names are unique, every tensor is written once and before it is read, and its declared
-    shape and dtype are those that follow from the operations.
+class Requantize(Operation):
+    """The same real values on another scale; how an int8 graph reads raw pixels: uint8 or int8 -> int8, any shape.
 
     Attributes:
-        tensors: the input, and the output of every operation.
-        ops: the operations in order.
-        input: name of the uint8 tensor (H, W, C) that takes raw pixels.
-        outputs: names of the tensors that the graph is run for; they live until its end.
-
-    Raises:
-        UsageError: when made of parts that do not fit; the message names the tensor or operation.
+        quantization: of what it writes.
     """
 
-    tensors: tuple[Tensor, ...]
-    ops: tuple[Op, ...]
-    input: str
-    outputs: tuple[str, ...]
+    kind: ClassVar[str] = "requantize"
 
-    def __post_init__(self) -> None:
-        if not all(isinstance(tensor, Tensor) for tensor in self.tensors) or not all(
-            isinstance(op, Op) for op in self.ops
-        ):
-            raise UsageError("graph: expected Tensors in `tensors` and operations of this module in `ops`")
-        for label, parts in (("tensors", self.tensors), ("operations", self.ops)):
-            _check_unique(label, [part.name for part in parts])
-        _check_unique("outputs", list(self.outputs))
-        image = self.tensor(self.input)
-        if image.dtype != "uint8" or len(image.shape) != 3:
-            raise UsageError(f"graph: input {image.name!r} is {image.dtype} {image.shape}: expected uint8 (H, W, C)")
-        written = self._check_ops()
-        never = sorted(set(self._by_name) - written)
-        if never:
-            raise UsageError(f"graph: no operation writes tensor {never[0]!r}: remove it, or add what writes it")
-        for name in self.outputs:
-            if name not in written or name == self.input:
-                raise UsageError(f"graph: output {name!r} is written by no operation")
-        if not self.outputs:
-            raise UsageError("graph: it has no outputs: expected at least one")
+    quantization: Quantization
 
-    def _check_ops(self) -> set[str]:
-        """Walk the operations in order; the names of the tensors that are there at the end."""
-        written = {self.input}
-        for op in self.ops:
-            for name in op.inputs:
-                if name not in written:
-                    reason = "before it is written" if name in self._by_name else "which is no tensor of the graph"
-                    raise UsageError(f"graph: {op.kind} {op.name!r} reads {name!r}, {reason}")
-            if op.output in written:
-                raise UsageError(f"graph: {op.kind} {op.name!r} writes {op.output!r}, which is there already")
-            made = op.infer([self.tensor(name) for name in op.inputs])
-            declared = self.tensor(op.output)
-            if declared != made:
-                raise UsageError(
-                    f"graph: {op.kind} {op.name!r} writes {made.dtype} {made.shape}, "
-                    f"but tensor {op.output!r} is declared as {declared.dtype} {declared.shape}"
-                )
-            written.add(op.output)
-        return written
-
-    @cached_property
-    def _by_name(self) -> dict[str, Tensor]:
-        return {tensor.name: tensor for tensor in self.tensors}
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor of that name.
-
-        Raises:
-            UsageError: when there is none.
-        """
-        if name not in self._by_name:
-            raise UsageError(f"graph: there is no tensor {name!r}: it has {', '.join(map(repr, self._by_name))}")
-        return self._by_name[name]
+    def infer(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Any shape -> the same, int8."""
+        read = self._only(inputs, None, ("uint8", "int8"))
+        if read.quantization is None:
+            self._refuse("it reads pixels without a scale: those of an int8 graph have one")
+        return self._written(read.shape, "int8", self.quantization)
 
 
-def _check_unique(label: str, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(f"graph: two {label} are named {twice[0]!r}: expected unique names")
-
-
-def _is_finite(array: FloatArray) -> bool:
-    """Whether all values are; without a temporary array, and at once where an axis repeats one value (stride 0)."""
-    distinct = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]
-    return bool(np.isfinite(distinct.min()) and np.isfinite(distinct.max()))
-
-
-def _is_sizes(values: object, *, least: int) -> bool:
-    """Whether it is a tuple of whole numbers, each at least `least`."""
-    return isinstance(values, tuple) and all(type(value) is int and value >= least for value in values)
+Op: TypeAlias = (
+    Scale
+    | Conv2d
+    | DepthwiseConv2d
+    | Dense
+    | MaxPool2d
+    | AveragePool2d
+    | Add
+    | Relu
+    | Softmax
+    | ArgMax
+    | Concat
+    | Reshape
+    | Requantize
+)

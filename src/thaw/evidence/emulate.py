@@ -1,0 +1,233 @@
+"""The emitted C on an emulated Cortex-M: the one place that knows QEMU and the Arm toolchain.
+
+A small firmware reads images from a file through semihosting, runs them, and writes scores and counts back. QEMU counts
+one nanosecond of its virtual time for each instruction (`-icount shift=0`), so the SysTick timer counts instructions;
+a loop of known length tells how many a tick is. These are instructions, not cycles: the memory of a real board, its
+wait states and its pipeline are not in them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.errors import MissingDependencyError, ModelFileError, UsageError
+from thaw.evidence.run_c import STRICT_FLAGS, compile_c
+
+PREFIX = "arm-none-eabi-"
+_QEMU = "qemu-system-arm"
+_PACKAGES = {
+    f"{PREFIX}gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
+    f"{PREFIX}size": "binutils-arm-none-eabi",
+    _QEMU: "qemu-system-arm",
+}
+OPTIMISATION = ("-O2", "-ffunction-sections", "-fdata-sections")
+_SECONDS_PER_IMAGE = 1.0
+_LEAST_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An emulated board.
+
+    Attributes:
+        cpu: the compiler's name of the core.
+        machine: QEMU's name of the board.
+        code: address of its code memory.
+        data: address of its data memory.
+        about: what is special about it.
+    """
+
+    cpu: str
+    machine: str
+    code: int
+    data: int
+    about: str
+
+
+TARGETS: Mapping[str, Target] = {
+    "cortex-m3": Target(
+        cpu="cortex-m3", machine="mps2-an385", code=0x0, data=0x20000000, about="Armv7-M without the DSP extension"
+    ),
+    "cortex-m4": Target(cpu="cortex-m4", machine="mps2-an386", code=0x0, data=0x20000000, about="Armv7E-M with DSP"),
+    "cortex-m7": Target(cpu="cortex-m7", machine="mps2-an500", code=0x0, data=0x20000000, about="Armv7E-M with DSP"),
+    "cortex-m33": Target(
+        cpu="cortex-m33", machine="mps2-an505", code=0x10000000, data=0x38000000, about="Armv8-M with DSP"
+    ),
+    "cortex-m55": Target(
+        cpu="cortex-m55", machine="mps3-an547", code=0x10000000, data=0x30000000, about="Armv8.1-M with DSP"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulation:
+    """What the emitted C did and took on an emulated core.
+
+    Attributes:
+        target: key of `TARGETS`.
+        scores: int8 [N, K] (int32 for a network that ends in an argmax).
+        images: N.
+        instructions_per_inference: mean over the images, of everything inside thaw_predict.
+        most_instructions: of one image; to about 40 instructions, which is a tick of the timer.
+        text_bytes: code of thaw_predict and all it calls, the compiler's helpers included.
+        constant_bytes: weights and tables.
+        flash_bytes: both.
+        preprocess_bytes: what thaw_preprocess adds to that where it is used.
+        static_bytes: memory that is taken all the time: the arena, and nothing else if all is well.
+        stack_bytes: the most that thaw_predict had on the stack, its caller's frame included.
+        ram_bytes: both.
+        tools: versions.
+    """
+
+    target: str
+    scores: npt.NDArray[Any] = field(repr=False)
+    images: int
+    instructions_per_inference: float
+    most_instructions: float
+    text_bytes: int
+    constant_bytes: int
+    flash_bytes: int
+    preprocess_bytes: int
+    static_bytes: int
+    stack_bytes: int
+    ram_bytes: int
+    tools: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form, without the scores."""
+        return {name: value for name, value in asdict(self).items() if name != "scores"}
+
+
+def missing_tools() -> list[str]:
+    """The Debian packages whose programs are not there."""
+    return sorted({package for program, package in _PACKAGES.items() if shutil.which(program) is None})
+
+
+def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: str) -> Emulation:
+    """Build the firmware of an emitted folder for `target` and run it on images uint8 [N, H, W, C], N at least 1.
+
+    Raises:
+        UsageError: for a target that is not known, or without images.
+        MissingDependencyError: naming the Debian packages that are missing.
+        ModelFileError: when the C does not compile, or the firmware fails.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"there is no target {target!r}: expected one of {', '.join(TARGETS)}")
+    if not len(images):
+        raise UsageError("the emulation needs at least one image")
+    missing = missing_tools()
+    if missing:
+        packages = " ".join(missing)
+        raise MissingDependencyError(
+            f"the emulated Cortex-M needs programs that are not here\non Debian and Ubuntu: apt-get install {packages}"
+        )
+    with tempfile.TemporaryDirectory(prefix="thaw-emulate-") as name:
+        return _emulate(Path(name), files, images, target)
+
+
+def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: str) -> Emulation:
+    board = TARGETS[target]
+    _write_sources(folder, files, board)
+    text, constants, static = _sizes(folder, board, "thaw_predict")
+    more_text, more_constants, _ = _sizes(folder, board, "thaw_predict", "thaw_preprocess")
+    _link(folder, board, "firmware.elf", ["firmware.o", "model.o"], ["-T", "memory.ld"])
+    scores, counts = _run(folder, board, images, files)
+    ticks_per_instruction = counts[2] / counts[3]
+    mean = counts[1] / counts[0] / ticks_per_instruction
+    return Emulation(
+        target=target,
+        scores=scores,
+        images=len(images),
+        instructions_per_inference=round(mean, 1),
+        most_instructions=round(counts[5] / ticks_per_instruction, 1),
+        text_bytes=text,
+        constant_bytes=constants,
+        flash_bytes=text + constants,
+        preprocess_bytes=more_text + more_constants - text - constants,
+        static_bytes=static,
+        stack_bytes=counts[4],
+        ram_bytes=static + counts[4],
+        tools=_tools(),
+    )
+
+
+def _write_sources(folder: Path, files: Mapping[str, bytes], board: Target) -> None:
+    for name in ("model.h", "model.c"):
+        (folder / name).write_bytes(files[name])
+    own = resources.files("thaw.evidence") / "firmware"
+    (folder / "firmware.c").write_bytes((own / "firmware.c").read_bytes())
+    script = (own / "memory.ld").read_text("utf-8")
+    script = script.replace("@CODE@", hex(board.code)).replace("@DATA@", hex(board.data))
+    (folder / "memory.ld").write_text(script, "utf-8")
+    compile_c([*_compiler(board), *STRICT_FLAGS, "-c", "model.c", "-o", "model.o"], folder)
+    # The firmware reads addresses as numbers and calls the host, which no strict C does.
+    compile_c([*_compiler(board), "-std=gnu11", "-Wall", "-Wextra", "-c", "firmware.c", "-o", "firmware.o"], folder)
+
+
+def _compiler(board: Target) -> list[str]:
+    return [f"{PREFIX}gcc", f"-mcpu={board.cpu}", "-mthumb", "-mfloat-abi=soft", *OPTIMISATION]
+
+
+def _link(folder: Path, board: Target, name: str, objects: Sequence[str], flags: Sequence[str]) -> None:
+    compile_c([*_compiler(board), "-nostartfiles", "-Wl,--gc-sections", *flags, "-o", name, *objects], folder)
+
+
+def _sizes(folder: Path, board: Target, *roots: str) -> tuple[int, int, int]:
+    """(code, constants, memory) in bytes of these functions and everything that they reach."""
+    kept = [flag for root in roots for flag in ("-u", root)]
+    _link(folder, board, "sizes.elf", ["model.o"], [*kept, f"-Wl,-e,{roots[0]}"])
+    listing = subprocess.run(
+        [f"{PREFIX}size", "-A", "sizes.elf"], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
+    sections = {match[1]: int(match[2]) for match in re.finditer(r"^(\.[\w.]+)\s+(\d+)", listing, re.MULTILINE)}
+    code = sum(sections.get(name, 0) for name in (".text", ".init", ".fini"))
+    constants = sections.get(".rodata", 0)
+    memory = sections.get(".bss", 0) + sections.get(".data", 0)
+    return code, constants + sections.get(".data", 0), memory
+
+
+def _run(
+    folder: Path, board: Target, images: npt.NDArray[np.uint8], files: Mapping[str, bytes]
+) -> tuple[npt.NDArray[Any], list[int]]:
+    (folder / "images.bin").write_bytes(np.ascontiguousarray(images).tobytes())
+    command = [
+        _QEMU,
+        *("-machine", board.machine, "-nographic", "-monitor", "none", "-serial", "none"),
+        *("-icount", "shift=0", "-semihosting-config", "enable=on,target=native", "-kernel", "firmware.elf"),
+    ]
+    limit = max(_LEAST_SECONDS, _SECONDS_PER_IMAGE * len(images))
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=limit, check=False, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelFileError(f"the firmware on {board.machine} did not end within {limit:.0f} s") from None
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["it faulted"])[0]
+        raise ModelFileError(f"the firmware on {board.machine} failed with exit code {done.returncode}: {reason[:200]}")
+    counts = np.frombuffer((folder / "counts.bin").read_bytes(), "<u4").tolist()
+    scores_type = "<i4" if b"typedef int32_t thaw_score" in files["model.h"] else "i1"
+    scores = np.frombuffer((folder / "scores.bin").read_bytes(), scores_type).reshape(len(images), -1)
+    if counts[0] != len(images):
+        raise ModelFileError(f"the firmware on {board.machine} ran {counts[0]} of {len(images)} images")
+    return scores.astype(np.int32 if scores_type == "<i4" else np.int8), counts
+
+
+def _tools() -> dict[str, str]:
+    """The first line that each program says of itself."""
+    versions = {}
+    for program in (f"{PREFIX}gcc", _QEMU):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        versions[program] = (said.splitlines() or ["unknown"])[0]
+    return versions

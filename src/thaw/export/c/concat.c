@@ -1,0 +1,7 @@
+/* One input of a concatenation: `channels` of each position go where `pitch` channels are written. */
+static void thaw_concat(const int8_t *input, int32_t positions, int32_t channels, int32_t pitch, int8_t *output)
+{
+    for (; positions > 0; positions--, input += channels, output += pitch) {
+        memcpy(output, input, (size_t)channels);
+    }
+}

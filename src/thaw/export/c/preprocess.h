@@ -1,0 +1,23 @@
+/* How a source image keeps its pixels, row by row from the top left:
+   THAW_GREY8   one byte a pixel;
+   THAW_RGB888  three bytes a pixel: red, green, blue;
+   THAW_RGB565  two bytes a pixel, the low byte first: red in bits 15 to 11, green in 10 to 5, blue in 4 to 0. They
+                become 8 bits by repeating their upper bits: red and blue (v << 3) | (v >> 2), green (v << 2) | (v >> 4). */
+typedef enum { THAW_GREY8, THAW_RGB888, THAW_RGB565 } thaw_format;
+
+/* Turn an image of any size into the model's input.
+
+   source        height rows of width pixels, each row stride_bytes after the one before;
+   width, height 1 to 32768;
+   stride_bytes  at least the bytes of one row's pixels;
+   pixels        THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS bytes, which must not overlap the source.
+
+   Colour becomes grey where the model takes grey, and grey is repeated where the model takes colour. Memory is needed
+   for a few local variables only.
+
+   Returns 0, or without touching pixels:
+   -1  a null pointer, or a width or height that is not valid;
+   -2  stride_bytes is less than a row's pixels take;
+   -3  the format is none of the three. */
+int thaw_preprocess(const uint8_t *source, int32_t width, int32_t height, int32_t stride_bytes, thaw_format format,
+                    uint8_t *pixels);

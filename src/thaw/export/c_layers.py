@@ -1,0 +1,320 @@
+"""One step of a memory plan as C: its constants, and the call of the kernel that computes it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.errors import UsageError
+from thaw.graph import fixed_point
+from thaw.graph.graph import Graph
+from thaw.graph.interpret import add_multipliers, output_multipliers, requantize_multiplier
+from thaw.graph.operation import Weighted
+from thaw.graph.ops import (
+    Add,
+    ArgMax,
+    AveragePool2d,
+    Concat,
+    Conv2d,
+    Dense,
+    DepthwiseConv2d,
+    MaxPool2d,
+    Relu,
+    Requantize,
+    Reshape,
+    Softmax,
+)
+from thaw.graph.packing import pack_weights
+from thaw.graph.plan import MemoryPlan, Step
+from thaw.graph.tensors import Quantization, Tensor
+
+KERNELS = (
+    "common.c",
+    "convolution_gather.c",
+    "convolution_portable.c",
+    "convolution_avx2.c",
+    "convolution.c",
+    "depthwise.c",
+    "pool.c",
+    "max_pool.c",
+    "average_pool.c",
+    "add.c",
+    "relu.c",
+    "requantize.c",
+    "concat.c",
+    "softmax.c",
+    "argmax.c",
+)
+"""The files of kernels, in the order in which they build on one another."""
+
+CONVOLUTION = ("common.c", *(name for name in KERNELS if name.startswith("convolution")))
+
+_LARGEST_SUM = 2**30 - 1
+_LARGEST_SIDE = 2**15 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emitted:
+    """A step in C.
+
+    Attributes:
+        kernels: the files that it needs.
+        constants: definitions, "" for none.
+        call: one or more statements.
+        offset: byte of the arena at which what it writes begins.
+        size: bytes that it writes.
+    """
+
+    kernels: tuple[str, ...]
+    constants: str
+    call: str
+    offset: int
+    size: int
+
+
+def emit_step(graph: Graph, plan: MemoryPlan, index: int) -> Emitted:
+    """Step `index` of the plan of an int8 graph.
+
+    Raises:
+        UsageError: for sums that could leave 30 bits, sides beyond 32,767, or a float32 operation.
+    """
+    return _Emitter(graph, plan, index).emit()
+
+
+class _Emitter:
+    def __init__(self, graph: Graph, plan: MemoryPlan, index: int) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.index = index
+        self.step: Step = plan.steps[index]
+        self.op = self.step.op
+        self.reads = [graph.tensor(name) for name in self.op.inputs]
+        self.written = graph.tensor(self.step.writes)
+        sides = [side for tensor in (*self.reads, self.written) for side in tensor.shape[:2]]
+        if max(sides) > _LARGEST_SIDE:
+            raise UsageError(f"C: {self.op.name!r} has a side of {max(sides)}: expected at most {_LARGEST_SIDE}")
+
+    def emit(self) -> Emitted:
+        """The step."""
+        match self.op:
+            case Conv2d():
+                kernels, constants, call = self._convolution(self.op)
+            case Dense():
+                kernels, constants, call = self._dense(self.op)
+            case DepthwiseConv2d():
+                kernels, constants, call = self._depthwise(self.op)
+            case MaxPool2d() | AveragePool2d():
+                kernels, constants, call = self._pooling(self.op)
+            case Add():
+                kernels, constants, call = self._addition(self.op)
+            case Requantize():
+                kernels, constants, call = self._requantization(self.op)
+            case Softmax():
+                kernels, constants, call = self._softmax()
+            case _:
+                kernels, constants, call = self._simple()
+        size = self.written.elements * (4 if self.written.dtype == "int32" else 1)
+        return Emitted(
+            kernels=kernels,
+            constants=constants,
+            call=call,
+            offset=self.plan.offsets[self.step.writes],
+            size=size,
+        )
+
+    def _address(self, name: str) -> str:
+        return f"arena.bytes + {self.plan.offsets[name]}"
+
+    def _input(self, number: int = 0) -> str:
+        """What is read as int8."""
+        return self._address(self.op.inputs[number])
+
+    def _raw_input(self) -> str:
+        """What is read as raw bytes: the pixels, or int8 numbers."""
+        if self._is_pixels():
+            return "pixels"
+        return f"(const uint8_t *)({self._input()})"
+
+    def _is_pixels(self) -> bool:
+        return self.op.inputs[0] in self.plan.pixels
+
+    def _columns(self) -> str:
+        return f"arena.columns + {self.plan.scratch_offsets[self.index] // 2}"
+
+    @property
+    def output(self) -> str:
+        """Where the step writes."""
+        return self._address(self.step.writes)
+
+    def _struct(self, kind: str, fields: Iterable[object]) -> str:
+        values = textwrap.fill(
+            ", ".join(map(str, fields)), width=110, initial_indent="    ", subsequent_indent="    "
+        )
+        return f"/* {comment_text(self.op.name)} */\nstatic const {kind} layer_{self.index} = {{\n{values}}};\n"
+
+    def _weighted_constants(self, op: Weighted, bias: npt.NDArray[np.int64]) -> str:
+        """The arrays that every operation with weights has."""
+        multipliers, shifts = output_multipliers(op, self.reads[0])
+        _refuse_large_sums(op, bias, shifts)
+        return (
+            _array("int8_t", f"weights_{self.index}", pack_weights(op))
+            + _array("int32_t", f"bias_{self.index}", bias)
+            + _array("int32_t", f"multiplier_{self.index}", multipliers)
+            + _array("int8_t", f"shift_{self.index}", shifts)
+        )
+
+    def _arrays(self) -> tuple[str, ...]:
+        return tuple(f"{name}_{self.index}" for name in ("weights", "bias", "multiplier", "shift"))
+
+    def _input_zero_point(self) -> int:
+        """The zero point of what is read, as it is read: of pixels on the scale of uint8."""
+        return _quantization(self.reads[0]).zero_point + (128 if self._is_pixels() else 0)
+
+    def _output_zero_point(self, op: Weighted) -> tuple[int, int]:
+        """(zero point, least number) of what is written."""
+        zero_point = _quantization(self.written).zero_point
+        return zero_point, zero_point if op.activation == "relu" else -128
+
+    def _convolution(self, op: Conv2d) -> tuple[tuple[str, ...], str, str]:
+        rows, columns, channels = self.reads[0].shape
+        pool = self.step.pool
+        return self._gathered(
+            op,
+            (rows, columns, channels, *op.kernel, *op.stride, op.padding[0], op.padding[2], *self.written.shape),
+            (1, 1, 1, 1) if pool is None else (*pool.kernel, *pool.stride),
+        )
+
+    def _dense(self, op: Dense) -> tuple[tuple[str, ...], str, str]:
+        # A convolution of one row, whose kernel is as wide as its input.
+        width = op.weights.shape[1]
+        if width > _LARGEST_SIDE:
+            raise UsageError(f"C: {op.name!r} has {width} inputs: expected at most {_LARGEST_SIDE}")
+        return self._gathered(op, (1, width, 1, 1, width, 1, 1, 0, 0, 1, 1, op.channels), (1, 1, 1, 1))
+
+    def _gathered(
+        self, op: Conv2d | Dense, sizes: Sequence[int], pool: Sequence[int]
+    ) -> tuple[tuple[str, ...], str, str]:
+        zero_point = self._input_zero_point()
+        sums = op.weights.reshape(op.channels, -1).sum(axis=1, dtype=np.int64)
+        bias = op.bias.astype(np.int64) - zero_point * sums
+        fields = (*self._arrays(), *sizes, *pool, zero_point, *self._output_zero_point(op), int(self._is_pixels()))
+        constants = self._weighted_constants(op, bias) + self._struct("thaw_convolution", fields)
+        call = f"thaw_convolve(&layer_{self.index}, {self._raw_input()}, {self.output}, {self._columns()});"
+        return CONVOLUTION, constants, call
+
+    def _depthwise(self, op: DepthwiseConv2d) -> tuple[tuple[str, ...], str, str]:
+        fields = (
+            *self._arrays(),
+            *self.reads[0].shape,
+            *op.kernel,
+            *op.stride,
+            op.padding[0],
+            op.padding[2],
+            *self.written.shape[:2],
+            self._input_zero_point(),
+            *self._output_zero_point(op),
+            int(self._is_pixels()),
+        )
+        constants = self._weighted_constants(op, op.bias.astype(np.int64)) + self._struct("thaw_depthwise", fields)
+        call = f"thaw_convolve_depthwise(&layer_{self.index}, {self._raw_input()}, {self.output});"
+        return ("common.c", "depthwise.c"), constants, call
+
+    def _pooling(self, op: MaxPool2d | AveragePool2d) -> tuple[tuple[str, ...], str, str]:
+        name = "max_pool" if isinstance(op, MaxPool2d) else "average_pool"
+        fields = (*self.reads[0].shape[1:], *op.kernel, *op.stride, *self.written.shape[:2])
+        call = f"thaw_{name}(&layer_{self.index}, {self._input()}, {self.output});"
+        return ("pool.c", f"{name}.c"), self._struct("thaw_pooling", fields), call
+
+    def _addition(self, op: Add) -> tuple[tuple[str, ...], str, str]:
+        first, second, written = (_quantization(tensor) for tensor in (*self.reads, self.written))
+        multipliers, shifts = zip(*add_multipliers(first, second, written), strict=True)
+        zero_points = [each.zero_point for each in (first, second, written)]
+        least = written.zero_point if op.activation == "relu" else -128
+        fields = (_braced(multipliers), _braced(shifts), _braced(zero_points), least)
+        call = (
+            f"thaw_add(&layer_{self.index}, {self._input()}, {self._input(1)}, "
+            f"{self.written.elements}, {self.output});"
+        )
+        return ("common.c", "add.c"), self._struct("thaw_addition", fields), call
+
+    def _requantization(self, op: Requantize) -> tuple[tuple[str, ...], str, str]:
+        read, written = _quantization(self.reads[0]), op.quantization
+        multiplier, shift = requantize_multiplier(read, written)
+        if 255 << max(shift, 0) > _LARGEST_SUM:
+            raise UsageError(f"C: {op.name!r} goes to a scale {read.scale / written.scale:.3g} times finer")
+        fields = (multiplier, shift, read.zero_point, written.zero_point, int(self.reads[0].dtype == "uint8"))
+        call = (
+            f"thaw_requantize(&layer_{self.index}, {self._raw_or_pixels()}, {self.written.elements}, {self.output});"
+        )
+        return ("common.c", "requantize.c"), self._struct("thaw_requantization", fields), call
+
+    def _raw_or_pixels(self) -> str:
+        return "pixels" if self.op.inputs[0] == self.graph.input else self._raw_input()
+
+    def _softmax(self) -> tuple[tuple[str, ...], str, str]:
+        multiplier, left, least = fixed_point.softmax_scaling(_quantization(self.reads[0]).scale)
+        call = f"thaw_softmax(&layer_{self.index}, {self._input()}, {self.written.elements}, {self.output});"
+        constants = self._struct("thaw_softmax_scale", (multiplier, left, max(least, -256)))
+        return ("common.c", "softmax.c"), constants, call
+
+    def _simple(self) -> tuple[tuple[str, ...], str, str]:
+        """Operations without constants."""
+        elements = self.written.elements
+        match self.op:
+            case Relu():
+                zero_point = _quantization(self.written).zero_point
+                return ("relu.c",), "", f"thaw_relu({self._input()}, {elements}, {zero_point}, {self.output});"
+            case ArgMax():
+                words = f"arena.words + {self.plan.offsets[self.step.writes] // 4}"
+                return ("argmax.c",), "", f"thaw_argmax({self._input()}, {self.reads[0].elements}, {words});"
+            case Concat():
+                return ("concat.c",), "", self._concat_calls()
+            case Reshape():
+                # Of the pixels only: every other one shares its input's memory.
+                return (), "", f"memcpy({self.output}, pixels, {elements});"
+            case _:
+                raise UsageError(f"C: {self.op.kind} {self.op.name!r} is no operation of an int8 graph")
+
+    def _concat_calls(self) -> str:
+        pitch = self.written.shape[-1]
+        positions = self.written.elements // pitch
+        lines, offset = [], self.plan.offsets[self.step.writes]
+        for number, tensor in enumerate(self.reads):
+            channels = tensor.shape[-1]
+            lines.append(f"thaw_concat({self._input(number)}, {positions}, {channels}, {pitch}, arena.bytes + {offset});")
+            offset += channels
+        return "\n    ".join(lines)
+
+
+def _quantization(tensor: Tensor) -> Quantization:
+    if tensor.quantization is None:
+        raise UsageError(f"C: tensor {tensor.name!r} is {tensor.dtype}: expected an int8 graph")
+    return tensor.quantization
+
+
+def _refuse_large_sums(op: Weighted, bias: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64]) -> None:
+    """Refuse what could leave 30 bits in int32 sums, or when the sums are raised by a left shift."""
+    weights = np.moveaxis(np.abs(op.weights.astype(np.int64)), op.channel_axis, 0).reshape(op.channels, -1)
+    largest = (weights.sum(axis=1) * 255 + np.abs(bias)) << np.maximum(shifts, 0)
+    if int(largest.max()) > _LARGEST_SUM:
+        raise UsageError(f"C: sums of {op.name!r} can reach {int(largest.max())}: expected at most {_LARGEST_SUM}")
+
+
+def comment_text(text: str) -> str:
+    """`text` so that it can stand in a C comment: printable ASCII that ends no comment and continues no line."""
+    plain = "".join(letter if " " <= letter <= "~" else "?" for letter in text)
+    return plain.replace("*/", "* /").replace("/*", "/ *").replace("\\", "/")
+
+
+def _braced(values: Iterable[int]) -> str:
+    return "{" + ", ".join(map(str, values)) + "}"
+
+
+def _array(kind: str, name: str, values: npt.NDArray[np.integer]) -> str:
+    numbers = ", ".join(str(value) if value != -(2**31) else "INT32_MIN" for value in values.tolist())
+    lines = textwrap.fill(numbers, width=116, initial_indent="    ", subsequent_indent="    ")
+    return f"static const {kind} {name}[{len(values)}] = {{\n{lines}}};\n"

@@ -1,0 +1,40 @@
+"""What every exported artefact says of itself: what it is, what it takes, what its scores mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from thaw._version import __version__
+from thaw.data.images import InputContract
+
+Precision = Literal["float", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What goes into every artefact beside the network.
+
+    Attributes:
+        name: such as "mnist-paper"; any text.
+        classes: K names, in the order of the scores.
+        contract: what the network takes as input; scaling and offset are inside the artefact, so only its size,
+            channels and fit concern who feeds it.
+        facts: what else there is to say, such as "parameters" or "test accuracy"; values are texts or numbers.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    contract: InputContract
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return {
+            "name": self.name,
+            "made_by": f"thaw {__version__}",
+            "classes": list(self.classes),
+            "input": self.contract.as_dict(),
+            **{key: value for key, value in self.facts.items() if key not in {"name", "classes", "input"}},
+        }

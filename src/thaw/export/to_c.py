@@ -1,0 +1,157 @@
+"""An int8 graph -> a folder of C99 that needs no heap, no library, and one static arena of a size known beforehand.
+
+What runs, in which order and where in the arena, is `thaw.graph.plan`'s; how weights lie is `thaw.graph.packing`'s; the
+kernels are written by hand in `thaw/export/c`, and only those that a network needs are taken. The arithmetic is that of
+the referee, so that every byte is equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+
+import numpy as np
+
+from thaw.errors import UsageError
+from thaw.export.c_layers import KERNELS, Emitted, comment_text, emit_step
+from thaw.export.card import ModelCard, Precision
+from thaw.graph.graph import Graph
+from thaw.graph.plan import MemoryPlan, plan_memory
+from thaw.graph.tensors import Tensor
+
+_MOST_CLASSES_IN_SCORES = 65_536
+
+
+def export_c(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
+    """The folder of C for the int8 graph: model.h, model.c, main.c, Makefile and README.md.
+
+    Args:
+        graphs: its "int8" graph is written; the target knows no other precision.
+        card: class names and input contract, which stand in model.h.
+
+    Raises:
+        UsageError: without an int8 graph, or for one whose sums could leave 30 bits.
+    """
+    if "int8" not in graphs:
+        raise UsageError("the C target is int8: it takes no float network")
+    graph = replace(graphs["int8"], outputs=graphs["int8"].outputs[-1:])
+    if graph.tensor(graph.input).shape != card.contract.shape:
+        raise UsageError(f"the network takes {graph.tensor(graph.input).shape}, the card says {card.contract.shape}")
+    program = _Program(graph, plan_memory(graph), card)
+    texts = {
+        "model.h": program.header(),
+        "model.c": program.source(),
+        "main.c": _fragment("main.c"),
+        "Makefile": _fragment("Makefile"),
+        "README.md": program.readme(),
+    }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+@dataclass(frozen=True)
+class _Program:
+    graph: Graph
+    plan: MemoryPlan
+    card: ModelCard
+
+    @property
+    def result(self) -> Tensor:
+        """What the network gives."""
+        return self.graph.tensor(self.graph.outputs[0])
+
+    @property
+    def result_type(self) -> str:
+        """The C type of one score."""
+        return "int32_t" if self.result.dtype == "int32" else "int8_t"
+
+    def header(self) -> str:
+        """model.h."""
+        height, width, channels = self.card.contract.shape
+        quantization = self.result.quantization
+        values = {
+            "NAME": comment_text(self.card.name),
+            "HEIGHT": str(height),
+            "WIDTH": str(width),
+            "CHANNELS": str(channels),
+            "FIT_CROP": "1" if self.card.contract.fit == "crop" else "0",
+            "SCORES": str(self.result.elements),
+            "CLASSES": str(len(self.card.classes)),
+            "ARENA_BYTES": str(self.plan.arena_bytes),
+            "SCORE_TYPE": self.result_type,
+            "SCORE_SCALE": "1" if quantization is None else float_literal(quantization.scale),
+            "SCORE_ZERO_POINT": "0" if quantization is None else str(quantization.zero_point),
+            "PREPROCESS": _fragment("preprocess.h").strip(),
+        }
+        return _fill(_fragment("model.h"), values)
+
+    def source(self) -> str:
+        """model.c: the kernels that are needed, the constants, and the calls in order."""
+        layers = [emit_step(self.graph, self.plan, index) for index in range(len(self.plan.steps))]
+        used = {kernel for layer in layers for kernel in layer.kernels}
+        kernels = [_fragment(name) for name in KERNELS if name in used]
+        values = {
+            "NAME": comment_text(self.card.name),
+            "INCLUDES": "#if !defined(THAW_PORTABLE) && defined(__AVX2__)\n#include <immintrin.h>\n#endif\n"
+            if "convolution.c" in used
+            else "",
+            "KERNELS": "\n".join(kernels).rstrip(),
+            "CONSTANTS": "\n".join(layer.constants for layer in layers if layer.constants).rstrip(),
+            "NAMES": ",\n".join(f"    {string_literal(name)}" for name in self.card.classes),
+            "CALLS": "\n".join(_traced(index, layer) for index, layer in enumerate(layers)),
+            "RESULT": f"arena.bytes + {self.plan.offsets[self.result.name]}",
+            "SCORE_TYPE": self.result_type,
+            "PREPROCESS": _fragment("preprocess.c").rstrip(),
+        }
+        return _fill(_fragment("model.c"), values)
+
+    def readme(self) -> str:
+        """README.md of the folder."""
+        values = {
+            "NAME": self.card.name,
+            "ARENA_BYTES": f"{self.plan.arena_bytes:,}",
+            "INPUT": "x".join(map(str, self.card.contract.shape)),
+            "CARD": json.dumps(self.card.as_dict(), indent=2, sort_keys=True, ensure_ascii=False),
+        }
+        return _fill(_fragment("README.md"), values)
+
+
+def _traced(index: int, layer: Emitted) -> str:
+    written = f"arena.bytes + {layer.offset}"
+    return f"    {layer.call}\n    THAW_TRACE_STEP({index}, {written}, {layer.size});"
+
+
+def traced_tensors(graph: Graph) -> list[str]:
+    """The tensor that each step of the emitted C writes, in order: what a build with THAW_TRACE tells of."""
+    plan = plan_memory(replace(graph, outputs=graph.outputs[-1:]))
+    return [step.writes for step in plan.steps]
+
+
+def string_literal(text: str) -> str:
+    """`text` as a C string in UTF-8; what is not plain ASCII as octal escapes, which cannot run into what follows."""
+    letters = []
+    for byte in text.encode("utf-8", "surrogateescape"):
+        letter = chr(byte)
+        is_plain = " " <= letter <= "~" and letter not in '"\\?'
+        letters.append(letter if is_plain else f"\\{byte:03o}")
+    return f'"{"".join(letters)}"'
+
+
+def float_literal(value: float) -> str:
+    """A float32 number as C text that reads back as the same number."""
+    return f"{np.float32(value):.9g}" + ("f" if re.search(r"[.e]", f"{np.float32(value):.9g}") else ".0f")
+
+
+def _fragment(name: str) -> str:
+    return (resources.files("thaw.export") / "c" / name).read_text("utf-8")
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """`template` with every @KEY@ replaced, once: what is filled in is not looked at again."""
+
+    def value(match: re.Match[str]) -> str:
+        return values[match[1]]
+
+    return re.sub(r"@([A-Z_]+)@", value, template)

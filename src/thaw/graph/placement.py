@@ -1,0 +1,83 @@
+"""Where buffers lie in one arena, so that those needed at the same time do not collide and the arena is small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """Some bytes that are needed from one step to another.
+
+    Attributes:
+        name: unique.
+        size: bytes, at least 1.
+        first: the first step that needs it.
+        last: the last one, which may be `first`.
+        alignment: its offset is a multiple of this.
+        over: (a buffer whose last step is this one's first, lead): the two may overlap if this one begins at least
+            `lead` bytes before the other.
+    """
+
+    name: str
+    size: int
+    first: int
+    last: int
+    alignment: int = 1
+    over: tuple[str, int] | None = None
+
+
+def place(buffers: Sequence[Buffer]) -> tuple[list[int], int]:
+    """An offset for each buffer, and the bytes that all take.
+
+    Greedy, first fit, in a few orders of which the best counts; the result is exact whenever it reaches the largest sum
+    of what is alive at a step, as it mostly does for networks of this kind.
+    """
+    orders = (
+        lambda buffer: (-buffer.size, buffer.first),
+        lambda buffer: (buffer.size - buffer.size, buffer.first, -buffer.size),
+        lambda buffer: (-(buffer.last - buffer.first), -buffer.size),
+        lambda buffer: (-buffer.size * (buffer.last - buffer.first + 1), buffer.first),
+        lambda buffer: (-buffer.first, -buffer.size),
+    )
+    best: tuple[int, dict[str, int]] | None = None
+    for order in orders:
+        offsets = _first_fit(sorted(buffers, key=order))
+        top = max((offsets[buffer.name] + buffer.size for buffer in buffers), default=0)
+        if best is None or top < best[0]:
+            best = (top, offsets)
+    if best is None:
+        raise AssertionError("there is at least one order")
+    return [best[1][buffer.name] for buffer in buffers], best[0]
+
+
+def _first_fit(buffers: Sequence[Buffer]) -> dict[str, int]:
+    placed: list[tuple[Buffer, int]] = []
+    for buffer in buffers:
+        candidates = {0}
+        for other, offset in placed:
+            candidates.add(offset + other.size)
+            if buffer.over is not None and buffer.over[0] == other.name:
+                candidates.add(max(0, offset - buffer.over[1]))
+            if other.over is not None and other.over[0] == buffer.name:
+                candidates.add(max(0, offset + other.over[1]))
+        for candidate in sorted(_aligned(offset, buffer.alignment) for offset in candidates):
+            if all(_fits(buffer, candidate, other, offset) for other, offset in placed):
+                placed.append((buffer, candidate))
+                break
+    return {buffer.name: offset for buffer, offset in placed}
+
+
+def _aligned(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
+
+
+def _fits(buffer: Buffer, offset: int, other: Buffer, other_offset: int) -> bool:
+    if buffer.last < other.first or other.last < buffer.first:
+        return True
+    if offset + buffer.size <= other_offset or other_offset + other.size <= offset:
+        return True
+    if buffer.over is not None and buffer.over[0] == other.name and offset + buffer.over[1] <= other_offset:
+        return True
+    return other.over is not None and other.over[0] == buffer.name and other_offset + other.over[1] <= offset

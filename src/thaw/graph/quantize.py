@@ -1,0 +1,266 @@
+"""A float32 graph -> the int8 graph that computes nearly the same, by the LiteRT (TFLite) int8 specification.
+
+Weights are symmetric and per output channel, activations asymmetric and per tensor, biases int32 on the scale of input
+times weight. Raw pixels go in as they are: their scaling and offset move into the first convolutions.
+
+Source: the TensorFlow Lite int8 quantization specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.errors import UsageError
+from thaw.graph import fixed_point
+from thaw.graph.graph import Graph
+from thaw.graph.operation import Convolution, Weighted
+from thaw.graph.ops import Add, Concat, DepthwiseConv2d, Op, Requantize, Scale
+from thaw.graph.tensors import FloatArray, Quantization, Tensor
+
+W = TypeVar("W", bound=Weighted)
+
+Range = tuple[float, float]
+"""The least and the largest real value that a tensor's int8 numbers have to tell apart."""
+
+_LARGEST_SUM = 2**28
+"""Biases, and sums on the scale of the output, are kept below this, so that int32 arithmetic cannot overflow.
+
+A scale that is widened for it is that of a tensor which calibration found all but constant."""
+
+
+def chooses_scale(op: Op) -> bool:
+    """Whether what `op` writes in an int8 graph has a scale of its own, so that its range has to be known."""
+    return isinstance(op, Weighted | Add)
+
+
+def quantization_of(values: Range, least_scale: float = 0.0) -> Quantization:
+    """The scale and zero point that spread -128 to 127 over a range, which is widened so that it holds 0."""
+    low, high = min(values[0], 0.0), max(values[1], 0.0)
+    if not np.isfinite(high - low):
+        raise UsageError(f"a tensor has values from {low} to {high}: it cannot be int8")
+    scale = float(np.float32(max((high - low) / 255.0, least_scale)))
+    if scale < np.finfo(np.float32).tiny:
+        # Nothing but zeros: any scale will do.
+        return Quantization(scale=1.0, zero_point=-128)
+    return Quantization(scale=scale, zero_point=int(np.clip(round(-128.0 - low / scale), -128, 127)))
+
+
+def quantize(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
+    """The int8 graph of a float32 graph.
+
+    Its input is uint8 with a scale; tensors keep their names, except that the tensor of a `Scale` holds the pixels as
+    int8 numbers instead of scaled ones.
+
+    Args:
+        graph: float32, with at most one `Scale`, which reads its input.
+        ranges: of every tensor that an operation writes which chooses its scale (`chooses_scale`), by name.
+
+    Raises:
+        UsageError: for a range that is missing or not finite, or a graph that is int8 already.
+    """
+    builder = _Builder(graph, _tied(graph, ranges))
+    for op in graph.ops:
+        builder.add(op)
+    return Graph(
+        tensors=tuple(builder.tensors.values()), ops=tuple(builder.ops), input=graph.input, outputs=graph.outputs
+    )
+
+
+class _Builder:
+    """The int8 operations so far, and the tensors that follow from them."""
+
+    def __init__(self, graph: Graph, ranges: Mapping[str, Range]) -> None:
+        self.graph = graph
+        self.ranges = ranges
+        self.ops: list[Op] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.folded: dict[str, tuple[FloatArray, FloatArray]] = {}
+        image = graph.tensor(graph.input)
+        if image.quantization is not None:
+            raise UsageError("graph: it is int8 already")
+        scales = [op for op in graph.ops if isinstance(op, Scale)]
+        if len(scales) != 1:
+            raise UsageError(f"graph: {len(scales)} operations scale pixels: expected 1")
+        self.tensors[image.name] = replace(image, quantization=_pixel_quantization(scales[0]))
+
+    def add(self, op: Op) -> None:
+        """Append the int8 form of `op`."""
+        match op:
+            case Scale():
+                self._read_pixels(op)
+            case Weighted():
+                self._append(self._weighted(op))
+            case Add():
+                self._append(replace(op, quantization=self._sum_quantization(op)))
+            case Concat():
+                self._append(self._on_one_scale(op))
+            case _:
+                self._append(op)
+
+    def _append(self, op: Op) -> None:
+        self.ops.append(op)
+        self.tensors[op.output] = op.infer([self.tensors[name] for name in op.inputs])
+
+    def _read_pixels(self, op: Scale) -> None:
+        """The pixels as int8, and what turns them into scaled ones: in the convolutions that read them, or alone."""
+        pixels = self.tensors[op.inputs[0]].quantization
+        if pixels is None:
+            raise AssertionError("the pixels of an int8 graph have a scale")
+        as_int8 = Quantization(scale=pixels.scale, zero_point=pixels.zero_point - 128)
+        mean, std = np.array(op.mean), np.array(op.std)
+        factor, offset = pixel_scaling(op, pixels)
+        readers = [reader for reader in self.graph.ops if op.output in reader.inputs]
+        if op.output not in self.graph.outputs and all(isinstance(reader, Convolution) for reader in readers):
+            self._append(Requantize(name=op.name, inputs=op.inputs, output=op.output, quantization=as_int8))
+            self.folded[op.output] = (factor, offset)
+            return
+        pixel_name = f"{op.name}.pixels"
+        self._append(Requantize(name=pixel_name, inputs=op.inputs, output=pixel_name, quantization=as_int8))
+        ends = np.stack([(0.0 - mean) / std, (1.0 - mean) / std])
+        scaling = DepthwiseConv2d(
+            name=op.name,
+            inputs=(pixel_name,),
+            output=op.output,
+            weights=factor.reshape(1, 1, -1),
+            bias=offset,
+        )
+        self._append(_int8_weights(scaling, as_int8, quantization_of((float(ends.min()), float(ends.max())))))
+
+    def _weighted(self, op: W) -> W:
+        read = self.tensors[op.inputs[0]].quantization
+        if read is None:
+            raise UsageError(f"graph: {op.kind} {op.name!r} reads raw pixels: expected a scale before it")
+        if op.inputs[0] in self.folded and isinstance(op, Convolution):
+            op = _fold_scaling(op, *self.folded[op.inputs[0]])
+        return _int8_weights(op, read, quantization_of(self._range(op), _largest_sum(op, read) / _LARGEST_SUM))
+
+    def _sum_quantization(self, op: Add) -> Quantization:
+        scales = [self.tensors[name].quantization for name in op.inputs]
+        largest = max(scale.scale for scale in scales if scale is not None)
+        return quantization_of(self._range(op), largest / 2.0 ** (fixed_point.ADD_LEFT_SHIFT - 2))
+
+    def _range(self, op: Op) -> Range:
+        if op.output not in self.ranges:
+            raise UsageError(f"graph: the range of {op.output!r} is not known: calibrate before quantising")
+        return self.ranges[op.output]
+
+    def _on_one_scale(self, op: Concat) -> Concat:
+        """`op` with a `Requantize` before each input that lies on another scale than the widest."""
+        scales = [self.tensors[name].quantization for name in op.inputs]
+        widest = max((scale for scale in scales if scale is not None), key=lambda scale: scale.scale)
+        target = _union([scale for scale in scales if scale is not None]) if len(set(scales)) > 1 else widest
+        names = []
+        for number, (name, scale) in enumerate(zip(op.inputs, scales, strict=True), start=1):
+            if scale == target:
+                names.append(name)
+                continue
+            moved = f"{op.name}.input{number}"
+            self._append(Requantize(name=moved, inputs=(name,), output=moved, quantization=target))
+            names.append(moved)
+        return replace(op, inputs=tuple(names))
+
+
+def pixel_scaling(scale: Scale, pixels: Quantization) -> tuple[FloatArray, FloatArray]:
+    """(factor, offset), float32, one a channel: `scale` makes z * factor + offset of a pixel that stands for z."""
+    mean, std = np.array(scale.mean), np.array(scale.std)
+    factor = 1.0 / (255.0 * pixels.scale * std)
+    offset = (pixels.zero_point / 255.0 - mean) / std
+    return factor.astype(np.float32), offset.astype(np.float32)
+
+
+def _pixel_quantization(scale: Scale) -> Quantization:
+    """What raw pixels stand for: as near to `scale` as one scale and one whole zero point come.
+
+    The rest is folded into weights and biases, which is exact, but for padding: the zeros that pad a scaled image become
+    zero points, which are off by up to half a grey level in a grey image, and in a coloured one by as much as a
+    channel's mean differs from the mean of all.
+    """
+    mean, std = float(np.mean(scale.mean)), float(np.mean(scale.std))
+    zero_point = int(np.clip(round(255.0 * mean), 0, 255))
+    return Quantization(scale=float(np.float32(1.0 / (255.0 * std))), zero_point=zero_point)
+
+
+def _fold_scaling(op: W, factor: FloatArray, offset: FloatArray) -> W:
+    """`op` on input x as an operation on z, where x = z * factor + offset a channel."""
+    weights = op.weights.astype(np.float64)
+    shift = weights * offset.astype(np.float64)
+    added = shift.sum(axis=(0, 1)) if isinstance(op, DepthwiseConv2d) else shift.sum(axis=(1, 2, 3))
+    return replace(
+        op,
+        weights=(weights * factor.astype(np.float64)).astype(np.float32),
+        bias=(op.bias.astype(np.float64) + added).astype(np.float32),
+    )
+
+
+def _int8_weights(op: W, read: Quantization, written: Quantization) -> W:
+    """The int8 form of an operation with float32 weights."""
+    axis = op.channel_axis
+    weights = np.moveaxis(op.weights.astype(np.float64), axis, 0).reshape(op.channels, -1)
+    scales = _weight_scales(weights, op.bias.astype(np.float64), read)
+    numbers = np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
+    shape = list(op.weights.shape)
+    channels_first = [shape.pop(axis), *shape]
+    bias = np.rint(op.bias.astype(np.float64) / (read.scale * scales.astype(np.float64)))
+    return replace(
+        op,
+        weights=np.ascontiguousarray(np.moveaxis(numbers.reshape(channels_first), 0, axis)),
+        bias=bias.astype(np.int32),
+        weight_scales=scales,
+        quantization=written,
+    )
+
+
+def _weight_scales(
+    weights: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], read: Quantization
+) -> FloatArray:
+    """One scale a channel for weights [C', terms]: largest weight / 127, or more where int32 would overflow."""
+    scales = np.abs(weights).max(axis=1) / 127.0
+    scales = np.maximum(scales, np.abs(bias) / (read.scale * _LARGEST_SUM))
+    scales[scales < np.finfo(np.float32).tiny] = 1.0
+    return scales.astype(np.float32)
+
+
+def _largest_sum(op: Weighted, read: Quantization) -> float:
+    """A bound of what a channel of `op` can sum up to, as a real number, before any activation."""
+    weights = np.moveaxis(np.abs(op.weights.astype(np.float64)), op.channel_axis, 0).reshape(op.channels, -1)
+    return float((weights.sum(axis=1) * 255.0 * read.scale + np.abs(op.bias)).max())
+
+
+def _tied(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """`ranges`, widened where a concatenation's inputs can be written on one scale from the start."""
+    tied = {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
+    writers = {op.output: op for op in graph.ops}
+    readers: dict[str, int] = {}
+    for name in (name for op in graph.ops for name in op.inputs):
+        readers[name] = readers.get(name, 0) + 1
+    for concat in (op for op in graph.ops if isinstance(op, Concat)):
+        sources = [_source(name, writers, readers) for name in concat.inputs]
+        if all(source in tied for source in sources):
+            low = min(tied[str(source)][0] for source in sources)
+            high = max(tied[str(source)][1] for source in sources)
+            tied.update({str(source): (low, high) for source in sources})
+    return tied
+
+
+def _source(name: str, writers: Mapping[str, Op], readers: Mapping[str, int]) -> str | None:
+    """The tensor whose scale `name` has, when a change of it would reach nothing else."""
+    while readers.get(name, 0) == 1 and name in writers:
+        writer = writers[name]
+        if chooses_scale(writer):
+            return name
+        if len(writer.inputs) != 1 or type(writer).__name__ in {"Softmax", "ArgMax", "Scale"}:
+            return None
+        name = writer.inputs[0]
+    return None
+
+
+def _union(quantizations: Sequence[Quantization]) -> Quantization:
+    """A scale that covers the ranges of all."""
+    lows = [(-128 - each.zero_point) * each.scale for each in quantizations]
+    highs = [(127 - each.zero_point) * each.scale for each in quantizations]
+    return quantization_of((min(lows), max(highs)))
