@@ -35,6 +35,7 @@ from thaw.graph.tensors import Quantization, Tensor
 KERNELS = (
     "common.c",
     "convolution_gather.c",
+    "convolution_dot.c",
     "convolution_portable.c",
     "convolution_avx2.c",
     "convolution.c",

@@ -19,6 +19,8 @@ from thaw.errors import UsageError
 from thaw.export.c_layers import KERNELS, Emitted, comment_text, emit_step
 from thaw.export.card import ModelCard, Precision
 from thaw.graph.graph import Graph
+from thaw.graph.ops import Conv2d
+from thaw.graph.packing import padded_taps
 from thaw.graph.plan import MemoryPlan, plan_memory
 from thaw.graph.tensors import Tensor
 
@@ -94,9 +96,7 @@ class _Program:
         kernels = [_fragment(name) for name in KERNELS if name in used]
         values = {
             "NAME": comment_text(self.card.name),
-            "INCLUDES": "#if !defined(THAW_PORTABLE) && defined(__AVX2__)\n#include <immintrin.h>\n#endif\n"
-            if "convolution.c" in used
-            else "",
+            "INCLUDES": _wide_memory(self.plan) if "convolution.c" in used else "",
             "KERNELS": "\n".join(kernels).rstrip(),
             "CONSTANTS": "\n".join(layer.constants for layer in layers if layer.constants).rstrip(),
             "NAMES": ",\n".join(f"    {string_literal(name)}" for name in self.card.classes),
@@ -116,6 +116,17 @@ class _Program:
             "CARD": json.dumps(self.card.as_dict(), indent=2, sort_keys=True, ensure_ascii=False),
         }
         return _fill(_fragment("README.md"), values)
+
+
+def _wide_memory(plan: MemoryPlan) -> str:
+    """What the kernels for AVX2 need beside the arena: a header, and the sizes of the largest layer."""
+    layers = [step.op for step in plan.steps if isinstance(step.op, Conv2d)]
+    filters = max((layer.channels for layer in layers), default=1)
+    weights = max((padded_taps(layer) * -(-layer.channels // 8) * 8 for layer in layers), default=1)
+    return (
+        "#if !defined(THAW_PORTABLE) && defined(__AVX2__)\n#include <immintrin.h>\n"
+        f"#define THAW_MOST_FILTERS {filters}\n#define THAW_MOST_WEIGHTS {weights}\n#endif\n"
+    )
 
 
 def _traced(index: int, layer: Emitted) -> str:

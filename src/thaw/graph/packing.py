@@ -2,7 +2,8 @@
 
 Two filters at a time, and of each two taps at a time (a tap is one position of the kernel in one channel): filter 0 tap
 a, filter 1 tap a, filter 0 tap b, filter 1 tap b. As one word, that is what the DSP instruction SXTB16 takes apart into
-the pairs of 16-bit numbers that SMLAD multiplies. An odd filter or tap is filled up with zeros.
+the pairs of 16-bit numbers that SMLAD multiplies. An odd number of filters, or of taps in a row of the kernel, is
+filled up with zeros.
 """
 
 from __future__ import annotations
@@ -11,35 +12,42 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.graph.operation import Weighted
-from thaw.graph.ops import DepthwiseConv2d
+from thaw.graph.ops import Conv2d, DepthwiseConv2d
 
 LANES = 4
 """Positions of a convolution that the kernels compute at a time."""
-_FILTERS, _TAPS = 2, 2
 _CHANNEL_BYTES = 4 + 4 + 1  # bias, multiplier, shift
 
 
 def padded_taps(op: Weighted) -> int:
-    """Products that one output takes, rounded up to whole pairs."""
-    taps = op.weights.size // op.channels
-    return -(-taps // _TAPS) * _TAPS
+    """Products that one output takes, where each row of the kernel is filled up to whole pairs."""
+    rows, row_taps = _rows(op)
+    return rows * _even(row_taps)
+
+
+def _rows(op: Weighted) -> tuple[int, int]:
+    """(rows of the kernel, taps a row)."""
+    rows = op.kernel[0] if isinstance(op, Conv2d) else 1
+    return rows, op.weights.size // op.channels // rows
+
+
+def _even(number: int) -> int:
+    return -(-number // 2) * 2
 
 
 def packed_bytes(op: Weighted) -> int:
     """Bytes of an operation's weights, biases, multipliers and shifts."""
     if isinstance(op, DepthwiseConv2d):
         return op.weights.size + _CHANNEL_BYTES * op.channels
-    filters = -(-op.channels // _FILTERS) * _FILTERS
-    return filters * padded_taps(op) + _CHANNEL_BYTES * op.channels
+    return _even(op.channels) * padded_taps(op) + _CHANNEL_BYTES * op.channels
 
 
 def pack_weights(op: Weighted) -> npt.NDArray[np.int8]:
     """The weights of an int8 convolution or dense layer in that layout, int8 [bytes]; depthwise ones as they are."""
     if isinstance(op, DepthwiseConv2d):
         return op.weights.reshape(-1).astype(np.int8)
-    rows = op.weights.reshape(op.channels, -1)
-    filters = -(-op.channels // _FILTERS) * _FILTERS
-    filled = np.zeros((filters, padded_taps(op)), np.int8)
-    filled[: rows.shape[0], : rows.shape[1]] = rows
-    pairs = filled.reshape(filters // _FILTERS, _FILTERS, -1, _TAPS)
+    rows, row_taps = _rows(op)
+    filled = np.zeros((_even(op.channels), rows, _even(row_taps)), np.int8)
+    filled[: op.channels, :, :row_taps] = op.weights.reshape(op.channels, rows, row_taps)
+    pairs = filled.reshape(_even(op.channels) // 2, 2, -1, 2)
     return np.ascontiguousarray(pairs.transpose(0, 2, 3, 1)).reshape(-1)

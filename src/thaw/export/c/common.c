@@ -37,21 +37,29 @@ THAW_INLINE int32_t thaw_multiply_high(int32_t a, int32_t b)
 /* sum * multiplier * 2^(shift - 31). The generator has checked that |sum| * 2^max(shift, 0) is below 2^30. */
 THAW_INLINE int32_t thaw_scale(int32_t sum, int32_t multiplier, int32_t shift)
 {
-    const int32_t left = shift > 0 ? shift : 0;
-#if defined(THAW_DSP)
     int32_t high;
-    __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(sum * ((int32_t)2 << left)), "r"(multiplier));
+    if (shift > 0) {
+        sum *= (int32_t)1 << shift;
+        shift = 0;
+    }
+#if defined(THAW_DSP)
+    __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(sum * 2), "r"(multiplier));
 #else
-    const int32_t high = thaw_multiply_high(sum * ((int32_t)1 << left), multiplier);
+    high = thaw_multiply_high(sum, multiplier);
 #endif
-    return thaw_divide_small_by_power(high, left - shift);
+    return thaw_divide_small_by_power(high, -shift);
 }
 
 /* A number as int8, not below `least`. */
 THAW_INLINE int8_t thaw_clamp(int32_t number, int32_t least)
 {
+#if defined(THAW_DSP)
+    __asm__("ssat %0, #8, %1" : "=r"(number) : "r"(number));
+    return (int8_t)(number < least ? least : number);
+#else
     if (number < least) {
         return (int8_t)least;
     }
     return (int8_t)(number > 127 ? 127 : number);
+#endif
 }

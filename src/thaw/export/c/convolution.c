@@ -1,15 +1,17 @@
 /* The only position of the output. */
-static void thaw_position(const thaw_convolution *layer, const int16_t *column, int8_t *output)
+static void thaw_position(const thaw_convolution *layer, const int16_t *column, int32_t pairs, int8_t *output)
 {
-    const int32_t pairs = thaw_pairs(layer);
     const int8_t *weights = layer->weights;
-    int32_t filter;
-    for (filter = 0; filter < layer->filters; filter += 2, weights += 4 * pairs) {
-        int32_t sums[2] = {0, 0};
+    const int32_t filters = layer->filters;
+    int32_t filter, which;
+    for (filter = 0; filter < filters; filter += 2, weights += 4 * pairs) {
+        int32_t sums[2];
         thaw_dot_one(column, weights, pairs, sums);
-        output[filter] = thaw_finish(layer, filter, sums[0] + layer->bias[filter]);
-        if (filter + 1 < layer->filters) {
-            output[filter + 1] = thaw_finish(layer, filter + 1, sums[1] + layer->bias[filter + 1]);
+        for (which = 0; which < 2 && filter + which < filters; which++) {
+            const int32_t channel = filter + which;
+            output[channel] = thaw_finish(
+                sums[which] + layer->bias[channel], layer->multiplier[channel], layer->shift[channel],
+                layer->zero_point, layer->least);
         }
     }
 }
@@ -17,43 +19,52 @@ static void thaw_position(const thaw_convolution *layer, const int16_t *column, 
 static void thaw_convolve(const thaw_convolution *layer, const uint8_t *input, int8_t *output, int16_t *columns)
 {
     const thaw_gatherer gather = layer->is_pixels ? thaw_gather_pixels : thaw_gather_int8;
-    const int32_t pitch = 2 * thaw_pairs(layer);
-    const int32_t positions = (int32_t)layer->pool_rows * layer->pool_columns;
-    const int32_t count = (int32_t)layer->out_rows * layer->out_columns;
-    int32_t row = 0, column = 0, lane = 0, done;
-    if (count == 1 && positions == 1) {
-        gather(layer, input, -layer->top, -layer->left, columns);
-        thaw_position(layer, columns, output);
-        return;
-    }
+    const int32_t kernel_rows = layer->kernel_rows, kernel_columns = layer->kernel_columns;
+    const int32_t channels = layer->channels, pitch = layer->columns * channels;
+    const int32_t count = kernel_columns * channels, pairs = thaw_pairs(layer);
+    const int32_t pool_columns = layer->pool_columns, positions = layer->pool_rows * pool_columns;
+    const int32_t outputs = (int32_t)layer->out_rows * layer->out_columns;
+    /* A window of a pooling takes whole batches: what fills up the last one is its last position again. */
+    const int32_t lanes = positions > 1 ? (positions + THAW_LANES - 1) / THAW_LANES * THAW_LANES : 1;
+    const int is_single = outputs == 1 && positions == 1;
+    int32_t row = 0, column = 0, waiting = 0, done;
 #if defined(THAW_AVX2)
-    thaw_prepare(layer);
+    if (!is_single) {
+        thaw_prepare(layer, pairs);
+    }
 #endif
-    for (done = 1; done <= count; done++) {
-        const int32_t y = row * layer->pool_stride_rows * layer->stride_rows - layer->top;
-        const int32_t x = column * layer->pool_stride_columns * layer->stride_columns - layer->left;
-        if (positions == 1) {
-            gather(layer, input, y, x, columns + lane * pitch);
-            lane++;
-            if (lane == THAW_LANES || done == count) {
-                thaw_positions(layer, columns, pitch, lane, output);
-                output += lane * layer->filters;
-                lane = 0;
+    for (done = 1; done <= outputs; done++) {
+        int32_t y = row * layer->pool_stride_rows * layer->stride_rows - layer->top;
+        int32_t x = column * layer->pool_stride_columns * layer->stride_columns - layer->left;
+        const int32_t first = x;
+        int32_t lane, right = 0;
+        for (lane = 0; lane < lanes; lane++) {
+            int16_t *const batch = columns + ((uint32_t)lane / THAW_LANES) * 2 * THAW_LANES * (uint32_t)pairs;
+            int16_t *const to = thaw_lane(batch, waiting + (int32_t)((uint32_t)lane % THAW_LANES), pairs);
+            const int32_t step = is_single ? 2 : THAW_STEP;
+            if (x < 0 || y < 0 || x + kernel_columns > layer->columns || y + kernel_rows > layer->rows) {
+                thaw_gather_border(layer, input, y, x, to, step);
+            } else {
+                gather(input + y * pitch + x * channels, kernel_rows, count, pitch, to, step);
             }
-        } else {
-            int32_t down, right;
-            int16_t *to = columns;
-            for (down = 0; down < layer->pool_rows; down++) {
-                for (right = 0; right < layer->pool_columns; right++, to += pitch) {
-                    gather(layer, input, y + down * layer->stride_rows, x + right * layer->stride_columns, to);
+            if (lane + 1 < positions) {
+                x += layer->stride_columns;
+                if (++right == pool_columns) {
+                    right = 0;
+                    x = first;
+                    y += layer->stride_rows;
                 }
             }
-            for (lane = positions; lane % THAW_LANES; lane++, to += pitch) {
-                memcpy(to, columns, 2 * (size_t)pitch);
-            }
-            thaw_window(layer, columns, pitch, lane / THAW_LANES, output);
-            lane = 0;
+        }
+        if (is_single) {
+            thaw_position(layer, columns, pairs, output);
+        } else if (positions > 1) {
+            thaw_window(layer, columns, pairs, lanes / THAW_LANES, output);
             output += layer->filters;
+        } else if (++waiting == THAW_LANES || done == outputs) {
+            thaw_positions(layer, columns, pairs, waiting, output);
+            output += waiting * layer->filters;
+            waiting = 0;
         }
         if (++column == layer->out_columns) {
             column = 0;

@@ -1,0 +1,191 @@
+#if defined(THAW_AVX2)
+/* Eight filters side by side in a register. Memory is no concern where AVX2 is, so the weights of a layer are spread out
+ * first: for each pair of taps, the pairs of all filters, as int16. */
+#define THAW_WIDE_FILTERS ((THAW_MOST_FILTERS + 7) / 8 * 8)
+static struct {
+    int16_t weights[THAW_MOST_WEIGHTS];
+    int32_t bias[THAW_WIDE_FILTERS];
+    int32_t multiplier[THAW_WIDE_FILTERS];
+    int32_t left[THAW_WIDE_FILTERS];
+    int32_t right[THAW_WIDE_FILTERS];
+} wide;
+
+static void thaw_prepare(const thaw_convolution *layer, int32_t pairs)
+{
+    const int32_t filters = layer->filters, row = (filters + 7) / 8 * 16;
+    const int8_t *from = layer->weights;
+    const __m128i order = _mm_set1_epi32(0x03010200); /* filter 0 tap a, tap b, filter 1 tap a, tap b */
+    int32_t filter, pair;
+    for (filter = 0; filter < filters; filter += 2) {
+        int16_t *to = wide.weights + 2 * filter;
+        for (pair = 0; pair < pairs; pair++, from += 4, to += row) {
+            int32_t word;
+            memcpy(&word, from, 4);
+            _mm_storel_epi64((__m128i *)(void *)to, _mm_cvtepi8_epi16(_mm_shuffle_epi8(_mm_cvtsi32_si128(word), order)));
+        }
+    }
+    for (filter = 0; filter < row / 2; filter++) {
+        const int is_used = filter < filters;
+        const int32_t shift = is_used ? layer->shift[filter] : 0;
+        wide.bias[filter] = is_used ? layer->bias[filter] : 0;
+        wide.multiplier[filter] = is_used ? layer->multiplier[filter] : 0;
+        wide.left[filter] = shift > 0 ? shift : 0;
+        wide.right[filter] = shift > 0 ? 0 : -shift;
+    }
+}
+
+/* sums += a pair of taps of eight filters */
+THAW_INLINE __m256i thaw_wide_dot(__m256i sums, __m256i weights, __m256i values)
+{
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpwssd_epi32(sums, weights, values);
+#else
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(weights, values));
+#endif
+}
+
+/* What thaw_scale does, eight times. */
+THAW_INLINE __m256i thaw_wide_scale(__m256i sums, int32_t filter)
+{
+    const __m256i multiplier = _mm256_loadu_si256((const __m256i *)(const void *)(wide.multiplier + filter));
+    const __m256i left = _mm256_loadu_si256((const __m256i *)(const void *)(wide.left + filter));
+    const __m256i right = _mm256_loadu_si256((const __m256i *)(const void *)(wide.right + filter));
+    const __m256i rounding = _mm256_set1_epi64x((int64_t)1 << 30);
+    const __m256i value = _mm256_sllv_epi32(sums, left);
+    const __m256i even = _mm256_add_epi64(_mm256_mul_epi32(value, multiplier), rounding);
+    const __m256i odd = _mm256_add_epi64(
+        _mm256_mul_epi32(_mm256_srli_epi64(value, 32), _mm256_srli_epi64(multiplier, 32)), rounding);
+    const __m256i high = _mm256_blend_epi32(_mm256_srli_epi64(even, 31), _mm256_slli_epi64(odd, 1), 0xAA);
+    /* divide by 2^right, halves away from zero */
+    const __m256i half = _mm256_srli_epi32(_mm256_sllv_epi32(_mm256_set1_epi32(1), right), 1);
+    const __m256i is_divided = _mm256_cmpgt_epi32(right, _mm256_setzero_si256());
+    const __m256i sign = _mm256_and_si256(_mm256_srai_epi32(high, 31), is_divided);
+    return _mm256_srav_epi32(_mm256_add_epi32(high, _mm256_add_epi32(half, sign)), right);
+}
+
+/* Eight sums to the output, of which `used` count. */
+THAW_INLINE void thaw_wide_finish(
+    const thaw_convolution *layer, __m256i sums, int32_t filter, int32_t used, int8_t *output)
+{
+    const __m256i bias = _mm256_loadu_si256((const __m256i *)(const void *)(wide.bias + filter));
+    const __m256i scaled = thaw_wide_scale(_mm256_add_epi32(sums, bias), filter);
+    const __m256i moved = _mm256_add_epi32(scaled, _mm256_set1_epi32(layer->zero_point));
+    const __m256i least = _mm256_max_epi32(moved, _mm256_set1_epi32(layer->least));
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(least), _mm256_extracti128_si256(least, 1));
+    const __m128i bytes = _mm_packs_epi16(words, words);
+    if (used >= 8) {
+        _mm_storel_epi64((__m128i *)(void *)output, bytes);
+    } else {
+        int8_t all[8];
+        _mm_storel_epi64((__m128i *)(void *)all, bytes);
+        memcpy(output, all, (size_t)used);
+    }
+}
+
+/* `blocks` times eight filters on THAW_LANES columns: the sums, lane by lane. */
+THAW_INLINE void thaw_wide_block(
+    const int16_t *columns, int32_t pairs, const int16_t *weights, int32_t row, int blocks, __m256i sums[3][THAW_LANES])
+{
+    const int32_t pitch = 2 * pairs;
+    int32_t pair;
+    int block, lane;
+    for (block = 0; block < blocks; block++) {
+        for (lane = 0; lane < THAW_LANES; lane++) {
+            sums[block][lane] = _mm256_setzero_si256();
+        }
+    }
+    for (pair = 0; pair < pairs; pair++, columns += 2, weights += row) {
+        __m256i of[3];
+        for (block = 0; block < blocks; block++) {
+            of[block] = _mm256_loadu_si256((const __m256i *)(const void *)(weights + 16 * block));
+        }
+        for (lane = 0; lane < THAW_LANES; lane++) {
+            int32_t word;
+            __m256i values;
+            memcpy(&word, columns + lane * pitch, 4);
+            values = _mm256_set1_epi32(word);
+            for (block = 0; block < blocks; block++) {
+                sums[block][lane] = thaw_wide_dot(sums[block][lane], of[block], values);
+            }
+        }
+    }
+}
+
+THAW_INLINE void thaw_window_blocks(
+    const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t batches, int32_t filter, int blocks,
+    int8_t *output)
+{
+    const int32_t row = (layer->filters + 7) / 8 * 16;
+    __m256i best[3];
+    int32_t batch;
+    int block, lane;
+    for (block = 0; block < 3; block++) {
+        best[block] = _mm256_set1_epi32(INT32_MIN);
+    }
+    for (batch = 0; batch < batches; batch++) {
+        __m256i sums[3][THAW_LANES];
+        const int16_t *const from = columns + batch * 2 * THAW_LANES * pairs;
+        thaw_wide_block(from, pairs, wide.weights + 2 * filter, row, blocks, sums);
+        for (block = 0; block < blocks; block++) {
+            for (lane = 0; lane < THAW_LANES; lane++) {
+                best[block] = _mm256_max_epi32(best[block], sums[block][lane]);
+            }
+        }
+    }
+    for (block = 0; block < blocks; block++) {
+        const int32_t at = filter + 8 * block;
+        thaw_wide_finish(layer, best[block], at, layer->filters - at, output + at);
+    }
+}
+
+/* One position of the output from the columns of its window, as many batches of THAW_LANES as that has. */
+static void thaw_window(
+    const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t batches, int8_t *output)
+{
+    int32_t filter;
+    for (filter = 0; filter < layer->filters; filter += 24) {
+        const int32_t left = layer->filters - filter;
+        if (left > 16) {
+            thaw_window_blocks(layer, columns, pairs, batches, filter, 3, output);
+        } else if (left > 8) {
+            thaw_window_blocks(layer, columns, pairs, batches, filter, 2, output);
+        } else {
+            thaw_window_blocks(layer, columns, pairs, batches, filter, 1, output);
+        }
+    }
+}
+
+THAW_INLINE void thaw_positions_blocks(
+    const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t used, int32_t filter, int blocks,
+    int8_t *output)
+{
+    const int32_t row = (layer->filters + 7) / 8 * 16;
+    __m256i sums[3][THAW_LANES];
+    int32_t lane;
+    int block;
+    thaw_wide_block(columns, pairs, wide.weights + 2 * filter, row, blocks, sums);
+    for (lane = 0; lane < used; lane++) {
+        for (block = 0; block < blocks; block++) {
+            const int32_t at = filter + 8 * block;
+            thaw_wide_finish(layer, sums[block][lane], at, layer->filters - at, output + lane * layer->filters + at);
+        }
+    }
+}
+
+/* `used` positions of the output, which follow one another, from a lane each; the others hold what was there. */
+static void thaw_positions(
+    const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t used, int8_t *output)
+{
+    int32_t filter;
+    for (filter = 0; filter < layer->filters; filter += 24) {
+        const int32_t left = layer->filters - filter;
+        if (left > 16) {
+            thaw_positions_blocks(layer, columns, pairs, used, filter, 3, output);
+        } else if (left > 8) {
+            thaw_positions_blocks(layer, columns, pairs, used, filter, 2, output);
+        } else {
+            thaw_positions_blocks(layer, columns, pairs, used, filter, 1, output);
+        }
+    }
+}
+#endif

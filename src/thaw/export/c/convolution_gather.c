@@ -1,10 +1,18 @@
 /* Convolution with what comes after it, and dense layers, which are convolutions with one position.
  *
- * The inputs of THAW_LANES positions at a time are gathered into columns of int16 (the taps of one position lie together),
- * and every filter is multiplied with them. Where a max pooling follows, the positions are those of one window, and the
- * largest sum is all that is brought to the scale of the output: that is monotone, so the numbers are those of pooling
- * afterwards. Weights lie as filter 0 tap a, filter 1 tap a, filter 0 tap b, filter 1 tap b. */
+ * The inputs of THAW_LANES positions at a time are gathered into columns of int16, and two filters at a time are
+ * multiplied with them. Where a max pooling follows, the positions are those of one window, and the largest sum is all
+ * that is brought to the scale of the output: that is monotone, so the numbers are those of pooling afterwards.
+ *
+ * Taps go in pairs: those of one row of the kernel follow one another, and a zero fills up an odd number. Weights lie as
+ * filter 0 tap a, filter 1 tap a, filter 0 tap b, filter 1 tap b; columns as pair 0 of each lane, pair 1 of each lane,
+ * and so on, or, for AVX2, lane by lane. */
 #define THAW_LANES 4
+#if defined(THAW_AVX2)
+#define THAW_STEP 2
+#else
+#define THAW_STEP (2 * THAW_LANES)
+#endif
 
 typedef struct {
     const int8_t *weights;
@@ -23,9 +31,21 @@ typedef struct {
     int16_t is_pixels;                           /* the input is uint8 */
 } thaw_convolution;
 
+/* Pairs of taps. */
 THAW_INLINE int32_t thaw_pairs(const thaw_convolution *layer)
 {
-    return ((int32_t)layer->kernel_rows * layer->kernel_columns * layer->channels + 1) / 2;
+    return layer->kernel_rows * (((int32_t)layer->kernel_columns * layer->channels + 1) / 2);
+}
+
+/* Where the pairs of a lane begin. */
+THAW_INLINE int16_t *thaw_lane(int16_t *columns, int32_t lane, int32_t pairs)
+{
+#if defined(THAW_AVX2)
+    return columns + lane * 2 * pairs;
+#else
+    (void)pairs;
+    return columns + lane * 2;
+#endif
 }
 
 THAW_INLINE int16_t thaw_value(const uint8_t *from, int is_pixels)
@@ -33,193 +53,125 @@ THAW_INLINE int16_t thaw_value(const uint8_t *from, int is_pixels)
     return is_pixels ? (int16_t)*from : (int16_t)(int8_t)*from;
 }
 
-/* `count` values as int16; the end of what was written. */
-THAW_INLINE int16_t *thaw_widen(const uint8_t *from, int32_t count, int16_t *to, int is_pixels)
-{
 #if defined(THAW_DSP)
-    for (; count >= 4; count -= 4) {
-        uint32_t word, even, odd, low, high;
-        memcpy(&word, from, 4);
-        if (is_pixels) {
-            __asm__("uxtb16 %0, %1" : "=r"(even) : "r"(word));
-            __asm__("uxtb16 %0, %1, ror #8" : "=r"(odd) : "r"(word));
-        } else {
-            __asm__("sxtb16 %0, %1" : "=r"(even) : "r"(word));
-            __asm__("sxtb16 %0, %1, ror #8" : "=r"(odd) : "r"(word));
-        }
-        __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(low) : "r"(even), "r"(odd));
-        __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(high) : "r"(odd), "r"(even));
-        memcpy(to, &low, 4);
-        memcpy(to + 2, &high, 4);
-        from += 4;
-        to += 4;
+/* Bytes 0 and 2 of a word as a pair of int16. */
+THAW_INLINE uint32_t thaw_bytes_0_2(uint32_t word, int is_pixels)
+{
+    uint32_t pair;
+    if (is_pixels) {
+        __asm__("uxtb16 %0, %1" : "=r"(pair) : "r"(word));
+    } else {
+        __asm__("sxtb16 %0, %1" : "=r"(pair) : "r"(word));
     }
+    return pair;
+}
+
+THAW_INLINE uint32_t thaw_bytes_1_3(uint32_t word, int is_pixels)
+{
+    uint32_t pair;
+    if (is_pixels) {
+        __asm__("uxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(word));
+    } else {
+        __asm__("sxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(word));
+    }
+    return pair;
+}
+#endif
+
+/* Up to 3 values as pairs of int16, one each `step`; where the next one goes. */
+THAW_INLINE int16_t *thaw_widen_rest(const uint8_t *from, int32_t count, int16_t *to, int32_t step, int is_pixels)
+{
     if (count & 2) {
+#if defined(THAW_DSP)
+        uint16_t both;
+        uint32_t word;
+        memcpy(&both, from, 2);
+        word = thaw_bytes_0_2(both | (uint32_t)both << 8, is_pixels);
+        memcpy(to, &word, 4);
+#else
         to[0] = thaw_value(from, is_pixels);
         to[1] = thaw_value(from + 1, is_pixels);
+#endif
         from += 2;
-        to += 2;
+        to += step;
     }
     if (count & 1) {
-        *to++ = thaw_value(from, is_pixels);
+        to[0] = thaw_value(from, is_pixels);
+        to[1] = 0;
+        to += step;
     }
     return to;
+}
+
+/* A window that lies inside the input: `rows` runs of `count` values, `pitch` apart. */
+THAW_INLINE void thaw_gather_runs(
+    const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step, int is_pixels)
+{
+    if (count < 4) {
+        for (; rows > 0; rows--, from += pitch) {
+            to = thaw_widen_rest(from, count, to, step, is_pixels);
+        }
+        return;
+    }
+    for (; rows > 0; rows--, from += pitch) {
+        const uint8_t *at = from;
+        int32_t left = count;
+        for (; left >= 4; left -= 4, at += 4, to += 2 * step) {
+#if defined(THAW_DSP)
+            uint32_t word, even, odd;
+            memcpy(&word, at, 4);
+            even = thaw_bytes_0_2(word, is_pixels);
+            odd = thaw_bytes_1_3(word, is_pixels);
+            __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(word) : "r"(even), "r"(odd));
+            __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(odd) : "r"(odd), "r"(even));
+            memcpy(to, &word, 4);
+            memcpy(to + step, &odd, 4);
 #else
-    int32_t index;
-    for (index = 0; index < count; index++) {
-        to[index] = thaw_value(from + index, is_pixels);
-    }
-    return to + count;
+            to[0] = thaw_value(at, is_pixels);
+            to[1] = thaw_value(at + 1, is_pixels);
+            to[step] = thaw_value(at + 2, is_pixels);
+            to[step + 1] = thaw_value(at + 3, is_pixels);
 #endif
+        }
+        to = thaw_widen_rest(at, left, to, step, is_pixels);
+    }
 }
 
-static THAW_NOINLINE int16_t *thaw_fill(int16_t *to, int32_t count, int16_t value)
+static THAW_NOINLINE void thaw_gather_pixels(
+    const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step)
 {
-    for (; count > 0; count--) {
-        *to++ = value;
-    }
-    return to;
+    thaw_gather_runs(from, rows, count, pitch, to, step, 1);
 }
 
-/* The inputs of the position whose window begins at (row, column), which may lie in the padding, as one column. */
-THAW_INLINE void thaw_gather(
-    const thaw_convolution *layer, const uint8_t *input, int32_t row, int32_t column, int16_t *to, int is_pixels)
+static THAW_NOINLINE void thaw_gather_int8(
+    const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step)
 {
-    const int32_t channels = layer->channels;
-    const int32_t before = column < 0 ? -column : 0;
-    const int32_t beyond = column + layer->kernel_columns - layer->columns;
-    const int32_t after = beyond > 0 ? beyond : 0;
-    const int32_t inside = (layer->kernel_columns - before - after) * channels;
-    const int32_t pitch = layer->columns * channels;
-    int16_t *const end = to + 2 * thaw_pairs(layer);
-    int32_t offset = row * pitch + (column + before) * channels;
-    int32_t left = layer->kernel_rows;
-    for (; left > 0; left--, row++, offset += pitch) {
-        if (row < 0 || row >= layer->rows) {
-            to = thaw_fill(to, layer->kernel_columns * channels, layer->pad);
-            continue;
-        }
-        if (before) {
-            to = thaw_fill(to, before * channels, layer->pad);
-        }
-        to = thaw_widen(input + offset, inside, to, is_pixels);
-        if (after) {
-            to = thaw_fill(to, after * channels, layer->pad);
-        }
-    }
-    if (to != end) {
-        *to = 0; /* an odd number of taps */
-    }
+    thaw_gather_runs(from, rows, count, pitch, to, step, 0);
 }
 
 typedef void (*thaw_gatherer)(
-    const thaw_convolution *layer, const uint8_t *input, int32_t row, int32_t column, int16_t *to);
+    const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step);
 
-static void thaw_gather_pixels(
-    const thaw_convolution *layer, const uint8_t *input, int32_t row, int32_t column, int16_t *to)
+/* A window that begins at (row, column) and reaches into the padding. */
+static THAW_NOINLINE void thaw_gather_border(
+    const thaw_convolution *layer, const uint8_t *input, int32_t row, int32_t column, int16_t *to, int32_t step)
 {
-    thaw_gather(layer, input, row, column, to, 1);
-}
-
-static void thaw_gather_int8(
-    const thaw_convolution *layer, const uint8_t *input, int32_t row, int32_t column, int16_t *to)
-{
-    thaw_gather(layer, input, row, column, to, 0);
-}
-
-#if defined(THAW_DSP)
-THAW_INLINE uint32_t thaw_pair(const int16_t *from)
-{
-    uint32_t word;
-    memcpy(&word, from, 4);
-    return word;
-}
-
-THAW_INLINE int32_t thaw_multiply_pairs(uint32_t a, uint32_t b, int32_t sum)
-{
-    int32_t result;
-    __asm__("smlad %0, %1, %2, %3" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
-    return result;
-}
-
-THAW_INLINE void thaw_unpack(const int8_t *weights, uint32_t *first, uint32_t *second)
-{
-    uint32_t word;
-    memcpy(&word, weights, 4);
-    __asm__("sxtb16 %0, %1" : "=r"(*first) : "r"(word));
-    __asm__("sxtb16 %0, %1, ror #8" : "=r"(*second) : "r"(word));
-}
-#endif
-
-/* Two filters on THAW_LANES columns, `pitch` apart: sums[filter][lane], which begin at what they hold. */
-THAW_INLINE void thaw_dot(
-    const int16_t *columns, int32_t pitch, const int8_t *weights, int32_t pairs, int32_t sums[2][THAW_LANES])
-{
-#if defined(THAW_DSP)
-    int32_t s0 = sums[0][0], s1 = sums[0][1], s2 = sums[0][2], s3 = sums[0][3];
-    int32_t t0 = sums[1][0], t1 = sums[1][1], t2 = sums[1][2], t3 = sums[1][3];
-    const int8_t *const end = weights + 4 * pairs;
-    do {
-        uint32_t first, second, x;
-        thaw_unpack(weights, &first, &second);
-        weights += 4;
-        x = thaw_pair(columns);
-        s0 = thaw_multiply_pairs(x, first, s0);
-        t0 = thaw_multiply_pairs(x, second, t0);
-        x = thaw_pair(columns + pitch);
-        s1 = thaw_multiply_pairs(x, first, s1);
-        t1 = thaw_multiply_pairs(x, second, t1);
-        x = thaw_pair(columns + 2 * pitch);
-        s2 = thaw_multiply_pairs(x, first, s2);
-        t2 = thaw_multiply_pairs(x, second, t2);
-        x = thaw_pair(columns + 3 * pitch);
-        s3 = thaw_multiply_pairs(x, first, s3);
-        t3 = thaw_multiply_pairs(x, second, t3);
-        columns += 2;
-    } while (weights != end);
-    sums[0][0] = s0, sums[0][1] = s1, sums[0][2] = s2, sums[0][3] = s3;
-    sums[1][0] = t0, sums[1][1] = t1, sums[1][2] = t2, sums[1][3] = t3;
-#else
-    for (; pairs > 0; pairs--) {
-        int lane;
-        for (lane = 0; lane < THAW_LANES; lane++) {
-            const int16_t *const x = columns + lane * pitch;
-            sums[0][lane] += weights[0] * x[0] + weights[2] * x[1];
-            sums[1][lane] += weights[1] * x[0] + weights[3] * x[1];
+    const int32_t count = (int32_t)layer->kernel_columns * layer->channels;
+    const int32_t last = row + layer->kernel_rows, first = column * layer->channels;
+    const int32_t pitch = (int32_t)layer->columns * layer->channels;
+    for (; row < last; row++) {
+        int32_t tap;
+        for (tap = 0; tap < count; tap++) {
+            const int32_t place = first + tap;
+            const int is_inside = row >= 0 && row < layer->rows && place >= 0 && place < pitch;
+            to[tap & 1] = is_inside ? thaw_value(input + row * pitch + place, layer->is_pixels) : layer->pad;
+            if (tap & 1) {
+                to += step;
+            }
         }
-        weights += 4;
-        columns += 2;
+        if (count & 1) {
+            to[1] = 0;
+            to += step;
+        }
     }
-#endif
-}
-
-/* The same on one column. */
-THAW_INLINE void thaw_dot_one(const int16_t *column, const int8_t *weights, int32_t pairs, int32_t sums[2])
-{
-    for (; pairs > 0; pairs--) {
-#if defined(THAW_DSP)
-        uint32_t first, second;
-        const uint32_t x = thaw_pair(column);
-        thaw_unpack(weights, &first, &second);
-        sums[0] = thaw_multiply_pairs(x, first, sums[0]);
-        sums[1] = thaw_multiply_pairs(x, second, sums[1]);
-#else
-        sums[0] += weights[0] * column[0] + weights[2] * column[1];
-        sums[1] += weights[1] * column[0] + weights[3] * column[1];
-#endif
-        weights += 4;
-        column += 2;
-    }
-}
-
-THAW_INLINE int32_t thaw_larger(int32_t a, int32_t b)
-{
-    return a > b ? a : b;
-}
-
-/* A sum of one filter on the scale of the output. */
-THAW_INLINE int8_t thaw_finish(const thaw_convolution *layer, int32_t filter, int32_t sum)
-{
-    const int32_t scaled = thaw_scale(sum, layer->multiplier[filter], layer->shift[filter]);
-    return thaw_clamp(scaled + layer->zero_point, layer->least);
 }
