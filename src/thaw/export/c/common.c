@@ -1,8 +1,11 @@
-/* Which kernels: those of the DSP extension, of AVX2, or the portable ones. All give the same bits. */
+/* Which kernels: those of the DSP extension, of AVX2 (and VNNI), or the portable ones. All give the same bits. */
 #if !defined(THAW_PORTABLE) && defined(__GNUC__) && defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN)
 #define THAW_DSP 1
 #elif !defined(THAW_PORTABLE) && defined(__GNUC__) && defined(__AVX2__)
 #define THAW_AVX2 1
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define THAW_VNNI 1
+#endif
 #endif
 
 #if defined(__GNUC__)

@@ -18,7 +18,7 @@ static void thaw_position(const thaw_convolution *layer, const int16_t *column, 
 
 static void thaw_convolve(const thaw_convolution *layer, const uint8_t *input, int8_t *output, int16_t *columns)
 {
-    const thaw_gatherer gather = layer->is_pixels ? thaw_gather_pixels : thaw_gather_int8;
+    const int is_pixels = layer->is_pixels;
     const int32_t kernel_rows = layer->kernel_rows, kernel_columns = layer->kernel_columns;
     const int32_t channels = layer->channels, pitch = layer->columns * channels;
     const int32_t count = kernel_columns * channels, pairs = thaw_pairs(layer);
@@ -44,8 +44,10 @@ static void thaw_convolve(const thaw_convolution *layer, const uint8_t *input, i
             const int32_t step = is_single ? 2 : THAW_STEP;
             if (x < 0 || y < 0 || x + kernel_columns > layer->columns || y + kernel_rows > layer->rows) {
                 thaw_gather_border(layer, input, y, x, to, step);
+            } else if (is_pixels) {
+                thaw_gather_pixels(input + y * pitch + x * channels, kernel_rows, count, pitch, to, step);
             } else {
-                gather(input + y * pitch + x * channels, kernel_rows, count, pitch, to, step);
+                thaw_gather_int8(input + y * pitch + x * channels, kernel_rows, count, pitch, to, step);
             }
             if (lane + 1 < positions) {
                 x += layer->stride_columns;

@@ -1,30 +1,62 @@
 #if defined(THAW_AVX2)
 /* Eight filters side by side in a register. Memory is no concern where AVX2 is, so the weights of a layer are spread out
- * first: for each pair of taps, the pairs of all filters, as int16. */
+ * first, in words of 32 bits: word 0 of all filters, word 1 of all filters, and so on. A word is a pair of taps as int16,
+ * or with VNNI two pairs as int8. */
 #define THAW_WIDE_FILTERS ((THAW_MOST_FILTERS + 7) / 8 * 8)
 static struct {
-    int16_t weights[THAW_MOST_WEIGHTS];
+    int32_t weights[THAW_MOST_WEIGHTS / 2 + THAW_WIDE_FILTERS];
     int32_t bias[THAW_WIDE_FILTERS];
     int32_t multiplier[THAW_WIDE_FILTERS];
     int32_t left[THAW_WIDE_FILTERS];
     int32_t right[THAW_WIDE_FILTERS];
 } wide;
 
+/* Words that a column has. */
+THAW_INLINE int32_t thaw_words(int32_t pairs)
+{
+#if defined(THAW_VNNI)
+    return (pairs + 1) / 2;
+#else
+    return pairs;
+#endif
+}
+
+/* The words of two filters; what their weights add to every sum because int8 values are raised by 128. */
+THAW_INLINE __m128i thaw_spread(const int8_t *from, int32_t pairs, int32_t *to, int32_t row)
+{
+#if defined(THAW_VNNI)
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+    __m128i raised = _mm_setzero_si128();
+    for (; pairs > 0; pairs -= 2, from += 8, to += row) {
+        int32_t word;
+        __m128i bytes;
+        if (pairs > 1) {
+            bytes = _mm_loadl_epi64((const __m128i *)(const void *)from);
+        } else {
+            memcpy(&word, from, 4);
+            bytes = _mm_cvtsi32_si128(word);
+        }
+        bytes = _mm_shuffle_epi8(bytes, order);
+        raised = _mm_dpbusd_epi32(raised, _mm_set1_epi8((char)0x80), bytes);
+        _mm_storel_epi64((__m128i *)(void *)to, bytes);
+    }
+    return raised;
+#else
+    const __m128i order = _mm_set1_epi32(0x03010200); /* filter 0 tap a, tap b, filter 1 tap a, tap b */
+    for (; pairs > 0; pairs--, from += 4, to += row) {
+        int32_t word;
+        memcpy(&word, from, 4);
+        _mm_storel_epi64((__m128i *)(void *)to, _mm_cvtepi8_epi16(_mm_shuffle_epi8(_mm_cvtsi32_si128(word), order)));
+    }
+    return _mm_setzero_si128();
+#endif
+}
+
 static void thaw_prepare(const thaw_convolution *layer, int32_t pairs)
 {
-    const int32_t filters = layer->filters, row = (filters + 7) / 8 * 16;
-    const int8_t *from = layer->weights;
-    const __m128i order = _mm_set1_epi32(0x03010200); /* filter 0 tap a, tap b, filter 1 tap a, tap b */
-    int32_t filter, pair;
-    for (filter = 0; filter < filters; filter += 2) {
-        int16_t *to = wide.weights + 2 * filter;
-        for (pair = 0; pair < pairs; pair++, from += 4, to += row) {
-            int32_t word;
-            memcpy(&word, from, 4);
-            _mm_storel_epi64((__m128i *)(void *)to, _mm_cvtepi8_epi16(_mm_shuffle_epi8(_mm_cvtsi32_si128(word), order)));
-        }
-    }
-    for (filter = 0; filter < row / 2; filter++) {
+    const int32_t filters = layer->filters, row = (filters + 7) / 8 * 8;
+    int32_t filter;
+    for (filter = 0; filter < row; filter++) {
         const int is_used = filter < filters;
         const int32_t shift = is_used ? layer->shift[filter] : 0;
         wide.bias[filter] = is_used ? layer->bias[filter] : 0;
@@ -32,13 +64,22 @@ static void thaw_prepare(const thaw_convolution *layer, int32_t pairs)
         wide.left[filter] = shift > 0 ? shift : 0;
         wide.right[filter] = shift > 0 ? 0 : -shift;
     }
+    for (filter = 0; filter < filters; filter += 2) {
+        int32_t raised[2];
+        _mm_storel_epi64(
+            (__m128i *)(void *)raised, thaw_spread(layer->weights + 2 * filter * pairs, pairs, wide.weights + filter, row));
+        if (!layer->is_pixels) {
+            wide.bias[filter] -= raised[0];
+            wide.bias[filter + 1] -= raised[1];
+        }
+    }
 }
 
-/* sums += a pair of taps of eight filters */
+/* sums += a word of eight filters */
 THAW_INLINE __m256i thaw_wide_dot(__m256i sums, __m256i weights, __m256i values)
 {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpwssd_epi32(sums, weights, values);
+#if defined(THAW_VNNI)
+    return _mm256_dpbusd_epi32(sums, values, weights);
 #else
     return _mm256_add_epi32(sums, _mm256_madd_epi16(weights, values));
 #endif
@@ -73,6 +114,11 @@ THAW_INLINE void thaw_wide_finish(
     const __m256i least = _mm256_max_epi32(moved, _mm256_set1_epi32(layer->least));
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(least), _mm256_extracti128_si256(least, 1));
     const __m128i bytes = _mm_packs_epi16(words, words);
+    if (used == 2) {
+        const uint16_t both = (uint16_t)_mm_extract_epi16(bytes, 0);
+        memcpy(output, &both, 2);
+        return;
+    }
     if (used >= 8) {
         _mm_storel_epi64((__m128i *)(void *)output, bytes);
     } else {
@@ -84,26 +130,26 @@ THAW_INLINE void thaw_wide_finish(
 
 /* `blocks` times eight filters on THAW_LANES columns: the sums, lane by lane. */
 THAW_INLINE void thaw_wide_block(
-    const int16_t *columns, int32_t pairs, const int16_t *weights, int32_t row, int blocks, __m256i sums[3][THAW_LANES])
+    const int16_t *columns, int32_t words, const int32_t *weights, int32_t row, int blocks, __m256i sums[3][THAW_LANES])
 {
-    const int32_t pitch = 2 * pairs;
-    int32_t pair;
+    const int32_t pitch = 2 * words;
+    int32_t word;
     int block, lane;
     for (block = 0; block < blocks; block++) {
         for (lane = 0; lane < THAW_LANES; lane++) {
             sums[block][lane] = _mm256_setzero_si256();
         }
     }
-    for (pair = 0; pair < pairs; pair++, columns += 2, weights += row) {
+    for (word = 0; word < words; word++, columns += 2, weights += row) {
         __m256i of[3];
         for (block = 0; block < blocks; block++) {
-            of[block] = _mm256_loadu_si256((const __m256i *)(const void *)(weights + 16 * block));
+            of[block] = _mm256_loadu_si256((const __m256i *)(const void *)(weights + 8 * block));
         }
         for (lane = 0; lane < THAW_LANES; lane++) {
-            int32_t word;
+            int32_t value;
             __m256i values;
-            memcpy(&word, columns + lane * pitch, 4);
-            values = _mm256_set1_epi32(word);
+            memcpy(&value, columns + lane * pitch, 4);
+            values = _mm256_set1_epi32(value);
             for (block = 0; block < blocks; block++) {
                 sums[block][lane] = thaw_wide_dot(sums[block][lane], of[block], values);
             }
@@ -115,7 +161,7 @@ THAW_INLINE void thaw_window_blocks(
     const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t batches, int32_t filter, int blocks,
     int8_t *output)
 {
-    const int32_t row = (layer->filters + 7) / 8 * 16;
+    const int32_t row = (layer->filters + 7) / 8 * 8, words = thaw_words(pairs);
     __m256i best[3];
     int32_t batch;
     int block, lane;
@@ -125,7 +171,7 @@ THAW_INLINE void thaw_window_blocks(
     for (batch = 0; batch < batches; batch++) {
         __m256i sums[3][THAW_LANES];
         const int16_t *const from = columns + batch * 2 * THAW_LANES * pairs;
-        thaw_wide_block(from, pairs, wide.weights + 2 * filter, row, blocks, sums);
+        thaw_wide_block(from, words, wide.weights + filter, row, blocks, sums);
         for (block = 0; block < blocks; block++) {
             for (lane = 0; lane < THAW_LANES; lane++) {
                 best[block] = _mm256_max_epi32(best[block], sums[block][lane]);
@@ -159,11 +205,11 @@ THAW_INLINE void thaw_positions_blocks(
     const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t used, int32_t filter, int blocks,
     int8_t *output)
 {
-    const int32_t row = (layer->filters + 7) / 8 * 16;
+    const int32_t row = (layer->filters + 7) / 8 * 8, words = thaw_words(pairs);
     __m256i sums[3][THAW_LANES];
     int32_t lane;
     int block;
-    thaw_wide_block(columns, pairs, wide.weights + 2 * filter, row, blocks, sums);
+    thaw_wide_block(columns, words, wide.weights + filter, row, blocks, sums);
     for (lane = 0; lane < used; lane++) {
         for (block = 0; block < blocks; block++) {
             const int32_t at = filter + 8 * block;

@@ -6,9 +6,12 @@
  *
  * Taps go in pairs: those of one row of the kernel follow one another, and a zero fills up an odd number. Weights lie as
  * filter 0 tap a, filter 1 tap a, filter 0 tap b, filter 1 tap b; columns as pair 0 of each lane, pair 1 of each lane,
- * and so on, or, for AVX2, lane by lane. */
+ * and so on, or, for AVX2, lane by lane. VNNI multiplies bytes without a sign with bytes, four at a time: there columns
+ * are bytes, and int8 values are raised by 128. */
 #define THAW_LANES 4
-#if defined(THAW_AVX2)
+#if defined(THAW_VNNI)
+#define THAW_STEP 0
+#elif defined(THAW_AVX2)
 #define THAW_STEP 2
 #else
 #define THAW_STEP (2 * THAW_LANES)
@@ -40,7 +43,9 @@ THAW_INLINE int32_t thaw_pairs(const thaw_convolution *layer)
 /* Where the pairs of a lane begin. */
 THAW_INLINE int16_t *thaw_lane(int16_t *columns, int32_t lane, int32_t pairs)
 {
-#if defined(THAW_AVX2)
+#if defined(THAW_VNNI)
+    return columns + lane * ((pairs + 1) / 2 * 2);
+#elif defined(THAW_AVX2)
     return columns + lane * 2 * pairs;
 #else
     (void)pairs;
@@ -103,10 +108,68 @@ THAW_INLINE int16_t *thaw_widen_rest(const uint8_t *from, int32_t count, int16_t
     return to;
 }
 
+#if defined(THAW_VNNI)
+/* `count` values as bytes without a sign, and a zero after an odd number. */
+THAW_INLINE uint8_t *thaw_copy_bytes(const uint8_t *from, int32_t count, uint8_t *to, int is_pixels)
+{
+    const __m128i flip = _mm_set1_epi8((char)(is_pixels ? 0 : 0x80));
+    const uint8_t flip_byte = (uint8_t)(is_pixels ? 0 : 0x80);
+    if (count == 3) { /* as one word, since it will be read as one */
+        uint16_t both;
+        uint32_t word;
+        memcpy(&both, from, 2);
+        word = (both | (uint32_t)from[2] << 16) ^ 0x00010101u * flip_byte;
+        memcpy(to, &word, 4);
+        return to + 4;
+    }
+    for (; count >= 16; count -= 16, from += 16, to += 16) {
+        const __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)from);
+        _mm_storeu_si128((__m128i *)(void *)to, _mm_xor_si128(bytes, flip));
+    }
+    if (count & 8) {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)from);
+        _mm_storel_epi64((__m128i *)(void *)to, _mm_xor_si128(bytes, flip));
+        from += 8;
+        to += 8;
+    }
+    if (count & 4) {
+        uint32_t word;
+        memcpy(&word, from, 4);
+        word ^= 0x01010101u * flip_byte;
+        memcpy(to, &word, 4);
+        from += 4;
+        to += 4;
+    }
+    if (count & 2) {
+        uint16_t both;
+        memcpy(&both, from, 2);
+        both = (uint16_t)(both ^ 0x0101u * flip_byte);
+        memcpy(to, &both, 2);
+        from += 2;
+        to += 2;
+    }
+    if (count & 1) {
+        to[0] = (uint8_t)(*from ^ flip_byte);
+        to[1] = 0;
+        to += 2;
+    }
+    return to;
+}
+#endif
+
 /* A window that lies inside the input: `rows` runs of `count` values, `pitch` apart. */
 THAW_INLINE void thaw_gather_runs(
     const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step, int is_pixels)
 {
+#if defined(THAW_VNNI)
+    if (step == 0) {
+        uint8_t *bytes = (uint8_t *)to;
+        for (; rows > 0; rows--, from += pitch) {
+            bytes = thaw_copy_bytes(from, count, bytes, is_pixels);
+        }
+        return;
+    }
+#endif
     if (count < 4) {
         for (; rows > 0; rows--, from += pitch) {
             to = thaw_widen_rest(from, count, to, step, is_pixels);
@@ -116,6 +179,13 @@ THAW_INLINE void thaw_gather_runs(
     for (; rows > 0; rows--, from += pitch) {
         const uint8_t *at = from;
         int32_t left = count;
+#if defined(THAW_AVX2)
+        for (; step == 2 && left >= 8; left -= 8, at += 8, to += 8) {
+            const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)at);
+            const __m128i words = is_pixels ? _mm_cvtepu8_epi16(bytes) : _mm_cvtepi8_epi16(bytes);
+            _mm_storeu_si128((__m128i *)(void *)to, words);
+        }
+#endif
         for (; left >= 4; left -= 4, at += 4, to += 2 * step) {
 #if defined(THAW_DSP)
             uint32_t word, even, odd;
@@ -137,20 +207,24 @@ THAW_INLINE void thaw_gather_runs(
     }
 }
 
-static THAW_NOINLINE void thaw_gather_pixels(
+/* Apart on a microcontroller, where code takes room; within the loop elsewhere. */
+#if defined(THAW_AVX2)
+#define THAW_GATHER THAW_INLINE
+#else
+#define THAW_GATHER static THAW_NOINLINE
+#endif
+
+THAW_GATHER void thaw_gather_pixels(
     const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step)
 {
     thaw_gather_runs(from, rows, count, pitch, to, step, 1);
 }
 
-static THAW_NOINLINE void thaw_gather_int8(
+THAW_GATHER void thaw_gather_int8(
     const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step)
 {
     thaw_gather_runs(from, rows, count, pitch, to, step, 0);
 }
-
-typedef void (*thaw_gatherer)(
-    const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step);
 
 /* A window that begins at (row, column) and reaches into the padding. */
 static THAW_NOINLINE void thaw_gather_border(
@@ -159,8 +233,25 @@ static THAW_NOINLINE void thaw_gather_border(
     const int32_t count = (int32_t)layer->kernel_columns * layer->channels;
     const int32_t last = row + layer->kernel_rows, first = column * layer->channels;
     const int32_t pitch = (int32_t)layer->columns * layer->channels;
+#if defined(THAW_VNNI)
+    uint8_t *bytes = (uint8_t *)to;
+#endif
     for (; row < last; row++) {
         int32_t tap;
+#if defined(THAW_VNNI)
+        if (step == 0) {
+            for (tap = 0; tap < count; tap++) {
+                const int32_t place = first + tap;
+                const int is_inside = row >= 0 && row < layer->rows && place >= 0 && place < pitch;
+                const int16_t value = is_inside ? thaw_value(input + row * pitch + place, layer->is_pixels) : layer->pad;
+                *bytes++ = (uint8_t)(layer->is_pixels ? value : value + 128);
+            }
+            if (count & 1) {
+                *bytes++ = 0;
+            }
+            continue;
+        }
+#endif
         for (tap = 0; tap < count; tap++) {
             const int32_t place = first + tap;
             const int is_inside = row >= 0 && row < layer->rows && place >= 0 && place < pitch;
