@@ -124,7 +124,11 @@ class HostCRunner:
         self._compiler = compiler or find_compiler()
         self._result = graph.tensor(graph.outputs[-1])
         self._folder = tempfile.TemporaryDirectory(prefix="thaw-c-")
-        self._library = self._build("model.so")
+        try:
+            self._library = self._build("model.so")
+        except BaseException:
+            self.close()
+            raise
         self._traced: ctypes.CDLL | None = None
 
     def _build(self, name: str, *extra: str) -> ctypes.CDLL:

@@ -152,9 +152,7 @@ class _Emitter:
         return self._address(self.step.writes)
 
     def _struct(self, kind: str, fields: Iterable[object]) -> str:
-        values = textwrap.fill(
-            ", ".join(map(str, fields)), width=110, initial_indent="    ", subsequent_indent="    "
-        )
+        values = textwrap.fill(", ".join(map(str, fields)), width=110, initial_indent="    ", subsequent_indent="    ")
         return f"/* {comment_text(self.op.name)} */\nstatic const {kind} layer_{self.index} = {{\n{values}}};\n"
 
     def _weighted_constants(self, op: Weighted, bias: npt.NDArray[np.int64]) -> str:
@@ -237,8 +235,7 @@ class _Emitter:
         least = written.zero_point if op.activation == "relu" else -128
         fields = (_braced(multipliers), _braced(shifts), _braced(zero_points), least)
         call = (
-            f"thaw_add(&layer_{self.index}, {self._input()}, {self._input(1)}, "
-            f"{self.written.elements}, {self.output});"
+            f"thaw_add(&layer_{self.index}, {self._input()}, {self._input(1)}, {self.written.elements}, {self.output});"
         )
         return ("common.c", "add.c"), self._struct("thaw_addition", fields), call
 
@@ -248,9 +245,7 @@ class _Emitter:
         if 255 << max(shift, 0) > _LARGEST_SUM:
             raise UsageError(f"C: {op.name!r} goes to a scale {read.scale / written.scale:.3g} times finer")
         fields = (multiplier, shift, read.zero_point, written.zero_point, int(self.reads[0].dtype == "uint8"))
-        call = (
-            f"thaw_requantize(&layer_{self.index}, {self._raw_or_pixels()}, {self.written.elements}, {self.output});"
-        )
+        call = f"thaw_requantize(&layer_{self.index}, {self._raw_or_pixels()}, {self.written.elements}, {self.output});"
         return ("common.c", "requantize.c"), self._struct("thaw_requantization", fields), call
 
     def _raw_or_pixels(self) -> str:
@@ -286,7 +281,9 @@ class _Emitter:
         lines, offset = [], self.plan.offsets[self.step.writes]
         for number, tensor in enumerate(self.reads):
             channels = tensor.shape[-1]
-            lines.append(f"thaw_concat({self._input(number)}, {positions}, {channels}, {pitch}, arena.bytes + {offset});")
+            lines.append(
+                f"thaw_concat({self._input(number)}, {positions}, {channels}, {pitch}, arena.bytes + {offset});"
+            )
             offset += channels
         return "\n    ".join(lines)
 

@@ -21,15 +21,15 @@ METHODS: tuple[ClipMethod, ...] = ("minmax", "mse")
 Histogram: TypeAlias = npt.NDArray[np.int64]
 
 _BINS = 4096
-_CUTS = np.linspace(0.3, 1.0, 141)
-"""Shares of the whole range that "mse" tries."""
+_SHARES = np.linspace(0.05, 1.0, 191)
+"""Of the least and of the largest value, that "mse" tries as ends of the range."""
 
 
 def calibrate(graph: Graph, images: npt.NDArray[np.uint8]) -> dict[ClipMethod, dict[str, Range]]:
     """The range of every tensor that will have a scale of its own, by method.
 
-    "minmax" spans everything that was seen. "mse" keeps the share of that range (the same on both sides of 0) that
-    makes the mean squared error of 256 steps least, cut-off values included.
+    "minmax" spans everything that was seen. "mse" keeps the share of either end that makes the mean squared error of
+    256 steps least, cut-off values included; exact zeros, which every scale holds exactly, do not count.
 
     Args:
         graph: float32.
@@ -41,18 +41,18 @@ def calibrate(graph: Graph, images: npt.NDArray[np.uint8]) -> dict[ClipMethod, d
     if not len(images):
         raise UsageError("calibration needs at least one image")
     names = [op.output for op in graph.ops if chooses_scale(op)]
-    spans: dict[str, Range] = {name: (np.inf, -np.inf) for name in names}
+    spans: dict[str, Range] = dict.fromkeys(names, (np.inf, -np.inf))
     for values in _batches(graph, images, names):
         for name in names:
-            low, high = spans[name]
-            spans[name] = (min(low, float(values[name].min())), max(high, float(values[name].max())))
-    for name, span in spans.items():
-        if not np.isfinite(span).all():
-            raise UsageError(f"tensor {name!r} takes values that are not finite: the network cannot be quantised")
+            low, high = float(values[name].min()), float(values[name].max())
+            if not np.isfinite((low, high)).all():
+                raise UsageError(f"tensor {name!r} takes values that are not finite: the network cannot be quantised")
+            spans[name] = (min(spans[name][0], low), max(spans[name][1], high))
     counts = {name: np.zeros(_BINS, np.int64) for name in names}
     for values in _batches(graph, images, names):
         for name in names:
-            counts[name] += np.histogram(values[name], _BINS, range=_histogram_range(spans[name]))[0]
+            seen = values[name][values[name] != 0].astype(np.float64)
+            counts[name] += np.histogram(seen, _BINS, range=_histogram_range(spans[name]))[0]
     return {
         "minmax": spans,
         "mse": {name: _least_error_range(spans[name], counts[name]) for name in names},
@@ -65,26 +65,41 @@ def _batches(graph: Graph, images: npt.NDArray[np.uint8], names: Sequence[str]) 
 
 
 def _histogram_range(span: Range) -> Range:
-    low, high = span
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    # Bins have some width also where all values are one and the same.
+    margin = max(abs(span[0]), abs(span[1]), float(np.finfo(np.float32).tiny)) * 1e-6
+    return span[0] - margin, span[1] + margin
 
 
 def _least_error_range(span: Range, counts: Histogram) -> Range:
-    """The cut of `span` with the least squared error over the histogram of its values."""
-    low, high = _histogram_range(span)
-    edges = np.linspace(low, high, _BINS + 1)
+    """`span` with either end cut to the share of it that makes the squared error over the histogram least."""
+    edges = np.linspace(*_histogram_range(span), _BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2.0
-    errors = [_error(centres, counts, (min(span[0], 0.0) * cut, max(span[1], 0.0) * cut)) for cut in _CUTS]
+    lows, highs = min(span[0], 0.0) * _SHARES, max(span[1], 0.0) * _SHARES
+    errors = _errors(lows, highs, _cut_off(-centres, counts, -lows), _cut_off(centres, counts, highs), counts.sum())
     # The last of equals: cut no more than pays.
-    best = float(_CUTS[len(errors) - 1 - int(np.argmin(errors[::-1]))])
-    return span[0] * best if span[0] < 0 else span[0], span[1] * best if span[1] > 0 else span[1]
+    last = errors.size - 1 - int(np.argmin(errors[::-1, ::-1]))
+    low, high = float(lows[last // len(highs)]), float(highs[last % len(highs)])
+    return low if span[0] < 0 else span[0], high if span[1] > 0 else span[1]
 
 
-def _error(centres: npt.NDArray[np.float64], counts: Histogram, values: Range) -> float:
-    low, high = values
-    step = (high - low) / 255.0
-    if step <= 0.0:
-        return 0.0
-    beyond = np.maximum(low - centres, 0.0) + np.maximum(centres - high, 0.0)
-    # Within the range an error is spread evenly over a step, whose variance is step^2 / 12.
-    return float((counts * np.where(beyond > 0.0, beyond**2, step**2 / 12.0)).sum())
+def _cut_off(
+    values: npt.NDArray[np.float64], counts: Histogram, ends: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The summed squared error, for each of `ends`, of the values beyond it, which become that end."""
+    return (np.maximum(values - ends[:, None], 0.0) ** 2) @ counts
+
+
+def _errors(
+    lows: npt.NDArray[np.float64],
+    highs: npt.NDArray[np.float64],
+    below: npt.NDArray[np.float64],
+    above: npt.NDArray[np.float64],
+    count: int,
+) -> npt.NDArray[np.float64]:
+    """The summed squared error of every pair of ends, [lows, highs].
+
+    Within the range an error is spread evenly over a step, whose variance is step^2 / 12. Values beyond it count with
+    that too: they are few, and the two ends can then be judged apart.
+    """
+    steps = (highs[None, :] - lows[:, None]) / 255.0
+    return count * steps**2 / 12.0 + below[:, None] + above[None, :]

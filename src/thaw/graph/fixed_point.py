@@ -91,9 +91,7 @@ def softmax(scores: Int64Array, scale: float) -> Int64Array:
     powers = np.where(kept, exp_on_negative_values(rescaled), 0)
     total = rounding_divide_by_pot(powers, _ACCUMULATION_BITS).sum(axis=-1, keepdims=True)
     reciprocal, bits_over_unit = _reciprocal(total)
-    shares = rounding_divide_by_pot(
-        saturating_rounding_doubling_high_mul(reciprocal, powers), bits_over_unit + 31 - 8
-    )
+    shares = rounding_divide_by_pot(saturating_rounding_doubling_high_mul(reciprocal, powers), bits_over_unit + 31 - 8)
     return np.where(kept, np.clip(shares - 128, -128, 127), -128)
 
 

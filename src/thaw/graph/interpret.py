@@ -40,8 +40,8 @@ from thaw.graph.tensors import Quantization, Tensor
 Array: TypeAlias = npt.NDArray[Any]
 BATCH = 250
 
-# A float32 holds every whole number up to 2**24, a float64 up to 2**53. While a sum of products cannot leave that range,
-# BLAS adds it up exactly in whatever order, much faster than integers would be.
+# A float32 holds every whole number up to 2**24, a float64 up to 2**53. While a sum of products cannot leave that
+# range, BLAS adds it up exactly in whatever order, much faster than integers would be.
 _LARGEST_PRODUCT = 255 * 127
 _EXACT_TERMS_FLOAT32 = 2**24 // _LARGEST_PRODUCT
 
@@ -69,9 +69,7 @@ def run(graph: Graph, images: npt.NDArray[np.uint8], *, batch: int = BATCH) -> d
     return made
 
 
-def trace(
-    graph: Graph, images: npt.NDArray[np.uint8], *, keep: Sequence[str] | None = None
-) -> dict[str, Array]:
+def trace(graph: Graph, images: npt.NDArray[np.uint8], *, keep: Sequence[str] | None = None) -> dict[str, Array]:
     """Every tensor of the graph by name (or those in `keep`), [N, ...], for images uint8 [N, H, W, C] in one batch."""
     _check_images(graph, images)
     last_read = {name: index for index, op in enumerate(graph.ops) for name in op.inputs}
@@ -96,11 +94,7 @@ def output_multipliers(op: Weighted, read: Tensor) -> tuple[npt.NDArray[np.int64
     if read.quantization is None or op.quantization is None or op.weight_scales is None:
         raise UsageError(f"graph: {op.kind} {op.name!r} has no scales: expected an operation of an int8 graph")
     scales = op.weight_scales.astype(np.float64)
-    if isinstance(op, Dense) and len(scales) == 1:
-        # With one scale for all weights, the reference kernel of a dense layer multiplies the scales in float32.
-        products = [float(np.float32(read.quantization.scale) * op.weight_scales[0])]
-    else:
-        products = [read.quantization.scale * float(scale) for scale in scales]
+    products = [read.quantization.scale * float(scale) for scale in scales]
     pairs = [fixed_point.quantize_multiplier(product / op.quantization.scale) for product in products]
     multipliers, shifts = (np.array(values, np.int64) for values in zip(*pairs, strict=True))
     return multipliers, shifts
@@ -160,8 +154,9 @@ def _operands(op: Weighted, read: Tensor, x: Array, terms: int) -> tuple[Array, 
         return x, op.weights
     if terms > 2**31 // _LARGEST_PRODUCT:
         raise UsageError(f"graph: {op.kind} {op.name!r} adds {terms} products, which can overflow int32")
-    dtype = np.float32 if terms <= _EXACT_TERMS_FLOAT32 else np.float64
-    return x.astype(dtype) - dtype(read.quantization.zero_point), op.weights.astype(dtype)
+    dtype = np.dtype(np.float32 if terms <= _EXACT_TERMS_FLOAT32 else np.float64)
+    centred: Array = np.subtract(x, read.quantization.zero_point, dtype=dtype)
+    return centred, op.weights.astype(dtype)
 
 
 def _patches(op: Convolution, x: Array) -> Array:
@@ -248,12 +243,14 @@ def _softmax(_op: Softmax, reads: Sequence[Tensor], arrays: Sequence[Array]) -> 
     x, quantization = arrays[0], reads[0].quantization
     if quantization is None:
         powers = np.exp(x - x.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
+        shares: Array = powers / powers.sum(axis=-1, keepdims=True)
+        return shares
     return fixed_point.softmax(x.astype(np.int64), quantization.scale).astype(np.int8)
 
 
 def _argmax(_op: ArgMax, _reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
-    return arrays[0].argmax(axis=-1)[..., None].astype(np.int32)
+    index: Array = arrays[0].argmax(axis=-1)[..., None].astype(np.int32)
+    return index
 
 
 def _concat(_op: Concat, _reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:

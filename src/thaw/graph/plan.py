@@ -11,11 +11,10 @@ Sizes are bytes of int8 numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 from thaw.graph.graph import Graph
-from thaw.graph.operation import Weighted, windows
+from thaw.graph.operation import Weighted
 from thaw.graph.ops import (
     Add,
     AveragePool2d,
@@ -68,7 +67,7 @@ class MemoryPlan:
         steps: what runs.
         offsets: tensor -> byte in the arena, for each that a step reads or writes, but for the pixels.
         scratch_offsets: for each step, where its working memory lies; 0 where it needs none.
-        arena_bytes: what all that takes.
+        arena_bytes: what all that takes, in whole words.
         pixels: tensors that are the caller's pixels and lie outside the arena.
     """
 
@@ -91,7 +90,7 @@ def plan_memory(graph: Graph) -> MemoryPlan:
         steps=steps,
         offsets={name: at[root] + offset for name, (root, offset) in fused.places.items() if root in at},
         scratch_offsets=tuple(at.get(_scratch_name(index), 0) for index in range(len(steps))),
-        arena_bytes=arena,
+        arena_bytes=-(-arena // _ALIGNMENT) * _ALIGNMENT,
         pixels=fused.pixels,
     )
 
@@ -206,9 +205,7 @@ class _Fused:
         alone = [
             offset == 0
             and self.sizes[root] == self.graph.tensor(name).elements
-            and all(
-                self._only_reader(other) is not None for other, (owner, _) in self.places.items() if owner == root
-            )
+            and all(self._only_reader(other) is not None for other, (owner, _) in self.places.items() if owner == root)
             for name, (root, offset) in zip(concat.inputs, roots, strict=False)
         ]
         if len(roots) != len(concat.inputs) or len({root for root, _ in roots}) != len(roots) or not all(alone):
@@ -293,12 +290,7 @@ def _buffers(fused: _Fused, steps: Sequence[Step]) -> Iterator[Buffer]:
                 last[fused.root(name)] = index
     for name in fused.graph.outputs:
         last[fused.root(name)] = len(steps)
-    over = {}
-    for index, step in enumerate(steps):
-        if step.lead is not None and step.writes == fused.root(step.writes) and step.reads[0] in fused.places:
-            root, offset = fused.places[step.reads[0]]
-            if offset == 0 and last[root] == index and first[step.writes] == index and len(step.reads) == 1:
-                over[step.writes] = (root, step.lead)
+    over = _overwriting(fused, steps, first, last)
     for name, begin in first.items():
         yield Buffer(
             name=name,
@@ -313,6 +305,20 @@ def _buffers(fused: _Fused, steps: Sequence[Step]) -> Iterator[Buffer]:
             yield Buffer(
                 name=_scratch_name(index), size=step.scratch, first=index, last=index, alignment=_ALIGNMENT, over=None
             )
+
+
+def _overwriting(
+    fused: _Fused, steps: Sequence[Step], first: Mapping[str, int], last: Mapping[str, int]
+) -> dict[str, tuple[str, int]]:
+    """Result -> (the input over which it may be written, lead), where nobody else needs either."""
+    over = {}
+    for index, step in enumerate(steps):
+        if step.lead is None or step.writes != fused.root(step.writes) or step.reads[0] not in fused.places:
+            continue
+        root, offset = fused.places[step.reads[0]]
+        if offset == 0 and last[root] == index and first[step.writes] == index:
+            over[step.writes] = (root, step.lead)
+    return over
 
 
 _MOST_STATES = 20_000
@@ -361,9 +367,7 @@ def _best_order(fused: _Fused) -> list[int]:
     return list(order)
 
 
-def _alive(
-    touches: Sequence[frozenset[str]], done: frozenset[int], index: int, kept: frozenset[str]
-) -> frozenset[str]:
+def _alive(touches: Sequence[frozenset[str]], done: frozenset[int], index: int, kept: frozenset[str]) -> frozenset[str]:
     """Buffers that hold something while step `index` runs after the steps `done`."""
     begun = frozenset().union(*(touches[step] for step in done)) if done else frozenset()
     later = frozenset().union(*(touches[step] for step in range(len(touches)) if step not in done))

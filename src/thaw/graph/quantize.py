@@ -19,7 +19,7 @@ from thaw.errors import UsageError
 from thaw.graph import fixed_point
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Convolution, Weighted
-from thaw.graph.ops import Add, Concat, DepthwiseConv2d, Op, Requantize, Scale
+from thaw.graph.ops import Add, ArgMax, Concat, DepthwiseConv2d, Op, Requantize, Scale, Softmax
 from thaw.graph.tensors import FloatArray, Quantization, Tensor
 
 W = TypeVar("W", bound=Weighted)
@@ -31,6 +31,9 @@ _LARGEST_SUM = 2**28
 """Biases, and sums on the scale of the output, are kept below this, so that int32 arithmetic cannot overflow.
 
 A scale that is widened for it is that of a tensor which calibration found all but constant."""
+
+_LEAST_SCORE_SCALE = 2.0 ** -(31 - fixed_point.SOFTMAX_INTEGER_BITS - 1)
+"""LiteRT's softmax ends the process over scales that are not above half of it."""
 
 
 def chooses_scale(op: Op) -> bool:
@@ -80,6 +83,7 @@ class _Builder:
         self.ops: list[Op] = []
         self.tensors: dict[str, Tensor] = {}
         self.folded: dict[str, tuple[FloatArray, FloatArray]] = {}
+        self.scores = _scores(graph)
         image = graph.tensor(graph.input)
         if image.quantization is not None:
             raise UsageError("graph: it is int8 already")
@@ -137,17 +141,22 @@ class _Builder:
             raise UsageError(f"graph: {op.kind} {op.name!r} reads raw pixels: expected a scale before it")
         if op.inputs[0] in self.folded and isinstance(op, Convolution):
             op = _fold_scaling(op, *self.folded[op.inputs[0]])
-        return _int8_weights(op, read, quantization_of(self._range(op), _largest_sum(op, read) / _LARGEST_SUM))
+        least_scale = max(_largest_sum(op, read) / _LARGEST_SUM, self._least_scale(op.output))
+        return _int8_weights(op, read, quantization_of(self._range(op.output), least_scale))
 
     def _sum_quantization(self, op: Add) -> Quantization:
         scales = [self.tensors[name].quantization for name in op.inputs]
         largest = max(scale.scale for scale in scales if scale is not None)
-        return quantization_of(self._range(op), largest / 2.0 ** (fixed_point.ADD_LEFT_SHIFT - 2))
+        least_scale = max(largest / 2.0 ** (fixed_point.ADD_LEFT_SHIFT - 2), self._least_scale(op.output))
+        return quantization_of(self._range(op.output), least_scale)
 
-    def _range(self, op: Op) -> Range:
-        if op.output not in self.ranges:
-            raise UsageError(f"graph: the range of {op.output!r} is not known: calibrate before quantising")
-        return self.ranges[op.output]
+    def _least_scale(self, written: str) -> float:
+        return _LEAST_SCORE_SCALE if written in self.scores else 0.0
+
+    def _range(self, written: str) -> Range:
+        if written not in self.ranges:
+            raise UsageError(f"graph: the range of {written!r} is not known: calibrate before quantising")
+        return self.ranges[written]
 
     def _on_one_scale(self, op: Concat) -> Concat:
         """`op` with a `Requantize` before each input that lies on another scale than the widest."""
@@ -176,8 +185,8 @@ def pixel_scaling(scale: Scale, pixels: Quantization) -> tuple[FloatArray, Float
 def _pixel_quantization(scale: Scale) -> Quantization:
     """What raw pixels stand for: as near to `scale` as one scale and one whole zero point come.
 
-    The rest is folded into weights and biases, which is exact, but for padding: the zeros that pad a scaled image become
-    zero points, which are off by up to half a grey level in a grey image, and in a coloured one by as much as a
+    The rest is folded into weights and biases, which is exact, but for padding: the zeros that pad a scaled image
+    become zero points, which are off by up to half a grey level in a grey image, and in a coloured one by as much as a
     channel's mean differs from the mean of all.
     """
     mean, std = float(np.mean(scale.mean)), float(np.mean(scale.std))
@@ -215,20 +224,36 @@ def _int8_weights(op: W, read: Quantization, written: Quantization) -> W:
     )
 
 
-def _weight_scales(
-    weights: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], read: Quantization
-) -> FloatArray:
+def _weight_scales(weights: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], read: Quantization) -> FloatArray:
     """One scale a channel for weights [C', terms]: largest weight / 127, or more where int32 would overflow."""
     scales = np.abs(weights).max(axis=1) / 127.0
     scales = np.maximum(scales, np.abs(bias) / (read.scale * _LARGEST_SUM))
     scales[scales < np.finfo(np.float32).tiny] = 1.0
-    return scales.astype(np.float32)
+    rounded: FloatArray = scales.astype(np.float32)
+    return rounded
 
 
 def _largest_sum(op: Weighted, read: Quantization) -> float:
     """A bound of what a channel of `op` can sum up to, as a real number, before any activation."""
     weights = np.moveaxis(np.abs(op.weights.astype(np.float64)), op.channel_axis, 0).reshape(op.channels, -1)
     return float((weights.sum(axis=1) * 255.0 * read.scale + np.abs(op.bias)).max())
+
+
+def _scores(graph: Graph) -> set[str]:
+    """The tensors with a scale of their own which a softmax reads, be it by way of operations that keep the scale."""
+    writers = {op.output: op for op in graph.ops}
+    found: set[str] = set()
+    pending = [op.inputs[0] for op in graph.ops if isinstance(op, Softmax)]
+    while pending:
+        name = pending.pop()
+        writer = writers.get(name)
+        if writer is None or isinstance(writer, Scale | Softmax | ArgMax):
+            continue
+        if chooses_scale(writer):
+            found.add(name)
+        else:
+            pending += writer.inputs
+    return found
 
 
 def _tied(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:

@@ -2,7 +2,8 @@
    THAW_GREY8   one byte a pixel;
    THAW_RGB888  three bytes a pixel: red, green, blue;
    THAW_RGB565  two bytes a pixel, the low byte first: red in bits 15 to 11, green in 10 to 5, blue in 4 to 0. They
-                become 8 bits by repeating their upper bits: red and blue (v << 3) | (v >> 2), green (v << 2) | (v >> 4). */
+                become 8 bits by repeating their upper bits: (v << 3) | (v >> 2) for red and blue, (v << 2) | (v >> 4)
+                for green. */
 typedef enum { THAW_GREY8, THAW_RGB888, THAW_RGB565 } thaw_format;
 
 /* Turn an image of any size into the model's input.

@@ -1,0 +1,81 @@
+"""The emitted C on emulated cores gives the referee's bytes, within the figures that the project promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from export_samples import card_of, paper_graph
+from graph_samples import random_images, random_int8_graph
+
+from thaw.errors import MissingDependencyError, UsageError
+from thaw.evidence.emulate import TARGETS, emulate, missing_tools
+from thaw.export.to_c import export_c
+from thaw.graph.cost import count_cost
+from thaw.graph.interpret import run
+from thaw.graph.plan import plan_memory
+
+needs_tools = pytest.mark.skipif(bool(missing_tools()), reason=f"needs {' '.join(missing_tools())}")
+
+
+@needs_tools
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_papers_network_gives_the_bytes_of_the_referee(target):
+    graph = replace(paper_graph((28, 28, 1)), outputs=("probabilities",))
+    images = np.random.default_rng(4).integers(0, 256, (30, 28, 28, 1), np.uint8)
+    found = emulate(export_c({"int8": graph}, card_of(graph)), images, target)
+    np.testing.assert_array_equal(found.scores, run(graph, images)["probabilities"])
+    assert found.static_bytes == plan_memory(graph).arena_bytes
+    assert 0 < found.stack_bytes < 1024
+    assert found.ram_bytes == found.static_bytes + found.stack_bytes <= 4096
+    assert found.flash_bytes == found.text_bytes + found.constant_bytes <= 24 * 1024
+    assert found.most_instructions >= found.instructions_per_inference > 100_000
+    if target == "cortex-m4":
+        assert found.instructions_per_inference < 1_050_000
+    assert "scores" not in found.as_dict()
+
+
+@needs_tools
+def test_counts_repeat_to_the_instruction():
+    graph = replace(paper_graph((28, 28, 1)), outputs=("probabilities",))
+    files = export_c({"int8": graph}, card_of(graph))
+    images = np.random.default_rng(4).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    first, second = (emulate(files, images, "cortex-m4") for _ in range(2))
+    assert first.as_dict() == second.as_dict()
+
+
+@needs_tools
+@pytest.mark.parametrize("seed", range(10))
+def test_random_graphs_give_the_bytes_of_the_referee(seed):
+    rng = np.random.default_rng(seed)
+    graph = random_int8_graph(rng)
+    graph = replace(graph, outputs=graph.outputs[-1:])
+    images = random_images(rng, graph, 5)
+    target = ("cortex-m4", "cortex-m3", "cortex-m55")[seed % 3]
+    found = emulate(export_c({"int8": graph}, card_of(graph)), images, target)
+    np.testing.assert_array_equal(found.scores, run(graph, images)[graph.outputs[0]])
+
+
+def test_a_wrong_target_and_missing_tools_are_told(monkeypatch):
+    graph = paper_graph((28, 28, 1))
+    images = np.zeros((1, 28, 28, 1), np.uint8)
+    with pytest.raises(UsageError, match=r"no target 'm4': expected one of cortex-m3"):
+        emulate({}, images, "m4")
+    with pytest.raises(UsageError, match="at least one image"):
+        emulate({}, images[:0], "cortex-m4")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MissingDependencyError, match=r"apt-get install .*gcc-arm-none-eabi.* qemu-system-arm"):
+        emulate(export_c({"int8": graph}, card_of(graph)), images, "cortex-m4")
+
+
+@needs_tools
+def test_flash_stays_within_what_a_budget_allows_for_code():
+    from thaw.graph.cost import CODE_BYTES, STACK_BYTES
+
+    graph = replace(paper_graph((28, 28, 1)), outputs=("probabilities",))
+    found = emulate(export_c({"int8": graph}, card_of(graph)), np.zeros((1, 28, 28, 1), np.uint8), "cortex-m4")
+    cost = count_cost(graph)
+    assert found.flash_bytes <= cost.flash_bytes
+    assert found.stack_bytes <= STACK_BYTES
+    assert CODE_BYTES < 8192

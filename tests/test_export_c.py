@@ -1,0 +1,255 @@
+"""The emitted C gives the referee's bytes: on this machine with every kind of kernel, and under the sanitizers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export_samples import card_of, paper_graph
+from graph_samples import EXTREMES, random_graph, random_images, random_int8_graph
+
+from thaw.errors import MissingDependencyError, ModelFileError, UsageError
+from thaw.evidence.run_c import STRICT_FLAGS, HostCRunner, find_compiler
+from thaw.export.c_layers import comment_text
+from thaw.export.to_c import export_c, float_literal, string_literal
+from thaw.graph.interpret import run, trace
+from thaw.graph.plan import constant_bytes, plan_memory
+
+FLAGS = {
+    "portable": ("-O1", "-DTHAW_PORTABLE"),
+    "AVX2": ("-O1", "-mavx2"),
+    "native": ("-O1", "-march=native"),
+}
+CPU_INFO = Path("/proc/cpuinfo")
+HAS_AVX2 = CPU_INFO.exists() and "avx2" in CPU_INFO.read_text()
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: apt-get install gcc libc6-dev")
+
+
+def emit(graph):
+    return export_c({"int8": graph}, card_of(graph))
+
+
+def score_output(graph):
+    return replace(graph, outputs=graph.outputs[-1:])
+
+
+def kernels():
+    return [pytest.param(flags, id=name) for name, flags in FLAGS.items() if name != "AVX2" or HAS_AVX2]
+
+
+def assert_same_bytes(graph, flags, images):
+    graph = score_output(graph)
+    with HostCRunner(emit(graph), graph, flags=flags) as runner:
+        expected = run(graph, images)[graph.outputs[0]]
+        np.testing.assert_array_equal(runner.run(images), expected)
+        steps = runner.tensors(images[:1])
+        referee = trace(graph, images[:1])
+        for name, values in steps.items():
+            np.testing.assert_array_equal(values, referee[name], err_msg=name)
+        assert graph.outputs[0] in steps
+
+
+@pytest.mark.parametrize("flags", kernels())
+@pytest.mark.parametrize("seed", range(12))
+def test_random_graphs_give_the_bytes_of_the_referee(seed, flags):
+    rng = np.random.default_rng(seed)
+    graph = random_int8_graph(rng)
+    assert_same_bytes(graph, flags, random_images(rng, graph, 20))
+
+
+@pytest.mark.parametrize("flags", kernels())
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_extremes_give_the_bytes_of_the_referee(extreme, flags):
+    rng = np.random.default_rng(100)
+    graph = random_int8_graph(rng, extreme=extreme)
+    images = np.concatenate([random_images(rng, graph, 8), np.zeros((1, *graph.tensor(graph.input).shape), np.uint8)])
+    assert_same_bytes(graph, flags, np.concatenate([images, np.full_like(images[:1], 255)]))
+
+
+@pytest.mark.parametrize("flags", kernels())
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
+def test_the_papers_network_gives_the_bytes_of_the_referee(shape, flags):
+    graph = paper_graph(shape)
+    images = np.random.default_rng(1).integers(0, 256, (40, *shape), np.uint8)
+    assert_same_bytes(graph, flags, images)
+
+
+def test_the_sanitizers_find_nothing(tmp_path):
+    """As a program of its own, whose image lies at the end of what it allocated."""
+    for seed, network in enumerate(
+        [paper_graph((28, 28, 1)), *(random_int8_graph(np.random.default_rng(s)) for s in range(4))]
+    ):
+        graph = score_output(network)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for name, content in emit(graph).items():
+            (folder / name).write_bytes(content)
+        (folder / "check.c").write_text(SANITIZED)
+        images = random_images(np.random.default_rng(seed), graph, 10)
+        for kind, flags in FLAGS.items():
+            if kind == "AVX2" and not HAS_AVX2:
+                continue
+            command = [find_compiler(), *STRICT_FLAGS, *flags, "-g", "-fsanitize=address,undefined"]
+            subprocess.run(
+                [*command, "-fno-sanitize-recover=all", "check.c", "model.c", "-o", "check"],
+                cwd=folder, check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            done = subprocess.run([folder / "check"], input=images.tobytes(), capture_output=True, check=False)
+            assert done.returncode == 0, done.stderr.decode()
+            result = graph.tensor(graph.outputs[0])
+            scores = np.frombuffer(done.stdout, result.dtype).reshape(len(images), *result.shape)
+            np.testing.assert_array_equal(scores, run(graph, images)[result.name])
+
+
+SANITIZED = """
+#include "model.h"
+#include <stdio.h>
+#include <stdlib.h>
+int main(void)
+{
+    const size_t bytes = (size_t)THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS;
+    for (;;) {
+        uint8_t *pixels = malloc(bytes);
+        thaw_score *scores = malloc(THAW_SCORES * sizeof *scores);
+        if (!pixels || !scores) return 1;
+        if (fread(pixels, 1, bytes, stdin) != bytes) { free(pixels); free(scores); return 0; }
+        thaw_predict(pixels, (void *)scores);
+        if (fwrite(scores, sizeof *scores, THAW_SCORES, stdout) != THAW_SCORES) return 2;
+        free(pixels);
+        free(scores);
+    }
+}
+"""
+
+# Compiler, flags: each that is here compiles the strict C; the packages are those of Debian.
+ARM_HEADERS = "/usr/lib/arm-none-eabi/include"
+CPUS = ("cortex-m0plus", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
+CROSS = [
+    ("gcc", ()),
+    ("clang", ()),
+    ("aarch64-linux-gnu-gcc", ()),
+    ("riscv64-linux-gnu-gcc", ()),
+    ("clang", ("--target=aarch64-linux-gnu", "-isystem", "/usr/aarch64-linux-gnu/include")),
+    ("clang", ("--target=riscv64-linux-gnu", "-isystem", "/usr/riscv64-linux-gnu/include")),
+    *(("arm-none-eabi-gcc", (f"-mcpu={cpu}", "-mthumb")) for cpu in CPUS),
+    *(
+        ("clang", ("--target=arm-none-eabi", f"-mcpu={cpu}", "-mthumb", "-mfloat-abi=soft", "-isystem", ARM_HEADERS))
+        for cpu in CPUS
+    ),
+]  # fmt: skip
+
+
+# Between them, every kernel.
+MANY_KERNELS = [random_int8_graph(np.random.default_rng(seed)) for seed in (1, 2, 5)]
+
+
+@pytest.mark.parametrize(("compiler", "flags"), CROSS, ids=lambda value: value if isinstance(value, str) else value[:2])
+def test_it_compiles_strictly_for_every_core(compiler, flags, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
+    headers = [flag for flag in flags if flag.startswith("/usr")]
+    if headers and not all(Path(path).is_dir() for path in headers):
+        pytest.skip(f"needs {headers[0]}")
+    for graph in [paper_graph((28, 28, 1)), *MANY_KERNELS]:
+        for name, content in emit(score_output(graph)).items():
+            (tmp_path / name).write_bytes(content)
+        for level in ("-O0", "-O2"):
+            done = subprocess.run(
+                [compiler, *STRICT_FLAGS, *flags, level, "-c", "model.c", "-o", "model.o"],
+                cwd=tmp_path, check=False, capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+
+
+def test_the_source_needs_no_library_and_no_heap():
+    files = emit(paper_graph((28, 28, 1)))
+    for name in ("model.c", "model.h"):
+        text = files[name].decode()
+        headers = set(re.findall(r"#include\s+[<\"](.+?)[>\"]", text))
+        assert headers <= {"stdint.h", "string.h", "model.h", "immintrin.h"}
+        assert not re.search(
+            r"\b(malloc|calloc|free|printf|float|double)\b", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+        )
+
+
+def test_the_arena_is_that_of_the_plan_and_constants_those_that_were_counted(tmp_path):
+    graph = score_output(paper_graph((28, 28, 1)))
+    for name, content in emit(graph).items():
+        (tmp_path / name).write_bytes(content)
+    assert f"#define THAW_ARENA_BYTES {plan_memory(graph).arena_bytes}\n" in (tmp_path / "model.h").read_text()
+    text = (tmp_path / "model.c").read_text()
+    sizes = {"int8_t": 1, "int32_t": 4}
+    arrays = re.findall(r"static const (int8_t|int32_t) (?:weights|bias|multiplier|shift)_\d+\[(\d+)\]", text)
+    assert sum(sizes[kind] * int(count) for kind, count in arrays) == constant_bytes(graph)
+
+
+def test_a_float_graph_and_a_wrong_card_are_refused():
+    rng = np.random.default_rng(0)
+    graph = random_graph(rng)
+    with pytest.raises(UsageError, match="the C target is int8"):
+        export_c({"float": graph}, card_of(graph))
+    with pytest.raises(UsageError, match=r"the card says"):
+        export_c({"int8": paper_graph((28, 28, 1))}, card_of(paper_graph((32, 32, 3))))
+
+
+def test_names_cannot_break_out_of_the_source():
+    graph = paper_graph((28, 28, 1))
+    card = replace(
+        card_of(graph),
+        name='x */ int y; /* "\\\n',
+        classes=('"', "\\", "a\nb", "??/", "é", "*/", "@NAMES@", "%s", "7" * 300, "\x00"),
+    )
+    files = export_c({"int8": graph}, card)
+    with HostCRunner(files, graph, flags=("-O0",)) as runner:
+        import ctypes
+
+        names = (ctypes.c_char_p * 10).in_dll(runner._library, "thaw_class_names")
+        expected = [name.encode().split(b"\0")[0] for name in card.classes]
+        assert [name or b"" for name in names] == expected
+
+
+def test_what_does_not_compile_is_told_in_one_line():
+    graph = paper_graph((28, 28, 1))
+    files = emit(graph) | {"model.c": b"int broken(void) { return }"}
+    with pytest.raises(ModelFileError, match=r"does not compile the model: .*error"):
+        HostCRunner(files, graph)
+
+
+def test_a_missing_compiler_is_told_with_its_package(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(MissingDependencyError, match="apt-get install gcc"):
+        find_compiler()
+
+
+def test_the_example_classifies_a_picture(tmp_path):
+    graph = paper_graph((28, 28, 1))
+    for name, content in emit(graph).items():
+        (tmp_path / name).write_bytes(content)
+    subprocess.run(["make", "example"], cwd=tmp_path, check=True, capture_output=True)
+    image = np.random.default_rng(3).integers(0, 256, (28, 28, 1), np.uint8)
+    (tmp_path / "picture.pgm").write_bytes(b"P5\n# a comment\n28 28\n255\n" + image.tobytes())
+    said = subprocess.run(
+        [tmp_path / "example", "picture.pgm"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    scores = run(score_output(graph), image[None])[graph.outputs[-1]][0]
+    best = int(scores.argmax())
+    assert said.stdout.split() == [f"class{best}", f"{(int(scores[best]) + 128) / 256:.3f}"]
+    for content in (b"", b"P5\n28 28\n255\nshort", b"P3\n1 1\n255\n0", b"P5\n99999999 1\n255\n"):
+        (tmp_path / "bad.pgm").write_bytes(content)
+        done = subprocess.run(
+            [tmp_path / "example", "bad.pgm"], cwd=tmp_path, check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_literals_read_back_as_they_were():
+    assert comment_text("a*/b/*\\\n") == "a* /b/ */?"
+    assert string_literal('a"\\?é\n') == r'"a\042\134\077\303\251\012"'
+    for value in (1.0, 1 / 256, 0.1, 1e-30, 3.4e38):
+        assert np.float32(float_literal(value).rstrip("f")) == np.float32(value)
