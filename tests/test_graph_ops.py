@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from thaw.errors import UsageError
-from thaw.graph.ops import Concat, Conv2d, Dense, Graph, MaxPool2d, Op, Reshape, Scale, Softmax, Tensor
+from thaw.graph.graph import Graph
+from thaw.graph.ops import Concat, Conv2d, Dense, MaxPool2d, Op, Reshape, Scale, Softmax
+from thaw.graph.tensors import Tensor
 
 
 def ones(*shape):
@@ -48,7 +50,7 @@ def test_a_tensor_is_found_by_name():
 
 def test_kinds_are_unique():
     kinds = [kind.kind for kind in get_args(Op)]
-    assert len(set(kinds)) == len(kinds) == 7
+    assert len(set(kinds)) == len(kinds) == 13
 
 
 def test_weights_cannot_be_written():
@@ -60,7 +62,7 @@ def test_weights_cannot_be_written():
     ("op", "reads", "shape"),
     [
         (CONV, [feature_map(5, 4, 1)], (3, 2, 2)),
-        (replace(CONV, padding=(1, 0, 2, 3)), [feature_map(5, 4, 1)], (4, 7, 2)),
+        (replace(CONV, padding=(1, 0, 2, 2)), [feature_map(5, 4, 1)], (4, 6, 2)),
         (replace(CONV, weights=ones(2, 5, 1, 3)), [feature_map(5, 4, 3)], (1, 4, 2)),
         (
             MaxPool2d(name="p", inputs=("x",), output="y", kernel=(2, 2), stride=(2, 2)),
@@ -87,20 +89,20 @@ def test_shapes_are_inferred(op, reads, shape):
     [
         (SCALE, [feature_map(5, 4, 1)], r"scale 'scale': it reads float32 \(5, 4, 1\): expected uint8 \(H, W, C\)"),
         (SCALE, [Tensor(name="x", shape=(5, 4, 3), dtype="uint8")], r"1 means and deviations for 3 channels"),
-        (CONV, [IMAGE], r"conv2d 'conv': it reads uint8 \(5, 4, 1\): expected float32 \(H, W, C\)"),
-        (CONV, [vector(4)], r"it reads float32 \(4,\): expected float32 \(H, W, C\)"),
+        (CONV, [IMAGE], r"conv2d 'conv': it reads uint8 \(5, 4, 1\): expected float32 or int8 \(H, W, C\)"),
+        (CONV, [vector(4)], r"it reads float32 \(4,\): expected float32 or int8 \(H, W, C\)"),
         (CONV, [feature_map(5, 4, 3)], r"weights are for 1 channels, but its input has 3"),
         (CONV, [feature_map(5, 2, 1)], r"it would write \(3, 0, 2\): its input is too small for its kernel"),
         (CONV, [feature_map(5, 4, 1)] * 2, r"it reads 2 tensors: expected 1"),
         (DENSE, [vector(11)], r"dense 'dense': its weights are for 12 values, but its input has 11"),
-        (DENSE, [feature_map(3, 2, 2)], r"it reads float32 \(3, 2, 2\): expected float32 \(C,\)"),
+        (DENSE, [feature_map(3, 2, 2)], r"it reads float32 \(3, 2, 2\): expected float32 or int8 \(C,\)"),
         (FLAT, [vector(11)], r"\(11,\) cannot become \(12,\): 11 and 12 values"),
         (
             MaxPool2d(name="p", inputs=("x",), output="y", kernel=(2, 2), stride=(2, 2)),
             [feature_map(1, 4, 3)],
             r"max_pool2d 'p': it would write \(0, 2, 3\)",
         ),
-        (Softmax(name="s", inputs=("x",), output="y"), [feature_map(1, 1, 3)], r"expected float32 \(C,\)"),
+        (Softmax(name="s", inputs=("x",), output="y"), [feature_map(1, 1, 3)], r"expected float32 or int8 \(C,\)"),
         (
             Concat(name="c", inputs=("x", "z"), output="y"),
             [vector(7), feature_map(1, 1, 3)],
@@ -163,7 +165,7 @@ def test_wrong_settings_are_refused(kind, arguments, message):
         ({"shape": (5, 4)}, r"shape \(5, 4\): expected \(H, W, C\) or \(C,\)"),
         ({"shape": (5, 0, 1)}, "each at least 1"),
         ({"shape": (True,)}, "each at least 1"),
-        ({"dtype": "float64"}, "'float64': expected uint8 or float32"),
+        ({"dtype": "float64"}, "'float64': expected one of uint8, int8, int32, float32"),
     ],
 )
 def test_a_wrong_tensor_is_refused(change, message):

@@ -1,0 +1,35 @@
+"""Tells what an image shows: `python example.py IMAGE [MODEL]`; needs NumPy, Pillow and onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import onnxruntime
+from preprocess import fit, read_image
+
+FOLDER = Path(__file__).parent
+
+
+def main(arguments: list[str]) -> None:
+    """Print the most likely class of an image file and its probability."""
+    if len(arguments) not in (1, 2):
+        sys.exit("usage: python example.py IMAGE [MODEL.onnx]")
+    # The last by name: the int8 model where there is one.
+    model = arguments[1] if len(arguments) == 2 else max(FOLDER.glob("model-*.onnx"))
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+
+    # The model carries its class names and what it takes as input.
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+
+    # Raw pixels go in, 0 to 255: scaling and offset are inside the model.
+    pixels = fit(read_image(arguments[0]), facts["input"])
+    (probabilities,) = session.run(["probabilities"], {"image": pixels[None]})
+
+    best = int(probabilities[0].argmax())
+    print(f"{facts['classes'][best]} {probabilities[0, best]:.4f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
