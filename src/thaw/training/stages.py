@@ -26,7 +26,12 @@ from thaw.training.schedule import Schedule
 T = TypeVar("T")
 
 
-def _check_positive(where: str, **values: float) -> None:
+def check_positive(where: str, **values: float) -> None:
+    """Refuse settings of the section `where` that are not finite numbers above 0.
+
+    Raises:
+        UsageError: naming the first.
+    """
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise UsageError(f"{where}.{name} {value}: expected a finite number above 0")
@@ -53,7 +58,7 @@ class DualSettings:
     views: tuple[View, View] = ("original", "augmented")
 
     def __post_init__(self) -> None:
-        _check_positive(
+        check_positive(
             "dual",
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -73,7 +78,7 @@ class UnfreezeStep:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_positive(f"unfreeze.steps[{self.thaws}]", epochs=self.epochs, learning_rate=self.learning_rate)
+        check_positive(f"unfreeze.steps[{self.thaws}]", epochs=self.epochs, learning_rate=self.learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,7 @@ class UnfreezeSettings:
     view: View = "original"
 
     def __post_init__(self) -> None:
-        _check_positive("unfreeze", batch_size=self.batch_size, patience=self.patience)
+        check_positive("unfreeze", batch_size=self.batch_size, patience=self.patience)
         if not 0.0 <= self.momentum < 1.0:
             raise UsageError(f"unfreeze.momentum {self.momentum}: expected a number from 0 to below 1")
         if self.view not in ("original", "augmented"):

@@ -29,6 +29,8 @@ from thaw.evidence.latency import measure_latency
 from thaw.evidence.quality import Quality, evaluate, mean_interval
 from thaw.files import write_atomically
 from thaw.graph.cost import Cost
+from thaw.graph.graph import Graph
+from thaw.graph.graph_file import GraphHeader, write_graph
 from thaw.graph.lower import layer_table
 from thaw.seeds import derive
 from thaw.training.checkpoint import read_tensors, write_tensors
@@ -43,6 +45,8 @@ from thaw.training.compute import (
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, MethodSettings, Setting
 from thaw.training.model import Model, network_probabilities
+from thaw.workflow.budget import check_before_decoding, check_budget
+from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
 from thaw.workflow.recipe import Recipe
 from thaw.workflow.report import ReportPictures, write_report
 from thaw.workflow.request import TrainRequest
@@ -86,6 +90,20 @@ class FoldDone:
 
 
 @dataclass(frozen=True)
+class QatEpochDone:
+    """An epoch of quantisation-aware training is over; a resume begins with the first again."""
+
+    record: EpochRecord
+
+
+@dataclass(frozen=True)
+class Int8Done:
+    """The int8 graph is chosen, and saved."""
+
+    quantised: Quantised
+
+
+@dataclass(frozen=True)
 class Finished:
     """The run is over."""
 
@@ -93,7 +111,7 @@ class Finished:
     metrics: dict[str, Any]
 
 
-Event = Started | EpochDone | FoldDone | Finished
+Event = Started | EpochDone | FoldDone | QatEpochDone | Int8Done | Finished
 
 
 def start_run(
@@ -143,7 +161,10 @@ def resume_run(
 
 
 def _prepare(request: TrainRequest, progress: DecodeProgress | None) -> PreparedData:
-    return prepare(
+    """The data of a run, whose network is refused where it is over the budget: as early as can be."""
+    if request.budget is not None:
+        check_before_decoding(request.budget, request.recipe, request.source, request.data_root)
+    data = prepare(
         request.source,
         request.recipe.data,
         seed=request.seed,
@@ -152,6 +173,9 @@ def _prepare(request: TrainRequest, progress: DecodeProgress | None) -> Prepared
         folds=request.folds,
         progress=progress,
     )
+    if request.budget is not None:
+        check_budget(request.budget, request.recipe, data.contract.shape, len(data.train.classes))
+    return data
 
 
 def method_settings(recipe: Recipe) -> MethodSettings:
@@ -198,11 +222,17 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Genera
             header=_model_header(request, data),
         )
         accuracies = yield from _folds(folder, request, data, setting)
-    model.save(folder.model)
-    seconds = earlier_seconds + time.perf_counter() - started
+        model.save(folder.model)
+        seconds = earlier_seconds + time.perf_counter() - started
+        int8 = yield from _quantise(request, setting, model)
+        write_graph(folder.int8, int8.graph, _int8_header(model, int8))
+        yield Int8Done(int8)
     metrics = _measure(request, data, method, model, cost, accuracies, seconds)
     test = data.test.open()
-    metrics["test"] = measure_quality(model, test).as_dict()
+    probabilities = model.probabilities(test.images)
+    names = [test.name(index) for index in range(len(test))]
+    metrics["test"] = evaluate(probabilities, test.labels, test.classes, names).as_dict()
+    metrics["int8"] = {**int8.as_dict(), "test": compare_on_test(int8, test, probabilities)}
     mistakes = [np.asarray(test.images[entry["index"]]) for entry in metrics["test"]["mistakes"]]
     samples = sample_views(
         data.train, request.recipe.augment, count=SAMPLES_SHOWN, seed=derive(request.seed, "samples")
@@ -216,7 +246,10 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Genera
 
 def _plan(request: TrainRequest, data: PreparedData) -> str:
     """A digest of what decides the weights, which a checkpoint must share with the run that goes on from it."""
-    facts = [request.recipe.as_dict(), request.seed, data.fingerprint, data.contract.as_dict()]
+    recipe = request.recipe.as_dict()
+    # Quantisation begins when training is over.
+    del recipe["quantize"]
+    facts = [recipe, request.seed, data.fingerprint, data.contract.as_dict()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -253,6 +286,36 @@ def _model_header(request: TrainRequest, data: PreparedData) -> dict[str, Any]:
         "seed": request.seed,
         "fingerprint": data.fingerprint,
     }
+
+
+def _quantise(request: TrainRequest, setting: Setting, model: Model) -> Generator[Event, None, Quantised]:
+    epochs = quantise(model, setting, request.recipe.quantize, request.recipe.augment)
+    while True:
+        try:
+            yield QatEpochDone(next(epochs))
+        except StopIteration as end:
+            found: Quantised = end.value
+            return found
+
+
+def _int8_header(model: Model, quantised: Quantised) -> GraphHeader:
+    return graph_header(model, {"method": quantised.chosen.method, "validation accuracy": quantised.chosen.accuracy})
+
+
+def quantised(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
+    """The int8 graph of a finished run that has none, made as `thaw train` would have made it from the run's data.
+
+    Raises:
+        TrainingError: when a loss is not finite.
+    """
+    with Lanes(2, resolve_device(request.device)) as lanes:
+        setting = training_setting(data, request.recipe, request.seed, request.device, lanes)
+        events = _quantise(request, setting, model)
+        while True:
+            try:
+                next(events)
+            except StopIteration as end:
+                return end.value.graph, _int8_header(model, end.value)
 
 
 def measure_quality(model: Model, images: ImageSet) -> Quality:
@@ -342,6 +405,7 @@ def _measure(
         "parameters": cost.parameters,
         "macs": cost.macs,
         "cost": cost.as_dict(),
+        "budget": None if request.budget is None else request.budget.as_dict(),
         "stages": [summary.as_dict() for summary in method.progress.summaries],
         "validation": {
             "accuracy": validation.accuracy,
@@ -357,6 +421,7 @@ def _measure(
         "environment": environment(device),
         "files": {
             "model": "model.safetensors",
+            "model_int8": "model-int8.safetensors",
             "recipe": "recipe.toml",
             "history": "history.jsonl",
             "report": "report.html",

@@ -23,6 +23,7 @@ from thaw.models.families import FAMILIES, FamilySpec, PaperSpec
 from thaw.models.fusion import FusionSpec
 from thaw.training.compute import ComputeSettings
 from thaw.training.stages import DualSettings, UnfreezeSettings
+from thaw.workflow.quantisation import QuantizeSettings
 
 # Every whole number below it is a float too.
 _LARGEST_WHOLE = 2**53
@@ -40,6 +41,7 @@ class Recipe:
     dual: DualSettings = field(default_factory=DualSettings)
     unfreeze: UnfreezeSettings = field(default_factory=UnfreezeSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
 
     def __post_init__(self) -> None:
         if not self.unfreeze.steps:

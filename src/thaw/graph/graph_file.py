@@ -1,0 +1,371 @@
+"""A graph as a file: safetensors for its numbers, one JSON header for all else; no pickle, and nothing taken on trust.
+
+A reader finds the graph that was written, or a ModelFileError: names, kinds, fields, types and sizes are checked before
+an operation is made, an operation refuses what it cannot be, and a digest over header and numbers finds a changed bit.
+
+The header, version 1: "version", "name", "classes", "input" (the contract), "facts", "sha256", and "graph" with
+"input", "outputs", "tensors" and "ops". The numbers of operation i are the tensors "i.weights", "i.bias" and, in an
+int8 graph, "i.weight_scales".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from thaw.data.images import InputContract
+from thaw.errors import ModelFileError, ThawError
+from thaw.files import write_atomically
+from thaw.graph.graph import Graph
+from thaw.graph.operation import Operation, Weighted
+from thaw.graph.ops import Op
+from thaw.graph.tensors import Quantization, Tensor
+
+GRAPH_VERSION = 1
+HEADER = "thaw graph"
+
+_LARGEST_FILE_BYTES = 1 << 30
+_LARGEST_HEADER_BYTES = 1 << 24
+_MOST_OPS = 4096
+_MOST_ELEMENTS = 1 << 28
+"""Values of one tensor of one image: a GiB of float32."""
+_MOST_FACTS_DEPTH = 8
+# Names become those of functions, files and tensors in what is exported, so nothing in them may mean anything there.
+_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
+_ARRAY_FIELDS = ("weights", "bias", "weight_scales")
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphHeader:
+    """What a graph file says beside the graph.
+
+    Attributes:
+        name: of the model, any text.
+        classes: K names, in the order of the scores.
+        contract: what the model takes as input.
+        facts: what else there is to say; JSON-ready, no number that is not finite.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    contract: InputContract
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_graph(path: Path, graph: Graph, header: GraphHeader) -> None:
+    """Write `graph` and its header, atomically; the same graph and header give the same bytes.
+
+    Raises:
+        ModelFileError: for what `read_graph` would refuse, such as a name with a slash in it.
+        RunError: when it cannot be written.
+    """
+    arrays = {
+        f"{index}.{name}": np.ascontiguousarray(array)
+        for index, op in enumerate(graph.ops)
+        for name, array in _arrays(op).items()
+    }
+    content: dict[str, Any] = {
+        "version": GRAPH_VERSION,
+        "name": header.name,
+        "classes": list(header.classes),
+        "input": header.contract.as_dict(),
+        "facts": dict(header.facts),
+        "graph": _describe(graph),
+    }
+    # What cannot be read is not written.
+    _parse(content, arrays, str(path))
+    content["sha256"] = _digest(content, arrays)
+    write_atomically(path, save(arrays, {HEADER: json.dumps(content)}))
+
+
+def read_graph(path: str | Path) -> tuple[Graph, GraphHeader]:
+    """The graph and the header of a file that `write_graph` wrote.
+
+    Raises:
+        ModelFileError: when it is missing, truncated, changed, of another version, or no graph that could be run; in
+            one line.
+    """
+    file = Path(path)
+    content, arrays = _open(file)
+    if content.get("version") != GRAPH_VERSION:
+        raise ModelFileError(
+            f"{file} has format version {_shown(content.get('version'))}, this thaw reads version {GRAPH_VERSION}"
+        )
+    digest = content.pop("sha256", None)
+    if digest != _digest(content, arrays):
+        raise ModelFileError(f"{file} has changed since it was written: its digest is another")
+    return _parse(content, arrays, str(file))
+
+
+def _arrays(op: Op) -> dict[str, Array]:
+    """The numbers that an operation holds, by field."""
+    if not isinstance(op, Weighted):
+        return {}
+    found = {name: getattr(op, name) for name in _ARRAY_FIELDS}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _digest(content: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The header, as yet only known to be a JSON object, and the arrays."""
+    try:
+        _check_size(path)
+        with safe_open(path, framework="np") as file:
+            header = (file.metadata() or {})[HEADER]
+            content = json.loads(header, object_pairs_hook=_object, parse_constant=_refuse_constant)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        kind = type(error).__name__
+        raise ModelFileError(f"{path} is truncated or no graph that thaw wrote ({kind})") from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} is no graph that thaw wrote: its header is no JSON object")
+    return content, arrays
+
+
+def _check_size(path: Path) -> None:
+    """Refuse sizes that no graph has, and a header longer than its file, before anything is read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if size < 8 or header_bytes > min(size - 8, _LARGEST_HEADER_BYTES) or size > _LARGEST_FILE_BYTES:
+        raise ValueError(f"{size} bytes, of which {header_bytes} of header")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return made
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _describe(graph: Graph) -> dict[str, Any]:
+    """The JSON-ready form of a graph, but for its arrays."""
+    tensors = [
+        {"name": each.name, "shape": each.shape, "dtype": each.dtype, "quantization": _written(each.quantization)}
+        for each in graph.tensors
+    ]
+    ops = []
+    for op in graph.ops:
+        names = [item.name for item in dataclasses.fields(op) if item.name not in _ARRAY_FIELDS]
+        ops.append({"kind": op.kind, **{name: _written(getattr(op, name)) for name in names}})
+    described = {"input": graph.input, "outputs": graph.outputs, "tensors": tensors, "ops": ops}
+    # Tuples become lists, as they come back from a file.
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def _written(value: Any) -> Any:
+    return {"scale": value.scale, "zero_point": value.zero_point} if isinstance(value, Quantization) else value
+
+
+def _parse(content: Mapping[str, Any], arrays: Mapping[str, Array], where: str) -> tuple[Graph, GraphHeader]:
+    try:
+        _expect_keys("header", content, ("version", "name", "classes", "input", "facts", "graph"))
+        graph = _graph(content["graph"], arrays)
+        return graph, _header(content, graph)
+    except (ThawError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise ModelFileError(f"{where} is no graph of thaw: {reason}") from error
+
+
+def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
+    classes = tuple(_text("class", name) for name in _list("classes", content["classes"]))
+    if len(set(classes)) != len(classes) or not classes:
+        _refuse("classes", content["classes"], "names that differ")
+    scores = graph.tensor(graph.outputs[-1])
+    if scores.dtype != "int32" and scores.shape != (len(classes),):
+        raise ModelFileError(f"output {scores.name!r} has shape {scores.shape} for {len(classes)} classes")
+    contract = _contract(content["input"])
+    if graph.tensor(graph.input).shape != contract.shape:
+        found = graph.tensor(graph.input).shape
+        raise ModelFileError(f"the graph takes images of {found}, but its input contract says {contract}")
+    _check_plain(content["facts"])
+    facts = _object_of("facts", content["facts"])
+    return GraphHeader(name=_text("name", content["name"]), classes=classes, contract=contract, facts=facts)
+
+
+def _contract(value: Any) -> InputContract:
+    fields = _object_of("input", value)
+    _expect_keys("input", fields, tuple(item.name for item in dataclasses.fields(InputContract)))
+    sizes = _whole_numbers("input", [fields["height"], fields["width"], fields["channels"]])
+    return InputContract(
+        height=sizes[0],
+        width=sizes[1],
+        channels=sizes[2],
+        # What is not a fit is refused by the contract itself.
+        fit=_text("fit", fields["fit"]),  # type: ignore[arg-type]
+        mean=_numbers("mean", fields["mean"]),
+        std=_numbers("std", fields["std"]),
+    )
+
+
+def _check_plain(value: Any, depth: int = 0) -> None:
+    """Refuse facts that are nested deeply or hold a number that is not finite."""
+    if depth > _MOST_FACTS_DEPTH:
+        raise ModelFileError(f"facts are nested more than {_MOST_FACTS_DEPTH} deep")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_plain(item, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        _refuse("facts", value, "finite numbers")
+    elif value is not None and not isinstance(value, str | int | float):
+        _refuse("facts", value, "what JSON has")
+
+
+def _graph(value: Any, arrays: Mapping[str, Array]) -> Graph:
+    fields = _object_of("graph", value)
+    _expect_keys("graph", fields, ("input", "outputs", "tensors", "ops"))
+    described = _list("ops", fields["ops"])
+    if len(described) > _MOST_OPS or len(_list("tensors", fields["tensors"])) > _MOST_OPS + 1:
+        raise ModelFileError(f"it has more than {_MOST_OPS} operations")
+    left = dict(arrays)
+    ops = tuple(_op(index, entry, left) for index, entry in enumerate(described))
+    if left:
+        _refuse("numbers", min(left), "none but those of its operations")
+    return Graph(
+        tensors=tuple(_tensor(entry) for entry in fields["tensors"]),
+        ops=ops,
+        input=_name("input", fields["input"]),
+        outputs=_names("outputs", fields["outputs"]),
+    )
+
+
+def _tensor(value: Any) -> Tensor:
+    fields = _object_of("tensor", value)
+    _expect_keys("tensor", fields, ("name", "shape", "dtype", "quantization"))
+    shape = _whole_numbers("shape", fields["shape"])
+    if len(shape) > 3 or math.prod(shape) > _MOST_ELEMENTS:
+        _refuse("shape", shape, f"at most {_MOST_ELEMENTS:,} values")
+    return Tensor(
+        name=_name("tensor", fields["name"]),
+        shape=shape,
+        # What is not a dtype is refused by the tensor itself.
+        dtype=_text("dtype", fields["dtype"]),  # type: ignore[arg-type]
+        quantization=_quantization("quantization", fields["quantization"]),
+    )
+
+
+def _op(index: int, value: Any, arrays: dict[str, Array]) -> Op:
+    """The operation, which takes its numbers out of `arrays`."""
+    fields = _object_of("operation", value)
+    kind = _KINDS.get(_text("kind", fields.get("kind")))
+    if kind is None:
+        _refuse("operation", fields["kind"], f"one of {', '.join(_KINDS)}")
+    names = [item.name for item in dataclasses.fields(kind)]
+    _expect_keys(f"operation {kind.kind}", fields, ("kind", *(name for name in names if name not in _ARRAY_FIELDS)))
+    values = {name: _FIELDS[name](name, fields[name]) for name in fields if name != "kind"}
+    for name in _ARRAY_FIELDS:
+        if f"{index}.{name}" in arrays and name in names:
+            values[name] = arrays.pop(f"{index}.{name}")
+    made: Op = kind(**values)
+    return made
+
+
+def _quantization(label: str, value: Any) -> Quantization | None:
+    if value is None:
+        return None
+    fields = _object_of(label, value)
+    _expect_keys(label, fields, ("scale", "zero_point"))
+    return Quantization(scale=fields["scale"], zero_point=fields["zero_point"])
+
+
+def _text(label: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        _refuse(label, value, "a text that is not empty")
+    return value
+
+
+def _name(label: str, value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        _refuse(label, value, "a name of at most 128 letters, digits, dots, dashes and underscores")
+    return value
+
+
+def _names(label: str, value: Any) -> tuple[str, ...]:
+    return tuple(_name(label, item) for item in _list(label, value))
+
+
+def _numbers(label: str, value: Any) -> tuple[float, ...]:
+    items = _list(label, value)
+    if not all(isinstance(item, float) and math.isfinite(item) for item in items):
+        _refuse(label, value, "finite numbers")
+    return tuple(items)
+
+
+def _whole_numbers(label: str, value: Any) -> tuple[int, ...]:
+    items = _list(label, value)
+    if not all(type(item) is int and 0 <= item <= _MOST_ELEMENTS for item in items):
+        _refuse(label, value, f"whole numbers up to {_MOST_ELEMENTS}")
+    return tuple(items)
+
+
+def _list(label: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list):
+        _refuse(label, value, "a list")
+    return value
+
+
+def _object_of(label: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        _refuse(label, value, "a JSON object")
+    return value
+
+
+def _expect_keys(label: str, found: Mapping[str, Any], expected: Sequence[str]) -> None:
+    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing:
+        raise ModelFileError(f"{label} lacks {missing[0]!r}")
+    if unknown:
+        raise ModelFileError(f"{label} has {_shown(unknown[0])}, which is unknown")
+
+
+def _refuse(label: str, found: Any, expected: str) -> NoReturn:
+    raise ModelFileError(f"{label} is {_shown(found)}: expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
+
+
+_KINDS: Mapping[str, type[Any]] = {kind.kind: kind for kind in get_args(Op) if issubclass(kind, Operation)}
+
+_FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
+    "name": _name,
+    "inputs": _names,
+    "output": _name,
+    "activation": _text,
+    "kernel": _whole_numbers,
+    "mean": _numbers,
+    "padding": _whole_numbers,
+    "quantization": _quantization,
+    "shape": _whole_numbers,
+    "std": _numbers,
+    "stride": _whole_numbers,
+}

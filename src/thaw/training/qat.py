@@ -1,0 +1,110 @@
+"""Quantisation-aware training: a further stage, on a module that computes in the arithmetic of int8.
+
+Shapes: B batch, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thaw.data.batches import Batch, View
+from thaw.errors import UsageError
+from thaw.training.compute import Lanes
+from thaw.training.schedule import Schedule
+from thaw.training.stages import Stage, check_positive
+
+# A batch is computed in so many parts, whatever the number of lanes, so that sums do not depend on the machine.
+_PARTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatSettings:
+    """How a network that loses too much as int8 is trained on: NAdam on the cross-entropy of the int8 logits.
+
+    Attributes:
+        epochs: at most this many.
+        batch_size: images a step.
+        learning_rate: NAdam's; small, since the network is trained already.
+        schedule: how the rate moves.
+        patience: epochs without a better validation accuracy after which it ends.
+        view: what it is trained on.
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    learning_rate: float = 0.0002
+    schedule: Schedule = field(default_factory=lambda: Schedule(kind="cosine"))
+    patience: int = 3
+    view: View = "original"
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "quantize.qat",
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+        )
+        if self.view not in ("original", "augmented"):
+            raise UsageError(f'quantize.qat.view {self.view!r}: expected "original" or "augmented"')
+
+
+class QatStage(Stage):
+    """All weights of a module that takes normalised images [B, C, H, W] and gives logits [B, K]."""
+
+    kind = "qat"
+
+    def __init__(self, module: nn.Module, settings: QatSettings) -> None:
+        self.name = "qat"
+        self.module = module
+        self.epochs = settings.epochs
+        self.batch_size = settings.batch_size
+        self.learning_rate = settings.learning_rate
+        self.schedule = settings.schedule
+        self.patience = settings.patience
+        self.views = (settings.view,)
+        self.trains = ("all",)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """NAdam over everything."""
+        return torch.optim.NAdam(self.module.parameters(), lr=self.learning_rate)
+
+    def set_training(self) -> None:
+        """Everything trains."""
+        self.module.requires_grad_(True).train()
+
+    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002
+        """The cross-entropy of the logits, the parts of a batch in lanes; in float32, which holds the int8 numbers."""
+        parameters = list(self.module.parameters())
+        x = batch.views[self.views[0]]
+
+        def job(part: Tensor, labels: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+            loss = F.cross_entropy(self.module(part), labels, reduction="sum") / len(x)
+            # A gradient of its own for each part, to be added in order.
+            return loss.detach(), torch.autograd.grad(loss, parameters)
+
+        done = lanes.run([partial(job, *pair) for pair in zip(_parts(x), _parts(batch.labels), strict=True)])
+        for parameter, *gradients in zip(parameters, *(gradients for _, gradients in done), strict=True):
+            parameter.grad = torch.stack(gradients).sum(0)
+        return {"int8": torch.stack([loss for loss, _ in done]).sum()}
+
+    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+        """The int8 logits as real numbers."""
+        self.module.eval()
+
+        def job(part: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = self.module(part)
+            return logits
+
+        return {"int8": torch.cat(lanes.run([partial(job, part) for part in _parts(x)]))}
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    return x.chunk(_PARTS)
