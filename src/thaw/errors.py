@@ -23,6 +23,10 @@ class RecipeError(UsageError):
     """Every fault of a recipe, reported together, before any data is touched."""
 
 
+class BudgetError(UsageError):
+    """A network that needs more than it may, refused before any training."""
+
+
 class RunError(ThawError):
     """A run folder that is missing, in use, incomplete or not writable."""
 

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Weighted
 from thaw.graph.ops import Conv2d, DepthwiseConv2d, Op, Reshape
+from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.graph.tensors import Shape, Tensor
 
 FLOAT32_BYTES = 4
 INT8_BYTES = 1
 INT32_BYTES = 4  # the biases of an int8 network are int32: they are added to int32 sums
+
+CODE_BYTES = 6656
+"""Allowance for the code of the emitted C, built for a Cortex-M with -Os or -O2, and what it takes of libgcc."""
+
+STACK_BYTES = 512
+"""Allowance for the stack that `thaw_predict` and `thaw_preprocess` use, interrupts and their caller not included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,11 @@ class Cost:
         peak_activation_bytes_int8: the same with 1 byte a value.
         weight_bytes_float32: 4 bytes a parameter.
         weight_bytes_int8: 1 byte a weight and 4 a bias (int32), and nothing else: no scales, zero points or code.
+        arena_bytes: the one buffer that the emitted int8 C works in, to the byte (see `plan_memory`).
+        ram_bytes: the arena and `STACK_BYTES`; the caller's image is not in it.
+        flash_bytes: what the emitted int8 C keeps as constants, to the byte, but for the names of the classes, and
+            `CODE_BYTES`.
+        image_bytes: the pixels of one image, in the memory of whoever calls.
     """
 
     layers: tuple[LayerCost, ...]
@@ -73,6 +85,10 @@ class Cost:
     peak_activation_bytes_int8: int
     weight_bytes_float32: int
     weight_bytes_int8: int
+    arena_bytes: int
+    ram_bytes: int
+    flash_bytes: int
+    image_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form: the `cost` part of metrics.json."""
@@ -84,6 +100,10 @@ class Cost:
             "peak_activation_bytes_int8": self.peak_activation_bytes_int8,
             "weight_bytes_float32": self.weight_bytes_float32,
             "weight_bytes_int8": self.weight_bytes_int8,
+            "arena_bytes": self.arena_bytes,
+            "ram_bytes": self.ram_bytes,
+            "flash_bytes": self.flash_bytes,
+            "image_bytes": self.image_bytes,
         }
 
 
@@ -91,6 +111,8 @@ def count_cost(graph: Graph) -> Cost:
     """Everything that can be counted from a float32 graph without running it."""
     layers = tuple(_layer_cost(graph, op) for op in graph.ops)
     weights, biases = (sum(counts) for counts in zip(*map(_count_parameters, graph.ops), strict=True))
+    # Artefacts give the last output only, so that nothing else has to be kept to the end.
+    arena_bytes = plan_memory(replace(graph, outputs=graph.outputs[-1:])).arena_bytes
     return Cost(
         layers=layers,
         parameters=weights + biases,
@@ -99,6 +121,10 @@ def count_cost(graph: Graph) -> Cost:
         peak_activation_bytes_int8=peak_activation_bytes(graph, INT8_BYTES),
         weight_bytes_float32=FLOAT32_BYTES * (weights + biases),
         weight_bytes_int8=INT8_BYTES * weights + INT32_BYTES * biases,
+        arena_bytes=arena_bytes,
+        ram_bytes=arena_bytes + STACK_BYTES,
+        flash_bytes=constant_bytes(graph) + CODE_BYTES,
+        image_bytes=graph.tensor(graph.input).elements,
     )
 
 

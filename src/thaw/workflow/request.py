@@ -10,6 +10,7 @@ from typing import Any
 
 from thaw.data.sources import NAMES
 from thaw.errors import RecipeError, RunError, UsageError
+from thaw.workflow.budget import Budget
 from thaw.workflow.recipe import Recipe, recipe_from_dict
 from thaw.workflow.run_folder import RUN_VERSION
 
@@ -23,6 +24,7 @@ _KEPT_TYPES: dict[str, type | types.UnionType] = {
     "data_root": str | None,
     "skip_broken": bool,
     "overrides": list,
+    "budget": dict | None,
     "command": str,
     "fingerprint": str,
     "threads": int,
@@ -42,6 +44,7 @@ class TrainRequest:
         folds: folds of the cross-validation, 0 for none.
         data_root: folder that holds the named data sets.
         skip_broken: leave out images that cannot be read, and list them.
+        budget: what the network may cost at most.
         overrides: what was set beside the recipe, such as "dual.epochs=5", for the record.
         command: the command line that asked, for the record.
         typed: the source as it was given, where `source` is that made absolute.
@@ -55,6 +58,7 @@ class TrainRequest:
     folds: int = 0
     data_root: Path | None = None
     skip_broken: bool = False
+    budget: Budget | None = None
     overrides: tuple[str, ...] = ()
     command: str = ""
     typed: str = ""
@@ -88,6 +92,7 @@ class TrainRequest:
             "folds": self.folds,
             "data_root": None if self.data_root is None else str(self.data_root.expanduser().resolve()),
             "skip_broken": self.skip_broken,
+            "budget": None if self.budget is None else self.budget.as_dict(),
             "overrides": list(self.overrides),
             "command": self.command,
             "typed": self.given,
@@ -107,7 +112,7 @@ class TrainRequest:
                 raise RunError(
                     f"run.json has {name} = {data.get(name)!r}, which cannot be\nrestore it, or start a new run"
                 )
-        kept, root = data["source"], data["data_root"]
+        kept, root, budget = data["source"], data["data_root"], data.get("budget")
         if kept is None and source is None:
             raise RunError(
                 "this run was trained from arrays in memory\n"
@@ -123,9 +128,12 @@ class TrainRequest:
                 folds=data["folds"],
                 data_root=None if root is None else Path(root),
                 skip_broken=data["skip_broken"],
+                budget=None if budget is None else Budget.from_dict(budget),
                 overrides=tuple(map(str, data["overrides"])),
                 command=data["command"],
                 typed=str(data.get("typed", "")),
             )
         except RecipeError as error:
             raise RunError(f"run.json holds a recipe that cannot be\n{error}") from error
+        except UsageError as error:
+            raise RunError(f"run.json cannot be: {error}\nrestore it, or start a new run") from error

@@ -56,22 +56,26 @@ static uint32_t thaw_grey(uint32_t red, uint32_t green, uint32_t blue)
 }
 #endif
 
-/* The sum of `count` pixels of a row: of their grey for a model that takes grey, else of their colour `channel`. */
-static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format format, uint32_t channel)
+/* The sum of `count` pixels of a row, and the last of them: of their grey for a model that takes grey, else of their
+   colour `channel`. */
+static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format format, uint32_t channel, uint32_t *last)
 {
     uint32_t sum = 0U;
+    uint32_t value = 0U;
     (void)channel;
     if (format == THAW_GREY8) {
         for (; count > 0U; count--, pixel++) {
-            sum += pixel[0];
+            value = pixel[0];
+            sum += value;
         }
     } else if (format == THAW_RGB888) {
         for (; count > 0U; count--, pixel += 3) {
 #if THAW_CHANNELS == 1
-            sum += thaw_grey(pixel[0], pixel[1], pixel[2]);
+            value = thaw_grey(pixel[0], pixel[1], pixel[2]);
 #else
-            sum += pixel[channel];
+            value = pixel[channel];
 #endif
+            sum += value;
         }
     } else {
         for (; count > 0U; count--, pixel += 2) {
@@ -80,17 +84,19 @@ static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format forma
             const uint32_t green = (bits >> 5) & 63U;
             const uint32_t blue = bits & 31U;
 #if THAW_CHANNELS == 1
-            sum += thaw_grey((red << 3) | (red >> 2), (green << 2) | (green >> 4), (blue << 3) | (blue >> 2));
+            value = thaw_grey((red << 3) | (red >> 2), (green << 2) | (green >> 4), (blue << 3) | (blue >> 2));
 #else
             if (channel == 1U) {
-                sum += (green << 2) | (green >> 4);
+                value = (green << 2) | (green >> 4);
             } else {
-                const uint32_t value = channel == 0U ? red : blue;
-                sum += (value << 3) | (value >> 2);
+                value = channel == 0U ? red : blue;
+                value = (value << 3) | (value >> 2);
             }
 #endif
+            sum += value;
         }
     }
+    *last = value;
     return sum;
 }
 
@@ -143,21 +149,18 @@ int thaw_preprocess(const uint8_t *source, int32_t width, int32_t height, int32_
         const thaw_taps down = thaw_axis_taps(y, rows, THAW_HEIGHT);
         for (x = 0U; x < THAW_WIDTH; x++) {
             const thaw_taps across = thaw_axis_taps(x, columns, THAW_WIDTH);
-            const uint32_t count = across.last - across.first + 1U;
+            const uint32_t first_weight = across.weight - across.less_first;
             for (channel = 0U; channel < channels; channel++) {
                 uint32_t tall = 0U;
                 uint32_t row;
                 for (row = down.first; row <= down.last; row++) {
                     const uint8_t *pixel = source + row * stride + across.first * pixel_bytes;
-                    uint32_t wide = across.weight * thaw_sum(pixel, count, format, channel);
+                    uint32_t last;
+                    uint32_t wide = first_weight * thaw_sum(pixel, 1U, format, channel, &last);
                     uint32_t weight = down.weight;
-                    if (across.less_first > 0U) {
-                        wide -= across.less_first * thaw_sum(pixel, 1U, format, channel);
-                    }
-                    if (across.less_last > 0U) {
-                        wide -= across.less_last *
-                                thaw_sum(pixel + (count - 1U) * pixel_bytes, 1U, format, channel);
-                    }
+                    wide += across.weight *
+                            thaw_sum(pixel + pixel_bytes, across.last - across.first, format, channel, &last);
+                    wide -= across.less_last * last;
                     if (row == down.first) {
                         weight -= down.less_first;
                     }

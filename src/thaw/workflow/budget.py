@@ -1,0 +1,178 @@
+"""What a network may cost at most: `params=15000,ram=8KB,flash=32KB,macs=1M`, and the refusal of one that costs more.
+
+Costs follow from the recipe, the input's size and the number of classes, so a network that does not fit is refused
+before any training.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+from thaw.data.images import parse_shape
+from thaw.data.sources import NAMES, open_source
+from thaw.errors import BudgetError, UsageError
+from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost, LayerCost
+from thaw.graph.lower import layer_table
+from thaw.workflow.recipe import Recipe
+
+EXAMPLE = "params=15000,ram=8KB,flash=32KB,macs=1M"
+
+_COUNT_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
+# As memory is sold and linkers count it: a KB is 1,024 bytes, whichever way it is written.
+_BYTE_UNITS = {"": 1, "b": 1, "kb": 1024, "kib": 1024, "mb": 1024**2, "mib": 1024**2}
+_UNITS = {"params": _COUNT_UNITS, "ram": _BYTE_UNITS, "flash": _BYTE_UNITS, "macs": _COUNT_UNITS}
+_EXPECTED = {
+    "params": "a count such as 15000, 15k or 1.5M",
+    "ram": "bytes such as 8192, 8KB or 1MB (a KB is 1,024 bytes)",
+    "flash": "bytes such as 8192, 8KB or 1MB (a KB is 1,024 bytes)",
+    "macs": "a count such as 15000, 15k or 1.5M",
+}
+_VALUE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
+_LARGEST = 10**12
+
+_FEWEST_CLASSES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Limits; None is no limit.
+
+    Attributes:
+        params: parameters.
+        ram: bytes of RAM that the emitted int8 C needs (`Cost.ram_bytes`).
+        flash: bytes of flash that it needs (`Cost.flash_bytes`).
+        macs: multiply-accumulates for one image.
+    """
+
+    params: int | None = None
+    ram: int | None = None
+    flash: int | None = None
+    macs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _UNITS:
+            limit = getattr(self, name)
+            is_whole = isinstance(limit, int) and not isinstance(limit, bool)
+            if limit is not None and not (is_whole and 1 <= limit <= _LARGEST):
+                raise UsageError(f"budget {name} = {limit!r}: expected a whole number from 1 to {_LARGEST:,}, or none")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`params=15000,ram=8KB` -> the limits; fractions of one are rounded down.
+
+        Raises:
+            UsageError: in one line, for the first thing in the text that cannot be meant.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError(f"budget {text!r}: expected limits such as {EXAMPLE}")
+        limits: dict[str, int] = {}
+        for part in text.split(","):
+            name, separator, value = (piece.strip() for piece in part.partition("="))
+            if not separator:
+                raise UsageError(f"budget {part.strip()!r}: expected NAME=LIMIT, as in {EXAMPLE}")
+            if name not in _UNITS:
+                close = difflib.get_close_matches(name, _UNITS, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_UNITS)}"
+                raise UsageError(f"budget {name!r} is unknown: {hint}")
+            if name in limits:
+                raise UsageError(f"budget {name} is given twice: expected one limit for each")
+            limits[name] = _parse_limit(name, value)
+        return cls(**limits)
+
+    def as_dict(self) -> dict[str, int | None]:
+        """A JSON-ready form that `from_dict` takes back."""
+        return {name: getattr(self, name) for name in _UNITS}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `as_dict`; an unknown name or a value that is no limit is a UsageError."""
+        unknown = sorted(set(data) - set(_UNITS))
+        if unknown:
+            raise UsageError(f"budget {unknown[0]!r} is unknown: expected {', '.join(_UNITS)}")
+        return cls(**data)
+
+    def broken(self, cost: Cost) -> tuple[str, ...]:
+        """The names of the limits that a network exceeds."""
+        limits = {name: limit for name, limit in self.as_dict().items() if limit is not None}
+        return tuple(name for name, limit in limits.items() if _needs(cost, name) > limit)
+
+
+def check_before_decoding(budget: Budget, recipe: Recipe, source: Any, data_root: Path | None) -> None:
+    """Refuse a network as `check_budget` does, if its input's size is known before any image is decoded.
+
+    What fits with the fewest classes passes, so that the classes of a source are only looked up where that may take
+    the place of decoding; whoever prepares the data has to check again.
+
+    Raises:
+        BudgetError: as `check_budget`.
+        UsageError: when the image is too small for the network.
+        DataError: when the classes had to be known, and the source cannot be read.
+    """
+    wanted = recipe.data.input
+    if wanted == "auto" and isinstance(source, str) and source in NAMES:
+        wanted = open_source(source, recipe.data, data_root=data_root).usual_input
+    if wanted in {"", "auto"}:
+        return
+    shape = parse_shape(wanted)
+    if budget.broken(layer_table(recipe.model, recipe.fusion, shape, _FEWEST_CLASSES)):
+        catalogue = open_source(source, recipe.data, data_root=data_root).read()
+        check_budget(budget, recipe, shape, max(_FEWEST_CLASSES, len(catalogue.classes)))
+
+
+def check_budget(budget: Budget, recipe: Recipe, shape: tuple[int, int, int], classes: int) -> None:
+    """Refuse a recipe's network for images (H, W, C) and K classes that costs more than it may.
+
+    Raises:
+        BudgetError: with what the network needs and what it may, for each limit that is broken, and what to change.
+        UsageError: when the image is too small for the network.
+    """
+    cost = layer_table(recipe.model, recipe.fusion, shape, classes)
+    broken = budget.broken(cost)
+    if not broken:
+        return
+    size = "x".join(map(str, shape))
+    lines = [f"the network does not fit the budget (input {size}, {classes} classes):"]
+    lines += [f"  {name}: {_figures(cost, name, getattr(budget, name))}" for name in broken]
+    lines.append("make it smaller, with --set model.filters=... or --set data.input=..., or allow more")
+    raise BudgetError("\n".join(lines))
+
+
+def _parse_limit(name: str, text: str) -> int:
+    found = _VALUE.fullmatch(text)
+    unit = _UNITS[name].get(found[2].lower()) if found else None
+    if found is None or unit is None:
+        raise UsageError(f"budget {name}={text}: expected {_EXPECTED[name]}")
+    limit = int(Fraction(found[1]) * unit)
+    if not 1 <= limit <= _LARGEST:
+        raise UsageError(f"budget {name}={text}: expected at least 1 and at most {_LARGEST:,}")
+    return limit
+
+
+def _needs(cost: Cost, name: str) -> int:
+    counts = {"params": cost.parameters, "ram": cost.ram_bytes, "flash": cost.flash_bytes, "macs": cost.macs}
+    return counts[name]
+
+
+def _figures(cost: Cost, name: str, limit: int) -> str:
+    """What a network needs and what it may, and where most of it is."""
+    needs = _needs(cost, name)
+    unit = " bytes" if _UNITS[name] is _BYTE_UNITS else ""
+    about = {
+        "params": _most(cost, "parameters", lambda layer: layer.parameters),
+        "macs": _most(cost, "MACs", lambda layer: layer.macs),
+        "flash": f"{needs - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code",
+        "ram": f"an arena of {cost.arena_bytes:,} and {STACK_BYTES:,} allowed for the stack; the caller's image takes "
+        f"{cost.image_bytes:,} beside it",
+    }
+    return f"needs {needs:,}{unit}, allowed are {limit:,} ({about[name]})"
+
+
+def _most(cost: Cost, what: str, of: Callable[[LayerCost], int]) -> str:
+    layer = max(cost.layers, key=of)
+    return f"{layer.name} has most {what}, {of(layer):,}"
