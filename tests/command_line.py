@@ -100,6 +100,8 @@ def assert_same_run(run: Path, other: Path) -> None:
     for name, tensor in weights.items():
         assert tensor.dtype == others[name].dtype
         assert tensor.tobytes() == others[name].tobytes(), name
+    int8 = "model-int8.safetensors"
+    assert (run / int8).read_bytes() == (other / int8).read_bytes()
     assert without_times(history(run)) == without_times(history(other))
     assert without_times(metrics(run)) == without_times(metrics(other))
 

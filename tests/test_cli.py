@@ -98,7 +98,7 @@ def screen(stream: str) -> list[str]:
 
 def test_a_terminal_shows_one_live_line_a_stage(tmp_path):
     ours, theirs = pty.openpty()
-    more = ("--set", "dual.epochs=3", "--out", "run")
+    more = ("--set", "dual.epochs=3", "--set", "quantize.qat_threshold=100", "--out", "run")
     environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "LINES")}
     environment["TERM"] = "xterm"
     process = start("train", "digits", *TINY, *more, cwd=tmp_path, stderr=theirs, env=environment)

@@ -6,12 +6,13 @@ import gc
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from thaw.errors import UsageError
-from thaw.evidence import latency, measure_latency
+from thaw.evidence import latency, measure_alternately, measure_latency
 
 
 class Clock:
@@ -80,3 +81,51 @@ def test_garbage_collection_that_was_off_stays_off() -> None:
 def test_settings_that_cannot_be_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="latency with"):
         measure_latency(int, int, **{"batch_size": 1, **settings})  # type: ignore[arg-type]
+
+
+def test_calls_in_turns_take_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = 0, []
+
+    def call(name: str, durations: Iterator[int]):
+        def run() -> None:
+            nonlocal now
+            assert not gc.isenabled()
+            order.append(name)
+            now += next(durations)
+
+        return run
+
+    monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: now)
+    # Three rounds: one warm-up and two timed calls each; in the second round the machine is ten times as slow.
+    slow, fast = ([2_000, 3_000, 5_000], [1_000, 1_000, 3_000])
+    rounds = [1, 10, 1]
+    times = measure_alternately(
+        {
+            "slow": call("slow", iter([pace * time for pace in rounds for time in slow])),
+            "fast": call("fast", iter([pace * time for pace in rounds for time in fast])),
+        },
+        base="fast",
+        rounds=3,
+        repeats=2,
+        warmup=1,
+    )
+    assert "".join(name[0] for name in order) == "sssfff" + "fffsss" + "sssfff"
+    assert times["slow"].median_us == np.median([3, 5, 30, 50, 3, 5])
+    assert times["slow"].p99_us == pytest.approx(np.percentile([3, 5, 30, 50, 3, 5], 99))
+    assert times["fast"].median_us == np.median([1, 3, 10, 30, 1, 3])
+    assert (times["slow"].ratio, times["fast"].ratio) == (2.0, 1.0)
+    assert (times["slow"].repeats, times["slow"].rounds, times["slow"].warmup) == (6, 3, 1)
+    assert json.loads(json.dumps(times["slow"].as_dict()))["ratio"] == 2.0
+    assert gc.isenabled()
+
+
+def test_without_a_base_there_are_no_ratios() -> None:
+    times = measure_alternately({"only": int}, rounds=1, repeats=1, warmup=0)
+    assert times["only"].ratio is None
+    assert measure_alternately({}, rounds=1, repeats=1) == {}
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 0}, {"repeats": 0}, {"warmup": -1}, {"base": "other"}])
+def test_turns_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        measure_alternately({"one": int}, **settings)

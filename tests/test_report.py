@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_samples import int8_of
 from sklearn.datasets import load_digits
 
 from thaw.errors import RunError, UsageError
@@ -155,10 +156,16 @@ def run_of(
             "peak_activation_bytes_int8": 15_680,
             "weight_bytes_float32": 59_448,
             "weight_bytes_int8": 15_102,
+            "arena_bytes": 2_420,
+            "ram_bytes": 2_932,
+            "flash_bytes": 22_554,
+            "image_bytes": 784,
         },
+        "budget": {"params": 15_000, "ram": 2_048, "flash": None, "macs": None},
         "stages": stages,
         "validation": {"accuracy": 0.9861, "accuracy_ci95": list(wilson_interval(284, 288)), "count": 288},
         "test": quality.as_dict(),
+        "int8": int8_of(quality),
         "latency": {
             "median_us": 312.4,
             "p99_us": 1_498.2,
@@ -342,7 +349,7 @@ def test_every_name_is_documented_and_the_example_is_json() -> None:
     metrics, history, _ = run_of()
     assert [key for key in sorted(keys_of(metrics) | keys_of(history)) if f"`{key}`" not in text] == []
     example, line = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
-    assert keys_of(example) == keys_of(metrics) | {"model", "history", "report"}
+    assert keys_of(example) == keys_of(metrics) | {"model", "model_int8", "history", "report"}
     assert keys_of(line) == keys_of(history) - {"unified"}
 
 

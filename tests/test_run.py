@@ -33,6 +33,7 @@ from command_line import (
 import thaw as library
 from thaw.errors import RunError
 from thaw.files import write_atomically
+from thaw.graph.graph_file import read_graph
 from thaw.training.checkpoint import read_tensors
 from thaw.workflow.pipeline import EpochDone, _fold_summary
 from thaw.workflow.run_folder import RunFolder, locked
@@ -43,6 +44,7 @@ FINAL_NAMES = {
     "folds",
     "history.jsonl",
     "metrics.json",
+    "model-int8.safetensors",
     "model.safetensors",
     "recipe.toml",
     "report.html",
@@ -61,7 +63,9 @@ def assert_whole_files(run: Path) -> None:
     """Whatever stands under a final name can be read to its end."""
     for path in run.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
-            if path.suffix == ".safetensors":
+            if path.name == "model-int8.safetensors":
+                read_graph(path)
+            elif path.suffix == ".safetensors":
                 read_tensors(path, version=1)
             elif path.suffix == ".json":
                 json.loads(path.read_text())
@@ -85,7 +89,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(finished, tmp_path)
         kill(process)
         assert_whole_files(run)
         assert not (run / "model.safetensors").exists()
-    for name in ("model.safetensors", "report.html"):
+    for name in ("model.safetensors", "model-int8.safetensors", "report.html"):
         process = start(*resume, cwd=tmp_path)
         wait_for((run / name).exists, process)
         kill(process)
@@ -188,7 +192,7 @@ def copied(finished, tmp_path_factory):
 
 def test_a_finished_run_is_measured_again_but_not_trained(finished, copied):
     run = copied()
-    for name in ("metrics.json", "report.html", "model.safetensors", "history.jsonl"):
+    for name in ("metrics.json", "report.html", "model.safetensors", "model-int8.safetensors", "history.jsonl"):
         (run / name).unlink()
     epochs = []
     made = library.train(resume=run, on_event=lambda event: epochs.append(isinstance(event, EpochDone)))
@@ -317,7 +321,7 @@ def full_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.parametrize("writes", [0, 1, 4, 6, 9, 11])
+@pytest.mark.parametrize("writes", [0, 1, 4, 6, 9, 10, 11, 12])
 def test_a_full_disk_stops_a_run_on_arrays_that_goes_on_later(tmp_path, monkeypatch, writes):
     monkeypatch.chdir(tmp_path)
     arrays = digit_arrays()

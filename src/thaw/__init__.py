@@ -19,12 +19,23 @@ from thaw._version import __version__
 if _typing.TYPE_CHECKING:
     from thaw.data.images import ImageSet, InputContract
     from thaw.data.prepare import PreparedData
-    from thaw.errors import DataError, ModelFileError, RecipeError, RunError, ThawError, TrainingError, UsageError
+    from thaw.errors import (
+        BudgetError,
+        DataError,
+        ModelFileError,
+        RecipeError,
+        RunError,
+        ThawError,
+        TrainingError,
+        UsageError,
+    )
     from thaw.training.model import Model, Prediction
     from thaw.workflow.api import Run, evaluate, load, train
+    from thaw.workflow.deploy_api import bench_run, export_run, verify_run
     from thaw.workflow.recipe import Recipe, load_recipe
 
 __all__ = [
+    "BudgetError",
     "DataError",
     "ImageSet",
     "InputContract",
@@ -40,10 +51,13 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "__version__",
+    "bench_run",
     "evaluate",
+    "export_run",
     "load",
     "load_recipe",
     "train",
+    "verify_run",
 ]
 
 # Where each name lives: the same table as the imports above, which only type checkers run.
@@ -51,6 +65,7 @@ _HOMES = {
     "thaw.data.images": ("ImageSet", "InputContract"),
     "thaw.data.prepare": ("PreparedData",),
     "thaw.errors": (
+        "BudgetError",
         "DataError",
         "ModelFileError",
         "RecipeError",
@@ -61,6 +76,7 @@ _HOMES = {
     ),
     "thaw.training.model": ("Model", "Prediction"),
     "thaw.workflow.api": ("Run", "evaluate", "load", "train"),
+    "thaw.workflow.deploy_api": ("bench_run", "export_run", "verify_run"),
     "thaw.workflow.recipe": ("Recipe", "load_recipe"),
 }
 

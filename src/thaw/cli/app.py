@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -44,6 +44,9 @@ DataRoot = Annotated[
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and list them.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ArtefactFolder = Annotated[
+    Path | None, typer.Option(help="The folder of the artefacts; default RUN/export.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override a setting of the recipe; repeatable.", show_default=False),
@@ -92,6 +95,15 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     folds: Annotated[int, typer.Option(min=0, help="Folds of a cross-validation besides the model; 0 for none.")] = 0,
     data_root: DataRoot = None,
     skip_broken: SkipBroken = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMITS",
+            help="Refuse a network that needs more, such as params=15000,ram=8KB,flash=32KB,macs=1M; "
+            "a KB is 1,024 bytes, k is 1,000 and M 1,000,000.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with a run that was stopped.", show_default=False)
     ] = None,
@@ -118,6 +130,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
         folds=folds,
         data_root=data_root,
         skip_broken=skip_broken,
+        budget=budget,
         as_json=as_json,
         command=shlex.join(["thaw", *sys.argv[1:]]),
     )
@@ -194,6 +207,56 @@ def info(
         commands.info_run(run, as_json=as_json)
     else:
         commands.info_recipe(recipe or "", input_shape, classes, overrides or [], as_json=as_json)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[
+        str | None, typer.Option(help="onnx, litert, c, with commas between them; all by default.", show_default=False)
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Only the int8 network.")] = False,
+    float_: Annotated[bool, typer.Option("--float", help="Only the float32 network.")] = False,
+    out: ArtefactFolder = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Write what runs on a device: ONNX, LiteRT (.tflite) and C99, float32 and int8."""
+    from thaw.cli import deploy
+
+    if int8 and float_:
+        raise UsageError("--int8 and --float exclude each other: without either, both are written")
+    precision: Literal["float", "int8"] | None = "int8" if int8 else "float" if float_ else None
+    deploy.export(run, to, precision, out=out, data_root=data_root, as_json=as_json)
+
+
+@app.command()
+def verify(
+    run: RunPath,
+    boards: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="An emulated core too: cortex-m4, cortex-m7, ...; repeatable."),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many test images; all by default, and 1,000 on a --target.", show_default=False),
+    ] = None,
+    out: ArtefactFolder = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that every artefact computes what the model computes, on the test images; fails where one does not."""
+    from thaw.cli import deploy
+
+    deploy.verify(run, boards or [], images, out=out, data_root=data_root, as_json=as_json)
+
+
+@app.command()
+def bench(run: RunPath, out: ArtefactFolder = None, data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Time one image through torch, onnxruntime, LiteRT and the C, in turns, on one thread."""
+    from thaw.cli import deploy
+
+    deploy.bench(run, out=out, data_root=data_root, as_json=as_json)
 
 
 @app.command()

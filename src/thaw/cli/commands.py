@@ -16,11 +16,12 @@ from thaw.cli.progress import Progress
 from thaw.data.images import InputContract, parse_shape
 from thaw.data.prepare import load_images
 from thaw.errors import RunError, TrainingError, UsageError
-from thaw.graph.cost import Cost
+from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost
 from thaw.graph.lower import layer_table
 from thaw.training.compute import keep_freed_memory
 from thaw.training.model import Model, Prediction
 from thaw.workflow.api import evaluate_source
+from thaw.workflow.budget import Budget
 from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
 from thaw.workflow.recipe import default_recipe, load_recipe
 from thaw.workflow.request import TrainRequest
@@ -41,6 +42,7 @@ def train(  # noqa: PLR0913 - the options of the command
     folds: int,
     data_root: Path | None,
     skip_broken: bool,
+    budget: str | None,
     as_json: bool,
     command: str,
 ) -> None:
@@ -55,6 +57,7 @@ def train(  # noqa: PLR0913 - the options of the command
         folds=folds,
         data_root=data_root,
         skip_broken=skip_broken,
+        budget=None if budget is None else Budget.parse(budget),
         overrides=tuple(overrides),
         command=command,
     )
@@ -108,8 +111,11 @@ def _finish(finished: Finished, *, as_json: bool) -> None:
     test, cost = metrics["test"], metrics["cost"]
     low, high = test["accuracy_ci95"]
     accuracy = f"{test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {test['count']:,} images)"
+    in_int8 = metrics["int8"]["test"]
+    agreement = f"the same answer for {in_int8['agreement']:.2%} of the images"
     weights = f"{cost['weight_bytes_float32']:,} bytes in float32, {cost['weight_bytes_int8']:,} in int8"
     rows = [("test accuracy", accuracy), ("validation accuracy", f"{metrics['validation']['accuracy']:.2%}")]
+    rows.insert(1, ("in int8", f"{in_int8['accuracy']:.2%}, {agreement}"))
     if metrics["folds"]:
         folds = metrics["folds"]
         spread = f"standard deviation {folds['std']:.2%} over {folds['count']} folds"
@@ -254,6 +260,10 @@ def _print_cost(cost: Cost) -> None:
     peaks = f"{cost.peak_activation_bytes_float32:,} bytes in float32, {cost.peak_activation_bytes_int8:,} in int8"
     print_text(f"peak activations {peaks}")
     print_text(f"weights {cost.weight_bytes_float32:,} bytes in float32, {cost.weight_bytes_int8:,} in int8")
+    ram = f"an arena of {cost.arena_bytes:,} and {STACK_BYTES:,} allowed for the stack"
+    print_text(f"RAM of the C in int8 {cost.ram_bytes:,} bytes: {ram}; the image takes {cost.image_bytes:,} beside it")
+    constants = f"{cost.flash_bytes - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code"
+    print_text(f"flash of the C in int8 {cost.flash_bytes:,} bytes: {constants}")
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from thaw.training.engine import EpochRecord
-from thaw.workflow.pipeline import EpochDone, Event, FoldDone, Started
+from thaw.workflow.pipeline import EpochDone, Event, FoldDone, Int8Done, QatEpochDone, Started
 
 # Epochs over which the pace is averaged that the time left is worked out from.
 _PACE_EPOCHS = 3
@@ -47,6 +47,12 @@ class Progress:
             self._epoch(event)
         elif isinstance(event, FoldDone):
             self.say(f"fold {event.fold} of {event.folds}: accuracy {event.accuracy:.2%} on the images held out")
+        elif isinstance(event, QatEpochDone):
+            self._line((event.record.stage,), _describe(event.record))
+        elif isinstance(event, Int8Done):
+            found = event.quantised
+            shown = f"validation {found.chosen.accuracy:.2%}, in float32 {found.float_accuracy:.2%}"
+            self.say(f"int8   {found.chosen.method}: {shown}")
 
     def _started(self, event: Started) -> None:
         data = event.data

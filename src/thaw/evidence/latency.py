@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,20 +92,108 @@ def measure_latency(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One of several calls that were timed in alternation.
+
+    Attributes:
+        median_us: median time of a call over all rounds, microseconds.
+        p99_us: 99th percentile of the same (linear between neighbours), microseconds.
+        ratio: median over the rounds of its median time over that of the base call in the same round, so that what
+            slows the machine for a while slows both; None without a base.
+        rounds: how often its turn came.
+        repeats: timed calls in all rounds together.
+        warmup: untimed calls at the beginning of each turn.
+    """
+
+    median_us: float
+    p99_us: float
+    ratio: float | None
+    rounds: int
+    repeats: int
+    warmup: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return asdict(self)
+
+
+def measure_alternately(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    base: str | None = None,
+    rounds: int = 20,
+    repeats: int = 100,
+    warmup: int = 10,
+) -> dict[str, Timing]:
+    """Time several calls in turns, so that what else the machine does falls on all of them alike.
+
+    In each round every call has one turn: a few untimed calls, since the others have taken over the caches, then the
+    timed ones. The order of the turns moves on by one each round. Python's garbage collector is off meanwhile.
+
+    Args:
+        calls: what to time, by name; each must return only when its result is there.
+        base: name of the call that ratios refer to, or None.
+        rounds: at least 1.
+        repeats: timed calls a turn, at least 1.
+        warmup: untimed calls at the beginning of a turn, at least 0.
+
+    Raises:
+        UsageError: for a number outside its range, or a base that is none of the calls. What the calls raise passes.
+    """
+    if rounds < 1 or repeats < 1 or warmup < 0:
+        raise UsageError(f"rounds={rounds}, repeats={repeats}, warmup={warmup}: expected at least 1, 1 and 0")
+    if base is not None and base not in calls:
+        raise UsageError(f"base {base!r}: expected one of {', '.join(map(repr, calls))}")
+    names = list(calls)
+    times: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in names}
+    with _no_garbage_collection():
+        for turn in range(rounds):
+            first = turn % len(names) if names else 0
+            for name in (*names[first:], *names[:first]):
+                _warm_up(calls[name], warmup)
+                times[name].append(_timed(calls[name], repeats, 0.0))
+    return {
+        name: Timing(
+            median_us=float(np.median(times[name])) / 1e3,
+            p99_us=float(np.percentile(times[name], 99)) / 1e3,
+            ratio=None if base is None else _ratio(times[name], times[base]),
+            rounds=rounds,
+            repeats=rounds * repeats,
+            warmup=warmup,
+        )
+        for name in names
+    }
+
+
+def _ratio(times: list[npt.NDArray[np.int64]], base: list[npt.NDArray[np.int64]]) -> float:
+    """Median over the rounds; a clock may stand still over a very short call, hence one nanosecond at least."""
+    medians, bases = np.median(times, axis=1), np.maximum(np.median(base, axis=1), 1.0)
+    return float(np.median(medians / bases))
+
+
 def _time_calls(call: Callable[[], object], warmup: int, repeats: int, min_seconds: float) -> npt.NDArray[np.int64]:
     """Nanoseconds of each timed call, int64 [at least `repeats`]."""
-    for _ in range(warmup):
+    _warm_up(call, warmup)
+    with _no_garbage_collection():
+        return _timed(call, repeats, min_seconds)
+
+
+def _warm_up(call: Callable[[], object], count: int) -> None:
+    for _ in range(count):
         call()
+
+
+def _timed(call: Callable[[], object], repeats: int, min_seconds: float) -> npt.NDArray[np.int64]:
     times: list[int] = []
     total = 0
-    with _no_garbage_collection():
-        started = time.perf_counter_ns()
-        while len(times) < repeats or total < min_seconds * 1e9:
-            before = time.perf_counter_ns()
-            call()
-            after = time.perf_counter_ns()
-            times.append(after - before)
-            total = after - started
+    started = time.perf_counter_ns()
+    while len(times) < repeats or total < min_seconds * 1e9:
+        before = time.perf_counter_ns()
+        call()
+        after = time.perf_counter_ns()
+        times.append(after - before)
+        total = after - started
     return np.asarray(times, dtype=np.int64)
 
 

@@ -35,6 +35,9 @@ A scale that is widened for it is that of a tensor which calibration found all b
 _LEAST_SCORE_SCALE = 2.0 ** -(31 - fixed_point.SOFTMAX_INTEGER_BITS - 1)
 """LiteRT's softmax ends the process over scales that are not above half of it."""
 
+_MOST_OUTPUT_STEPS = 128
+"""How many steps of the output a step of a sum may be; XNNPACK ends the process over twice as many."""
+
 
 def chooses_scale(op: Op) -> bool:
     """Whether what `op` writes in an int8 graph has a scale of its own, so that its range has to be known."""
@@ -141,7 +144,8 @@ class _Builder:
             raise UsageError(f"graph: {op.kind} {op.name!r} reads raw pixels: expected a scale before it")
         if op.inputs[0] in self.folded and isinstance(op, Convolution):
             op = _fold_scaling(op, *self.folded[op.inputs[0]])
-        least_scale = max(_largest_sum(op, read) / _LARGEST_SUM, self._least_scale(op.output))
+        step_scale = read.scale * float(_weight_scales(op, read).max()) / _MOST_OUTPUT_STEPS
+        least_scale = max(_largest_sum(op, read) / _LARGEST_SUM, step_scale, self._least_scale(op.output))
         return _int8_weights(op, read, quantization_of(self._range(op.output), least_scale))
 
     def _sum_quantization(self, op: Add) -> Quantization:
@@ -209,8 +213,7 @@ def _fold_scaling(op: W, factor: FloatArray, offset: FloatArray) -> W:
 def _int8_weights(op: W, read: Quantization, written: Quantization) -> W:
     """The int8 form of an operation with float32 weights."""
     axis = op.channel_axis
-    weights = np.moveaxis(op.weights.astype(np.float64), axis, 0).reshape(op.channels, -1)
-    scales = _weight_scales(weights, op.bias.astype(np.float64), read)
+    weights, scales = _by_channel(op), _weight_scales(op, read)
     numbers = np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
     shape = list(op.weights.shape)
     channels_first = [shape.pop(axis), *shape]
@@ -224,19 +227,25 @@ def _int8_weights(op: W, read: Quantization, written: Quantization) -> W:
     )
 
 
-def _weight_scales(weights: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], read: Quantization) -> FloatArray:
-    """One scale a channel for weights [C', terms]: largest weight / 127, or more where int32 would overflow."""
-    scales = np.abs(weights).max(axis=1) / 127.0
-    scales = np.maximum(scales, np.abs(bias) / (read.scale * _LARGEST_SUM))
-    scales[scales < np.finfo(np.float32).tiny] = 1.0
+def _by_channel(op: Weighted) -> npt.NDArray[np.float64]:
+    """The weights as [C', terms]."""
+    return np.moveaxis(op.weights.astype(np.float64), op.channel_axis, 0).reshape(op.channels, -1)
+
+
+def _weight_scales(op: Weighted, read: Quantization) -> FloatArray:
+    """One scale a channel: largest weight / 127, or more where int32 would overflow."""
+    scales = np.abs(_by_channel(op)).max(axis=1) / 127.0
+    scales = np.maximum(scales, np.abs(op.bias.astype(np.float64)) / (read.scale * _LARGEST_SUM))
+    # Nothing but zeros: any scale will do that is no coarser than the others, which the output's may have to follow.
+    is_zero = scales < np.finfo(np.float32).tiny
+    scales[is_zero] = 1.0 if is_zero.all() else scales.max()
     rounded: FloatArray = scales.astype(np.float32)
     return rounded
 
 
 def _largest_sum(op: Weighted, read: Quantization) -> float:
     """A bound of what a channel of `op` can sum up to, as a real number, before any activation."""
-    weights = np.moveaxis(np.abs(op.weights.astype(np.float64)), op.channel_axis, 0).reshape(op.channels, -1)
-    return float((weights.sum(axis=1) * 255.0 * read.scale + np.abs(op.bias)).max())
+    return float((np.abs(_by_channel(op)).sum(axis=1) * 255.0 * read.scale + np.abs(op.bias)).max())
 
 
 def _scores(graph: Graph) -> set[str]:

@@ -15,6 +15,7 @@ from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, RunError, UsageError
 from thaw.evidence.quality import Quality
 from thaw.training.model import Model
+from thaw.workflow.budget import Budget
 from thaw.workflow.pipeline import DecodeProgress, Event, Finished, measure_quality, resume_run, start_run
 from thaw.workflow.recipe import Recipe, default_recipe, load_recipe, recipe_from_dict
 from thaw.workflow.request import TrainRequest
@@ -80,6 +81,7 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
     folds: int = 0,
     data_root: str | Path | None = None,
     skip_broken: bool = False,
+    budget: str = "",
     resume: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Run:
@@ -96,6 +98,7 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
         folds: folds of a cross-validation besides the model; 0 for none.
         data_root: folder that holds the named data sets; by default the environment's THAW_DATA.
         skip_broken: leave out images that cannot be read, and list them.
+        budget: what the network may cost at most, such as "params=15000,ram=8KB,flash=32KB,macs=1M".
         resume: go on with the run in this folder.
         on_event: called with each event of the run, such as `EpochDone`.
 
@@ -103,7 +106,7 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
         ThawError: for what is wrong in the arguments, the recipe, the data, or the training.
     """
     if resume is not None:
-        if recipe or overrides or seed or out or overwrite or folds or skip_broken or device != "auto":
+        if recipe or overrides or seed or out or overwrite or folds or skip_broken or budget or device != "auto":
             raise UsageError("resume goes on as the run began: only source, data_root and on_event go with it")
         return _finish(resume_run(Path(resume), source=source, data_root=_path(data_root)), on_event)
     if source is None:
@@ -123,8 +126,9 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
         folds=folds,
         data_root=_path(data_root),
         skip_broken=skip_broken,
+        budget=Budget.parse(budget) if budget else None,
         overrides=tuple(overrides),
-        command=_command(source, recipe, overrides, seed, folds, skip_broken=skip_broken),
+        command=_command(source, recipe, overrides, seed, folds, skip_broken=skip_broken, budget=budget),
     )
     return _finish(start_run(request, out=_path(out), overwrite=overwrite), on_event)
 
@@ -174,7 +178,14 @@ def _data_settings(model: Model) -> DataSettings:
 
 
 def _command(
-    source: Any, recipe: str | Recipe, overrides: Sequence[str], seed: int, folds: int, *, skip_broken: bool
+    source: Any,
+    recipe: str | Recipe,
+    overrides: Sequence[str],
+    seed: int,
+    folds: int,
+    *,
+    skip_broken: bool,
+    budget: str,
 ) -> str:
     """The command line that does the same; "" where there is none, for arrays and for recipes made in Python."""
     if not isinstance(source, str | Path) or isinstance(recipe, Recipe):
@@ -183,6 +194,7 @@ def _command(
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--seed", str(seed), *(["--folds", str(folds)] if folds else [])]
     words += ["--skip-broken"] if skip_broken else []
+    words += ["--budget", budget] if budget else []
     return shlex.join(words)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 
 from thaw.errors import RunError, UsageError
 from thaw.files import write_atomically
+from thaw.workflow.deployment import read_deployment
 from thaw.workflow.report_plots import Panel, accuracy_curves, curves_panel, heat, heat_paths, loss_curves
 
 FILE_NAME = "report.html"
@@ -30,6 +32,8 @@ LARGEST_THUMBNAIL = 192  # pixels a side; larger pictures are scaled down
 PIXELATED_UP_TO = 96  # pixels a side; pictures up to this size are enlarged with sharp pixels
 MOST_CONFUSED = 10
 LARGEST_PLAIN_MATRIX = 20  # classes; above, a picture of the whole comes before the counts
+# Between these lies the section of the page that export, verify and bench write anew.
+DEPLOYMENT_BEGIN, DEPLOYMENT_END = "<!-- deployment: begin -->", "<!-- deployment: end -->"
 
 Picture = npt.NDArray[np.uint8]
 
@@ -90,10 +94,43 @@ def write_report(
         RunError: when metrics lack a part that docs/metrics.md lists, or the file cannot be written.
     """
     run_dir = Path(run_dir)
-    page = render_report(metrics, history, pictures, recipe_text=_recipe_text(run_dir, metrics))
+    page = render_report(
+        metrics,
+        history,
+        pictures,
+        recipe_text=_recipe_text(run_dir, metrics),
+        deployment=read_deployment(run_dir),
+    )
     path = run_dir / FILE_NAME
     write_atomically(path, page)
     return path
+
+
+def rewrite_deployment(run_dir: Path, metrics: Mapping[str, Any], deployment: Mapping[str, Any]) -> bool:
+    """Write the deployment section of `run_dir`/report.html anew and leave the rest of the page as it is.
+
+    Args:
+        run_dir: folder of the run.
+        metrics: what metrics.json holds.
+        deployment: what deployment.json holds.
+
+    Returns:
+        False where there is no report, or none with a place for the section.
+
+    Raises:
+        RunError: when a part is missing in what the section shows, or the file cannot be written.
+    """
+    path = Path(run_dir) / FILE_NAME
+    if not path.is_file():
+        return False
+    before, begin, rest = path.read_text("utf-8").partition(DEPLOYMENT_BEGIN)
+    _, end, after = rest.partition(DEPLOYMENT_END)
+    if not begin or not end:
+        return False
+    with _told_in_words():
+        section = _environment().get_template("deployment.html.j2").render(m=metrics, d=deployment)
+    write_atomically(path, f"{before}{begin}\n{section}\n{end}{after}")
+    return True
 
 
 def render_report(
@@ -102,6 +139,7 @@ def render_report(
     pictures: ReportPictures,
     *,
     recipe_text: str | None = None,
+    deployment: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as text; arguments and errors as for `write_report`."""
     mistakes = metrics.get("test", {}).get("mistakes", [])
@@ -109,21 +147,29 @@ def render_report(
         raise UsageError(
             f"{len(pictures.mistakes)} pictures for {len(mistakes)} mistakes: expected one for each, or none"
         )
-    try:
+    with _told_in_words():
         return (
             _environment()
             .get_template("report.html.j2")
             .render(
                 m=metrics,
+                d=deployment or {},
                 recipe_text=recipe_text,
                 wide=_panels(metrics, history, WIDE),
                 phone=_panels(metrics, history, PHONE),
                 confusion=_confusion(metrics),
                 mistakes=_with_thumbnails(mistakes, pictures.mistakes),
                 samples=[(_thumbnail(a), _thumbnail(b), name) for a, b, name in pictures.samples],
+                deployment_marks=(DEPLOYMENT_BEGIN, DEPLOYMENT_END),
             )
         )
-    except (jinja2.UndefinedError, KeyError, TypeError, IndexError) as error:
+
+
+@contextmanager
+def _told_in_words() -> Iterator[None]:
+    try:
+        yield
+    except (jinja2.UndefinedError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise RunError(f"the metrics of this run lack what its report shows: {error}; see docs/metrics.md") from error
 
 

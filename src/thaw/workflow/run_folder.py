@@ -6,8 +6,11 @@ history.jsonl       a line an epoch
 checkpoints/        last.safetensors: where to go on from
 folds/              a file a finished fold
 model.safetensors   the trained model
+model-int8.safetensors  its int8 graph
 metrics.json        see docs/metrics.md
 report.html
+export/             artefacts, a folder a target (export_folder.py)
+deployment.json     what export, verify and bench found
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 
 from thaw.errors import RunError
 from thaw.files import sweep_unfinished, write_atomically
+from thaw.workflow.export_folder import remove_exports
 
 fcntl: Any
 try:
@@ -31,13 +35,24 @@ except ImportError:
     fcntl = None
 
 RUN_VERSION = 1
+DEPLOYMENT_FILE = "deployment.json"
+EXPORT_FOLDER = "export"
 # A run of the paper's network takes about 2 MB; ten times that leaves room for larger families and more pictures.
 NEEDED_BYTES = 20_000_000
 
 _FOLDERS = ("checkpoints", "folds")
 # What a run writes, in the order in which an --overwrite removes it: run.json last, so that one that is cut short
 # leaves a folder that the next still takes for a run.
-_OWN_FILES = ("report.html", "metrics.json", "model.safetensors", "history.jsonl", "recipe.toml", "run.json")
+_OWN_FILES = (
+    DEPLOYMENT_FILE,
+    "report.html",
+    "metrics.json",
+    "model-int8.safetensors",
+    "model.safetensors",
+    "history.jsonl",
+    "recipe.toml",
+    "run.json",
+)
 _LOCK = ".lock"
 _LONGEST_NAME = 80
 
@@ -72,6 +87,11 @@ class RunFolder:
     def model(self) -> Path:
         """The trained model."""
         return self.path / "model.safetensors"
+
+    @property
+    def int8(self) -> Path:
+        """The int8 graph of the model."""
+        return self.path / "model-int8.safetensors"
 
     @property
     def metrics(self) -> Path:
@@ -211,6 +231,7 @@ def _remove_own(path: Path) -> None:
     """Remove what a run wrote and nothing else: an --out that points at somebody's photos must not cost them."""
     for part in _FOLDERS:
         shutil.rmtree(path / part, ignore_errors=True)
+    remove_exports(path / EXPORT_FOLDER)
     for name in _OWN_FILES:
         (path / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

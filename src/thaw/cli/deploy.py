@@ -1,0 +1,148 @@
+"""What `thaw export`, `thaw verify` and `thaw bench` do; `app` holds their options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import typer
+
+from thaw.cli.columns import columns, printable
+from thaw.cli.commands import print_json, print_text
+from thaw.cli.progress import Progress
+from thaw.evidence.verify import FloatComparison, Int8Comparison
+from thaw.export.card import Precision
+from thaw.workflow.benchmark import Bench
+from thaw.workflow.benchmark import bench as time_runtimes
+from thaw.workflow.deploy import Export, TrainedRun
+from thaw.workflow.deploy import export as write_artefacts
+from thaw.workflow.verification import Check, Verification
+from thaw.workflow.verification import verify as verify_artefacts
+
+
+def export(
+    run: Path, to: str | None, precision: Precision | None, *, out: Path | None, data_root: Path | None, as_json: bool
+) -> None:
+    """`thaw export RUN`."""
+    targets = None if to is None else [name.strip() for name in to.split(",") if name.strip()]
+    with Progress() as progress:
+        opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
+        result = write_artefacts(opened, targets=targets, precision=precision, out=out)
+        _tell_missing(progress, result.missing)
+    if as_json:
+        print_json({**result.as_dict(), "complete": result.is_complete})
+    else:
+        _print_export(result)
+    _end(complete=result.is_complete)
+
+
+def _print_export(result: Export) -> None:
+    rows = [("file", "bytes")]
+    for exported in result.targets:
+        rows += [(str(result.out / exported.target / name), f"{len(data):,}") for name, data in exported.files.items()]
+    print_text(columns(rows, right=(1,)))
+    if result.memory:
+        memory = result.memory
+        print_text(
+            f"int8 on a microcontroller: {memory['constant_bytes']:,} bytes of weights in flash, "
+            f"{memory['arena_bytes']:,} bytes of arena in RAM; code and stack: thaw verify --target"
+        )
+
+
+def verify(
+    run: Path,
+    boards: Sequence[str],
+    images: int | None,
+    *,
+    out: Path | None,
+    data_root: Path | None,
+    as_json: bool,
+) -> None:
+    """`thaw verify RUN`."""
+    with Progress() as progress:
+        opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
+        result = verify_artefacts(opened, boards=boards, images=images, out=out, tell=progress.say)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        _print_verification(result)
+    _end(complete=result.is_verified)
+
+
+def _print_verification(result: Verification) -> None:
+    rows: list[tuple[str, ...]] = [
+        ("artefact", "runtime", "images", "same label", "accuracy", "largest difference", "bytes differ", "result")
+    ]
+    rows += [_row(check) for check in result.checks]
+    print_text(columns(rows, right=(2, 3, 4, 5, 6)))
+    for check in result.checks:
+        for line in _remarks(check):
+            print_text(line)
+    for name in result.changed:
+        print_text(printable(f"note: {name} is not as it was exported"))
+    verified = sum(check.is_verified for check in result.checks)
+    print_text(f"{verified} of {len(result.checks)} verified" if result.checks else "nothing to verify")
+
+
+def _row(check: Check) -> tuple[str, ...]:
+    comparison = check.comparison
+    must = "" if check.is_verified or not check.must_be_equal or comparison is None else ", must be equal"
+    first = (f"{check.target} {check.precision}", check.runtime)
+    if comparison is None:
+        return (*first, "", "", "", "", "", check.result)
+    middle = (f"{comparison.images:,}", f"{comparison.agreement:.2%}", f"{check.accuracy:.2%}")
+    if isinstance(comparison, FloatComparison):
+        return (*first, *middle, f"{comparison.largest_difference:.1e}", "", check.result)
+    bytes_ = f"{comparison.differing_bytes:,} of {comparison.score_bytes:,}"
+    return (*first, *middle, f"{comparison.largest_difference} units", bytes_, check.result + must)
+
+
+def _remarks(check: Check) -> list[str]:
+    """What there is to say of a check beside its row."""
+    name = f"{check.target} {check.precision}{', ' if check.runtime else ''}{check.runtime}"
+    lines = [f"{name}: {' '.join(check.problem.split())}"] if check.problem else []
+    comparison = check.comparison
+    if isinstance(comparison, Int8Comparison) and comparison.first_difference is not None and not check.is_verified:
+        lines.append(f"{name}: differs {comparison.first_difference}")
+    if check.emulation is not None:
+        told = check.emulation
+        lines.append(
+            f"{check.runtime}: {told['instructions_per_inference']:,.0f} instructions per inference "
+            f"({told['instructions_per_mac']:.2f} a multiply-accumulate); "
+            f"flash {told['flash_bytes']:,} bytes (code {told['text_bytes']:,}, constants {told['constant_bytes']:,}); "
+            f"RAM {told['ram_bytes']:,} bytes (static {told['static_bytes']:,}, stack {told['stack_bytes']:,})"
+        )
+    return [printable(line) for line in lines]
+
+
+def bench(run: Path, *, out: Path | None, data_root: Path | None, as_json: bool) -> None:
+    """`thaw bench RUN`."""
+    with Progress() as progress:
+        opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
+        result = time_runtimes(opened, out=out, tell=progress.say)
+        _tell_missing(progress, {f"{name} {precision}": why for (name, precision), why in result.problems.items()})
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        _print_bench(result)
+    _end(complete=result.is_complete)
+
+
+def _print_bench(result: Bench) -> None:
+    rows = [("runtime", "precision", "median", "99th percentile", "times the C")]
+    for (name, precision), timing in result.timings.items():
+        ratio = "" if timing.ratio is None else f"{timing.ratio:.2f}"
+        rows.append((name, precision, f"{timing.median_us:,.1f} us", f"{timing.p99_us:,.1f} us", ratio))
+    print_text(columns(rows, right=(2, 3, 4)))
+    timing = next(iter(result.timings.values()))
+    print_text(f"one image, one thread; {timing.repeats:,} inferences each, in {timing.rounds} turns")
+
+
+def _tell_missing(progress: Progress, missing: Mapping[str, str]) -> None:
+    for name, reason in missing.items():
+        progress.say(printable(f"{name}: {' '.join(reason.split())}"))
+
+
+def _end(*, complete: bool) -> None:
+    if not complete:
+        raise typer.Exit(1)

@@ -1,0 +1,296 @@
+"""A trained run, opened to be deployed, and its export: what `thaw export` does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from thaw.data.prepare import PreparedData, prepare
+from thaw.errors import MissingDependencyError, ModelFileError, RunError, UsageError
+from thaw.export.card import ModelCard, Precision
+from thaw.export.to_c import export_c
+from thaw.export.to_litert import export_litert
+from thaw.export.to_onnx import export_onnx
+from thaw.graph.graph import Graph
+from thaw.graph.graph_file import read_graph, write_graph
+from thaw.graph.plan import constant_bytes, plan_memory
+from thaw.training.model import Model
+from thaw.workflow.deployment import Part, update_deployment
+from thaw.workflow.export_folder import TARGETS, ExportedTarget, read_target, write_target
+from thaw.workflow.pipeline import DecodeProgress, quantised
+from thaw.workflow.quantisation import float_graph, graph_header
+from thaw.workflow.report import rewrite_deployment
+from thaw.workflow.request import TrainRequest
+from thaw.workflow.run_folder import EXPORT_FOLDER, RunFolder, locked, open_for_resume, read_json
+
+PRECISIONS: tuple[Precision, ...] = ("float", "int8")
+_EXPORTERS: Mapping[str, Callable[[Mapping[Precision, Graph], ModelCard], dict[str, bytes]]] = {
+    "onnx": export_onnx,
+    "litert": export_litert,
+    "c": export_c,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What an export wrote.
+
+    Attributes:
+        out: the folder.
+        targets: what was written, in the order in which it was asked for.
+        missing: by target, why it could not be written: the package that it needs.
+        memory: of an int8 network: "arena_bytes" and "constant_bytes" as the C has them.
+    """
+
+    out: Path
+    targets: tuple[ExportedTarget, ...]
+    missing: Mapping[str, str]
+    memory: Mapping[str, int]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that was asked for is there."""
+        return not self.missing
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form: the `export` part of deployment.json, and the folder."""
+        return {"out": str(self.out), **self.record()}
+
+    def record(self) -> dict[str, Any]:
+        """The `export` part of deployment.json."""
+        return {
+            "targets": {each.target: each.as_dict() for each in self.targets},
+            "missing": dict(self.missing),
+            "memory": dict(self.memory),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A finished run, or a bare model file, with what it takes to export and verify it.
+
+    Attributes:
+        path: as it was given.
+        model: the trained model.
+        folder: of the run; None for a bare model file.
+        data_root: folder of the named data sets; None for where they were.
+        source: the data themselves, for a run that was trained from arrays.
+        progress: told how many images are decoded.
+    """
+
+    path: Path
+    model: Model
+    folder: RunFolder | None
+    data_root: Path | None = None
+    source: Any = None
+    progress: DecodeProgress | None = None
+
+    @classmethod
+    def open(
+        cls, path: Path, *, data_root: Path | None = None, source: Any = None, progress: DecodeProgress | None = None
+    ) -> TrainedRun:
+        """Open a run folder or a model file.
+
+        Raises:
+            ModelFileError: when there is no model, or it is not one.
+        """
+        path = path.expanduser()
+        folder = RunFolder(path) if path.is_dir() and RunFolder(path).request.is_file() else None
+        model = Model.load(path)
+        return cls(path=path, model=model, folder=folder, data_root=data_root, source=source, progress=progress)
+
+    def needs_folder(self, purpose: str) -> RunFolder:
+        """The run's folder.
+
+        Raises:
+            RunError: for a bare model file, naming the purpose.
+        """
+        if self.folder is None:
+            raise RunError(
+                f"{self.path} is a model without its run folder: {purpose} needs the run's data\n"
+                "give the folder that thaw train wrote, with its run.json"
+            )
+        return self.folder
+
+    def default_out(self) -> Path:
+        """Where the run's artefacts are."""
+        if self.folder is None:
+            raise UsageError(f"{self.path} is no run folder: say with --out where the artefacts go")
+        return self.folder.path / EXPORT_FOLDER
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run folder, if there is one, against other processes."""
+        with locked(self.folder) if self.folder is not None else contextlib.nullcontext():
+            yield
+
+    @cached_property
+    def request(self) -> TrainRequest:
+        """What the run was asked for.
+
+        Raises:
+            RunError: for a bare model file, or a run that was trained from arrays when they are not given again.
+        """
+        _, kept = open_for_resume(self.needs_folder("this").path)
+        if kept.get("source") is None and self.source is None:
+            raise RunError(
+                f"{self.path} was trained from arrays in memory, which are needed here again\n"
+                "do this from Python, with source=... as it was trained"
+            )
+        return TrainRequest.from_dict(kept, self.source)
+
+    @cached_property
+    def data(self) -> PreparedData:
+        """The data that the run was trained on, prepared again.
+
+        Raises:
+            RunError: as for `request`, or for data that are others than the run's.
+            DataError: for data that cannot be found or read.
+        """
+        request = self.request
+        data = prepare(
+            request.source,
+            request.recipe.data,
+            seed=request.seed,
+            data_root=self.data_root or request.data_root,
+            skip_broken=request.skip_broken,
+            folds=request.folds,
+            progress=self.progress,
+        )
+        if data.fingerprint != read_json(self.needs_folder("this").request).get("fingerprint"):
+            raise RunError(
+                f"the data of {self.path} have changed since it was trained\n"
+                "give their folder with --data-root, as they were"
+            )
+        return data
+
+    def graph(self, precision: Precision) -> Graph:
+        """The float32 or the int8 graph, with one output: the scores."""
+        graph = self._float_graph if precision == "float" else self._int8_graph
+        return replace(graph, outputs=graph.outputs[-1:])
+
+    @cached_property
+    def _float_graph(self) -> Graph:
+        return float_graph(self.model)
+
+    @cached_property
+    def _int8_graph(self) -> Graph:
+        folder = self.needs_folder("the int8 network")
+        if folder.int8.is_file():
+            graph, header = read_graph(folder.int8)
+            if (header.classes, header.contract.shape) != (self.model.classes, self.model.contract.shape):
+                raise ModelFileError(
+                    f"{folder.int8} belongs to another model than {folder.model.name}\nremove it, and it is made anew"
+                )
+            return graph
+        graph, header = quantised(self.model, self.data, self.request)
+        # Kept, since it takes a while, and so that whatever is asked next is asked of the same graph.
+        write_graph(folder.int8, graph, header)
+        return graph
+
+    def card(self) -> ModelCard:
+        """What the artefacts say of themselves."""
+        facts: dict[str, Any] = {}
+        if self.folder is not None and self.folder.metrics.is_file():
+            metrics = read_json(self.folder.metrics)
+            int8 = metrics.get("int8") or {}
+            facts = {
+                "parameters": metrics.get("parameters"),
+                "macs": metrics.get("macs"),
+                "test accuracy": (metrics.get("test") or {}).get("accuracy"),
+                "test accuracy in int8": (int8.get("test") or {}).get("accuracy"),
+            }
+        header = graph_header(self.model, {key: value for key, value in facts.items() if value is not None})
+        return ModelCard(name=header.name, classes=header.classes, contract=header.contract, facts=header.facts)
+
+
+def asked_for(targets: Sequence[str] | None, precision: Precision | None) -> dict[str, tuple[Precision, ...]]:
+    """Precisions by target, for what was asked; None asks for all there are.
+
+    Raises:
+        UsageError: for a target that is not known, or that has nothing in that precision.
+    """
+    names = list(TARGETS) if targets is None else list(dict.fromkeys(targets))
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown or not names:
+        what = f"there is no target {unknown[0]!r}" if unknown else "no target was given"
+        raise UsageError(f"{what}: expected {', '.join(TARGETS)}")
+    asked = {name: tuple(each for each in TARGETS[name] if precision in (None, each)) for name in names}
+    without = [name for name, precisions in asked.items() if not precisions]
+    if without and targets is not None:
+        raise UsageError(
+            f"the {without[0]} target is {TARGETS[without[0]][0]} only: leave out --{precision}, or the target"
+        )
+    return {name: precisions for name, precisions in asked.items() if precisions}
+
+
+def export(
+    run: TrainedRun,
+    *,
+    targets: Sequence[str] | None = None,
+    precision: Precision | None = None,
+    out: Path | None = None,
+) -> Export:
+    """Write the artefacts of a run.
+
+    Args:
+        run: what to export.
+        targets: "onnx", "litert", "c"; None for all.
+        precision: "float" or "int8"; None for both where the target has both.
+        out: the folder; RUN/export by default.
+
+    Raises:
+        UsageError: for targets or a precision that cannot be.
+        RunError: for int8 from a bare model file, or a folder that cannot be written.
+    """
+    asked = asked_for(targets, precision)
+    folder = run.default_out() if out is None else out.expanduser()
+    with run.locked():
+        return write_export(run, asked, folder)
+
+
+def write_export(run: TrainedRun, asked: Mapping[str, Sequence[Precision]], out: Path) -> Export:
+    """The export itself, with the run's folder held."""
+    needed = [each for each in PRECISIONS if any(each in precisions for precisions in asked.values())]
+    graphs = {each: run.graph(each) for each in needed}
+    card = run.card()
+    written, missing = [], {}
+    for target, precisions in asked.items():
+        try:
+            files = _EXPORTERS[target]({each: graphs[each] for each in precisions}, card)
+        except MissingDependencyError as error:
+            missing[target] = str(error)
+            continue
+        written.append(write_target(out, target, precisions, files))
+    result = Export(out=out, targets=tuple(written), missing=missing, memory=_memory(graphs))
+    if run.folder is not None:
+        kept = {target: each for target in TARGETS if (each := _kept(out, target)) is not None}
+        keep(run, "export", {**result.record(), "targets": kept})
+    return result
+
+
+def keep(run: TrainedRun, part: Part, content: Mapping[str, Any]) -> None:
+    """Put what was found into the run's deployment.json and report; to be called with the run's folder held."""
+    folder = run.needs_folder("a record of it")
+    known = update_deployment(folder.path, part, content)
+    if folder.metrics.is_file():
+        rewrite_deployment(folder.path, read_json(folder.metrics), known)
+
+
+def _kept(out: Path, target: str) -> dict[str, Any] | None:
+    """What lies in `out` of a target, as the record keeps it; None where nothing whole does."""
+    with contextlib.suppress(ModelFileError):
+        found = read_target(out, target)
+        return None if found is None else found.as_dict()
+    return None
+
+
+def _memory(graphs: Mapping[Precision, Graph]) -> dict[str, int]:
+    if "int8" not in graphs:
+        return {}
+    graph = graphs["int8"]
+    return {"arena_bytes": plan_memory(graph).arena_bytes, "constant_bytes": constant_bytes(graph)}
