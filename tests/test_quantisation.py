@@ -141,6 +141,15 @@ def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt)
     assert found.chosen.method in ("minmax", "mse")
 
 
+def test_training_on_that_is_not_finite_costs_nothing_but_itself(model, data, spoilt):
+    settings = QuantizeSettings(qat_threshold=0.0, qat=QatSettings(epochs=3, learning_rate=1e30))
+    with Lanes(1, CPU) as lanes:
+        _, found = to_its_end(quantise(model, setting_of(data, lanes), settings, AugmentSettings()))
+    assert found.chosen.method in {"minmax", "mse", "qat"}
+    assert found.chosen.accuracy == max(each.accuracy for each in found.candidates)
+    assert found.qat is None or found.qat.epochs < 3
+
+
 def test_it_gives_the_same_bits_again_on_any_number_of_lanes(model, data, spoilt):
     once, graphs = dataclasses.replace(QAT, qat=dataclasses.replace(QAT.qat, epochs=1)), []
     for count in (1, 2, 2):

@@ -47,9 +47,10 @@ def chooses_scale(op: Op) -> bool:
 def quantization_of(values: Range, least_scale: float = 0.0) -> Quantization:
     """The scale and zero point that spread -128 to 127 over a range, which is widened so that it holds 0."""
     low, high = min(values[0], 0.0), max(values[1], 0.0)
-    if not np.isfinite(high - low):
-        raise UsageError(f"a tensor has values from {low} to {high}: it cannot be int8")
-    scale = float(np.float32(max((high - low) / 255.0, least_scale)))
+    step = max((high - low) / 255.0, least_scale)
+    if not step <= float(np.finfo(np.float32).max):
+        raise UsageError(f"a tensor has values from {low} to {high}, a step of {step}: it cannot be int8")
+    scale = float(np.float32(step))
     if scale < np.finfo(np.float32).tiny:
         # Nothing but zeros: any scale will do.
         return Quantization(scale=1.0, zero_point=-128)

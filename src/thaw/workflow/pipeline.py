@@ -303,11 +303,7 @@ def _int8_header(model: Model, quantised: Quantised) -> GraphHeader:
 
 
 def quantised(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
-    """The int8 graph of a finished run that has none, made as `thaw train` would have made it from the run's data.
-
-    Raises:
-        TrainingError: when a loss is not finite.
-    """
+    """The int8 graph of a finished run that has none, made as `thaw train` would have made it from the run's data."""
     with Lanes(2, resolve_device(request.device)) as lanes:
         setting = training_setting(data, request.recipe, request.seed, request.device, lanes)
         events = _quantise(request, setting, model)

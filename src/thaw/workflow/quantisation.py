@@ -7,6 +7,7 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from thaw.data.augment import AugmentSettings
 from thaw.data.images import ImageSet
-from thaw.errors import UsageError
+from thaw.errors import TrainingError, UsageError
 from thaw.evidence.quality import evaluate
 from thaw.graph.calibrate import METHODS, calibrate
 from thaw.graph.graph import Graph
@@ -90,7 +91,7 @@ class Quantised:
         float_accuracy: of the float network on the validation images, 0 to 1.
         validation_count: validation images.
         calibration_images: training images that the ranges were taken from.
-        qat: the stage of training on; None where there was no need.
+        qat: the stage of training on; None where there was no need, or where not one epoch came out finite.
     """
 
     chosen: Candidate
@@ -142,10 +143,8 @@ def quantise(
 ) -> Generator[EpochRecord, None, Quantised]:
     """Calibrate, choose on validation images, and train on where too much is lost; yields the epochs of that.
 
-    Equal arguments give equal bits.
-
-    Raises:
-        TrainingError: when a loss is not finite.
+    Equal arguments give equal bits. Training on that ends in a loss which is not finite costs nothing but itself: what
+    it had reached until then counts, or else what calibration gave.
     """
     graph = float_graph(model)
     images = calibration_images(setting.train, settings.calibration_images, setting.seed)
@@ -157,9 +156,11 @@ def quantise(
     float_accuracy = _accuracy(expected, truth)
     summary: StageSummary | None = None
     if 100.0 * (float_accuracy - best.accuracy) > settings.qat_threshold:
-        trained, summary = yield from _train_on(graph, ranges[method], setting, settings.qat, augment)
-        candidates.append(_measured("qat", trained, truth, expected))
-        best = max(candidates, key=lambda each: each.rank)
+        trained = yield from _train_on(graph, ranges[method], setting, settings.qat, augment)
+        if trained is not None:
+            summary = trained[1]
+            candidates.append(_measured("qat", trained[0], truth, expected))
+            best = max(candidates, key=lambda each: each.rank)
     return Quantised(
         chosen=best,
         candidates=tuple(candidates),
@@ -215,14 +216,18 @@ def compare_on_test(quantised: Quantised, test: ImageSet, expected: Probabilitie
 
 def _train_on(
     graph: Graph, ranges: Mapping[str, Range], setting: Setting, settings: QatSettings, augment: AugmentSettings
-) -> Generator[EpochRecord, None, tuple[Graph, StageSummary]]:
+) -> Generator[EpochRecord, None, tuple[Graph, StageSummary] | None]:
     module = TrainableGraph(graph, ranges)
     module.to(setting.device)
     stage_run = setting.run(QatStage(module, settings), augment)
     records = []
-    for record in stage_run.epochs():
-        records.append(record)
-        yield record
+    # Weights that have run away cannot be quantised, which is told as a UsageError.
+    with contextlib.suppress(TrainingError, UsageError):
+        for record in stage_run.epochs():
+            records.append(record)
+            yield record
+    if not records:
+        return None
     stage_run.load_best()
     return module.int8_graph(), summarise(stage_run, records)
 

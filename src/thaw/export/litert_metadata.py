@@ -1,0 +1,85 @@
+"""What a `.tflite` file says of itself: the TensorFlow Lite metadata, labels, and the model card.
+
+The metadata are a FlatBuffer of their own (schema "M001", version 1.1.0) in a buffer of the model, and the files that
+they name are a ZIP archive, not compressed, at the end of the model's file: readers of metadata find the labels, and
+any program that opens ZIP archives finds `labels.txt` and `card.json`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+from thaw.export.card import ModelCard
+from thaw.export.flat_writer import FlatWriter
+
+LABELS_FILE = "labels.txt"
+CARD_FILE = "card.json"
+
+_IDENTIFIER = "M001"
+_PARSER_VERSION = "1.0.0"
+# Numbers of the schema: enumerations, and the members of its unions.
+_DESCRIPTIONS, _TENSOR_AXIS_LABELS, _TENSOR_VALUE_LABELS = 1, 2, 3
+_RGB, _GREY = 1, 2
+_FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
+_EARLIEST = (1980, 1, 1, 0, 0, 0)
+"""The time that a ZIP archive gives its files; always the same, so that equal models are equal files."""
+
+
+def metadata(card: ModelCard, *, image: str, scores: str, gives_index: bool) -> bytes:
+    """The metadata of a model with one input and one output.
+
+    Args:
+        card: what is said.
+        image: name of the input tensor, which takes raw pixels.
+        scores: name of the output tensor.
+        gives_index: the output is the index of a class instead of one score a class.
+    """
+    writer = FlatWriter()
+    text = writer.text
+    labels_kind = _TENSOR_VALUE_LABELS if gives_index else _TENSOR_AXIS_LABELS
+    labels = writer.slots(name=(0, "offset", text(LABELS_FILE)), type=(2, "byte", labels_kind))
+    card_file = writer.slots(name=(0, "offset", text(CARD_FILE)), type=(2, "byte", _DESCRIPTIONS))
+    output = writer.slots(
+        name=(0, "offset", text(scores)),
+        content=(3, "offset", writer.slots(kind=(0, "byte", _FEATURE_PROPERTIES), value=(1, "offset", writer.slots()))),
+        files=(6, "offset", writer.offsets([labels])),
+    )
+    subgraph = writer.slots(
+        inputs=(2, "offset", writer.offsets([_image(writer, card, image)])),
+        outputs=(3, "offset", writer.offsets([output])),
+    )
+    model = writer.slots(
+        name=(0, "offset", text(card.name)),
+        subgraphs=(3, "offset", writer.offsets([subgraph])),
+        files=(6, "offset", writer.offsets([card_file])),
+        parser=(7, "offset", text(_PARSER_VERSION)),
+    )
+    return writer.finish(model, _IDENTIFIER)
+
+
+def with_files(model: bytes, card: ModelCard) -> bytes:
+    """The model with an archive of its labels, one a line, and its card behind it."""
+    files = {
+        LABELS_FILE: "".join(f"{' '.join(name.split())}\n" for name in card.classes),
+        CARD_FILE: json.dumps(card.as_dict(), ensure_ascii=False, separators=(",", ":")),
+    }
+    whole = io.BytesIO(model)
+    with zipfile.ZipFile(whole, "a", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _EARLIEST), content.encode())
+    return whole.getvalue()
+
+
+def _image(writer: FlatWriter, card: ModelCard, name: str) -> int:
+    """The metadata of the input: its size and its colours; pixels are taken as they are."""
+    contract = card.contract
+    size = writer.slots(width=(0, "uint", contract.width), height=(1, "uint", contract.height))
+    colours = _GREY if contract.channels == 1 else _RGB
+    properties = writer.slots(colours=(0, "byte", colours), size=(1, "offset", size))
+    content = writer.slots(kind=(0, "byte", _IMAGE_PROPERTIES), value=(1, "offset", properties))
+    return writer.slots(
+        name=(0, "offset", writer.text(name)),
+        content=(3, "offset", content),
+    )
