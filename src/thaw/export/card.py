@@ -30,11 +30,12 @@ class ModelCard:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form."""
+        """A JSON-ready form; of the contract, what concerns who feeds the artefact: scaling and offset are inside."""
+        contract = self.contract.as_dict()
         return {
             "name": self.name,
             "made_by": f"thaw {__version__}",
             "classes": list(self.classes),
-            "input": self.contract.as_dict(),
+            "input": {key: contract[key] for key in ("height", "width", "channels", "fit")},
             **{key: value for key, value in self.facts.items() if key not in {"name", "classes", "input"}},
         }

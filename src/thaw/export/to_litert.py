@@ -177,18 +177,17 @@ def _dense(writer: ModelWriter, op: Dense) -> None:
 
 
 def _weights(writer: ModelWriter, op: Weighted, weights: npt.NDArray[Any], axis: int) -> list[int]:
-    """The tensors of weights and bias."""
-    names = (f"{op.name}.weights", f"{op.name}.bias")
+    """The tensors of weights and bias, which have no names: they can be told by the operator that reads them."""
     if op.weight_scales is None:
-        return [writer.constant(name, array, "float32") for name, array in zip(names, (weights, op.bias), strict=True)]
+        return [writer.constant("", array, "float32") for array in (weights, op.bias)]
     read = writer.graph.tensor(op.inputs[0]).quantization
     if read is None:
         raise AssertionError("an operation with int8 weights reads a tensor with a scale")
     # Informative only: no kernel computes with the scales of a bias. Files may not hold a scale of 0.
     bias_scales = np.maximum(np.float32(read.scale) * op.weight_scales, np.finfo(np.float32).tiny)
     return [
-        writer.constant(names[0], weights, "int8", writer.scales_of(op.weight_scales, axis)),
-        writer.constant(names[1], op.bias, "int32", writer.scales_of(bias_scales, 0)),
+        writer.constant("", weights, "int8", writer.scales_of(op.weight_scales, axis)),
+        writer.constant("", op.bias, "int32", writer.scales_of(bias_scales, 0)),
     ]
 
 

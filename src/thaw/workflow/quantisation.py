@@ -182,7 +182,10 @@ def graph_header(model: Model, facts: Mapping[str, Any]) -> GraphHeader:
     header = model.header
     recipe = header.get("recipe")
     words = [header.get("dataset"), recipe.get("name") if isinstance(recipe, dict) else None]
-    known = {key: header[key] for key in ("dataset", "seed", "fingerprint") if key in header}
+    known = {key: header[key] for key in ("dataset", "seed") if key in header}
+    if "fingerprint" in header:
+        # Enough to tell data apart, in files that go where memory is counted.
+        known["fingerprint"] = str(header["fingerprint"])[:16]
     return GraphHeader(
         name="-".join(str(word) for word in words if word) or "model",
         classes=model.classes,
