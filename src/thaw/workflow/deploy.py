@@ -201,8 +201,8 @@ class TrainedRun:
             facts = {
                 "parameters": metrics.get("parameters"),
                 "macs": metrics.get("macs"),
-                "test accuracy": (metrics.get("test") or {}).get("accuracy"),
-                "test accuracy in int8": (int8.get("test") or {}).get("accuracy"),
+                "test accuracy": _rounded((metrics.get("test") or {}).get("accuracy")),
+                "test accuracy in int8": _rounded((int8.get("test") or {}).get("accuracy")),
             }
         header = graph_header(self.model, {key: value for key, value in facts.items() if value is not None})
         return ModelCard(name=header.name, classes=header.classes, contract=header.contract, facts=header.facts)
@@ -294,3 +294,8 @@ def _memory(graphs: Mapping[Precision, Graph]) -> dict[str, int]:
         return {}
     graph = graphs["int8"]
     return {"arena_bytes": plan_memory(graph).arena_bytes, "constant_bytes": constant_bytes(graph)}
+
+
+def _rounded(share: object) -> float | None:
+    """A share to a hundredth of a point: what a card says is read by people, and takes room on devices."""
+    return round(share, 4) if isinstance(share, float) else None
