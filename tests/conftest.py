@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["MPLBACKEND"] = "agg"
-    # A shell starts what runs in its background with interrupts ignored, and programs that tests start would inherit that.
+    # A shell starts what runs in its background with interrupts ignored, which programs that tests start would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # By way of the environment, because importing torch to say so would slow the tests that do without it.
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
