@@ -160,7 +160,7 @@ class _Emitter:
         multipliers, shifts = output_multipliers(op, self.reads[0])
         _refuse_large_sums(op, bias, shifts)
         return (
-            _array("int8_t", f"weights_{self.index}", pack_weights(op))
+            _array("int8_t", f"weights_{self.index}", pack_weights(op), " THAW_WORDS")
             + _array("int32_t", f"bias_{self.index}", bias)
             + _array("int32_t", f"multiplier_{self.index}", multipliers)
             + _array("int8_t", f"shift_{self.index}", shifts)
@@ -312,7 +312,7 @@ def _braced(values: Iterable[int]) -> str:
     return "{" + ", ".join(map(str, values)) + "}"
 
 
-def _array(kind: str, name: str, values: npt.NDArray[np.integer]) -> str:
+def _array(kind: str, name: str, values: npt.NDArray[np.integer], attribute: str = "") -> str:
     numbers = ", ".join(str(value) if value != -(2**31) else "INT32_MIN" for value in values.tolist())
     lines = textwrap.fill(numbers, width=116, initial_indent="    ", subsequent_indent="    ")
-    return f"static const {kind} {name}[{len(values)}] = {{\n{lines}}};\n"
+    return f"static const {kind} {name}[{len(values)}]{attribute} = {{\n{lines}}};\n"

@@ -40,7 +40,7 @@ def onnx_package() -> ModuleType:
         import onnx.numpy_helper
         import onnx.shape_inference
     except ImportError as error:
-        raise MissingDependencyError(f"ONNX files need {error.name}: pip install 'thaw-cnn[onnx]'") from None
+        raise MissingDependencyError(f"ONNX files need {error.name or 'onnx'}: pip install 'thaw-cnn[onnx]'") from None
     return onnx
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -109,11 +110,12 @@ class _Program:
 
     def readme(self) -> str:
         """README.md of the folder."""
+        card = json.dumps(self.card.as_dict(), indent=2, sort_keys=True, ensure_ascii=False)
         values = {
             "NAME": self.card.name,
             "ARENA_BYTES": f"{self.plan.arena_bytes:,}",
             "INPUT": "x".join(map(str, self.card.contract.shape)),
-            "CARD": json.dumps(self.card.as_dict(), indent=2, sort_keys=True, ensure_ascii=False),
+            "CARD": textwrap.indent(card, "    "),
         }
         return _fill(_fragment("README.md"), values)
 

@@ -1,5 +1,7 @@
-/* Which kernels: those of the DSP extension, of AVX2 (and VNNI), or the portable ones. All give the same bits. */
-#if !defined(THAW_PORTABLE) && defined(__GNUC__) && defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN)
+/* Which kernels: those of the DSP extension, of AVX2 (and VNNI), or the portable ones. All give the same bits. Cores from
+ * before Thumb-2, and the ARM state of others, say that they have the extension but lack instructions used here. */
+#if !defined(THAW_PORTABLE) && defined(__GNUC__) && defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && \
+    !defined(__ARM_BIG_ENDIAN)
 #define THAW_DSP 1
 #elif !defined(THAW_PORTABLE) && defined(__GNUC__) && defined(__AVX2__)
 #define THAW_AVX2 1
@@ -11,9 +13,11 @@
 #if defined(__GNUC__)
 #define THAW_INLINE static inline __attribute__((always_inline, unused))
 #define THAW_NOINLINE __attribute__((noinline))
+#define THAW_WORDS __attribute__((aligned(4))) /* read as words, which cores may trap or read slowly elsewhere */
 #else
 #define THAW_INLINE static inline
 #define THAW_NOINLINE
+#define THAW_WORDS
 #endif
 
 /* value / 2^exponent, rounded to the nearest, halves away from zero; exponent 0 to 31. Shifts of negative numbers are
