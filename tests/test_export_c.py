@@ -137,6 +137,8 @@ CROSS = [
     ("clang", ("--target=aarch64-linux-gnu", "-isystem", "/usr/aarch64-linux-gnu/include")),
     ("clang", ("--target=riscv64-linux-gnu", "-isystem", "/usr/riscv64-linux-gnu/include")),
     *(("arm-none-eabi-gcc", (f"-mcpu={cpu}", "-mthumb")) for cpu in CPUS),
+    # The DSP extension without Thumb-2: the portable kernels.
+    *(("arm-none-eabi-gcc", (f"-mcpu={cpu}", "-marm")) for cpu in ("arm926ej-s", "arm1176jzf-s", "cortex-a7")),
     *(
         ("clang", ("--target=arm-none-eabi", f"-mcpu={cpu}", "-mthumb", "-mfloat-abi=soft", "-isystem", ARM_HEADERS))
         for cpu in CPUS

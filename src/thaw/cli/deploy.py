@@ -100,7 +100,7 @@ def _row(check: Check) -> tuple[str, ...]:
 def _remarks(check: Check) -> list[str]:
     """What there is to say of a check beside its row."""
     name = f"{check.target} {check.precision}{', ' if check.runtime else ''}{check.runtime}"
-    lines = [f"{name}: {' '.join(check.problem.split())}"] if check.problem else []
+    lines = [f"{name}: {'; '.join(check.problem.splitlines())}"] if check.problem else []
     comparison = check.comparison
     if isinstance(comparison, Int8Comparison) and comparison.first_difference is not None and not check.is_verified:
         lines.append(f"{name}: differs {comparison.first_difference}")
@@ -140,7 +140,7 @@ def _print_bench(result: Bench) -> None:
 
 def _tell_missing(progress: Progress, missing: Mapping[str, str]) -> None:
     for name, reason in missing.items():
-        progress.say(printable(f"{name}: {' '.join(reason.split())}"))
+        progress.say(printable(f"{name}: {'; '.join(reason.splitlines())}"))
 
 
 def _end(*, complete: bool) -> None:

@@ -133,7 +133,13 @@ def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: s
             f"the emulated Cortex-M needs programs that are not here\non Debian and Ubuntu: apt-get install {packages}"
         )
     with tempfile.TemporaryDirectory(prefix="thaw-emulate-") as name:
-        return _emulate(Path(name), files, images, target)
+        try:
+            return _emulate(Path(name), files, images, target)
+        except OSError as error:
+            raise ModelFileError(
+                f"the emulation cannot work in {tempfile.gettempdir()}: {error.strerror or error}\n"
+                "set TMPDIR to a folder with space"
+            ) from error
 
 
 def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: str) -> Emulation:

@@ -126,6 +126,9 @@ class HostCRunner:
         self._folder = tempfile.TemporaryDirectory(prefix="thaw-c-")
         try:
             self._library = self._build("model.so")
+        except OSError as error:
+            self.close()
+            raise _unusable(error) from error
         except BaseException:
             self.close()
             raise
@@ -163,7 +166,10 @@ class HostCRunner:
     def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """What each step wrote, [1, ...] by tensor, for uint8 [1, H, W, C]: from a second build that tells."""
         if self._traced is None:
-            self._traced = self._build("traced.so", "-DTHAW_TRACE")
+            try:
+                self._traced = self._build("traced.so", "-DTHAW_TRACE")
+            except OSError as error:
+                raise _unusable(error) from error
         tensors = [self.graph.tensor(name) for name in traced_tensors(self.graph)]
         sizes = [tensor.elements * np.dtype(tensor.dtype).itemsize for tensor in tensors]
         memory = np.zeros(sum(sizes), np.uint8)
@@ -188,6 +194,14 @@ class HostCRunner:
             return scores
 
         return call
+
+
+def _unusable(error: OSError) -> ModelFileError:
+    """Of a folder for temporary files that is full, or from which nothing can be loaded."""
+    return ModelFileError(
+        f"the C cannot be built and loaded in {tempfile.gettempdir()}: {error.strerror or error}\n"
+        "set TMPDIR to a folder with space, from which programs may run"
+    )
 
 
 def _address(array: npt.NDArray[Any]) -> ctypes.c_void_p:

@@ -127,6 +127,7 @@ def _runtime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependencyError(f"running ONNX models needs {error.name or 'onnxruntime'}: pip install 'thaw-cnn[onnx]'") from None
+        name = error.name or "onnxruntime"
+        raise MissingDependencyError(f"running ONNX models needs {name}: pip install 'thaw-cnn[onnx]'") from None
     module: ModuleType = onnxruntime
     return module

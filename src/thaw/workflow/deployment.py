@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from thaw.errors import RunError
 from thaw.files import write_atomically
@@ -17,6 +17,8 @@ from thaw.workflow.run_folder import DEPLOYMENT_FILE, read_json
 DEPLOYMENT_SCHEMA = 1
 
 Part = Literal["export", "verify", "bench"]
+
+_ANEW = "remove it: export, verify and bench write it anew"
 
 
 def read_deployment(folder: Path) -> dict[str, Any]:
@@ -28,12 +30,15 @@ def read_deployment(folder: Path) -> dict[str, Any]:
     path = folder / DEPLOYMENT_FILE
     if not path.exists():
         return {"schema": DEPLOYMENT_SCHEMA}
-    known = read_json(path)
+    try:
+        known = read_json(path)
+    except RunError as error:
+        raise RunError(f"{str(error).splitlines()[0]}\n{_ANEW}") from error
+    parts = [known.get(part, {}) for part in get_args(Part)]
+    if not all(isinstance(part, dict) and isinstance(part.get("targets", {}), dict) for part in parts):
+        raise RunError(f"{path} is not what thaw wrote\n{_ANEW}")
     if known.get("schema") != DEPLOYMENT_SCHEMA:
-        raise RunError(
-            f"{path} has schema {known.get('schema')!r}, this thaw reads {DEPLOYMENT_SCHEMA}\n"
-            "remove it: export, verify and bench write it anew"
-        )
+        raise RunError(f"{path} has schema {known.get('schema')!r}, this thaw reads {DEPLOYMENT_SCHEMA}\n{_ANEW}")
     return known
 
 
