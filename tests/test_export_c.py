@@ -210,7 +210,7 @@ def test_names_cannot_break_out_of_the_source():
     with HostCRunner(files, graph, flags=("-O0",)) as runner:
         import ctypes
 
-        names = (ctypes.c_char_p * 10).in_dll(runner._library, "thaw_class_names")
+        names = (ctypes.c_char_p * 10).in_dll(runner.library(), "thaw_class_names")
         expected = [name.encode().split(b"\0")[0] for name in card.classes]
         assert [name or b"" for name in names] == expected
 
@@ -220,6 +220,20 @@ def test_what_does_not_compile_is_told_in_one_line():
     files = emit(graph) | {"model.c": b"int broken(void) { return }"}
     with pytest.raises(ModelFileError, match=r"does not compile the model: .*error"):
         HostCRunner(files, graph)
+
+
+def test_c_that_crashes_or_does_not_end_takes_nothing_along(monkeypatch):
+    graph = paper_graph((28, 28, 1))
+    files, images = emit(graph), np.zeros((2, 28, 28, 1), np.uint8)
+    start = b"thaw_predict(const uint8_t *pixels, int8_t *scores)\n{\n"
+    assert files["model.c"].count(start) == 1
+    for statement, words in [(b"*(volatile int *)0 = 1;", "exit code -"), (b"for (;;) {}", "did not end within")]:
+        broken = files | {"model.c": files["model.c"].replace(start, start + statement)}
+        monkeypatch.setattr("thaw.evidence.run_c._RUN_SECONDS", 1.0)
+        with HostCRunner(broken, graph, flags=("-O0",)) as runner:
+            for call in (lambda: runner.run(images), lambda: runner.predict_one(images[0])):
+                with pytest.raises(ModelFileError, match=words):
+                    call()
 
 
 def test_a_missing_compiler_is_told_with_its_package(monkeypatch):

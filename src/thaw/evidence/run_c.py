@@ -1,6 +1,7 @@
 """The emitted C on this machine: the one place that knows the host's C compiler.
 
-The folder is compiled into a shared library in a temporary folder and called through ctypes, one image a call.
+It is compiled in a temporary folder into a program that reads images and writes scores; for timing, into a shared
+library that is called through ctypes.
 """
 
 from __future__ import annotations
@@ -21,44 +22,54 @@ import numpy.typing as npt
 from thaw.errors import MissingDependencyError, ModelFileError
 from thaw.export.to_c import traced_tensors
 from thaw.graph.graph import Graph
+from thaw.graph.tensors import Tensor
 
 STRICT_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic")
 """What the emitted C compiles with, on every target."""
 FAST_FLAGS = ("-O3", "-march=native")
 _COMPILE_SECONDS = 300
 
-# A batch in one call, so that a test set is not slowed down by Python; and what a traced step wrote is kept.
-_HARNESS = """
-#include "model.h"
-#include <string.h>
+_RUN_SECONDS = 60.0
+_RUN_SECONDS_AN_IMAGE = 0.02
 
-void thaw_run(const uint8_t *pixels, int32_t count, %(type)s *scores);
-void thaw_run(const uint8_t *pixels, int32_t count, %(type)s *scores)
-{
-    int32_t index;
-    for (index = 0; index < count; index++) {
-        thaw_predict(pixels + (size_t)index * (THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS), scores + index * THAW_SCORES);
-    }
-}
+# From a file of images to a file of scores, or of what each step wrote: a program of its own, so that C which crashes
+# or does not end takes nothing along.
+_PROGRAM = """
+#include "model.h"
+#include <stdio.h>
+
+static FILE *results;
 
 #ifdef THAW_TRACE
-static uint8_t *trace_at;
 void thaw_trace(int step, const void *data, int32_t bytes);
 void thaw_trace(int step, const void *data, int32_t bytes)
 {
     (void)step;
-    if (trace_at) {
-        memcpy(trace_at, data, (size_t)bytes);
-        trace_at += bytes;
-    }
-}
-
-void thaw_trace_into(uint8_t *memory);
-void thaw_trace_into(uint8_t *memory)
-{
-    trace_at = memory;
+    (void)fwrite(data, 1, (size_t)bytes, results);
 }
 #endif
+
+int main(int count, char **names)
+{
+    static uint8_t pixels[THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS];
+    static thaw_score scores[THAW_SCORES];
+    FILE *images;
+    if (count != 3) {
+        return 2;
+    }
+    images = fopen(names[1], "rb");
+    results = fopen(names[2], "wb");
+    if (!images || !results) {
+        return 3;
+    }
+    while (fread(pixels, 1, sizeof pixels, images) == sizeof pixels) {
+        thaw_predict(pixels, scores);
+#ifndef THAW_TRACE
+        (void)fwrite(scores, sizeof *scores, THAW_SCORES, results);
+#endif
+    }
+    return ferror(results) || fclose(results) ? 4 : 0;
+}
 """
 
 
@@ -97,7 +108,7 @@ def compile_c(command: Sequence[str], folder: Path) -> None:
 
 
 class HostCRunner:
-    """The emitted C, compiled here and called image by image; also a context manager, which removes the library.
+    """The emitted C, compiled here; also a context manager, which removes what was compiled.
 
     Args:
         files: what `export_c` gives.
@@ -125,24 +136,22 @@ class HostCRunner:
         self._result = graph.tensor(graph.outputs[-1])
         self._folder = tempfile.TemporaryDirectory(prefix="thaw-c-")
         try:
-            self._library = self._build("model.so")
-        except OSError as error:
-            self.close()
-            raise _unusable(error) from error
+            self._build("program", "program.c")
         except BaseException:
             self.close()
             raise
-        self._traced: ctypes.CDLL | None = None
 
-    def _build(self, name: str, *extra: str) -> ctypes.CDLL:
+    def _build(self, name: str, *extra: str) -> Path:
         folder = Path(self._folder.name)
-        for file in ("model.h", "model.c"):
-            (folder / file).write_bytes(self._files[file])
-        kind = "int32_t" if self._result.dtype == "int32" else "int8_t"
-        (folder / "harness.c").write_text(_HARNESS % {"type": kind}, encoding="utf-8")
-        command = [self._compiler, *STRICT_FLAGS, *self._flags, *extra, "-fPIC", "-shared", "-o", name]
-        compile_c([*command, "model.c", "harness.c"], folder)
-        return ctypes.CDLL(str(folder / name))
+        if not (folder / name).exists():
+            try:
+                for file in ("model.h", "model.c"):
+                    (folder / file).write_bytes(self._files[file])
+                (folder / "program.c").write_text(_PROGRAM, encoding="utf-8")
+            except OSError as error:
+                raise _unusable(error) from error
+            compile_c([self._compiler, *STRICT_FLAGS, *self._flags, "-o", name, "model.c", *extra], folder)
+        return folder / name
 
     def __enter__(self) -> Self:
         return self
@@ -157,37 +166,66 @@ class HostCRunner:
         self._folder.cleanup()
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """Scores, int8 [N, K] (int32 for a graph that ends in an argmax), for uint8 [N, H, W, C]."""
-        pixels = np.ascontiguousarray(images)
-        scores = np.empty((len(pixels), *self._result.shape), self._result.dtype)
-        self._library.thaw_run(_address(pixels), ctypes.c_int32(len(pixels)), _address(scores))
-        return scores
+        """Scores, int8 [N, K] (int32 for a graph that ends in an argmax), for uint8 [N, H, W, C].
+
+        Raises:
+            ModelFileError: when the C crashes or does not end.
+        """
+        return self._read(self._build("program", "program.c"), images, [self._result])[0]
 
     def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """What each step wrote, [1, ...] by tensor, for uint8 [1, H, W, C]: from a second build that tells."""
-        if self._traced is None:
-            try:
-                self._traced = self._build("traced.so", "-DTHAW_TRACE")
-            except OSError as error:
-                raise _unusable(error) from error
+        """What each step wrote, [1, ...] by tensor, for uint8 [1, H, W, C]: from a second build that tells.
+
+        Raises:
+            ModelFileError: when the C crashes or does not end.
+        """
         tensors = [self.graph.tensor(name) for name in traced_tensors(self.graph)]
+        parts = self._read(self._build("traced", "program.c", "-DTHAW_TRACE"), image, tensors)
+        return {tensor.name: part for tensor, part in zip(tensors, parts, strict=True)}
+
+    def _read(self, program: Path, images: npt.NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
+        """What `program` writes of each image: `tensors` one after another; [N, ...] each."""
+        folder = Path(self._folder.name)
+        limit = _RUN_SECONDS + _RUN_SECONDS_AN_IMAGE * len(images)
+        try:
+            (folder / "images.bin").write_bytes(np.ascontiguousarray(images).tobytes())
+            done = subprocess.run(
+                [str(program), "images.bin", "results.bin"], cwd=folder, capture_output=True, timeout=limit, check=False
+            )
+            content = (folder / "results.bin").read_bytes() if done.returncode == 0 else b""
+        except OSError as error:
+            raise _unusable(error) from error
+        except subprocess.TimeoutExpired:
+            raise ModelFileError(f"the C did not end within {limit:.0f} s") from None
+        if done.returncode != 0:
+            raise ModelFileError(f"the C ended with exit code {done.returncode} instead of scores")
         sizes = [tensor.elements * np.dtype(tensor.dtype).itemsize for tensor in tensors]
-        memory = np.zeros(sum(sizes), np.uint8)
-        pixels, scores = np.ascontiguousarray(image), np.empty((1, *self._result.shape), self._result.dtype)
-        self._traced.thaw_trace_into(_address(memory))
-        self._traced.thaw_run(_address(pixels), ctypes.c_int32(1), _address(scores))
-        self._traced.thaw_trace_into(None)
-        parts = np.split(memory, np.cumsum(sizes)[:-1])
-        return {
-            tensor.name: part.view(tensor.dtype).reshape(1, *tensor.shape)
+        if len(content) != len(images) * sum(sizes):
+            raise ModelFileError(f"the C gave {len(content)} bytes: expected {len(images) * sum(sizes)}")
+        rows = np.frombuffer(content, np.uint8).reshape(len(images), sum(sizes))
+        parts = np.split(rows, np.cumsum(sizes)[:-1], axis=1)
+        return [
+            np.ascontiguousarray(part).view(tensor.dtype).reshape(len(images), *tensor.shape)
             for tensor, part in zip(tensors, parts, strict=True)
-        }
+        ]
+
+    def library(self) -> ctypes.CDLL:
+        """The C as a shared library within this process, for timing."""
+        try:
+            return ctypes.CDLL(str(self._build("model.so", "-fPIC", "-shared")))
+        except OSError as error:
+            raise _unusable(error) from error
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """One inference of uint8 [H, W, C], with everything prepared, for timing."""
+        """One inference of uint8 [H, W, C], with everything prepared, for timing.
+
+        Raises:
+            ModelFileError: when the C crashes or does not end, which is tried in a program of its own first.
+        """
+        self.run(image[None])
         pixels = np.ascontiguousarray(image)
         scores = np.empty(self._result.shape, self._result.dtype)
-        function, arguments = self._library.thaw_predict, (_address(pixels), _address(scores))
+        function, arguments = self.library().thaw_predict, (_address(pixels), _address(scores))
 
         def call() -> object:
             function(*arguments)

@@ -25,8 +25,6 @@ from thaw.graph.packing import padded_taps
 from thaw.graph.plan import MemoryPlan, plan_memory
 from thaw.graph.tensors import Tensor
 
-_MOST_CLASSES_IN_SCORES = 65_536
-
 
 def export_c(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
     """The folder of C for the int8 graph: model.h, model.c, main.c, Makefile and README.md.

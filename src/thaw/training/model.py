@@ -5,6 +5,7 @@ Shapes: N images, H rows, W columns, C channels, K classes.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -125,6 +126,14 @@ class Model:
             "classes": list(self.classes),
         }
         write_tensors(path, self.module.state_dict(), header)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the weights, in hexadecimal digits: what tells two models of one architecture apart."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            found.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def predict(
         self, images: str | Path | Sequence[str | Path] | npt.NDArray[np.uint8], *, skip_broken: bool = False

@@ -21,7 +21,7 @@ from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.training.model import Model
 from thaw.workflow.deployment import Part, update_deployment
 from thaw.workflow.export_folder import TARGETS, ExportedTarget, read_target, write_target
-from thaw.workflow.pipeline import DecodeProgress, quantised
+from thaw.workflow.pipeline import MODEL_DIGEST, DecodeProgress, quantised
 from thaw.workflow.quantisation import float_graph, graph_header
 from thaw.workflow.report import rewrite_deployment
 from thaw.workflow.request import TrainRequest
@@ -181,8 +181,13 @@ class TrainedRun:
     def _int8_graph(self) -> Graph:
         folder = self.needs_folder("the int8 network")
         if folder.int8.is_file():
-            graph, header = read_graph(folder.int8)
-            if (header.classes, header.contract.shape) != (self.model.classes, self.model.contract.shape):
+            try:
+                graph, header = read_graph(folder.int8)
+            except ModelFileError as error:
+                raise ModelFileError(f"{error}\nremove it, and it is made anew") from error
+            made_of = header.facts.get(MODEL_DIGEST, self.model.digest)
+            mine = (self.model.classes, self.model.contract.shape, self.model.digest)
+            if (header.classes, header.contract.shape, made_of) != mine:
                 raise ModelFileError(
                     f"{folder.int8} belongs to another model than {folder.model.name}\nremove it, and it is made anew"
                 )

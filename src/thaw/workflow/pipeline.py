@@ -53,6 +53,8 @@ from thaw.workflow.request import TrainRequest
 from thaw.workflow.run_folder import RunFolder, create, locked, open_for_resume, read_json
 
 CHECKPOINT_VERSION = 1
+MODEL_DIGEST = "model"
+"""The fact in the header of an int8 graph that says which float model it was made of: the model's digest."""
 METRICS_SCHEMA = 1
 SAMPLES_SHOWN = 12
 LATENCY_BATCH = 256
@@ -299,7 +301,8 @@ def _quantise(request: TrainRequest, setting: Setting, model: Model) -> Generato
 
 
 def _int8_header(model: Model, quantised: Quantised) -> GraphHeader:
-    return graph_header(model, {"method": quantised.chosen.method, "validation accuracy": quantised.chosen.accuracy})
+    facts = {"method": quantised.chosen.method, "validation accuracy": quantised.chosen.accuracy}
+    return graph_header(model, {**facts, MODEL_DIGEST: model.digest})
 
 
 def quantised(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
