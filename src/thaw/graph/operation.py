@@ -167,9 +167,9 @@ class Convolution(Weighted):
             self._refuse(f"padding {self.padding}: expected less than the kernel's {rows}x{columns}")
 
     @property
+    @abstractmethod
     def kernel(self) -> tuple[int, int]:
         """(kh, kw), the window's rows and columns."""
-        raise NotImplementedError
 
     @property
     def in_channels(self) -> int:

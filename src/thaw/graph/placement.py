@@ -36,7 +36,7 @@ def place(buffers: Sequence[Buffer]) -> tuple[list[int], int]:
     """
     orders = (
         lambda buffer: (-buffer.size, buffer.first),
-        lambda buffer: (buffer.size - buffer.size, buffer.first, -buffer.size),
+        lambda buffer: (buffer.first, -buffer.size),
         lambda buffer: (-(buffer.last - buffer.first), -buffer.size),
         lambda buffer: (-buffer.size * (buffer.last - buffer.first + 1), buffer.first),
         lambda buffer: (-buffer.first, -buffer.size),
