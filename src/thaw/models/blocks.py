@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_NORM_EPSILON = 1e-5
+_LEAST_SCALE = 1e-6
+"""Below this a positive normalisation does not fall: a factor of 0 could not be put into the scale of int8 weights."""
+
 
 class ConvReluPool(nn.Module):
     """3x3 convolution without padding, max pooling 2x2, ReLU: [B, C, H, W] -> [B, C', (H-2)//2, (W-2)//2].
@@ -104,6 +108,179 @@ class ConvClassifier(nn.Module):
         """[B, C, H, W] -> logits [B, K]."""
         scores: Tensor = self.conv(self.dropout(x))
         return scores.flatten(1)
+
+
+class Norm(nn.Module):
+    """Batch normalisation by channel: [B, C, H, W] -> the same shape.
+
+    Its running mean and variance are those of torch's BatchNorm2d with momentum 0.1. It keeps no count of batches, so
+    that every tensor of a model is float32.
+
+    Args:
+        channels: C.
+        positive: keep the scale above 0, by taking its absolute value. Convolutions that share their weights and differ
+            in the normalisation after them then differ by one positive factor a channel, which int8 weights put into
+            their scales, so that a device keeps the weights once.
+    """
+
+    def __init__(self, channels: int, *, positive: bool = False) -> None:
+        super().__init__()
+        self.positive = positive
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    @property
+    def scale(self) -> Tensor:
+        """The learned scale that is applied, float32 [C]."""
+        return self.weight.abs().clamp(min=_LEAST_SCALE) if self.positive else self.weight
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """(factor, offset), float32 [C] each: in evaluation mode the module computes `x * factor + offset`."""
+        factor = self.scale / torch.sqrt(self.running_var + _NORM_EPSILON)
+        return factor, self.bias - self.running_mean * factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.scale, self.bias, self.training, eps=_NORM_EPSILON
+        )
+
+
+class ConvNorm(nn.Module):
+    """Convolution that keeps rows and columns, normalisation, and ReLU where asked: [B, C, H, W] -> [B, C', H, W].
+
+    Args:
+        channels_in: C.
+        channels_out: C'.
+        kernel: side of the kernel, odd.
+        groups: 1, or C for a depthwise convolution (then C' = C).
+        relu: whether a ReLU ends it.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, kernel: int = 3, groups: int = 1, relu: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, groups=groups, bias=False)
+        self.norm = Norm(channels_out)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H, W]."""
+        y: Tensor = self.norm(self.conv(x))
+        return F.relu(y) if self.relu else y
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with a shortcut, ReLU after the addition: [B, C, H, W] -> the same (arXiv 1512.03385)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(channels, channels)
+        self.second = ConvNorm(channels, channels, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        return F.relu(x + self.second(self.first(x)))
+
+
+class Separable(nn.Module):
+    """Depthwise 3x3 and pointwise convolution, each normalised and followed by ReLU: [B, C, H, W] -> [B, C', H, W].
+
+    Where C' = C there is a shortcut around both, and the ReLU of the second comes before the addition.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.depthwise = ConvNorm(channels_in, channels_in, groups=channels_in)
+        self.pointwise = ConvNorm(channels_in, channels_out, kernel=1)
+        self.shortcut = channels_in == channels_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H, W]."""
+        y: Tensor = self.pointwise(self.depthwise(x))
+        return x + y if self.shortcut else y
+
+
+class Loop(nn.Module):
+    """One 3x3 convolution used many times, each time with a normalisation of its own: [B, C, H, W] -> [B, C, H', W'].
+
+    Every pass adds to the state: `x <- x + relu(norm_p(conv(x)))`. Between groups of passes the state is pooled 2x2.
+
+    Args:
+        channels: C.
+        passes: passes at each resolution, from the first; (6, 6) is 6, a pooling, and 6 more.
+        mixed: 0 to give the last state; else the last `mixed` states are averaged over their positions, scaled by
+            learned factors a channel, and added: [B, C, H, W] -> [B, C, 1, 1].
+    """
+
+    def __init__(self, channels: int, passes: tuple[int, ...], mixed: int = 0) -> None:
+        super().__init__()
+        self.passes = passes
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList([Norm(channels, positive=True) for _ in range(sum(passes))])
+        self.mix = nn.ModuleList([ChannelScale(channels, 1.0 / mixed) for _ in range(mixed)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H', W'], or [B, C, 1, 1] where states are mixed."""
+        norms = iter(self.norms)
+        states = []
+        for group, passes in enumerate(self.passes):
+            x = F.max_pool2d(x, 2) if group else x
+            for _ in range(passes):
+                x = x + F.relu(next(norms)(self.conv(x)))
+                states.append(x)
+        if not self.mix:
+            return x
+        kept = states[-len(self.mix) :]
+        terms = [scale(state.mean((2, 3), keepdim=True)) for scale, state in zip(self.mix, kept, strict=True)]
+        return torch.stack(terms).sum(0)
+
+
+class Halve(nn.Module):
+    """Max pooling 2x2: [B, C, H, W] -> [B, C, H // 2, W // 2]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H // 2, W // 2]."""
+        return F.max_pool2d(x, 2)
+
+
+class GlobalPool(nn.Module):
+    """The mean of each channel: [B, C, H, W] -> [B, C, 1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, 1, 1]."""
+        return x.mean((2, 3), keepdim=True)
+
+
+class ChannelScale(nn.Module):
+    """A learned factor and offset a channel: [B, C, H, W] -> the same."""
+
+    def __init__(self, channels: int, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((channels,), factor))
+        self.offset = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        return x * self.factor.view(1, -1, 1, 1) + self.offset.view(1, -1, 1, 1)
+
+
+def learned_parameters(module: nn.Module) -> int:
+    """The numbers that training learned, as they count when networks are compared.
+
+    A normalisation that folds into the convolution before it counts as that convolution's bias, C numbers, since its
+    scale moves into the weights. Those of a `Loop` cannot fold into weights that all passes share, and count whole.
+    """
+    whole = {norm for loop in module.modules() if isinstance(loop, Loop) for norm in loop.norms}
+    counted = sum(parameter.numel() for parameter in module.parameters())
+    return counted - sum(
+        norm.weight.numel() for norm in module.modules() if isinstance(norm, Norm) and norm not in whole
+    )
 
 
 def dropouts(module: nn.Module) -> list[tuple[str, Dropout]]:
