@@ -1,16 +1,21 @@
-"""The augmented view against a bilinear sampler in NumPy loops, and against the statistics that its ranges promise."""
+"""The augmented view against NumPy loops and Pillow, and against the statistics that its ranges promise."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from thaw.data import augment as module
-from thaw.data.augment import AugmentSettings, affine_matrices, augment
+from thaw.data import policy
+from thaw.data.augment import AugmentSettings, affine_matrices, augment, cut_out, reframe
+from thaw.data.policy import TRIVIAL, apply_policy, trivial_table
 from thaw.errors import UsageError
 
 OFF = {"rotation_degrees": 0.0, "zoom": 0.0, "translation": 0.0, "brightness": 0.0}
@@ -229,7 +234,17 @@ def test_same_seed_same_bits_and_nothing_else_is_drawn_from():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-LIMITS = {"rotation_degrees": 180.0, "zoom": 0.99, "translation": 1.0, "brightness": 1.0}
+LIMITS = {
+    "rotation_degrees": 180.0,
+    "zoom": 0.99,
+    "translation": 1.0,
+    "brightness": 1.0,
+    "crop": 0.5,
+    "cutout": 0.9,
+    "mixup": 10.0,
+    "cutmix": 10.0,
+    "mix_probability": 1.0,
+}
 
 
 @pytest.mark.parametrize("name", list(LIMITS))
@@ -250,3 +265,279 @@ def test_settings_refuse_what_is_out_of_range(name, value):
 def test_settings_refuse_another_fill(fill):
     with pytest.raises(UsageError, match=r"augment\.fill.*zeros, border, reflection"):
         AugmentSettings(fill=fill)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "mix_probability"])
+def test_mixing_is_not_for_single_images(name):
+    x = pictures(4, 3, 6, 6)
+    assert torch.equal(augment(x, only(**{name: 1.0}), generator()), x)
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_flip_is_true_or_false(value):
+    with pytest.raises(UsageError, match=r"augment\.flip .*true or false"):
+        AugmentSettings(flip=value)
+
+
+@pytest.mark.parametrize("value", ["wide", "", None])
+def test_settings_refuse_another_policy(value):
+    with pytest.raises(UsageError, match=r"augment\.policy.*none, trivial"):
+        AugmentSettings(policy=value)
+
+
+def affine_and_brightness(x: torch.Tensor, settings: AugmentSettings, chance: torch.Generator) -> torch.Tensor:
+    """The augmented view as it was before there was anything but these two, number by number."""
+    count, _, height, width = x.shape
+    draws = torch.rand((4, count), generator=chance) * 2 - 1
+    offset = torch.rand((count, 1, 1, 1), generator=chance) * 2 - 1
+    scale = 1.0 / (1.0 + settings.zoom * draws[1])
+    angle = draws[0] * math.radians(settings.rotation_degrees)
+    cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
+    across, down = (2.0 * settings.translation * draw for draw in draws[2:])
+    aspect = width / height
+    theta = torch.stack([cosine, -sine / aspect, across, sine * aspect, cosine, down], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    moved = F.grid_sample(x, grid, mode="bilinear", padding_mode=settings.fill, align_corners=False)
+    return (moved + settings.brightness * offset).clamp(0.0, 1.0)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 32, 32), (3, 9, 14)])
+def test_what_is_new_moves_no_bit_when_it_is_off(channels, height, width, fill):
+    x = pictures(40, channels, height, width)
+    settings = AugmentSettings(fill=fill, mixup=0.2, cutmix=1.0)
+    one, other = generator(3), generator(3)
+    for _ in range(2):
+        assert torch.equal(augment(x, settings, one), affine_and_brightness(x, settings, other))
+    assert torch.equal(one.get_state(), other.get_state())
+
+
+def np_reframe(image: np.ndarray, down: int, across: int, mirrored: bool, fill: str) -> np.ndarray:
+    """One image [C, H, W], mirrored or not, then with its content moved by whole pixels, down and to the right."""
+    _, height, width = image.shape
+    out = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            at_row, at_column = row - down, column - across
+            if fill == "zeros" and not (0 <= at_row < height and 0 <= at_column < width):
+                continue
+            if fill == "border":
+                at_row, at_column = min(max(at_row, 0), height - 1), min(max(at_column, 0), width - 1)
+            elif fill == "reflection":
+                at_row, at_column = int(reflected(at_row, height)), int(reflected(at_column, width))
+            out[:, row, column] = image[:, at_row, width - 1 - at_column if mirrored else at_column]
+    return out
+
+
+def frames(image: np.ndarray, settings: AugmentSettings) -> dict[bytes, int]:
+    """What an image [C, H, W] can look like after flip and crop, and by how many equally likely draws."""
+    reach_down, reach_across = (round(settings.crop * side) for side in image.shape[1:])
+    return Counter(
+        np_reframe(image, down, across, mirrored, settings.fill).tobytes()
+        for down in range(-reach_down, reach_down + 1)
+        for across in range(-reach_across, reach_across + 1)
+        for mirrored in {False, settings.flip}
+    )
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("chosen", [{"flip": True}, {"crop": 0.3}, {"flip": True, "crop": 0.125}, {"crop": 0.5}])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 6, 11), (3, 9, 4), (1, 1, 3)])
+def test_flip_and_crop_agree_with_loops(channels, height, width, chosen, fill):
+    x = pictures(1, channels, height, width)
+    settings = only(fill=fill, **chosen)
+    made = augment(x.repeat(4000, 1, 1, 1), settings, generator(1)).contiguous().numpy()
+    looks = frames(x[0].numpy(), settings)
+    found = Counter(image.tobytes() for image in made)
+    assert set(found) == set(looks)
+    expected = np.array(list(looks.values())) / looks.total() * 4000
+    assert len(looks) == 1 or stats.chisquare([found[look] for look in looks], expected).pvalue > 1e-3
+
+
+def test_a_crop_that_rounds_to_no_pixel_leaves_the_image():
+    x = pictures(20, 3, 6, 6)
+    assert torch.equal(augment(x, only(crop=0.05), generator()), x)
+
+
+def test_memory_order_does_not_matter_to_the_result():
+    x = pictures(30, 3, 8, 10)
+    settings = AugmentSettings(flip=True, crop=0.2, policy="trivial", cutout=0.4)
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(augment(last, settings, generator(4)), augment(x, settings, generator(4)))
+
+
+@pytest.mark.parametrize(("share", "side"), [(0.5, 4), (0.6, 5), (0.9, 7), (0.13, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cutout_is_one_square_of_the_mean_colour(channels, share, side):
+    height, width, count = 8, 11, 4000
+    x = pictures(count, channels, height, width)
+    made = augment(x, only(cutout=share), generator(5))
+    cut = (made != x).any(dim=1)
+    means = x.double().mean(dim=(2, 3))
+    spread = (made.double() - means[:, :, None, None]).abs().amax(dim=1)
+    assert spread[cut].max() < 1e-6
+    looks = {}
+    for centre_row in range(height):
+        for centre_column in range(width):
+            mask = np.zeros((height, width), dtype=bool)
+            top, left = centre_row - side // 2, centre_column - side // 2
+            mask[max(top, 0) : top + side, max(left, 0) : left + side] = True
+            looks[mask.tobytes()] = centre_row * width + centre_column
+    counts = np.bincount([looks[mask.tobytes()] for mask in cut.numpy()], minlength=height * width)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_a_cutout_that_rounds_to_no_pixel_leaves_the_image():
+    x = pictures(20, 3, 6, 6)
+    assert torch.equal(augment(x, only(cutout=0.05), generator()), x)
+
+
+def as_pillow(image: torch.Tensor) -> Image.Image:
+    pixels = image.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+PILLOW = {
+    "brightness": lambda image, strength: ImageEnhance.Brightness(image).enhance(1 + strength),
+    "contrast": lambda image, strength: ImageEnhance.Contrast(image).enhance(1 + strength),
+    "saturation": lambda image, strength: ImageEnhance.Color(image).enhance(1 + strength),
+    "sharpness": lambda image, strength: ImageEnhance.Sharpness(image).enhance(1 + strength),
+    "posterize": lambda image, strength: ImageOps.posterize(image, round(strength)),
+    "solarize": lambda image, strength: ImageOps.solarize(image, math.ceil(strength * 255)),
+    "autocontrast": lambda image, strength: ImageOps.autocontrast(image),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", list(PILLOW))
+def test_changes_of_colour_agree_with_pillow(name, channels):
+    (operation,) = (line for line in TRIVIAL if line.name == name)
+    # Bytes, as images come, that leave some room at both ends.
+    x = pictures(9, channels, 10, 13).mul(170).add(40).round().div(255)
+    strengths = torch.linspace(operation.low, operation.high, 9)
+    made = operation.change(x, strengths.view(-1, 1, 1, 1)).clamp(0, 1)
+    # Pillow rounds along the way, so up to two bytes lie between; its sharpness leaves the outermost pixels alone.
+    inner = slice(1, -1) if name == "sharpness" else slice(None)
+    for image, strength, result in zip(x, strengths.tolist(), made, strict=True):
+        expected = np.asarray(PILLOW[name](as_pillow(image), strength), dtype=np.float64).reshape(10, 13, channels)
+        found = result.permute(1, 2, 0).double().numpy() * 255
+        np.testing.assert_allclose(found[inner, inner], expected[inner, inner], atol=2.0)
+
+
+def test_sharpness_weighs_what_there_is_of_an_image_of_one_pixel():
+    x = torch.full((1, 1, 1, 1), 0.3)
+    torch.testing.assert_close(policy.sharpness(x, torch.full((1, 1, 1, 1), -0.9)), x)
+
+
+def test_autocontrast_leaves_an_even_image():
+    x = torch.full((2, 3, 4, 4), 0.3)
+    assert torch.equal(policy.autocontrast(x, torch.zeros(2, 1, 1, 1)), x)
+
+
+def test_posterize_keeps_bits_exactly():
+    x = (torch.arange(256).float() / 255).view(1, 1, 16, 16)
+    for bits in range(4, 9):
+        made = policy.posterize(x, torch.full((1, 1, 1, 1), float(bits)))
+        expected = [value >> (8 - bits) << (8 - bits) for value in range(256)]
+        assert made.mul(255).round().long().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 50)])
+def test_maps_of_the_policy_in_pixels(height, width):
+    moves = torch.diag(torch.tensor([30.0, 0.25, -0.2, 0.1, -0.3]))
+    theta = policy.matrices(moves, width / height).double().numpy()
+    half = np.array([width / 2, height / 2])
+    linear, shift = theta[:, :, :2] * half[:, None] / half[None, :], theta[:, :, 2] * half
+    half_root = math.sqrt(3) / 2
+    still = [[1, 0], [0, 1]]
+    expected = [[[half_root, -0.5], [0.5, half_root]], [[1, 0.25], [0, 1]], [[1, 0], [-0.2, 1]], still, still]
+    np.testing.assert_allclose(linear, expected, atol=1e-6)
+    np.testing.assert_allclose(shift, [[0, 0]] * 3 + [[0.1 * width, 0], [0, -0.3 * height]], atol=1e-5)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 9, 9), (3, 7, 12)])
+def test_each_image_goes_through_the_one_operation_that_it_drew(channels, height, width, fill):
+    x = pictures(120, channels, height, width)
+    made = apply_policy(x, fill, generator(6))
+    table = trivial_table(channels)
+    choices, strengths = policy.draw(table, 120, generator(6))
+    geometric = ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"]
+    assert len(set(choices.tolist())) == len(table)
+    for image, choice, strength, result in zip(x, choices.tolist(), strengths, made, strict=True):
+        operation = table[choice]
+        if operation.name == "identity":
+            assert torch.equal(result, image)
+        elif operation.name in geometric:
+            move = torch.zeros(1, 5)
+            move[0, geometric.index(operation.name)] = strength
+            matrix = policy.matrices(move, width / height)[0].double().numpy()
+            expected = np_sample(image.double().numpy(), matrix, fill)
+            np.testing.assert_allclose(result.numpy(), expected, atol=2e-5)
+        else:
+            alone = operation.change(image[None], strength.view(1, 1, 1, 1)).clamp(0, 1)[0]
+            torch.testing.assert_close(result, alone)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_operations_and_strengths_are_drawn_evenly(channels):
+    table = trivial_table(channels)
+    names = [operation.name for operation in table]
+    assert len(set(names)) == len(names) == {1: 12, 3: 13}[channels]
+    assert ("saturation" in names) == (channels == 3)
+    choices, strengths = policy.draw(table, 20_000, generator(7))
+    assert stats.chisquare(np.bincount(choices.numpy(), minlength=len(table))).pvalue > 1e-3
+    for line, operation in enumerate(table):
+        drawn = strengths[choices == line].numpy()
+        low, high = sorted((operation.low, operation.high))
+        if low == high:
+            assert (drawn == low).all()
+        else:
+            assert stats.kstest(drawn, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+
+
+def test_the_policy_leaves_as_many_images_as_its_table_says():
+    x = pictures(6000, 3, 8, 8).mul(255).round().div(255)
+    settings = only(policy="trivial", fill="reflection")
+    still = int((augment(x, settings, generator(8)) == x).flatten(1).all(1).sum())
+    # The identity, and the eighth of posterize (8 to 4 bits) that keeps all 8.
+    assert stats.binomtest(still, 6000, (1 + 1 / 8) / 13).pvalue > 1e-3
+
+
+def test_the_order_of_the_steps():
+    x = pictures(50, 3, 12, 16)
+    settings = AugmentSettings(flip=True, crop=0.125, policy="trivial", cutout=0.3)
+    chance = generator(9)
+    expected = apply_policy(reframe(x, settings, chance), settings.fill, chance)
+    expected = cut_out(affine_and_brightness(expected, settings, chance), settings.cutout, chance)
+    assert torch.equal(augment(x, settings, generator(9)), expected)
+
+
+EVERYTHING = {"flip": True, "crop": 0.25, "policy": "trivial", "cutout": 0.5}
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 10, 17), (3, 1, 1)])
+def test_all_together_keep_shape_range_seed_and_input(channels, height, width, fill):
+    settings = AugmentSettings(**EVERYTHING, fill=fill)
+    for x in (pictures(100, channels, height, width), torch.ones(100, channels, height, width)):
+        kept = x.clone()
+        before = torch.get_rng_state()
+        made = [augment(x, settings, generator(seed)) for seed in (1, 1, 2)]
+        assert torch.equal(made[0], made[1])
+        assert not torch.equal(made[0], made[2])
+        assert torch.equal(x, kept)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert made[0].shape == x.shape
+        assert made[0].dtype == torch.float32
+        assert made[0].min() >= 0.0
+        assert made[0].max() <= 1.0
+
+
+@pytest.mark.parametrize("name", list(EVERYTHING))
+def test_one_alone_leaves_its_input(name):
+    x = pictures(40, 3, 9, 9)
+    kept = x.clone()
+    made = augment(x, only(**{name: EVERYTHING[name]}), generator(1))
+    assert torch.equal(x, kept)
+    assert not torch.equal(made, x)

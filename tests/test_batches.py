@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from thaw.data import batches as module
-from thaw.data.augment import AugmentSettings
-from thaw.data.batches import CHUNK_IMAGES, BatchSource, channels_last, normalise, to_unit
+from thaw.data.augment import AugmentSettings, augment
+from thaw.data.batches import CHUNK_IMAGES, Batch, BatchSource, channels_last, normalise, sample_views, to_unit
 from thaw.data.images import ImageSet, InputContract
+from thaw.seeds import derive, numpy_generator
 
 CPU = torch.device("cpu")
 STILL = AugmentSettings(rotation_degrees=0.0, zoom=0.0, translation=0.0, brightness=0.0)
@@ -161,6 +162,121 @@ def test_normalisation_agrees_with_numpy(mean, std):
     unit = to_unit(torch.from_numpy(pixels))
     assert np.array_equal(unit.numpy(), (pixels.astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2))
     assert torch.equal(normalise(unit, contract), batch.views["original"])
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 32, 32), (3, 5, 9)])
+def test_normalisation_by_rows_has_the_bits_of_normalisation_by_channels(channels, height, width, last):
+    x = torch.rand((50, channels, height, width), generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    contract = InputContract(
+        height=height,
+        width=width,
+        channels=channels,
+        mean=(0.4914, 0.4822, 0.4465)[:channels],
+        std=(0.3, 0.7, 0.11)[:channels],
+    )
+    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (contract.mean, contract.std))
+    made = normalise(x, contract)
+    assert torch.equal(made, (x - mean) / std)
+    assert made.stride() == channels_last(x).stride()
+
+
+def coloured(count: int, channels: int = 3, height: int = 9, width: int = 12) -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+    return ImageSet(images=pixels, labels=np.arange(count, dtype=np.int64) % 5, classes=tuple("abcde"))
+
+
+MODERN = AugmentSettings(flip=True, crop=0.125, policy="trivial", cutout=0.3)
+
+
+@pytest.mark.parametrize("settings", [AugmentSettings(), MODERN])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_chunk_is_augmented_at_a_time_from_the_epochs_own_stream(channels, settings):
+    images = coloured(CHUNK_IMAGES + 70, channels)
+    made = source(images, views=("augmented",), augment=settings)
+    order = numpy_generator(11, "order").permutation(len(images))
+    chance = torch.Generator().manual_seed(derive(11, "augment"))
+    expected = [
+        augment(torch.from_numpy(images.images[part]).permute(0, 3, 1, 2) / 255.0, settings, chance)
+        for part in (order[:CHUNK_IMAGES], order[CHUNK_IMAGES:])
+    ]
+    found = torch.cat([batch.views["augmented"] for batch in made.shuffled(11)])
+    torch.testing.assert_close(found, torch.cat(expected))
+
+
+MIXED = replace(MODERN, mixup=0.4, cutmix=1.0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_mixed_batch_is_made_of_the_batch_that_would_have_come(channels, kind):
+    images = coloured(CHUNK_IMAGES + 70, channels)
+    plain = source(images, views=("original", "augmented"), augment=MODERN)
+    mixed = replace(plain, augment=replace(MODERN, **{kind: 1.0}))
+    seen = set()
+    for before, after in zip(plain.shuffled(2), mixed.shuffled(2), strict=True):
+        assert not before.mixes
+        assert list(after.mixes) == ["augmented"]
+        assert torch.equal(after.labels, before.labels)
+        assert torch.equal(after.views["original"], before.views["original"])
+        mix, x = after.mixes["augmented"], before.views["augmented"]
+        assert sorted(mix.partners.tolist()) == list(range(len(after)))
+        assert mix.shares.shape == (len(after),)
+        made, other = after.views["augmented"], x[mix.partners]
+        assert made.stride() == x.stride()
+        if kind == "mixup":
+            share = mix.shares.view(-1, 1, 1, 1)
+            torch.testing.assert_close(made, share * x + (1 - share) * other)
+        else:
+            assert ((made == x) | (made == other)).all()
+        seen.add(tuple(mix.shares.tolist()))
+    assert len(seen) == len(plain)  # each batch draws anew
+
+
+def test_mixing_depends_on_the_seed_only():
+    made = source(coloured(500), views=("augmented",), augment=MIXED)
+
+    def bits(seed: int) -> list[torch.Tensor]:
+        return [
+            tensor
+            for batch in made.shuffled(seed)
+            for tensor in (batch.views["augmented"], batch.mixes["augmented"].partners, batch.mixes["augmented"].shares)
+        ]
+
+    first = bits(1)
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002 - the global state is what must not matter
+    assert all(torch.equal(one, two) for one, two in zip(first, bits(1), strict=True))
+    assert not torch.equal(first[0], bits(2)[0])
+
+
+def test_a_share_of_the_batches_is_mixed():
+    made = source(coloured(800), 8, views=("augmented",), augment=replace(MIXED, mix_probability=0.5))
+    mixed = sum(bool(batch.mixes) for batch in made.shuffled(1))
+    assert 30 <= mixed <= 70
+
+
+def test_what_is_not_mixed():
+    images = coloured(200)
+    originals = source(images, augment=MIXED)
+    assert not any(batch.mixes for batch in originals.shuffled(1))
+    views = source(images, views=("augmented",), augment=MIXED)
+    assert not any(batch.mixes for batch in views.ordered())
+    assert Batch({}, torch.zeros(1)).mixes == {}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_views_show_everything_but_mixing(channels):
+    images = coloured(60, channels)
+    shown = sample_views(images, MIXED, count=10, seed=3)
+    assert [name for _, _, name in shown] == list("abcde") * 2
+    for original, augmented, _ in shown:
+        assert original.shape == augmented.shape == (9, 12, channels)
+        assert augmented.dtype == np.uint8
+    assert sum(not np.array_equal(original, augmented) for original, augmented, _ in shown) >= 9
+    again = sample_views(images, MODERN, count=10, seed=3)
+    assert all(np.array_equal(one[1], two[1]) for one, two in zip(shown, again, strict=True))
 
 
 def test_a_read_only_memory_map_is_taken(tmp_path):

@@ -18,10 +18,12 @@ from thaw.models.fusion import FusionSpec, build_dual, unify
 from thaw.training import engine
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.engine import StageRun
+from thaw.training.optim import FitSettings
 from thaw.training.schedule import Schedule
 from thaw.training.stages import (
     DualSettings,
     DualStage,
+    PlainSettings,
     PlainStage,
     UnfreezeSettings,
     UnfreezeStep,
@@ -101,7 +103,10 @@ def test_training_learns_digits(lanes):
 
 
 def test_a_plain_network_learns_too(lanes):
-    stage = PlainStage(a_dual("paper", dropout=0.0).branches[0], DualSettings(epochs=4, learning_rate=0.01))
+    settings = PlainSettings(
+        epochs=4, learning_rate=0.01, view="original", schedule=Schedule(), fit=FitSettings(optimizer="nadam")
+    )
+    stage = PlainStage(a_dual("paper", dropout=0.0).branches[0], settings)
     run = StageRun(
         stage,
         source(digit_set(0, 600), 32),

@@ -95,7 +95,7 @@ def test_the_last_override_of_a_setting_counts():
     [
         ("dual.epoch=5", "dual.epoch is unknown; did you mean epochs?"),
         ("duel.epochs=5", "duel is unknown; did you mean dual?"),
-        ("xyzzy=5", "xyzzy is unknown; known here: description, data, augment"),
+        ("xyzzy=5", "xyzzy is unknown; known here: description, method, data, augment"),
         ("dual.epochs=five", "dual.epochs = 'five': expected a whole number"),
         ("dual.epochs=5.0", "dual.epochs = 5.0: expected a whole number"),
         ("dual.epochs=true", "dual.epochs = True: expected a whole number"),

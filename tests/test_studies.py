@@ -17,7 +17,6 @@ from thaw.models.families import PaperSpec
 from thaw.training.arms import ARMS, PLAIN, ArmTraining, at_once, fitting_spec, without_early_stop
 from thaw.training.method import Setting
 from thaw.workflow.ablation import _points, page
-from thaw.workflow.pipeline import method_settings
 from thaw.workflow.recipe import load_recipe
 from thaw.workflow.reproduce import PUBLISHED, _page, parse_seeds
 
@@ -69,7 +68,7 @@ def dense_parameters(filters, shape, classes):
 def test_plain_networks_are_as_large_as_their_widths_allow(digits_setting, filters, networks):
     data, setting = digits_setting
     overrides = [f"model.filters={list(filters)}"]
-    settings = method_settings(load_recipe("paper", overrides)[1])
+    settings = load_recipe("paper", overrides)[1].method_settings()
     whole = sum(
         parameter.numel() for parameter in ArmTraining(settings, _on_cpu(setting)).skeleton(ARMS[-1])[0].parameters()
     )
@@ -100,7 +99,7 @@ def test_thawing_at_once_takes_as_long(digits_setting):
 
 
 def test_no_arm_stops_early():
-    settings = without_early_stop(method_settings(load_recipe("paper", ["dual.patience=1", "unfreeze.patience=1"])[1]))
+    settings = without_early_stop(load_recipe("paper", ["dual.patience=1", "unfreeze.patience=1"])[1].method_settings())
     epochs = settings.dual.epochs + sum(step.epochs for step in settings.unfreeze.steps)
     assert min(settings.dual.patience, settings.unfreeze.patience) >= epochs
 

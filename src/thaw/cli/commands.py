@@ -241,7 +241,7 @@ def info_recipe(recipe: str, input_shape: str, classes: int, overrides: Sequence
     name, settings = load_recipe(recipe, overrides)
     height, width, channels = parse_shape(input_shape)
     contract = InputContract(height=height, width=width, channels=channels)
-    cost = layer_table(settings.model, settings.fusion, contract.shape, classes)
+    cost = layer_table(settings.model, settings.joined, contract.shape, classes)
     if as_json:
         print_json({"recipe": name, "input": str(contract), "classes": classes, **cost.as_dict()})
         return

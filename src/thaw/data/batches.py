@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from thaw.data.augment import AugmentSettings, augment
 from thaw.data.images import ImageSet, InputContract
+from thaw.data.mix import Mix, mix_images
 from thaw.seeds import derive, numpy_generator
 
 View = Literal["original", "augmented"]
@@ -29,10 +30,17 @@ CHUNK_IMAGES = 1024
 
 @dataclass(frozen=True)
 class Batch:
-    """Images by view, float32 [B, C, H, W] channels-last and normalised as the contract says; labels int64 [B]."""
+    """A step's images and labels.
+
+    Attributes:
+        views: the images, float32 [B, C, H, W] channels-last and normalised as the contract says.
+        labels: int64 [B], each image's own, also where it was mixed with another.
+        mixes: how the images of a view were mixed; a view that is not here was not.
+    """
 
     views: dict[View, Tensor]
     labels: Tensor
+    mixes: Mapping[View, Mix] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,10 +64,12 @@ class BatchSource:
     def shuffled(self, seed: int) -> Generator[Batch, None, None]:
         """One epoch in an order that `seed` decides, prepared ahead by a thread of its own."""
         order = numpy_generator(seed, "order").permutation(len(self.images))
-        return _ahead(self._batches(order, seed), depth=8)
+        # Mixing has a stream of its own, so that it changes nothing of what the augmented view shows otherwise.
+        mixing = numpy_generator(seed, "mix")
+        return _ahead((self._mixed(batch, mixing) for batch in self._batches(order, seed)), depth=8)
 
     def ordered(self) -> Iterator[Batch]:
-        """Every image once, in the set's own order."""
+        """Every image once, in the set's own order and never mixed."""
         return self._batches(np.arange(len(self.images)), seed=0)
 
     def _batches(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int) -> Iterator[Batch]:
@@ -75,6 +85,15 @@ class BatchSource:
                 part = slice(first, first + self.batch_size)
                 yield Batch({view: x[part] for view, x in views.items()}, labels[part])
 
+    def _mixed(self, batch: Batch, generator: np.random.Generator) -> Batch:
+        """The batch with its augmented view mixed, where the settings ask for that."""
+        if "augmented" not in batch.views:
+            return batch
+        x, mix = mix_images(batch.views["augmented"], self.augment, generator)
+        if mix is None:
+            return batch
+        return Batch({**batch.views, "augmented": channels_last(x)}, batch.labels, {"augmented": mix})
+
     def _view(self, view: View, unit: Tensor, generator: torch.Generator) -> Tensor:
         x = augment(unit, self.augment, generator) if view == "augmented" else unit
         return normalise(x, self.contract)
@@ -87,9 +106,11 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 def normalise(x: Tensor, contract: InputContract) -> Tensor:
     """(x - mean) / std by channel: float32 [B, C, H, W], in channels-last order."""
-    mean = torch.tensor(contract.mean, device=x.device).view(1, -1, 1, 1)
-    std = torch.tensor(contract.std, device=x.device).view(1, -1, 1, 1)
-    return channels_last((x - mean) / std)
+    count, channels, height, width = x.shape
+    # A whole row of pixels at a time, W * C numbers: several times as fast as broadcasting over C alone.
+    mean, std = (torch.tensor(each, device=x.device).repeat(width) for each in (contract.mean, contract.std))
+    rows = channels_last(x).permute(0, 2, 3, 1).reshape(count * height, width * channels)
+    return channels_last((rows - mean).div_(std).view(count, height, width, channels).permute(0, 3, 1, 2))
 
 
 def channels_last(x: Tensor) -> Tensor:

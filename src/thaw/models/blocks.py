@@ -39,19 +39,21 @@ class Dropout(nn.Module):
     """Dropout that draws from a generator of its own.
 
     The global generator would be shared by branches that train at the same time, and the numbers drawn would then
-    depend on which came first. Whoever trains seeds `generator` at the start of each epoch.
+    depend on which came first. Whoever trains seeds `generator` at the start of each epoch; `beginnings` counts that.
     """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
         self.generator: torch.Generator | None = None
+        self.beginnings = 0
 
     def reseed(self, seed: int, device: torch.device) -> None:
         """Start the stream of random numbers anew from `seed` on `device`."""
         if self.generator is None or self.generator.device != device:
             self.generator = torch.Generator(device=device)
         self.generator.manual_seed(seed)
+        self.beginnings += 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape: while training, zeros with `probability`, and what is kept scaled by 1 / (1 - probability)."""

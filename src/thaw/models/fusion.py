@@ -122,6 +122,11 @@ def build_unified(spec: FamilySpec, fusion: FusionSpec, shape: tuple[int, int, i
     return unify(build_dual(spec, shape, classes), fusion)
 
 
+def build_network(spec: FamilySpec, fusion: FusionSpec | None, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A network with fresh weights: two submodels joined as `fusion` says, or one that stands alone for None."""
+    return spec.build(shape, classes) if fusion is None else build_unified(spec, fusion, shape, classes)
+
+
 def _with_conv_classifier(branch: nn.Module) -> nn.Sequential:
     copied = copy.deepcopy(branch)
     if not isinstance(copied, nn.Sequential) or not isinstance(copied[-1], DenseClassifier):

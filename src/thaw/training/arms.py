@@ -14,11 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from thaw.data.batches import View
-from thaw.models.families import FamilySpec
+from thaw.errors import UsageError
+from thaw.models.blocks import learned_parameters
+from thaw.models.families import FamilySpec, PaperSpec
 from thaw.models.fusion import DualModel, build_unified
 from thaw.training.engine import EpochRecord, StageRun
 from thaw.training.method import MethodSettings, Setting, seeded_dual, seeded_plain, seeded_unify
-from thaw.training.stages import DualStage, Stage, UnfreezeSettings, UnfreezeStep, unfreeze_stages
+from thaw.training.stages import (
+    DualSettings,
+    DualStage,
+    PlainSettings,
+    Stage,
+    UnfreezeSettings,
+    UnfreezeStep,
+    unfreeze_stages,
+)
 
 PLAIN = "plain"
 
@@ -71,8 +81,11 @@ class ArmTraining:
         self.modules: Modules = []
         passes = self.settings.dual.epochs + sum(step.epochs for step in self.settings.unfreeze.steps)
         if not arm.dual:
-            longer = replace(self.settings.dual, epochs=passes, views=arm.views)
-            stage = seeded_plain(fitting_spec(self.settings, self.setting, 1), longer, self.setting)
+            stage = seeded_plain(
+                fitting_spec(self.settings, self.setting, 1),
+                as_plain(replace(self.settings.dual, epochs=passes, views=arm.views)),
+                self.setting,
+            )
             yield from self._stage(stage)
             self.modules = [stage.module]
         elif arm.stage_two == "none":
@@ -113,6 +126,19 @@ class ArmTraining:
         return modules
 
 
+def as_plain(dual: DualSettings) -> PlainSettings:
+    """One network trained as the first submodel of `dual` is."""
+    return PlainSettings(
+        epochs=dual.epochs,
+        batch_size=dual.batch_size,
+        learning_rate=dual.learning_rate,
+        schedule=dual.schedule,
+        patience=dual.patience,
+        view=dual.views[0],
+        fit=dual.fit,
+    )
+
+
 def without_early_stop(settings: MethodSettings) -> MethodSettings:
     """Every planned epoch is trained: arms that stopped at different times would not have had equal image passes."""
     passes = settings.dual.epochs + sum(step.epochs for step in settings.unfreeze.steps)
@@ -137,15 +163,18 @@ def fitting_spec(settings: MethodSettings, setting: Setting, networks: int) -> F
     the second take what is then left.
     """
     shape, classes = setting.train.shape, setting.classes
+    if not isinstance(settings.model, PaperSpec):
+        return _largest_member(settings, setting, networks)
+    paper = settings.model
 
     def size(first: int, second: int) -> int:
-        spec = replace(settings.model, filters=(first, second))
+        spec = replace(paper, filters=(first, second))
         return networks * count_parameters([spec.build(shape, classes)])
 
     with torch.device("meta"):
         budget = count_parameters([build_unified(settings.model, settings.fusion, shape, classes)])
-        ratio = settings.model.filters[1] / settings.model.filters[0]
-        middle = settings.model.filters[0]
+        ratio = paper.filters[1] / paper.filters[0]
+        middle = paper.filters[0]
         while size(middle + 1, max(1, round(ratio * (middle + 1)))) <= budget:
             middle += 1
         candidates = []
@@ -156,12 +185,27 @@ def fitting_spec(settings: MethodSettings, setting: Setting, networks: int) -> F
             candidates.append((first, second))
         fitting = [filters for filters in candidates if size(*filters) <= budget]
         best = max(fitting, key=lambda filters: size(*filters))
-    return replace(settings.model, filters=best)
+    return replace(paper, filters=best)
+
+
+def _largest_member(settings: MethodSettings, setting: Setting, networks: int) -> FamilySpec:
+    """The largest member of the family of which `networks` have no more parameters than the unified model."""
+    shape, classes = setting.train.shape, setting.classes
+    found: FamilySpec | None = None
+    with torch.device("meta"):
+        budget = count_parameters([build_unified(settings.model, settings.fusion, shape, classes)])
+        for spec in settings.model.members():
+            if networks * count_parameters([spec.build(shape, classes)]) > budget:
+                break
+            found = spec
+    if found is None:
+        raise UsageError(f"no {settings.model.family} network is small enough for {networks} of {budget:,} parameters")
+    return found
 
 
 def count_parameters(modules: Sequence[nn.Module]) -> int:
     """Learned numbers in all modules together."""
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return sum(map(learned_parameters, modules))
 
 
 def arm_tensors(modules: Sequence[nn.Module]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from thaw.errors import TrainingError
 from thaw.models.blocks import dropouts
 from thaw.seeds import derive
 from thaw.training.compute import Lanes
+from thaw.training.optim import WeightAverage
 from thaw.training.schedule import learning_rate
 from thaw.training.stages import Stage
 
@@ -75,6 +76,7 @@ class StageRun:
         self.lanes = lanes
         self.dtype = dtype
         self.optimizer = stage.optimizer()
+        self.average = WeightAverage(stage.module, stage.ema) if stage.ema else None
         self.epoch = 0
         self.best: Best | None = None
 
@@ -107,15 +109,17 @@ class StageRun:
         started = time.perf_counter()
         losses, rate = self._train_epoch()
         seconds = time.perf_counter() - started
-        accuracies, loss = self._validate()
-        if not math.isfinite(loss):
-            raise self._not_finite("validation loss")
-        self.epoch += 1
-        accuracy = sum(accuracies.values()) / len(accuracies)
-        better = self.best is None or (accuracy, -loss) > (self.best.accuracy, -self.best.loss)
-        if better:
-            weights = {name: tensor.detach().clone() for name, tensor in self.stage.module.state_dict().items()}
-            self.best = Best(self.epoch, accuracy, loss, weights)
+        # What is validated is what is kept: the running mean of the weights, where there is one.
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            accuracies, loss = self._validate()
+            if not math.isfinite(loss):
+                raise self._not_finite("validation loss")
+            self.epoch += 1
+            accuracy = sum(accuracies.values()) / len(accuracies)
+            better = self.best is None or (accuracy, -loss) > (self.best.accuracy, -self.best.loss)
+            if better:
+                weights = {name: tensor.detach().clone() for name, tensor in self.stage.module.state_dict().items()}
+                self.best = Best(self.epoch, accuracy, loss, weights)
         return EpochRecord(
             stage=self.stage.name,
             kind=self.stage.kind,
@@ -155,6 +159,8 @@ class StageRun:
                 if (index + 1) % CHECK_EVERY == 0 and not all(math.isfinite(float(total)) for total in sums.values()):
                     raise self._not_finite("training loss")
                 self.optimizer.step()
+                if self.average:
+                    self.average.update()
         means = {name: float(total) / len(self.train.images) for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
             raise self._not_finite("training loss")
@@ -186,6 +192,11 @@ class StageRun:
         if self.best is not None:
             tensors |= {f"best.{name}": tensor for name, tensor in self.best.weights.items()}
             numbers["best"] = {"epoch": self.best.epoch, "accuracy": self.best.accuracy, "loss": self.best.loss}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+            numbers["average_steps"] = self.average.steps
+        if self.stage.frozen is not None:
+            tensors |= {f"frozen.{name}": tensor for name, tensor in self.stage.frozen.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
         return tensors, numbers
@@ -193,6 +204,10 @@ class StageRun:
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.stage.module.load_state_dict(_under(tensors, "module."))
+        if self.average is not None:
+            self.average.restore(_under(tensors, "average."), numbers["average_steps"])
+        if self.stage.frozen is not None:
+            self.stage.frozen.load_state_dict(_under(tensors, "frozen."))
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under(tensors, "optimizer.").items():
             index, slot = name.split(".", 1)

@@ -1,10 +1,15 @@
-"""The method from end to end: the dual stage, unification, the sub-stages of thawing, as one resumable sequence."""
+"""A recipe's training from end to end, as one resumable sequence of stages.
+
+"two-stage" is the paper's: the dual stage, unification, the sub-stages of thawing. "plain" trains one network that
+stands alone, and "distil" trains a larger one first, which teaches it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +22,19 @@ from thaw.models.families import FamilySpec
 from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, build_dual, unify
 from thaw.seeds import derive
 from thaw.training.compute import Lanes
+from thaw.training.distil import DistillStage, DistilSettings
 from thaw.training.engine import EpochRecord, StageRun
-from thaw.training.stages import DualSettings, DualStage, PlainStage, Stage, UnfreezeSettings, unfreeze_stages
+from thaw.training.stages import (
+    DualSettings,
+    DualStage,
+    PlainSettings,
+    PlainStage,
+    Stage,
+    UnfreezeSettings,
+    unfreeze_stages,
+)
 
+MethodName = Literal["two-stage", "plain", "distil"]
 M = TypeVar("M", bound=nn.Module)
 
 # Validation has no gradients to keep, so its batches can be larger than those of training.
@@ -28,18 +43,32 @@ VALIDATION_BATCH = 512
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
-    """What the two stages train and how; a part of a recipe."""
+    """What trains and how; a part of a recipe."""
 
+    method: MethodName = "two-stage"
     model: FamilySpec
     fusion: FusionSpec
     augment: AugmentSettings
     dual: DualSettings
     unfreeze: UnfreezeSettings
+    plain: PlainSettings = field(default_factory=PlainSettings)
+    distil: DistilSettings = field(default_factory=DistilSettings)
 
     @property
-    def stage_names(self) -> tuple[str, ...]:
-        """The stages in order."""
-        return ("dual", *(step.thaws for step in self.unfreeze.steps))
+    def stage_epochs(self) -> dict[str, int]:
+        """The stages in order, with their planned epochs."""
+        match self.method:
+            case "two-stage":
+                return {"dual": self.dual.epochs, **{step.thaws: step.epochs for step in self.unfreeze.steps}}
+            case "plain":
+                return {"plain": self.plain.epochs}
+            case "distil":
+                return {"teacher": self.distil.teacher_epochs, "student": self.plain.epochs}
+
+    @property
+    def joined(self) -> FusionSpec | None:
+        """How the network that comes out was joined of two; None where it stands alone."""
+        return self.fusion if self.method == "two-stage" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +143,7 @@ class Progress:
 
 
 class Method:
-    """The two stages on one set of data.
+    """The stages of one recipe on one set of data.
 
     `epochs()` trains from wherever `restore` left off. After each record, `state()` is all that is needed to go on from
     there, to the same bits.
@@ -124,17 +153,30 @@ class Method:
         self.settings = settings
         self.setting = setting
         self.progress = Progress()
-        self.dual = seeded_dual(settings.model, setting)
-        self._unified: UnifiedModel | None = None
+        self._names = tuple(settings.stage_epochs)
         self._index = 0
-        self._run = setting.run(DualStage(self.dual, settings.dual), settings.augment)
+        self._run = self._begin(0)
 
-    @property
-    def unified(self) -> UnifiedModel:
-        """The unified model, once stage 1 is over; in evaluation mode after `epochs()` has ended."""
-        if self._unified is None:
-            raise RuntimeError("the unified model exists once stage 1 is over")
-        return self._unified
+    @cached_property
+    def dual(self) -> DualModel:
+        """What stage 1 of the two stages trains."""
+        return seeded_dual(self.settings.model, self.setting)
+
+    @cached_property
+    def teacher(self) -> nn.Sequential:
+        """What teaches the network, where one does."""
+        return seeded_submodel(self.settings.distil.model, self.setting, "teacher")
+
+    @cached_property
+    def network(self) -> UnifiedModel | nn.Sequential:
+        """What comes out, in evaluation mode after `epochs()` has ended.
+
+        In the two stages it is the unified model, made of the dual model as that is when this is first asked for: not
+        before stage 1 is over.
+        """
+        if self.settings.method == "two-stage":
+            return seeded_unify(self.dual, self.settings.fusion, self.setting)
+        return seeded_submodel(self.settings.model, self.setting)
 
     def epochs(self) -> Iterator[EpochRecord]:
         """Train what is left, a record an epoch; each stage ends with its best epoch's weights."""
@@ -144,20 +186,31 @@ class Method:
                 yield record
             self._run.load_best()
             self.progress.summaries.append(summarise(self._run, self.progress.records))
-            if not self._enter(self._index + 1):
-                self.unified.requires_grad_(False).eval()
+            if self._index + 1 >= len(self._names):
+                self.network.requires_grad_(False).eval()
                 return
+            self._index += 1
+            self._run = self._begin(self._index)
 
-    def _enter(self, index: int) -> bool:
-        """Begin stage `index`; False when there is none."""
-        if index > 0 and self._unified is None:
-            self._unified = seeded_unify(self.dual, self.settings.fusion, self.setting)
-        if index >= len(self.settings.stage_names):
-            return False
-        stage = unfreeze_stages(self.unified, self.settings.unfreeze)[index - 1]
-        self._index = index
-        self._run = self.setting.run(stage, self.settings.augment)
-        return True
+    def _begin(self, index: int) -> StageRun:
+        return self.setting.run(self._stage(self._names[index]), self.settings.augment)
+
+    def _stage(self, name: str) -> Stage:
+        settings = self.settings
+        match name:
+            case "dual":
+                return DualStage(self.dual, settings.dual)
+            case "plain":
+                return PlainStage(self.network, settings.plain)
+            case "teacher":
+                return PlainStage(self.teacher, settings.distil.teacher(settings.plain), name=name)
+            case "student":
+                return DistillStage(self.network, settings.plain, [self.teacher], settings.distil, name=name)
+            case _:
+                if not isinstance(self.network, UnifiedModel):
+                    raise AssertionError("only a unified model thaws")
+                stages = {stage.name: stage for stage in unfreeze_stages(self.network, settings.unfreeze)}
+                return stages[name]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-ready numbers for `restore`."""
@@ -175,9 +228,8 @@ class Method:
             ModelFileError: when the state is of other stages or other shapes than these settings make.
         """
         try:
-            index = self.settings.stage_names.index(numbers["run"]["stage"])
-            if index > 0:
-                self._enter(index)
+            self._index = self._names.index(numbers["run"]["stage"])
+            self._run = self._begin(self._index)
             self._run.restore(tensors, numbers["run"])
             self.progress.records = [EpochRecord(**record) for record in numbers["records"]]
             self.progress.summaries = [
@@ -225,11 +277,16 @@ def seeded_unify(dual: DualModel, fusion: FusionSpec, setting: Setting) -> Unifi
     return unified
 
 
-def seeded_plain(model: FamilySpec, settings: DualSettings, setting: Setting) -> PlainStage:
-    """One freshly initialised submodel, to be trained on its own."""
-    module = _seeded(setting.seed, "weights", lambda: model.build(setting.train.shape, setting.classes))
+def seeded_submodel(model: FamilySpec, setting: Setting, stream: str = "weights") -> nn.Sequential:
+    """One submodel that stands alone, with the initial weights that the run's seed gives."""
+    module = _seeded(setting.seed, stream, lambda: model.build(setting.train.shape, setting.classes))
     setting.place(module)
-    return PlainStage(module, settings)
+    return module
+
+
+def seeded_plain(model: FamilySpec, settings: PlainSettings, setting: Setting) -> PlainStage:
+    """One freshly initialised submodel, to be trained on its own."""
+    return PlainStage(seeded_submodel(model, setting), settings)
 
 
 def _seeded(seed: int, name: str, build: Callable[[], M]) -> M:

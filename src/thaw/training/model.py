@@ -24,7 +24,7 @@ from thaw.data.prepare import load_images
 from thaw.data.resize import resize
 from thaw.errors import ModelFileError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec
-from thaw.models.fusion import FusionSpec, UnifiedModel, build_unified
+from thaw.models.fusion import FusionSpec, build_network
 from thaw.training.checkpoint import read_tensors, write_tensors
 
 MODEL_VERSION = 1
@@ -58,20 +58,20 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A trained unified model and everything that is needed to use it.
+    """A trained network and everything that is needed to use it.
 
     Attributes:
         module: float32, in evaluation mode.
-        spec: the family of its submodels, and their sizes.
-        fusion: how the submodels were joined.
+        spec: the family of its submodels, or of the one network, and their sizes.
+        fusion: how two submodels were joined; None where one network stands alone.
         contract: what it takes as input.
         classes: K names.
         header: what else the file says: "recipe", "fingerprint" of the data, "seed", ...
     """
 
-    module: UnifiedModel
+    module: nn.Module
     spec: FamilySpec
-    fusion: FusionSpec
+    fusion: FusionSpec | None
     contract: InputContract
     classes: tuple[str, ...]
     header: Mapping[str, Any] = field(default_factory=dict)
@@ -97,10 +97,11 @@ class Model:
             classes = tuple(str(name) for name in header["classes"])
             is_sound = len(set(classes)) == len(classes) and all(map(math.isfinite, (*contract.mean, *contract.std)))
             spec = FAMILIES[architecture["family"]](**_tuples(architecture["model"]))
-            fusion = FusionSpec(**architecture["fusion"])
+            joined = architecture["fusion"]
+            fusion = None if joined is None else FusionSpec(**joined)
             # On torch's meta device sizes are free, so a header that lies about them is found before memory is taken.
             with torch.device("meta"):
-                module = build_unified(spec, fusion, contract.shape, len(classes))
+                module = build_network(spec, fusion, contract.shape, len(classes))
             module.load_state_dict(tensors, strict=True, assign=True)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError, ThawError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -120,7 +121,7 @@ class Model:
             "architecture": {
                 "family": self.spec.family,
                 "model": asdict(self.spec),
-                "fusion": asdict(self.fusion),
+                "fusion": None if self.fusion is None else asdict(self.fusion),
             },
             "input": self.contract.as_dict(),
             "classes": list(self.classes),

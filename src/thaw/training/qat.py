@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thaw.data.batches import Batch, View
-from thaw.errors import UsageError
 from thaw.training.compute import Lanes
+from thaw.training.replicas import Part, split
 from thaw.training.schedule import Schedule
-from thaw.training.stages import Stage, check_positive
+from thaw.training.stages import Stage, check_positive, check_view
 
 # A batch is computed in so many parts, whatever the number of lanes, so that sums do not depend on the machine.
 _PARTS = 2
@@ -51,8 +50,7 @@ class QatSettings:
             learning_rate=self.learning_rate,
             patience=self.patience,
         )
-        if self.view not in ("original", "augmented"):
-            raise UsageError(f'quantize.qat.view {self.view!r}: expected "original" or "augmented"')
+        check_view("quantize.qat", self.view)
 
 
 class QatStage(Stage):
@@ -82,14 +80,13 @@ class QatStage(Stage):
     def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002
         """The cross-entropy of the logits, the parts of a batch in lanes; in float32, which holds the int8 numbers."""
         parameters = list(self.module.parameters())
-        x = batch.views[self.views[0]]
 
-        def job(part: Tensor, labels: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-            loss = F.cross_entropy(self.module(part), labels, reduction="sum") / len(x)
+        def job(part: Part) -> tuple[Tensor, Sequence[Tensor]]:
+            loss = part.targets.cross_entropy(self.module(part.x)) * (len(part.targets) / len(batch))
             # A gradient of its own for each part, to be added in order.
             return loss.detach(), torch.autograd.grad(loss, parameters)
 
-        done = lanes.run([partial(job, *pair) for pair in zip(_parts(x), _parts(batch.labels), strict=True)])
+        done = lanes.run([partial(job, part) for part in split(batch, self.views[0], _PARTS)])
         for parameter, *gradients in zip(parameters, *(gradients for _, gradients in done), strict=True):
             parameter.grad = torch.stack(gradients).sum(0)
         return {"int8": torch.stack([loss for loss, _ in done]).sum()}

@@ -11,19 +11,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thaw.data.batches import Batch, View
+from thaw.data.mix import cross_entropy
 from thaw.errors import UsageError
 from thaw.models.fusion import DualModel, UnifiedModel
 from thaw.training.compute import Lanes, autocast
+from thaw.training.optim import FitSettings, make_optimizer
+from thaw.training.replicas import Part, Replicas, split
 from thaw.training.schedule import Schedule
 
 T = TypeVar("T")
+
+# A batch of a network that stands alone is computed in so many parts, whatever the number of lanes.
+_PARTS = 2
 
 
 def check_positive(where: str, **values: float) -> None:
@@ -37,6 +42,16 @@ def check_positive(where: str, **values: float) -> None:
             raise UsageError(f"{where}.{name} {value}: expected a finite number above 0")
 
 
+def check_view(where: str, view: str) -> None:
+    """Refuse a view that there is none of, in the section `where`.
+
+    Raises:
+        UsageError: naming the views.
+    """
+    if view not in get_args(View):
+        raise UsageError(f'{where}.view {view!r}: expected "original" or "augmented"')
+
+
 @dataclass(frozen=True, kw_only=True)
 class DualSettings:
     """Stage 1: both submodels, NAdam, the sum of their two cross-entropies.
@@ -48,6 +63,7 @@ class DualSettings:
         schedule: how the rate moves.
         patience: epochs without a better validation accuracy after which the stage ends.
         views: what the first and the second submodel see.
+        fit: the optimiser and what goes with it; the paper's is NAdam.
     """
 
     epochs: int = 15
@@ -56,6 +72,7 @@ class DualSettings:
     schedule: Schedule = field(default_factory=Schedule)
     patience: int = 5
     views: tuple[View, View] = ("original", "augmented")
+    fit: FitSettings = field(default_factory=FitSettings)
 
     def __post_init__(self) -> None:
         check_positive(
@@ -65,8 +82,41 @@ class DualSettings:
             learning_rate=self.learning_rate,
             patience=self.patience,
         )
-        if len(self.views) != 2 or not set(self.views) <= {"original", "augmented"}:
+        if len(self.views) != 2 or not set(self.views) <= set(get_args(View)):
             raise UsageError(f'dual.views {list(self.views)}: expected two of "original", "augmented"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainSettings:
+    """One network that stands alone, trained as usual, without the two stages.
+
+    Attributes:
+        epochs: at most this many.
+        batch_size: images a step.
+        learning_rate: the optimiser's.
+        schedule: how the rate moves.
+        patience: epochs without a better validation accuracy after which it ends.
+        view: what it is trained on.
+        fit: the optimiser and what goes with it.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.03
+    schedule: Schedule = field(default_factory=lambda: Schedule(kind="cosine", warmup=0.1))
+    patience: int = 1000
+    view: View = "augmented"
+    fit: FitSettings = field(default_factory=lambda: FitSettings(optimizer="muon", momentum=0.95, ema=0.999))
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "plain",
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+        )
+        check_view("plain", self.view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +160,7 @@ class UnfreezeSettings:
         check_positive("unfreeze", batch_size=self.batch_size, patience=self.patience)
         if not 0.0 <= self.momentum < 1.0:
             raise UsageError(f"unfreeze.momentum {self.momentum}: expected a number from 0 to below 1")
-        if self.view not in ("original", "augmented"):
-            raise UsageError(f'unfreeze.view {self.view!r}: expected "original" or "augmented"')
+        check_view("unfreeze", self.view)
         names = [step.thaws for step in self.steps]
         if len(set(names)) != len(names):
             raise UsageError(f"unfreeze.steps thaw {', '.join(names)}: a unit can thaw only once")
@@ -140,6 +189,8 @@ class Stage(ABC):
         module: what trains, and what a checkpoint of this stage holds.
         views: the views of a batch that `backward` needs.
         trains: names of the units that train, for the record.
+        ema: decay a step of the running mean of the weights that is validated and kept, or 0.
+        frozen: a module that the stage reads and does not train, which a checkpoint has to hold too; or None.
     """
 
     kind: ClassVar[str]
@@ -153,9 +204,13 @@ class Stage(ABC):
     patience: int
     views: tuple[View, ...]
     trains: tuple[str, ...]
+    ema: float = 0.0
+    frozen: nn.Module | None = None
 
-    def _follow(self, settings: DualSettings) -> None:
+    def _follow(self, settings: DualSettings | PlainSettings) -> None:
         """Take over what is the same for all stages that train from fresh weights."""
+        self.fit = settings.fit
+        self.ema = settings.fit.ema
         self.epochs = settings.epochs
         self.batch_size = settings.batch_size
         self.learning_rate = settings.learning_rate
@@ -195,8 +250,8 @@ class DualStage(Stage):
         self.trains = tuple(name for name, _ in module.branches[0].named_children())
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """NAdam over both submodels."""
-        return torch.optim.NAdam(self.module.parameters(), lr=self.learning_rate)
+        """One over both submodels."""
+        return make_optimizer(self.module, self.fit, self.learning_rate)
 
     def set_training(self) -> None:
         """Everything trains."""
@@ -205,16 +260,14 @@ class DualStage(Stage):
     def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
         """The two cross-entropies; their sum's gradient is the two gradients, since the submodels share nothing."""
 
-        def job(branch: nn.Module, x: Tensor) -> Tensor:
-            with autocast(dtype, x.device):
-                logits = branch(x)
-            loss = F.cross_entropy(logits.float(), batch.labels)
+        def job(branch: nn.Module, view: View) -> Tensor:
+            with autocast(dtype, batch.labels.device):
+                logits = branch(batch.views[view])
+            loss = cross_entropy(logits.float(), batch.labels, batch.mixes.get(view), self.fit.label_smoothing)
             loss.backward()
             return loss.detach()
 
-        jobs = [
-            _bind(job, branch, batch.views[view]) for branch, view in zip(self.module.branches, self.views, strict=True)
-        ]
+        jobs = [_bind(job, branch, view) for branch, view in zip(self.module.branches, self.views, strict=True)]
         return dict(zip(self.outputs, lanes.run(jobs), strict=True))
 
     def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
@@ -265,7 +318,7 @@ class UnfreezeStage(Stage):
 
         scores = lanes.run([_bind(forward, index) for index in range(len(self.module.branches))])
         leaves = [score.detach().requires_grad_(score.requires_grad) for score in scores]
-        loss = F.cross_entropy(self.module.decide(leaves), batch.labels)
+        loss = cross_entropy(self.module.decide(leaves), batch.labels, batch.mixes.get(self.views[0]), 0.0)
         loss.backward()
         pairs = [(score, leaf) for score, leaf in zip(scores, leaves, strict=True) if score.requires_grad]
         lanes.run([_bind(score.backward, leaf.grad) for score, leaf in pairs])
@@ -285,38 +338,51 @@ class UnfreezeStage(Stage):
 
 
 class PlainStage(Stage):
-    """One network trained as usual, on one view: the baseline that the method is compared with."""
+    """One network trained as usual, on one view.
+
+    On a CPU each step's batch is computed in two halves, in lanes, each half normalised by its own statistics:
+    operations this small keep one core busy and not two. The halves are there on one core too, so that its sums are the
+    same.
+    """
 
     kind = "plain"
 
-    def __init__(self, module: nn.Module, settings: DualSettings) -> None:
-        self.name = "plain"
+    def __init__(self, module: nn.Module, settings: PlainSettings, *, name: str = "plain") -> None:
+        self.name = name
         self.module = module
         self._follow(settings)
-        self.views = settings.views[:1]
-        self.trains = tuple(name for name, _ in module.named_children())
+        self.views = (settings.view,)
+        self.trains = tuple(unit for unit, _ in module.named_children())
+        self._replicas = Replicas(module)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """NAdam, as in stage 1."""
-        return torch.optim.NAdam(self.module.parameters(), lr=self.learning_rate)
+        """One over everything."""
+        return make_optimizer(self.module, self.fit, self.learning_rate)
 
     def set_training(self) -> None:
         """Everything trains."""
         self.module.requires_grad_(True).train()
 
-    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002
-        """The cross-entropy of the one output."""
-        x = batch.views[self.views[0]]
-        with autocast(dtype, x.device):
-            logits = self.module(x)
-        loss = F.cross_entropy(logits.float(), batch.labels)
-        loss.backward()
-        return {"plain": loss.detach()}
+    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The loss of the one output."""
+        parts = split(batch, self.views[0], _PARTS if batch.labels.device.type == "cpu" else 1)
 
-    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:  # noqa: ARG002 - one network needs no lanes
+        def loss(module: nn.Module, part: Part) -> Tensor:
+            with autocast(dtype, part.x.device):
+                logits = module(part.x)
+            return self.loss(logits.float(), part, dtype)
+
+        return {self.name: self._replicas.backward(loss, parts, lanes)}
+
+    def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - for what else computes
+        """What is minimised, the mean over a part of a batch; logits float32 [B, K]."""
+        return part.targets.cross_entropy(logits, self.fit.label_smoothing)
+
+    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
         """The one output."""
         self.module.eval()
-        return {"plain": _without_gradients(self.module, x)}
+        halves = lanes.run([_bind(_without_gradients, self.module, part) for part in x.chunk(_PARTS)])
+        return {self.name: torch.cat(halves)}
 
 
 def unfreeze_stages(module: UnifiedModel, settings: UnfreezeSettings) -> list[UnfreezeStage]:

@@ -22,7 +22,7 @@ from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import Lanes, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
 from thaw.training.model import network_probabilities
-from thaw.workflow.pipeline import DecodeProgress, method_settings, training_setting
+from thaw.workflow.pipeline import DecodeProgress, training_setting
 from thaw.workflow.recipe import Recipe
 from thaw.workflow.run_folder import RunFolder, locked, read_json
 
@@ -104,7 +104,7 @@ def _train_arms(
 ) -> Generator[ArmEpoch, None, dict[str, Modules]]:
     trained: dict[str, Modules] = {}
     with Lanes(2, resolve_device(device)) as lanes:
-        training = ArmTraining(method_settings(recipe), training_setting(data, recipe, seed, device, lanes))
+        training = ArmTraining(recipe.method_settings(), training_setting(data, recipe, seed, device, lanes))
         for arm in ARMS:
             path = out / f"seed{seed}-{arm.name}.safetensors"
             if path.is_file():

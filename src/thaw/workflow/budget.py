@@ -120,7 +120,7 @@ def check_before_decoding(budget: Budget, recipe: Recipe, source: Any, data_root
     if wanted in {"", "auto"}:
         return
     shape = parse_shape(wanted)
-    if budget.broken(layer_table(recipe.model, recipe.fusion, shape, _FEWEST_CLASSES)):
+    if budget.broken(layer_table(recipe.model, recipe.joined, shape, _FEWEST_CLASSES)):
         catalogue = open_source(source, recipe.data, data_root=data_root).read()
         check_budget(budget, recipe, shape, max(_FEWEST_CLASSES, len(catalogue.classes)))
 
@@ -132,7 +132,7 @@ def check_budget(budget: Budget, recipe: Recipe, shape: tuple[int, int, int], cl
         BudgetError: with what the network needs and what it may, for each limit that is broken, and what to change.
         UsageError: when the image is too small for the network.
     """
-    cost = layer_table(recipe.model, recipe.fusion, shape, classes)
+    cost = layer_table(recipe.model, recipe.joined, shape, classes)
     broken = budget.broken(cost)
     if not broken:
         return

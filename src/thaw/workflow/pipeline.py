@@ -43,7 +43,7 @@ from thaw.training.compute import (
     threads,
 )
 from thaw.training.engine import EpochRecord
-from thaw.training.method import Method, MethodSettings, Setting
+from thaw.training.method import Method, Setting
 from thaw.training.model import Model, network_probabilities
 from thaw.workflow.budget import check_before_decoding, check_budget
 from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
@@ -180,13 +180,6 @@ def _prepare(request: TrainRequest, progress: DecodeProgress | None) -> Prepared
     return data
 
 
-def method_settings(recipe: Recipe) -> MethodSettings:
-    """The part of a recipe that the method needs."""
-    return MethodSettings(
-        model=recipe.model, fusion=recipe.fusion, augment=recipe.augment, dual=recipe.dual, unfreeze=recipe.unfreeze
-    )
-
-
 def training_setting(data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: Lanes) -> Setting:
     """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here."""
     found = resolve_device(device)
@@ -205,20 +198,20 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Genera
     started = time.perf_counter()
     with Lanes(2, resolve_device(request.device)) as lanes:
         setting = training_setting(data, request.recipe, request.seed, request.device, lanes)
-        method = Method(method_settings(request.recipe), setting)
+        method = Method(request.recipe.method_settings(), setting)
         plan = _plan(request, data)
         earlier_seconds = _restore(folder, method, plan)
         folder.write_history([record.as_dict() for record in method.progress.records])
         write_atomically(folder.recipe, request.recipe.as_toml())
-        cost = layer_table(request.recipe.model, request.recipe.fusion, data.contract.shape, len(data.train.classes))
+        cost = layer_table(request.recipe.model, method.settings.joined, data.contract.shape, len(data.train.classes))
         yield Started(folder, data, cost, len(method.progress.records), request.recipe.stage_epochs(), request.folds)
         for record in method.epochs():
             _save(folder, method, plan, earlier_seconds + time.perf_counter() - started)
             yield EpochDone(record)
         model = Model(
-            module=method.unified,
+            module=method.network,
             spec=request.recipe.model,
-            fusion=request.recipe.fusion,
+            fusion=method.settings.joined,
             contract=data.contract,
             classes=data.train.classes,
             header=_model_header(request, data),
@@ -340,11 +333,11 @@ def _folds(
             fold_setting = dataclasses.replace(
                 setting, train=_rows(data.train, kept), seed=derive(request.seed, "fold", number)
             )
-            method = Method(method_settings(request.recipe), fold_setting)
+            method = Method(request.recipe.method_settings(), fold_setting)
             for record in method.epochs():
                 yield EpochDone(record, number)
             held_out = _rows(data.train, held)
-            probabilities = network_probabilities([method.unified], held_out.images, data.contract)
+            probabilities = network_probabilities([method.network], held_out.images, data.contract)
             share = float((probabilities.argmax(axis=1) == held_out.labels).mean())
             folder.write_json(path, {"fold": number, "accuracy": share, "count": len(held_out)})
         accuracy = read_json(path).get("accuracy")

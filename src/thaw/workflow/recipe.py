@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 
@@ -22,7 +22,9 @@ from thaw.errors import RecipeError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec, PaperSpec
 from thaw.models.fusion import FusionSpec
 from thaw.training.compute import ComputeSettings
-from thaw.training.stages import DualSettings, UnfreezeSettings
+from thaw.training.distil import DistilSettings
+from thaw.training.method import MethodName, MethodSettings
+from thaw.training.stages import DualSettings, PlainSettings, UnfreezeSettings
 from thaw.workflow.quantisation import QuantizeSettings
 
 # Every whole number below it is a float too.
@@ -31,19 +33,30 @@ _LARGEST_WHOLE = 2**53
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides what a run trains and how; with the data, the seed and the machine it decides the weights."""
+    """All that decides what a run trains and how; with the data, the seed and the machine it decides the weights.
+
+    `method` says which sections count: "two-stage" trains by `dual`, `fusion` and `unfreeze`, "plain" one network that
+    stands alone by `plain`, and "distil" that network by `plain` and `distil`.
+    """
 
     description: str = ""
+    method: MethodName = "two-stage"
     data: DataSettings = field(default_factory=DataSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     model: FamilySpec = field(default_factory=PaperSpec)
     fusion: FusionSpec = field(default_factory=FusionSpec)
     dual: DualSettings = field(default_factory=DualSettings)
     unfreeze: UnfreezeSettings = field(default_factory=UnfreezeSettings)
+    plain: PlainSettings = field(default_factory=PlainSettings)
+    distil: DistilSettings = field(default_factory=DistilSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
 
     def __post_init__(self) -> None:
+        if self.method not in get_args(MethodName):
+            raise UsageError(f"method {self.method!r}: expected one of {', '.join(get_args(MethodName))}")
+        if self.method != "two-stage":
+            return
         if not self.unfreeze.steps:
             raise UsageError("unfreeze.steps is empty: at least the head has to be trained")
         self.unfreeze.check_units(("head", *reversed(self.model.units)))
@@ -52,11 +65,30 @@ class Recipe:
         """A JSON- and TOML-ready form that `recipe_from_dict` takes back."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
         plain["model"] = {"family": self.model.family, **plain["model"]}
+        plain["distil"]["model"] = {"family": self.distil.model.family, **plain["distil"]["model"]}
         return plain
+
+    @property
+    def joined(self) -> FusionSpec | None:
+        """How the network that comes out is joined of two submodels; None where it stands alone."""
+        return self.method_settings().joined
 
     def stage_epochs(self) -> dict[str, int]:
         """The planned epochs of each stage, in order."""
-        return {"dual": self.dual.epochs, **{step.thaws: step.epochs for step in self.unfreeze.steps}}
+        return self.method_settings().stage_epochs
+
+    def method_settings(self) -> MethodSettings:
+        """The part that the method needs."""
+        return MethodSettings(
+            method=self.method,
+            model=self.model,
+            fusion=self.fusion,
+            augment=self.augment,
+            dual=self.dual,
+            unfreeze=self.unfreeze,
+            plain=self.plain,
+            distil=self.distil,
+        )
 
     def as_toml(self) -> str:
         """The resolved recipe, every setting written out."""
@@ -145,21 +177,23 @@ def recipe_from_dict(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> Rec
         RecipeError: listing every fault at once, after `faults` that the caller has found already.
     """
     found = list(faults)
-    recipe = _build(Recipe, _without_family(tree, found), "", found)
+    recipe = _build(Recipe, tree, "", found)
     if found or not isinstance(recipe, Recipe):
         count = f"{len(found)} faults in the recipe:\n" if len(found) > 1 else "the recipe is not valid: "
         raise RecipeError(count + "\n".join(f"  {fault}" if len(found) > 1 else fault for fault in found))
     return recipe
 
 
-def _without_family(tree: Mapping[str, Any], faults: list[str]) -> Mapping[str, Any]:
-    """`tree` without model.family, which chooses the spec that the rest of the model section fills."""
-    model = tree.get("model")
-    if not isinstance(model, Mapping) or "family" not in model:
-        return tree
-    if model["family"] not in tuple(FAMILIES):
-        faults.append(f"model.family = {model['family']!r}: expected one of {', '.join(FAMILIES)}")
-    return {**tree, "model": {key: value for key, value in model.items() if key != "family"}}
+def _build_family(tree: Any, where: str, faults: list[str]) -> Any:
+    """A family's spec from a section whose key "family" chooses it; the paper's where there is none."""
+    if not isinstance(tree, Mapping):
+        faults.append(f"{where}: expected a section, found {tree!r}")
+        return None
+    family = tree.get("family", PaperSpec.family)
+    if family not in tuple(FAMILIES):
+        faults.append(f"{where}.family = {family!r}: expected one of {', '.join(FAMILIES)}")
+        return None
+    return _build(FAMILIES[family], {key: value for key, value in tree.items() if key != "family"}, where, faults)
 
 
 def _build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:
@@ -190,15 +224,26 @@ def _build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:
 
 
 def _refusals(kind: type[Any], values: dict[str, Any], required: Sequence[str]) -> list[str]:
-    """What a dataclass has against values of the right types: each alone, since it stops at the first, then all."""
+    """What a dataclass has against values of the right types.
+
+    It stops at the first, so each value is also tried alone, beside defaults. That counts only where one of them is
+    what it stops at: else the values contradict each other, and alone they may contradict defaults that were not meant.
+    """
+    together = _refusal(kind, values)
+    if together is None:
+        return []
     base = {name: values[name] for name in required}
-    refusals: dict[str, None] = {}
-    for some in (*({**base, name: value} for name, value in values.items()), values):
-        try:
-            kind(**some)
-        except ThawError as error:
-            refusals[str(error)] = None
-    return list(refusals)
+    alone = [_refusal(kind, {**base, name: value}) for name, value in values.items()]
+    found = [refusal for refusal in alone if refusal is not None]
+    return list(dict.fromkeys(found)) if together in found else [together]
+
+
+def _refusal(kind: type[Any], values: dict[str, Any]) -> str | None:
+    try:
+        kind(**values)
+    except ThawError as error:
+        return str(error)
+    return None
 
 
 def _required(item: dataclasses.Field[Any]) -> bool:
@@ -207,6 +252,8 @@ def _required(item: dataclasses.Field[Any]) -> bool:
 
 def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
     """`value` as the type `hint`; the kinds of type that settings use are all here."""
+    if hint == FamilySpec:
+        return _build_family(value, name, faults)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, name, faults)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

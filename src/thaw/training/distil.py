@@ -1,0 +1,93 @@
+"""Distillation: a network learns what a larger one says of the same images, besides their labels.
+
+Shapes: B batch, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thaw.errors import UsageError
+from thaw.models.families import FamilySpec, ResidualSpec
+from thaw.training.compute import autocast
+from thaw.training.replicas import Part
+from thaw.training.stages import PlainSettings, PlainStage, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilSettings:
+    """The teacher, which is trained in the same run, and how it teaches.
+
+    The teacher is trained as the recipe's "plain" section says, but for its epochs.
+
+    Attributes:
+        model: the teacher's network.
+        teacher_epochs: at most this many.
+        temperature: by which both networks' logits are divided before they are compared, above 0 (arXiv 1503.02531).
+        share: of the loss that the teacher's probabilities make up; the labels make up the rest; 0 to 1.
+    """
+
+    model: FamilySpec = field(default_factory=lambda: ResidualSpec(widths=(32, 48, 64)))
+    teacher_epochs: int = 30
+    temperature: float = 2.0
+    share: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_positive("distil", teacher_epochs=self.teacher_epochs, temperature=self.temperature)
+        if not 0.0 <= self.share <= 1.0:
+            raise UsageError(f"distil.share {self.share}: expected a share from 0 to 1")
+
+    def teacher(self, plain: PlainSettings) -> PlainSettings:
+        """How the teacher is trained."""
+        return replace(plain, epochs=self.teacher_epochs)
+
+
+class DistillStage(PlainStage):
+    """One network on the mean of its teachers' probabilities and on the labels.
+
+    With p the teachers' mean and q the student's probabilities, both at temperature T, the loss is
+    `share * T^2 * KL(p || q) + (1 - share) * cross-entropy`; T^2 keeps gradients in proportion (arXiv 1503.02531). The
+    teachers see the very images that the student sees, augmented and mixed alike (arXiv 2106.05237).
+    """
+
+    kind = "distil"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: PlainSettings,
+        teachers: Sequence[nn.Module],
+        distil: DistilSettings,
+        *,
+        name: str = "student",
+    ) -> None:
+        super().__init__(module, settings, name=name)
+        self.distil = distil
+        self.frozen = nn.ModuleList(teachers)
+
+    def set_training(self) -> None:
+        """The student trains; its teachers are frozen wholly."""
+        super().set_training()
+        if self.frozen is not None:
+            self.frozen.requires_grad_(False).eval()
+
+    def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:
+        """The teachers' and the labels' loss, the mean over a part of a batch; logits float32 [B, K]."""
+        temperature, share = self.distil.temperature, self.distil.share
+        taught = F.kl_div(
+            F.log_softmax(logits / temperature, dim=1), self._lesson(part.x, dtype), reduction="batchmean"
+        ) * (temperature * temperature)
+        return share * taught + (1.0 - share) * super().loss(logits, part, dtype)
+
+    def _lesson(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The teachers' mean probabilities, float32 [B, K], for images [B, C, H, W]."""
+        if not isinstance(self.frozen, nn.ModuleList):
+            raise AssertionError("a student has teachers")
+        with torch.no_grad(), autocast(dtype, x.device):
+            every = [F.softmax(teacher(x).float() / self.distil.temperature, dim=1) for teacher in self.frozen]
+        return torch.stack(every).mean(0)

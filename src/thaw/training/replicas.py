@@ -1,0 +1,105 @@
+"""One network on the parts of a batch at once: replicas that share its weights and have statistics of their own.
+
+Shapes: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from thaw.data.batches import Batch, View
+from thaw.data.mix import Targets
+from thaw.models.blocks import Dropout, dropouts
+from thaw.training.compute import Lanes
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a batch: images float32 [B, C, H, W] of one view, and what they show."""
+
+    x: Tensor
+    targets: Targets
+
+
+def split(batch: Batch, view: View, parts: int) -> list[Part]:
+    """`batch` in up to `parts` parts of one size, but for the last; none has a single image if that can be helped."""
+    count = len(batch)
+    parts = parts if count >= 2 * parts else 1
+    step = -(-count // parts)
+    targets = Targets.of(batch.labels, batch.mixes.get(view))
+    slices = [slice(first, first + step) for first in range(0, count, step)]
+    return [Part(batch.views[view][part], targets[part]) for part in slices]
+
+
+class Replicas:
+    """Computes the gradients of `module` on parts of a batch, each in a lane, always with the same sums.
+
+    A normalisation's running statistics become the mean over the parts; each part draws its own dropout.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._others: list[nn.Module] = []
+
+    def backward(self, loss: Callable[[nn.Module, Part], Tensor], parts: Sequence[Part], lanes: Lanes) -> Tensor:
+        """Add the gradients of the batch's mean loss, and return its value, a scalar; `loss` gives a part's mean."""
+        total = sum(len(part.targets) for part in parts)
+        modules = self._modules(len(parts))
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+        def job(module: nn.Module, part: Part) -> tuple[Tensor, Sequence[Tensor]]:
+            value = loss(module, part) * (len(part.targets) / total)
+            # Gradients of its own for each part, to be added in order.
+            return value.detach(), torch.autograd.grad(value, trained)
+
+        done = lanes.run([partial(job, *pair) for pair in zip(modules, parts, strict=True)])
+        for parameter, *gradients in zip(trained, *(gradients for _, gradients in done), strict=True):
+            whole = gradients[0]
+            for gradient in gradients[1:]:
+                whole = whole + gradient
+            parameter.grad = whole if parameter.grad is None else parameter.grad + whole
+        self._join_statistics(modules)
+        return torch.stack([value for value, _ in done]).sum()
+
+    def _modules(self, count: int) -> list[nn.Module]:
+        """The module and `count - 1` replicas of it, in its mode and with its statistics."""
+        shared = {id(parameter): parameter for parameter in self.module.parameters()}
+        while len(self._others) < count - 1:
+            self._others.append(copy.deepcopy(self.module, memo=dict(shared)))
+            for _, dropout in dropouts(self._others[-1]):
+                dropout.generator, dropout.beginnings = None, 0
+        replicas = self._others[: count - 1]
+        for number, replica in enumerate(replicas, start=1):
+            replica.train(self.module.training)
+            _copy_buffers(self.module, replica)
+            for (_, mine), (_, own) in zip(dropouts(replica), dropouts(self.module), strict=True):
+                _follow_dropout(own, mine, number)
+        return [self.module, *replicas]
+
+    def _join_statistics(self, modules: Sequence[nn.Module]) -> None:
+        """The module's buffers become the mean of all."""
+        if len(modules) == 1:
+            return
+        with torch.no_grad():
+            for mine, *others in zip(*(module.buffers() for module in modules), strict=True):
+                if mine.is_floating_point():
+                    mine.copy_(torch.stack([mine, *others]).mean(0))
+
+
+def _follow_dropout(own: Dropout, replica: Dropout, number: int) -> None:
+    """Where the module's stream of random numbers has begun anew, begin another one that follows from it."""
+    if own.generator is not None and replica.beginnings != own.beginnings:
+        replica.reseed(own.generator.initial_seed() ^ number, own.generator.device)
+        replica.beginnings = own.beginnings
+
+
+@torch.no_grad()
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    for mine, given in zip(target.buffers(), source.buffers(), strict=True):
+        mine.copy_(given)
