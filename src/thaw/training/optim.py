@@ -1,12 +1,15 @@
 """Optimisers by name, and the running mean of the weights.
 
+What torch does for many tensors in one call has no public name; its own optimisers use these calls too.
+
 Shapes: C' output channels of a convolution, C input channels, kh and kw the sides of its kernel.
 """
 
+# ruff: noqa: SLF001
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -105,39 +108,64 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise TypeError("Muon takes no closure")
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                is_kernel = parameter.ndim == 4 and parameter.shape[1] > 1
-                update = self._orthogonal(parameter, group["momentum"]) if is_kernel else self._adam(parameter)
-                rate = group["lr"] * (1.0 if is_kernel else self.ADAM_SHARE)
-                parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            others = [parameter for parameter in parameters if not _is_kernel(parameter)]
+            # Networks this small have many kernels of one shape, and their matrices are multiplied all at once.
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for parameter in filter(_is_kernel, parameters):
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+            for alike in by_shape.values():
+                self._move(alike, self._orthogonal(alike, group["momentum"]), group, 1.0)
+            if others:
+                self._move(others, self._adam(others), group, self.ADAM_SHARE)
 
-    def _orthogonal(self, parameter: Tensor, momentum: float) -> Tensor:
-        """The step of a convolution [C', C, kh, kw]: orthogonal, scaled by sqrt(max(1, C' / (C kh kw)))."""
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        gradient = _gradient(parameter)
-        mean = state["momentum"].lerp_(gradient, 1.0 - momentum)
-        rows = torch.lerp(gradient, mean, momentum).flatten(1).float()
-        made = orthogonalise(rows, self._COEFFICIENTS, self._ITERATIONS)
-        return made.view(parameter.shape) * math.sqrt(max(1.0, rows.shape[0] / rows.shape[1]))
+    @staticmethod
+    def _move(parameters: list[Tensor], updates: Sequence[Tensor], group: dict[str, Any], share: float) -> None:
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * share)
 
-    def _adam(self, parameter: Tensor) -> Tensor:
-        """Adam's step (arXiv 1412.6980), without its rate."""
-        state = self.state[parameter]
-        if not state:
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())
-        state["step"] += 1
+    def _orthogonal(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:
+        """The steps of convolutions [C', C, kh, kw] of one shape: orthogonal, times sqrt(max(1, C' / (C kh kw)))."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [_gradient(parameter) for parameter in parameters]
+        means = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1.0 - momentum)
+        # Nesterov's: the mean as it will be with the same gradient once more.
+        rows = torch.stack(torch._foreach_lerp(gradients, means, momentum)).flatten(2).float()
+        scale = math.sqrt(max(1.0, rows.shape[1] / rows.shape[2]))
+        made = orthogonalise(rows, self._COEFFICIENTS, self._ITERATIONS) * scale
+        return [each.view(parameter.shape) for each, parameter in zip(made, parameters, strict=True)]
+
+    def _adam(self, parameters: list[Tensor]) -> Sequence[Tensor]:
+        """Adam's steps (arXiv 1412.6980), without their rate."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] |= {
+                    "mean": torch.zeros_like(parameter),
+                    "square": torch.zeros_like(parameter),
+                    "step": torch.zeros(()),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        for state in states:
+            state["step"] += 1
         first, second = self._BETAS
-        steps = float(state["step"])
-        gradient = _gradient(parameter)
-        mean = state["mean"].lerp_(gradient, 1.0 - first) / (1.0 - first**steps)
-        square = state["square"].mul_(second).addcmul_(gradient, gradient, value=1.0 - second)
-        step: Tensor = mean / (torch.sqrt(square / (1.0 - second**steps)) + self._EPSILON)
-        return step
+        gradients = [_gradient(parameter) for parameter in parameters]
+        means, squares = [state["mean"] for state in states], [state["square"] for state in states]
+        torch._foreach_lerp_(means, gradients, 1.0 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1.0 - second)
+        steps = [float(state["step"]) for state in states]
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, [1.0 - second**count for count in steps]))
+        torch._foreach_add_(roots, self._EPSILON)
+        return torch._foreach_div(torch._foreach_div(means, [1.0 - first**count for count in steps]), roots)
+
+
+def _is_kernel(parameter: Tensor) -> bool:
+    """Whether it is the weights [C', C, kh, kw] of a convolution that mixes channels."""
+    return parameter.ndim == 4 and parameter.shape[1] > 1
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -146,15 +174,16 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def orthogonalise(matrix: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
-    """A matrix float32 [m, n] with its singular values moved towards 1, by x <- a x + b x^3 + c x^5 on each of them."""
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + 1e-7)
+def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
+    """Matrices float32 [..., m, n] with singular values moved towards 1, by x <- a x + b x^3 + c x^5 on each."""
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = coefficients
     for _ in range(iterations):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    made: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
+        square = x @ x.mT
+        x = a * x + (b * square + c * (square @ square)) @ x
+    made: Tensor = x.mT if is_tall else x
     return made
 
 
