@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import torch
 from export_samples import paper_graph
 from graph_samples import random_int8_graph
 
 from thaw.graph.graph import Graph
+from thaw.graph.lower import lower
 from thaw.graph.ops import Add, Concat, Conv2d, Dense, MaxPool2d, Reshape, Scale, Softmax
-from thaw.graph.packing import pack_weights, packed_bytes
+from thaw.graph.packing import channel_bytes, pack_weights, weight_bytes
 from thaw.graph.placement import Buffer, place
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.graph.tensors import Tensor
+from thaw.models.families import LoopedSpec, ResidualSpec, SeparableSpec
 
 
 def scores_only(graph):
@@ -151,6 +154,64 @@ def test_branches_run_in_the_order_that_takes_least():
     assert plan.arena_bytes == 256 + 512 + 52
 
 
+def planned(spec, shape):
+    """The plan of a family's submodel alone, whose weights need not be made."""
+    with torch.device("meta"):
+        module = spec.build(shape, 10)
+    graph = lower(module, shape=shape, mean=(0.0,) * shape[2], std=(1.0,) * shape[2], classes=10)
+    return plan_memory(scores_only(graph))
+
+
+@pytest.mark.parametrize(("blocks", "leads"), [((1, 1, 1), 1), ((3, 3, 3), 2)])
+def test_a_residual_network_takes_two_maps(blocks, leads):
+    """A block keeps its input; its convolutions write over one another, and the sum over the second's result."""
+    plan = planned(ResidualSpec(blocks=blocks), (32, 32, 3))
+    # 32 * 32 * 16 a map, twice; each result a row and a position, 33 * 16, before what it overwrites, whether the
+    # one place or, from block to block, both; gathered inputs of 4 positions, 4 * 144 * 2.
+    assert plan.arena_bytes == 2 * 16_384 + leads * 33 * 16 + 1_152
+    for step in plan.steps:
+        if isinstance(step.op, Add):
+            shortcut, second = step.reads
+            assert plan.offsets[step.writes] == plan.offsets[second] != plan.offsets[shortcut]
+
+
+def test_a_loop_and_a_separable_block_take_two_maps():
+    looped = planned(LoopedSpec(stem=16, widths=(16, 16), passes=(4, 4), mixed=3), (32, 32, 3))
+    assert looped.arena_bytes == 2 * 16_384 + 1_152
+    # The depthwise convolution reads the shortcut; the pointwise one writes over its result: 4 * 24 * 2 are gathered.
+    assert planned(SeparableSpec(blocks=(2, 1, 1)), (32, 32, 3)).arena_bytes == 2 * 24_576 + 4 * 24 * 2
+    # Without a shortcut it also writes over its input, a row and two positions before it: a channel is written before
+    # the next one is read.
+    widths = planned(SeparableSpec(widths=(8, 12), blocks=(1, 1)), (32, 32, 3))
+    (depthwise,) = (step for step in widths.steps if step.op.name == "stage2.block1.depthwise")
+    assert depthwise.lead == 16 * 8 + 2 * 8
+    assert widths.offsets[depthwise.reads[0]] - widths.offsets[depthwise.writes] >= depthwise.lead or (
+        abs(widths.offsets[depthwise.reads[0]] - widths.offsets[depthwise.writes]) >= 16 * 16 * 8
+    )
+
+
+def test_an_addition_writes_over_what_nobody_reads_any_more():
+    """Over the second input where the first is read again, and over neither where both are."""
+    weights, bias = np.ones((1, 1, 1, 1), np.float32), np.ones(1, np.float32)
+    start = [
+        Scale(name="s", inputs=("image",), output="s", mean=(0.0,), std=(1.0,)),
+        Conv2d(name="a", inputs=("s",), output="a", weights=weights, bias=bias),
+        Conv2d(name="b", inputs=("s",), output="b", weights=weights, bias=bias),
+        Add(name="add", inputs=("a", "b"), output="add"),
+    ]
+    for read_again, over in [((), "a"), (("a",), "b"), (("b",), "a"), (("a", "b"), None)]:
+        ops, last = list(start), "add"
+        for name in read_again:
+            ops.append(Add(name=f"{name}2", inputs=(last, name), output=f"{name}2"))
+            last = f"{name}2"
+        tensors = {"image": Tensor(name="image", shape=(5, 5, 1), dtype="uint8")}
+        for op in ops:
+            tensors[op.output] = op.infer([tensors[name] for name in op.inputs])
+        plan = plan_memory(Graph(tensors=tuple(tensors.values()), ops=tuple(ops), input="image", outputs=(last,)))
+        same = {name for name in ("a", "b") if plan.offsets[name] == plan.offsets["add"]}
+        assert same == ({over} if over else set())
+
+
 def test_overlapping_windows_are_pooled_apart():
     conv = Conv2d(
         name="c", inputs=("s",), output="c", weights=np.ones((2, 3, 3, 1), np.float32), bias=np.ones(2, np.float32)
@@ -192,6 +253,19 @@ def test_a_result_may_lie_over_what_has_been_read():
     assert place([whole, replace(result, over=None)])[1] == 160
 
 
+def test_a_chain_of_results_over_one_another_keeps_to_two_places():
+    """Five of 100 bytes, each over the one before it, beside what each second one keeps."""
+    buffers = []
+    for index in range(5):
+        kept = Buffer(name=f"kept{index}", size=100, first=2 * index, last=2 * index + 2)
+        over = None if index == 0 else (f"kept{index - 1}", 10)
+        buffers.append(kept if over is None else replace(kept, over=over, first=2 * index))
+    offsets, top = place(buffers)
+    assert top <= 100 + 4 * 10
+    for (one, at), (other, after) in pairwise(zip(buffers, offsets, strict=True)):
+        assert after + 10 <= at or after >= at + one.size, (one, other)
+
+
 def test_weights_lie_as_the_kernels_read_them():
     weights = np.arange(1, 3 * 2 * 3 + 1, dtype=np.int8).reshape(3, 2, 3, 1)
     op = Conv2d(
@@ -202,4 +276,5 @@ def test_weights_lie_as_the_kernels_read_them():
     expected = [1, 7, 2, 8, 3, 9, 0, 0, 4, 10, 5, 11, 6, 12, 0, 0]
     expected += [13, 0, 14, 0, 15, 0, 0, 0, 16, 0, 17, 0, 18, 0, 0, 0]
     assert pack_weights(op).tolist() == expected
-    assert packed_bytes(op) == len(expected) + 9 * 3
+    assert weight_bytes(op) == len(expected)
+    assert channel_bytes(op) == 9 * 3

@@ -30,6 +30,7 @@ from thaw.graph.ops import (
 )
 from thaw.graph.packing import pack_weights
 from thaw.graph.plan import MemoryPlan, Step
+from thaw.graph.sharing import weights_owner
 from thaw.graph.tensors import Quantization, Tensor
 
 KERNELS = (
@@ -156,18 +157,25 @@ class _Emitter:
         return f"/* {comment_text(self.op.name)} */\nstatic const {kind} layer_{self.index} = {{\n{values}}};\n"
 
     def _weighted_constants(self, op: Weighted, bias: npt.NDArray[np.int64]) -> str:
-        """The arrays that every operation with weights has."""
+        """The arrays that an operation with weights has: but for the weights, where an earlier step has them."""
         multipliers, shifts = output_multipliers(op, self.reads[0])
         _refuse_large_sums(op, bias, shifts)
+        is_first = self._weights_step(op) == self.index
         return (
-            _array("int8_t", f"weights_{self.index}", pack_weights(op), " THAW_WORDS")
+            (_array("int8_t", f"weights_{self.index}", pack_weights(op), " THAW_WORDS") if is_first else "")
             + _array("int32_t", f"bias_{self.index}", bias)
             + _array("int32_t", f"multiplier_{self.index}", multipliers)
             + _array("int8_t", f"shift_{self.index}", shifts)
         )
 
-    def _arrays(self) -> tuple[str, ...]:
-        return tuple(f"{name}_{self.index}" for name in ("weights", "bias", "multiplier", "shift"))
+    def _weights_step(self, op: Weighted) -> int:
+        """The first step with the weights of `op`, which need not be the one that the others share with."""
+        owners = (weights_owner(step.op) if isinstance(step.op, Weighted) else "" for step in self.plan.steps)
+        return list(owners).index(weights_owner(op))
+
+    def _arrays(self, op: Weighted) -> tuple[str, ...]:
+        own = (f"{name}_{self.index}" for name in ("bias", "multiplier", "shift"))
+        return (f"weights_{self._weights_step(op)}", *own)
 
     def _input_zero_point(self) -> int:
         """The zero point of what is read, as it is read: of pixels on the scale of uint8."""
@@ -200,14 +208,14 @@ class _Emitter:
         zero_point = self._input_zero_point()
         sums = op.weights.reshape(op.channels, -1).sum(axis=1, dtype=np.int64)
         bias = op.bias.astype(np.int64) - zero_point * sums
-        fields = (*self._arrays(), *sizes, *pool, zero_point, *self._output_zero_point(op), int(self._is_pixels()))
+        fields = (*self._arrays(op), *sizes, *pool, zero_point, *self._output_zero_point(op), int(self._is_pixels()))
         constants = self._weighted_constants(op, bias) + self._struct("thaw_convolution", fields)
         call = f"thaw_convolve(&layer_{self.index}, {self._raw_input()}, {self.output}, {self._columns()});"
         return CONVOLUTION, constants, call
 
     def _depthwise(self, op: DepthwiseConv2d) -> tuple[tuple[str, ...], str, str]:
         fields = (
-            *self._arrays(),
+            *self._arrays(op),
             *self.reads[0].shape,
             *op.kernel,
             *op.stride,

@@ -231,6 +231,8 @@ class _Writer:
     def _dequantized_constant(
         self, name: str, array: npt.NDArray[Any], scales: npt.NDArray[np.float32], zeros: npt.NDArray[np.int8] | None
     ) -> str:
+        # Also weights that operations share are written for each: with "session.x64quantprecision", onnxruntime 1.32
+        # refuses a model in which two nodes read them.
         reads = [self.constant(name, array, array.dtype.name), self.constant(f"{name}.scales", scales, "float32")]
         if zeros is not None:
             reads.append(self.constant(f"{name}.zero_points", zeros, "int8"))

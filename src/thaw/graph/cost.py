@@ -14,6 +14,7 @@ from thaw.graph.graph import Graph
 from thaw.graph.operation import Weighted
 from thaw.graph.ops import Conv2d, DepthwiseConv2d, Op, Reshape
 from thaw.graph.plan import constant_bytes, plan_memory
+from thaw.graph.sharing import shared_names
 from thaw.graph.tensors import Shape, Tensor
 
 FLOAT32_BYTES = 4
@@ -21,7 +22,12 @@ INT8_BYTES = 1
 INT32_BYTES = 4  # the biases of an int8 network are int32: they are added to int32 sums
 
 CODE_BYTES = 6656
-"""Allowance for the code of the emitted C, built for a Cortex-M with -Os or -O2, and what it takes of libgcc."""
+"""Allowance for the code of the emitted C, built for a Cortex-M with -Os or -O2, what it takes of libgcc, and the
+calls and descriptions of `_USUAL_STEPS` steps."""
+
+_USUAL_STEPS = 32
+_STEP_BYTES = 64
+"""What a further step takes: the call of its kernel, and the sizes and scales that describe it."""
 
 STACK_BYTES = 512
 """Allowance for the stack that `thaw_predict` and `thaw_preprocess` use, interrupts and their caller not included."""
@@ -35,7 +41,8 @@ class LayerCost:
         name: such as "branch1.conv1".
         kind: the operation's, such as "conv2d".
         output: shape of what it writes, (H, W, C) or (C,).
-        parameters: weights and biases.
+        parameters: weights and biases. Where operations share weights, the first has them, and each has a factor and a
+            bias a channel: what a normalisation of its own learned.
         macs: multiply-accumulates for one image (see `layer_macs`).
         activation_bytes: bytes of what it writes, in float32; 0 for a reshape, which writes nothing.
     """
@@ -65,16 +72,17 @@ class Cost:
 
     Attributes:
         layers: one entry an operation, in the order of execution.
-        parameters: weights and biases.
+        parameters: learned numbers, as the layers count them.
         macs: multiply-accumulates (see `layer_macs`).
         peak_activation_bytes_float32: see `peak_activation_bytes`, with 4 bytes a value.
         peak_activation_bytes_int8: the same with 1 byte a value.
         weight_bytes_float32: 4 bytes a parameter.
-        weight_bytes_int8: 1 byte a weight and 4 a bias (int32), and nothing else: no scales, zero points or code.
+        weight_bytes_int8: 1 byte a weight and 4 any other learned number (a bias is int32), and nothing else: no scales
+            of activations or of weights that are not shared, zero points or code.
         arena_bytes: the one buffer that the emitted int8 C works in, to the byte (see `plan_memory`).
         ram_bytes: the arena and `STACK_BYTES`; the caller's image is not in it.
-        flash_bytes: what the emitted int8 C keeps as constants, to the byte, but for the names of the classes, and
-            `CODE_BYTES`.
+        flash_bytes: the weights, biases and multipliers that the emitted int8 C keeps, to the byte, weights that are
+            shared once; `CODE_BYTES`; and in deep networks an allowance for each further step.
         image_bytes: the pixels of one image, in the memory of whoever calls.
     """
 
@@ -109,21 +117,23 @@ class Cost:
 
 def count_cost(graph: Graph) -> Cost:
     """Everything that can be counted from a float32 graph without running it."""
-    layers = tuple(_layer_cost(graph, op) for op in graph.ops)
-    weights, biases = (sum(counts) for counts in zip(*map(_count_parameters, graph.ops), strict=True))
+    shared = shared_names(graph.ops)
+    layers = tuple(_layer_cost(graph, op, shared) for op in graph.ops)
+    weights, others = (sum(counts) for counts in zip(*(_count_parameters(op, shared) for op in graph.ops), strict=True))
     # Artefacts give the last output only, so that nothing else has to be kept to the end.
-    arena_bytes = plan_memory(replace(graph, outputs=graph.outputs[-1:])).arena_bytes
+    plan = plan_memory(replace(graph, outputs=graph.outputs[-1:]))
+    further_steps = max(0, len(plan.steps) - _USUAL_STEPS)
     return Cost(
         layers=layers,
-        parameters=weights + biases,
+        parameters=weights + others,
         macs=sum(layer.macs for layer in layers),
         peak_activation_bytes_float32=peak_activation_bytes(graph, FLOAT32_BYTES),
         peak_activation_bytes_int8=peak_activation_bytes(graph, INT8_BYTES),
-        weight_bytes_float32=FLOAT32_BYTES * (weights + biases),
-        weight_bytes_int8=INT8_BYTES * weights + INT32_BYTES * biases,
-        arena_bytes=arena_bytes,
-        ram_bytes=arena_bytes + STACK_BYTES,
-        flash_bytes=constant_bytes(graph) + CODE_BYTES,
+        weight_bytes_float32=FLOAT32_BYTES * (weights + others),
+        weight_bytes_int8=INT8_BYTES * weights + INT32_BYTES * others,
+        arena_bytes=plan.arena_bytes,
+        ram_bytes=plan.arena_bytes + STACK_BYTES,
+        flash_bytes=constant_bytes(graph) + CODE_BYTES + _STEP_BYTES * further_steps,
         image_bytes=graph.tensor(graph.input).elements,
     )
 
@@ -175,18 +185,21 @@ def _tensor_bytes(tensor: Tensor, value_bytes: int) -> int:
     return tensor.elements * (1 if tensor.dtype == "uint8" else value_bytes)
 
 
-def _layer_cost(graph: Graph, op: Op) -> LayerCost:
+def _layer_cost(graph: Graph, op: Op, shared: frozenset[str]) -> LayerCost:
     output = graph.tensor(op.output).shape
     return LayerCost(
         name=op.name,
         kind=op.kind,
         output=output,
-        parameters=sum(_count_parameters(op)),
+        parameters=sum(_count_parameters(op, shared)),
         macs=layer_macs(op, output),
         activation_bytes=0 if isinstance(op, Reshape) else FLOAT32_BYTES * math.prod(output),
     )
 
 
-def _count_parameters(op: Op) -> tuple[int, int]:
-    """(weights, biases)."""
-    return (op.weights.size, op.bias.size) if isinstance(op, Weighted) else (0, 0)
+def _count_parameters(op: Op, shared: frozenset[str]) -> tuple[int, int]:
+    """(weights, other learned numbers): biases, and factors a channel where weights are shared, once."""
+    if not isinstance(op, Weighted):
+        return 0, 0
+    numbers = 2 if op.shares or op.name in shared else 1
+    return 0 if op.shares else op.weights.size, numbers * op.bias.size

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from thaw.errors import UsageError
 from thaw.graph.ops import Op
+from thaw.graph.sharing import check_shares
 from thaw.graph.tensors import Tensor
 
 
@@ -44,6 +45,7 @@ class Graph:
         if image.dtype != "uint8" or len(image.shape) != 3:
             raise UsageError(f"graph: input {image.name!r} is {image.dtype} {image.shape}: expected uint8 (H, W, C)")
         written = self._check_ops()
+        check_shares(self.ops)
         never = sorted(set(self._by_name) - written)
         if never:
             raise UsageError(f"graph: no operation writes tensor {never[0]!r}: remove it, or add what writes it")

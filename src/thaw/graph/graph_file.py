@@ -5,7 +5,8 @@ an operation is made, an operation refuses what it cannot be, and a digest over 
 
 The header, version 1: "version", "name", "classes", "input" (the contract), "facts", "sha256", and "graph" with
 "input", "outputs", "tensors" and "ops". The numbers of operation i are the tensors "i.weights", "i.bias" and, in an
-int8 graph, "i.weight_scales".
+int8 graph, "i.weight_scales". An operation that shares weights says so under "shares", which others lack; in an int8
+graph it has no "i.weights", since they are those of the one that it names.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ _MOST_FACTS_DEPTH = 8
 # Names become those of functions, files and tensors in what is exported, so nothing in them may mean anything there.
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _ARRAY_FIELDS = ("weights", "bias", "weight_scales")
+_OPTIONAL_FIELDS = ("shares",)
+"""Left out where they are empty."""
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -116,6 +119,8 @@ def _arrays(op: Op) -> dict[str, Array]:
     if not isinstance(op, Weighted):
         return {}
     found = {name: getattr(op, name) for name in _ARRAY_FIELDS}
+    if op.shares and op.quantization is not None:
+        del found["weights"]
     return {name: array for name, array in found.items() if array is not None}
 
 
@@ -174,6 +179,7 @@ def _describe(graph: Graph) -> dict[str, Any]:
     ops = []
     for op in graph.ops:
         names = [item.name for item in dataclasses.fields(op) if item.name not in _ARRAY_FIELDS]
+        names = [name for name in names if name not in _OPTIONAL_FIELDS or getattr(op, name)]
         ops.append({"kind": op.kind, **{name: _written(getattr(op, name)) for name in names}})
     described = {"input": graph.input, "outputs": graph.outputs, "tensors": tensors, "ops": ops}
     # Tuples become lists, as they come back from a file.
@@ -246,12 +252,14 @@ def _graph(value: Any, arrays: Mapping[str, Array]) -> Graph:
     if len(described) > _MOST_OPS or len(_list("tensors", fields["tensors"])) > _MOST_OPS + 1:
         raise ModelFileError(f"it has more than {_MOST_OPS} operations")
     left = dict(arrays)
-    ops = tuple(_op(index, entry, left) for index, entry in enumerate(described))
+    ops: list[Op] = []
+    for index, entry in enumerate(described):
+        ops.append(_op(index, entry, left, ops))
     if left:
         _refuse("numbers", min(left), "none but those of its operations")
     return Graph(
         tensors=tuple(_tensor(entry) for entry in fields["tensors"]),
-        ops=ops,
+        ops=tuple(ops),
         input=_name("input", fields["input"]),
         outputs=_names("outputs", fields["outputs"]),
     )
@@ -272,20 +280,32 @@ def _tensor(value: Any) -> Tensor:
     )
 
 
-def _op(index: int, value: Any, arrays: dict[str, Array]) -> Op:
-    """The operation, which takes its numbers out of `arrays`."""
+def _op(index: int, value: Any, arrays: dict[str, Array], earlier: Sequence[Op]) -> Op:
+    """The operation, which takes its numbers out of `arrays`, or those that it shares from an earlier one."""
     fields = _object_of("operation", value)
     kind = _KINDS.get(_text("kind", fields.get("kind")))
     if kind is None:
         _refuse("operation", fields["kind"], f"one of {', '.join(_KINDS)}")
     names = [item.name for item in dataclasses.fields(kind)]
-    _expect_keys(f"operation {kind.kind}", fields, ("kind", *(name for name in names if name not in _ARRAY_FIELDS)))
+    plain = [name for name in names if name not in _ARRAY_FIELDS]
+    absent = {name for name in _OPTIONAL_FIELDS if name not in fields}
+    _expect_keys(f"operation {kind.kind}", fields, ("kind", *(name for name in plain if name not in absent)))
     values = {name: _FIELDS[name](name, fields[name]) for name in fields if name != "kind"}
     for name in _ARRAY_FIELDS:
         if f"{index}.{name}" in arrays and name in names:
             values[name] = arrays.pop(f"{index}.{name}")
+    if values.get("shares") and values.get("quantization") is not None:
+        values["weights"] = _shared_weights(values, earlier)
     made: Op = kind(**values)
     return made
+
+
+def _shared_weights(values: Mapping[str, Any], earlier: Sequence[Op]) -> Array:
+    """The weights of the earlier operation that an int8 operation names; it may have none of its own."""
+    found = [op.weights for op in earlier if isinstance(op, Weighted) and op.name == values["shares"]]
+    if not found or "weights" in values:
+        _refuse("shares", values["shares"], "an earlier operation with weights, and none of its own")
+    return found[0]
 
 
 def _quantization(label: str, value: Any) -> Quantization | None:
@@ -366,6 +386,7 @@ _FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "padding": _whole_numbers,
     "quantization": _quantization,
     "shape": _whole_numbers,
+    "shares": _name,
     "std": _numbers,
     "stride": _whole_numbers,
 }

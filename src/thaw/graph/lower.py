@@ -1,4 +1,4 @@
-"""A trained torch module -> Graph; the only file of this room that knows torch.
+"""A trained torch module -> Graph; beside `trainable.py` the only file of this room that knows torch.
 
 torch keeps feature maps as [C, H, W] and convolution weights as [C', C, kh, kw]; the graph keeps them as (H, W, C) and
 [C', kh, kw, C].
@@ -8,7 +8,7 @@ Shapes: H rows, W columns, C channels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +20,33 @@ from thaw.errors import UsageError
 from thaw.graph.cost import Cost, count_cost
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Activation
-from thaw.graph.ops import Concat, Conv2d, Dense, MaxPool2d, Op, Reshape, Scale, Softmax
+from thaw.graph.ops import (
+    Add,
+    AveragePool2d,
+    Concat,
+    Conv2d,
+    Dense,
+    DepthwiseConv2d,
+    MaxPool2d,
+    Op,
+    Reshape,
+    Scale,
+    Softmax,
+)
 from thaw.graph.tensors import IMAGE, LOGITS, PROBABILITIES, FloatArray, Shape, Tensor
-from thaw.models.blocks import ConvClassifier, ConvReluPool, DenseClassifier
+from thaw.models.blocks import (
+    ChannelScale,
+    ConvClassifier,
+    ConvNorm,
+    ConvReluPool,
+    DenseClassifier,
+    GlobalPool,
+    Halve,
+    Loop,
+    Norm,
+    Residual,
+    Separable,
+)
 from thaw.models.families import FamilySpec
 from thaw.models.fusion import HEAD, FusionSpec, Head, UnifiedModel, build_unified
 
@@ -60,16 +84,17 @@ def lower(
     )
 
 
-def layer_table(spec: FamilySpec, fusion: FusionSpec, shape: tuple[int, int, int], classes: int) -> Cost:
+def layer_table(spec: FamilySpec, fusion: FusionSpec | None, shape: tuple[int, int, int], classes: int) -> Cost:
     """What the unified model of `spec` and `fusion` costs for images (H, W, C) and K classes, before any training.
 
-    No weights are made: no random numbers are drawn, and a network too large for memory can be looked at.
+    Without a fusion it is the submodel of `spec` alone. No weights are made: no random numbers are drawn, and a network
+    too large for memory can be looked at.
 
     Raises:
         UsageError: when the image is too small for the layers, or `classes` below 2.
     """
     with torch.device("meta"):
-        module = build_unified(spec, fusion, shape, classes)
+        module = spec.build(shape, classes) if fusion is None else build_unified(spec, fusion, shape, classes)
     channels = shape[2]
     return count_cost(lower(module, shape=shape, mean=(0.0,) * channels, std=(1.0,) * channels, classes=classes))
 
@@ -138,9 +163,63 @@ def _sequential(trace: _Trace, submodel: nn.Sequential, name: str, read: str) ->
 
 def _conv_relu_pool(trace: _Trace, unit: ConvReluPool, name: str, read: str) -> str:
     # The unit pools before its ReLU. ReLU is monotone, so the numbers are equal where it comes with the convolution.
-    convolved = _add_conv(trace, unit.conv, name, read, "relu")
-    pool = _join(name, "pool")
-    return trace.add(MaxPool2d(name=pool, inputs=(convolved,), output=pool, kernel=(2, 2), stride=(2, 2)))
+    return _add_halving(trace, _join(name, "pool"), _add_conv(trace, unit.conv, name, read, "relu"))
+
+
+def _conv_norm(trace: _Trace, unit: ConvNorm, name: str, read: str) -> str:
+    return _add_normed(trace, unit.conv, unit.norm, name, read, "relu" if unit.relu else "none")
+
+
+def _residual(trace: _Trace, unit: Residual, name: str, read: str) -> str:
+    first = _lower_unit(trace, unit.first, _join(name, "first"), read)
+    second = _lower_unit(trace, unit.second, _join(name, "second"), first)
+    return _add_sum(trace, _join(name, "add"), (read, second), "relu")
+
+
+def _separable(trace: _Trace, unit: Separable, name: str, read: str) -> str:
+    filtered = _lower_unit(trace, unit.depthwise, _join(name, "depthwise"), read)
+    mixed = _lower_unit(trace, unit.pointwise, _join(name, "pointwise"), filtered)
+    return _add_sum(trace, _join(name, "add"), (read, mixed)) if unit.shortcut else mixed
+
+
+def _loop(trace: _Trace, unit: Loop, name: str, read: str) -> str:
+    """Passes are numbered from 1, and all share the weights of the first."""
+    norms: Iterator[Norm] = iter(unit.norms)  # type: ignore[arg-type]
+    base, number, unmixed = "", 0, len(unit.norms) - len(unit.mix)
+    mixed = ""
+    for group, passes in enumerate(unit.passes):
+        if group:
+            read = _add_halving(trace, _join(name, f"halve{group}"), read)
+        for _ in range(passes):
+            number += 1
+            conv = _join(name, f"pass{number}")
+            convolved = _add_normed(trace, unit.conv, next(norms), conv, read, "relu", shares=base)
+            base = base or conv
+            read = _add_sum(trace, _join(conv, "add"), (read, convolved))
+            if number > unmixed:
+                scale: ChannelScale = unit.mix[number - unmixed - 1]  # type: ignore[assignment]
+                # Right after the state is made, so that it need not be kept.
+                mixed = _add_mixed(trace, scale, _join(name, f"mix{number}"), read, mixed)
+    return mixed or read
+
+
+def _add_mixed(trace: _Trace, scale: ChannelScale, name: str, state: str, mixed: str) -> str:
+    """Add a state's mean over all positions, scaled, to what is mixed so far ("" for nothing)."""
+    term = _lower_unit(trace, scale, name, _add_mean(trace, _join(name, "mean"), state))
+    return _add_sum(trace, _join(name, "add"), (mixed, term)) if mixed else term
+
+
+def _halve(trace: _Trace, _unit: Halve, name: str, read: str) -> str:
+    return _add_halving(trace, name, read)
+
+
+def _global_pool(trace: _Trace, _unit: GlobalPool, name: str, read: str) -> str:
+    return _add_mean(trace, name, read)
+
+
+def _channel_scale(trace: _Trace, unit: ChannelScale, name: str, read: str) -> str:
+    weights, bias = _array(unit.factor.view(1, 1, -1)), _array(unit.offset)
+    return trace.add(DepthwiseConv2d(name=name, inputs=(read,), output=name, weights=weights, bias=bias))
 
 
 def _dense_classifier(trace: _Trace, unit: DenseClassifier, name: str, read: str) -> str:
@@ -150,7 +229,7 @@ def _dense_classifier(trace: _Trace, unit: DenseClassifier, name: str, read: str
     rows, columns, channels = shape
     # torch flattens channel by channel, the graph position by position.
     by_position = unit.dense.weight.reshape(-1, channels, rows, columns).permute(0, 2, 3, 1).flatten(1)
-    weights, bias = _array(by_position), _bias(unit.dense, name)
+    weights, bias = _array(by_position), _bias(unit.dense.bias, name)
     return trace.add(Dense(name=name, inputs=(_flatten(trace, name, read),), output=name, weights=weights, bias=bias))
 
 
@@ -173,6 +252,13 @@ _LOWERINGS: Mapping[type[nn.Module], Callable[[_Trace, Any, str, str], str]] = {
     UnifiedModel: _unified,
     nn.Sequential: _sequential,
     ConvReluPool: _conv_relu_pool,
+    ConvNorm: _conv_norm,
+    Residual: _residual,
+    Separable: _separable,
+    Loop: _loop,
+    Halve: _halve,
+    GlobalPool: _global_pool,
+    ChannelScale: _channel_scale,
     DenseClassifier: _dense_classifier,
     ConvClassifier: _conv_classifier,
     Head: _head,
@@ -180,23 +266,72 @@ _LOWERINGS: Mapping[type[nn.Module], Callable[[_Trace, Any, str, str], str]] = {
 
 
 def _add_conv(trace: _Trace, conv: nn.Conv2d, name: str, read: str, activation: Activation) -> str:
-    plain = (conv.stride, conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
-    if not plain or isinstance(conv.padding, str):
+    return _add_convolution(trace, conv, name, read, activation, (conv.weight, conv.bias))
+
+
+def _add_normed(
+    trace: _Trace, conv: nn.Conv2d, norm: Norm, name: str, read: str, activation: Activation, *, shares: str = ""
+) -> str:
+    """A convolution and the normalisation after it as one convolution."""
+    if conv.bias is not None:
+        raise UsageError(f"{name} has a bias before its normalisation: expected a convolution without one")
+    factor, offset = norm.affine()
+    numbers = (conv.weight * factor.view(-1, 1, 1, 1), offset)
+    return _add_convolution(trace, conv, name, read, activation, numbers, shares=shares)
+
+
+def _add_convolution(
+    trace: _Trace,
+    conv: nn.Conv2d,
+    name: str,
+    read: str,
+    activation: Activation,
+    numbers: tuple[torch.Tensor, torch.Tensor | None],
+    *,
+    shares: str = "",
+) -> str:
+    """A convolution of the geometry of `conv` with those weights, [C', C / groups, kh, kw], and biases."""
+    plain = (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")
+    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+    if not plain or isinstance(conv.padding, str) or not (conv.groups == 1 or depthwise):
         raise UsageError(
-            f"{name} is {conv}: expected stride 1, no dilation, one group, and zero padding given in numbers"
+            f"{name} is {conv}: expected stride 1, no dilation, one group or one a channel, and zero padding given in "
+            "numbers"
         )
     rows, columns = conv.padding
-    weights, bias = _array(conv.weight.permute(0, 2, 3, 1)), _bias(conv, name)
-    padding = (rows, rows, columns, columns)
+    weights, bias = numbers
+    by_position = weights[:, 0].permute(1, 2, 0) if depthwise else weights.permute(0, 2, 3, 1)
+    kind = DepthwiseConv2d if depthwise else Conv2d
     return trace.add(
-        Conv2d(
-            name=name, inputs=(read,), output=name, weights=weights, bias=bias, padding=padding, activation=activation
+        kind(
+            name=name,
+            inputs=(read,),
+            output=name,
+            weights=_array(by_position),
+            bias=_bias(bias, name),
+            padding=(rows, rows, columns, columns),
+            activation=activation,
+            shares=shares,
         )
     )
 
 
+def _add_halving(trace: _Trace, name: str, read: str) -> str:
+    return trace.add(MaxPool2d(name=name, inputs=(read,), output=name, kernel=(2, 2), stride=(2, 2)))
+
+
+def _add_mean(trace: _Trace, name: str, read: str) -> str:
+    """The mean of each channel over all positions, as a map of one position."""
+    rows, columns, _ = trace.shape(read)
+    return trace.add(AveragePool2d(name=name, inputs=(read,), output=name, kernel=(rows, columns), stride=(1, 1)))
+
+
+def _add_sum(trace: _Trace, name: str, reads: tuple[str, str], activation: Activation = "none") -> str:
+    return trace.add(Add(name=name, inputs=reads, output=name, activation=activation))
+
+
 def _add_dense(trace: _Trace, dense: nn.Linear, name: str, read: str, activation: Activation) -> str:
-    weights, bias = _array(dense.weight), _bias(dense, name)
+    weights, bias = _array(dense.weight), _bias(dense.bias, name)
     return trace.add(Dense(name=name, inputs=(read,), output=name, weights=weights, bias=bias, activation=activation))
 
 
@@ -206,10 +341,10 @@ def _flatten(trace: _Trace, name: str, read: str) -> str:
     return trace.add(Reshape(name=flatten, inputs=(read,), output=flatten, shape=(values,)))
 
 
-def _bias(layer: nn.Conv2d | nn.Linear, name: str) -> FloatArray:
-    if layer.bias is None:
+def _bias(bias: torch.Tensor | None, name: str) -> FloatArray:
+    if bias is None:
         raise UsageError(f"{name} has no bias: expected a layer with one")
-    return _array(layer.bias)
+    return _array(bias)
 
 
 def _array(parameter: torch.Tensor) -> FloatArray:

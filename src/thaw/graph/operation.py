@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NoReturn, get_args
+from typing import Any, ClassVar, Literal, NoReturn, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from thaw.errors import UsageError
 from thaw.graph.tensors import DType, FloatArray, Int8Array, Int32Array, Quantization, Shape, Tensor, is_sizes
@@ -97,6 +98,8 @@ class Weighted(Operation):
             range on values that ReLU removes.
         weight_scales: float32, one an output channel, each above 0; None in a float graph. `real = scale * weight`.
         quantization: of what it writes; None in a float graph.
+        shares: name of an earlier operation of the same kind whose weights these are, up to one positive factor an
+            output channel, which an int8 graph has in `weight_scales` alone; "" where it shares none.
     """
 
     axes: ClassVar[int]
@@ -107,6 +110,7 @@ class Weighted(Operation):
     activation: Activation = "none"
     weight_scales: FloatArray | None = None
     quantization: Quantization | None = None
+    shares: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,7 +197,13 @@ def windows(size: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int
     return rows, columns
 
 
+def without_repeats(*arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """Arrays of one shape, each axis along which all repeat one value (stride 0) cut to length 1."""
+    kept = tuple(slice(None if any(strides) else 1) for strides in zip(*(each.strides for each in arrays), strict=True))
+    return tuple(each[kept] for each in arrays)
+
+
 def _is_finite(array: FloatArray) -> bool:
-    """Whether all values are; without a temporary array, and at once where an axis repeats one value (stride 0)."""
-    distinct = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]
+    """Whether all values are; without a temporary array, and at once where an axis repeats one value."""
+    (distinct,) = without_repeats(array)
     return bool(np.isfinite(distinct.min()) and np.isfinite(distinct.max()))

@@ -35,11 +35,14 @@ def _even(number: int) -> int:
     return -(-number // 2) * 2
 
 
-def packed_bytes(op: Weighted) -> int:
-    """Bytes of an operation's weights, biases, multipliers and shifts."""
-    if isinstance(op, DepthwiseConv2d):
-        return op.weights.size + _CHANNEL_BYTES * op.channels
-    return _even(op.channels) * padded_taps(op) + _CHANNEL_BYTES * op.channels
+def weight_bytes(op: Weighted) -> int:
+    """Bytes of an operation's weights."""
+    return op.weights.size if isinstance(op, DepthwiseConv2d) else _even(op.channels) * padded_taps(op)
+
+
+def channel_bytes(op: Weighted) -> int:
+    """Bytes of an operation's biases, multipliers and shifts."""
+    return _CHANNEL_BYTES * op.channels
 
 
 def pack_weights(op: Weighted) -> npt.NDArray[np.int8]:

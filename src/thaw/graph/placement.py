@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +37,15 @@ def place(buffers: Sequence[Buffer]) -> tuple[list[int], int]:
     """
     orders = (
         lambda buffer: (-buffer.size, buffer.first),
+        lambda buffer: (-buffer.size, -buffer.first),
         lambda buffer: (buffer.first, -buffer.size),
         lambda buffer: (-(buffer.last - buffer.first), -buffer.size),
         lambda buffer: (-buffer.size * (buffer.last - buffer.first + 1), buffer.first),
         lambda buffer: (-buffer.first, -buffer.size),
     )
     best: tuple[int, dict[str, int]] | None = None
-    for order in orders:
-        offsets = _first_fit(sorted(buffers, key=order))
+    for order, prefers_over in product(orders, (False, True)):
+        offsets = _first_fit(sorted(buffers, key=order), prefers_over=prefers_over)
         top = max((offsets[buffer.name] + buffer.size for buffer in buffers), default=0)
         if best is None or top < best[0]:
             best = (top, offsets)
@@ -52,21 +54,30 @@ def place(buffers: Sequence[Buffer]) -> tuple[list[int], int]:
     return [best[1][buffer.name] for buffer in buffers], best[0]
 
 
-def _first_fit(buffers: Sequence[Buffer]) -> dict[str, int]:
+def _first_fit(buffers: Sequence[Buffer], *, prefers_over: bool) -> dict[str, int]:
+    """The lowest offset that fits for one after another, or where that is preferred, the lowest at which it overlaps.
+
+    A chain of results over one another keeps to two places that way, where the lowest offsets would need three.
+    """
     placed: list[tuple[Buffer, int]] = []
     for buffer in buffers:
-        candidates = {0}
-        for other, offset in placed:
-            candidates.add(offset + other.size)
-            if buffer.over is not None and buffer.over[0] == other.name:
-                candidates.add(max(0, offset - buffer.over[1]))
-            if other.over is not None and other.over[0] == buffer.name:
-                candidates.add(max(0, offset + other.over[1]))
-        for candidate in sorted(_aligned(offset, buffer.alignment) for offset in candidates):
+        over = {_aligned(offset, buffer.alignment) for offset in _overlapping(buffer, placed)}
+        free = {_aligned(offset + other.size, buffer.alignment) for other, offset in placed} | {0}
+        candidates = [*sorted(over), *sorted(free)] if prefers_over else sorted(over | free)
+        for candidate in candidates:
             if all(_fits(buffer, candidate, other, offset) for other, offset in placed):
                 placed.append((buffer, candidate))
                 break
     return {buffer.name: offset for buffer, offset in placed}
+
+
+def _overlapping(buffer: Buffer, placed: Sequence[tuple[Buffer, int]]) -> Iterator[int]:
+    """Offsets at which it may lie over what it overwrites, or under what overwrites it."""
+    for other, offset in placed:
+        if buffer.over is not None and buffer.over[0] == other.name:
+            yield max(0, offset - buffer.over[1])
+        if other.over is not None and other.over[0] == buffer.name:
+            yield max(0, offset + other.over[1])
 
 
 def _aligned(offset: int, alignment: int) -> int:

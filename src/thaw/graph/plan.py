@@ -2,7 +2,8 @@
 
 Convolution, activation and pooling become one step; a flattening, the joining of vectors and what works in place become
 none. Steps run in the order that needs the least memory, and buffers overlap wherever one is over before another
-begins; a convolution may also write over the part of its input that it has read already.
+begins; a convolution may also write over the part of its input that it has read already, and an addition over an input
+that nothing else reads.
 
 Everything here follows from shapes, so a float32 graph is planned as the int8 graph that it will be quantised to.
 Sizes are bytes of int8 numbers.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Weighted
@@ -29,9 +31,12 @@ from thaw.graph.ops import (
     Reshape,
     Scale,
 )
-from thaw.graph.packing import LANES, packed_bytes, padded_taps
+from thaw.graph.order import Task, best_order
+from thaw.graph.packing import LANES, channel_bytes, padded_taps, weight_bytes
 from thaw.graph.placement import Buffer, place
 from thaw.graph.tensors import Tensor
+
+Windowed: TypeAlias = Conv2d | DepthwiseConv2d | MaxPool2d | AveragePool2d
 
 _ALIGNMENT = 4
 """Working memory begins at multiples of this, since it holds int16 pairs that are read as words."""
@@ -81,7 +86,7 @@ class MemoryPlan:
 def plan_memory(graph: Graph) -> MemoryPlan:
     """The steps of an int8 or float32 graph and their memory; the graph's outputs live to the end."""
     fused = _Fused(graph)
-    order = _best_order(fused)
+    order = best_order(fused.tasks(), fused.sizes, [fused.root(name) for name in graph.outputs])
     steps = tuple(fused.steps[index] for index in order)
     buffers = list(_buffers(fused, steps))
     offsets, arena = place(buffers)
@@ -96,8 +101,12 @@ def plan_memory(graph: Graph) -> MemoryPlan:
 
 
 def constant_bytes(graph: Graph) -> int:
-    """Bytes of weights, biases, multipliers and shifts as the C keeps them, for an int8 or float32 graph."""
-    return sum(packed_bytes(op) for op in graph.ops if isinstance(op, Weighted))
+    """Bytes of weights, biases, multipliers and shifts as the C keeps them, for an int8 or float32 graph.
+
+    Weights that operations share count once, in a float32 graph as if they stayed shared.
+    """
+    weighted = [op for op in graph.ops if isinstance(op, Weighted)]
+    return sum(channel_bytes(op) + (0 if op.shares else weight_bytes(op)) for op in weighted)
 
 
 class _Fused:
@@ -131,6 +140,17 @@ class _Fused:
     def root(self, name: str) -> str:
         """The tensor in whose buffer `name` lies."""
         return self.places[name][0]
+
+    def tasks(self) -> list[Task]:
+        """The steps by the buffers that they use."""
+        return [
+            Task(
+                reads=tuple(self.root(name) for name in step.reads if name in self.places),
+                writes=self.root(step.writes),
+                scratch=step.scratch,
+            )
+            for step in self.steps
+        ]
 
     def _pixel_tensors(self) -> Iterator[str]:
         """The input, and what is nothing but the input as int8 and read by convolutions only, or as floats."""
@@ -180,23 +200,29 @@ class _Fused:
 
     def _place(self, op: Op, writes: str) -> None:
         size = self.graph.tensor(writes).elements * (4 if self.graph.tensor(writes).dtype == "int32" else 1)
-        if isinstance(op, Relu | Requantize | Add) and op.inputs[0] not in self.pixels and self._dies_at(op):
-            self.places[writes] = self.places[op.inputs[0]]
+        overwritten = self._overwritten(op)
+        if overwritten is not None:
+            self.places[writes] = self.places[overwritten]
             return
         self.places[writes] = (writes, 0)
         self.sizes[writes] = size
         if isinstance(op, Concat) and len(self.graph.tensor(writes).shape) == 1:
             self._join(op, writes)
 
-    def _dies_at(self, op: Op) -> bool:
-        """Whether the buffer of the first input is wholly that input's, and nobody reads it but `op`."""
-        root, offset = self.places[op.inputs[0]]
-        same = [name for name, (owner, _) in self.places.items() if owner == root]
+    def _overwritten(self, op: Op) -> str | None:
+        """The input whose memory the result takes over, number by number; None where there is none."""
+        if not isinstance(op, Relu | Requantize | Add) or len(op.inputs) != len(set(op.inputs)):
+            return None
+        return next((name for name in op.inputs if name not in self.pixels and self._dies(name)), None)
+
+    def _dies(self, name: str) -> bool:
+        """Whether the buffer of a tensor is wholly that tensor's, and has the one reader that it is asked for."""
+        root, offset = self.places[name]
+        same = [other for other, (owner, _) in self.places.items() if owner == root]
         return (
             offset == 0
-            and self.sizes[root] == self.graph.tensor(op.inputs[0]).elements
-            and all(self._only_reader(name) is not None for name in same)
-            and len(op.inputs) == len(set(op.inputs))
+            and self.sizes[root] == self.graph.tensor(name).elements
+            and all(self._only_reader(other) is not None for other in same)
         )
 
     def _join(self, concat: Concat, writes: str) -> None:
@@ -219,7 +245,7 @@ class _Fused:
             offset += self.graph.tensor(name).elements
 
     def _lead(self, op: Op, pool: MaxPool2d | None, written: Tensor) -> int | None:
-        if not isinstance(op, Conv2d | MaxPool2d | AveragePool2d) or op.inputs[0] in self.pixels:
+        if not isinstance(op, Windowed) or op.inputs[0] in self.pixels:
             return None
         return _lead_bytes(op, pool, self.graph.tensor(op.inputs[0]), written)
 
@@ -249,21 +275,17 @@ def _scratch_bytes(op: Op, pool: MaxPool2d | None, written: Tensor) -> int:
     return 2 * padded_taps(op) * (1 if is_single else -(-positions // LANES) * LANES)
 
 
-def _lead_bytes(op: Conv2d | MaxPool2d | AveragePool2d, pool: MaxPool2d | None, read: Tensor, written: Tensor) -> int:
+def _lead_bytes(op: Windowed, pool: MaxPool2d | None, read: Tensor, written: Tensor) -> int:
     """How far before its input the result must begin, so that no position is overwritten that is still to be read.
 
     Windows are computed row by row. A convolution gathers a window before it writes, so that only later windows count.
     """
     rows, columns, channels = written.shape
     _, in_columns, in_channels = read.shape
-    step_rows, step_columns, top, left = 1, 1, 0, 0
-    if isinstance(op, Conv2d):
-        step_rows, step_columns = op.stride
-        top, left = op.padding[0], op.padding[2]
-        if pool is not None:
-            step_rows, step_columns = step_rows * pool.stride[0], step_columns * pool.stride[1]
-    else:
-        step_rows, step_columns = op.stride
+    step_rows, step_columns = op.stride
+    top, left = (op.padding[0], op.padding[2]) if isinstance(op, Conv2d | DepthwiseConv2d) else (0, 0)
+    if pool is not None:
+        step_rows, step_columns = step_rows * pool.stride[0], step_columns * pool.stride[1]
     ahead = 1 if isinstance(op, Conv2d) else 0
     lead = -read.elements
     for index in range(rows * columns - ahead):
@@ -319,56 +341,3 @@ def _overwriting(
         if offset == 0 and last[root] == index and first[step.writes] == index:
             over[step.writes] = (root, step.lead)
     return over
-
-
-_MOST_STATES = 20_000
-"""Beyond this many sets of finished steps the graph's own order is taken."""
-
-
-def _best_order(fused: _Fused) -> list[int]:
-    """The order of steps whose largest sum of live buffers is least; among equals, the one nearest to the graph's.
-
-    Dynamic programming over the sets of steps that can be done: what is alive after a set does not depend on its order.
-    """
-    steps = fused.steps
-    writers: dict[str, list[int]] = {}
-    for index, step in enumerate(steps):
-        writers.setdefault(fused.root(step.writes), []).append(index)
-    needs = [
-        frozenset(
-            writer
-            for name in step.reads
-            if name in fused.places
-            for writer in writers[fused.root(name)]
-            if writer < index
-        )
-        for index, step in enumerate(steps)
-    ]
-    touches = [
-        frozenset(fused.root(name) for name in (*step.reads, step.writes) if name in fused.places) for step in steps
-    ]
-    kept = frozenset(fused.root(name) for name in fused.graph.outputs)
-    best: dict[frozenset[int], tuple[int, tuple[int, ...]]] = {frozenset(): (0, ())}
-    for _ in steps:
-        grown: dict[frozenset[int], tuple[int, tuple[int, ...]]] = {}
-        for done, (peak, order) in best.items():
-            for index in range(len(steps)):
-                if index in done or not needs[index] <= done:
-                    continue
-                after = done | {index}
-                alive = _alive(touches, done, index, kept)
-                found = (max(peak, sum(fused.sizes[name] for name in alive) + steps[index].scratch), (*order, index))
-                if after not in grown or found < grown[after]:
-                    grown[after] = found
-        best = grown
-        if len(best) > _MOST_STATES:
-            return list(range(len(steps)))
-    (_, order), *_ = best.values()
-    return list(order)
-
-
-def _alive(touches: Sequence[frozenset[str]], done: frozenset[int], index: int, kept: frozenset[str]) -> frozenset[str]:
-    """Buffers that hold something while step `index` runs after the steps `done`."""
-    begun = frozenset().union(*(touches[step] for step in done)) if done else frozenset()
-    later = frozenset().union(*(touches[step] for step in range(len(touches)) if step not in done))
-    return (begun & (later | kept)) | touches[index]

@@ -1,7 +1,8 @@
 """A float32 graph -> the int8 graph that computes nearly the same, by the LiteRT (TFLite) int8 specification.
 
 Weights are symmetric and per output channel, activations asymmetric and per tensor, biases int32 on the scale of input
-times weight. Raw pixels go in as they are: their scaling and offset move into the first convolutions.
+times weight. Raw pixels go in as they are: their scaling and offset move into the first convolutions. Weights that are
+shared are so in int8 too; their scales differ.
 
 Source: the TensorFlow Lite int8 quantization specification.
 """
@@ -20,6 +21,7 @@ from thaw.graph import fixed_point
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Convolution, Weighted
 from thaw.graph.ops import Add, ArgMax, Concat, DepthwiseConv2d, Op, Requantize, Scale, Softmax
+from thaw.graph.sharing import channel_factors, shared_names, weights_owner
 from thaw.graph.tensors import FloatArray, Quantization, Tensor
 
 W = TypeVar("W", bound=Weighted)
@@ -87,6 +89,9 @@ class _Builder:
         self.ops: list[Op] = []
         self.tensors: dict[str, Tensor] = {}
         self.folded: dict[str, tuple[FloatArray, FloatArray]] = {}
+        self.shared = shared_names(graph.ops)
+        # By the name of the float32 operation whose weights are shared: the float32 and int8 form that has the numbers.
+        self.bases: dict[str, tuple[Weighted, Weighted]] = {}
         self.scores = _scores(graph)
         image = graph.tensor(graph.input)
         if image.quantization is not None:
@@ -137,7 +142,8 @@ class _Builder:
             weights=factor.reshape(1, 1, -1),
             bias=offset,
         )
-        self._append(_int8_weights(scaling, as_int8, quantization_of((float(ends.min()), float(ends.max())))))
+        written = quantization_of((float(ends.min()), float(ends.max())))
+        self._append(_int8_weights(scaling, as_int8, written, _weight_scales(scaling, as_int8)))
 
     def _weighted(self, op: W) -> W:
         read = self.tensors[op.inputs[0]].quantization
@@ -145,9 +151,20 @@ class _Builder:
             raise UsageError(f"graph: {op.kind} {op.name!r} reads raw pixels: expected a scale before it")
         if op.inputs[0] in self.folded and isinstance(op, Convolution):
             op = _fold_scaling(op, *self.folded[op.inputs[0]])
-        step_scale = read.scale * float(_weight_scales(op, read).max()) / _MOST_OUTPUT_STEPS
+        base = self.bases.get(weights_owner(op))
+        shared_scales = None if base is None else _shared_scales(op, *base, read)
+        scales = _weight_scales(op, read) if shared_scales is None else shared_scales
+        step_scale = read.scale * float(scales.max()) / _MOST_OUTPUT_STEPS
         least_scale = max(_largest_sum(op, read) / _LARGEST_SUM, step_scale, self._least_scale(op.output))
-        return _int8_weights(op, read, quantization_of(self._range(op.output), least_scale))
+        written = quantization_of(self._range(op.output), least_scale)
+        if base is not None and shared_scales is not None:
+            _, numbers = base
+            return replace(_int8_weights(op, read, written, scales), weights=numbers.weights, shares=numbers.name)
+        made = replace(_int8_weights(op, read, written, scales), shares="")
+        # Numbers that a bias made coarse are not those of the others.
+        if base is None and weights_owner(op) in self.shared and not _is_widened(op, scales):
+            self.bases[weights_owner(op)] = (op, made)
+        return made
 
     def _sum_quantization(self, op: Add) -> Quantization:
         scales = [self.tensors[name].quantization for name in op.inputs]
@@ -211,11 +228,10 @@ def _fold_scaling(op: W, factor: FloatArray, offset: FloatArray) -> W:
     )
 
 
-def _int8_weights(op: W, read: Quantization, written: Quantization) -> W:
-    """The int8 form of an operation with float32 weights."""
+def _int8_weights(op: W, read: Quantization, written: Quantization, scales: FloatArray) -> W:
+    """The int8 form of an operation with float32 weights, whose scales are given, one a channel."""
     axis = op.channel_axis
-    weights, scales = _by_channel(op), _weight_scales(op, read)
-    numbers = np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
+    numbers = np.clip(np.rint(_by_channel(op) / scales[:, None]), -127, 127).astype(np.int8)
     shape = list(op.weights.shape)
     channels_first = [shape.pop(axis), *shape]
     bias = np.rint(op.bias.astype(np.float64) / (read.scale * scales.astype(np.float64)))
@@ -240,6 +256,31 @@ def _weight_scales(op: Weighted, read: Quantization) -> FloatArray:
     # Nothing but zeros: any scale will do that is no coarser than the others, which the output's may have to follow.
     is_zero = scales < np.finfo(np.float32).tiny
     scales[is_zero] = 1.0 if is_zero.all() else scales.max()
+    rounded: FloatArray = scales.astype(np.float32)
+    return rounded
+
+
+def _is_widened(op: Weighted, scales: FloatArray) -> bool:
+    """Whether a channel has a coarser scale than its weights ask for, on which they keep few of their digits."""
+    largest = np.abs(_by_channel(op)).max(axis=1)
+    return bool(((largest > np.finfo(np.float32).tiny) & (scales > 1.001 * largest / 127.0)).any())
+
+
+def _shared_scales(op: Weighted, base: Weighted, numbers: Weighted, read: Quantization) -> FloatArray | None:
+    """The scales on which the int8 weights of `base`, which are `numbers`, are those of `op`; None where none are.
+
+    That is so where int32 would overflow on them, or where the pixels' scaling was folded into one of the two.
+    """
+    factors = channel_factors(op, base)
+    if factors is None or numbers.weight_scales is None:
+        return None
+    scales = numbers.weight_scales * factors
+    least = np.abs(op.bias.astype(np.float64)) / (read.scale * _LARGEST_SUM)
+    # Where all numbers are 0 any scale will do, as in `_weight_scales`.
+    is_zero = ~_by_channel(numbers).any(axis=1)
+    scales[is_zero] = np.maximum(1.0 if is_zero.all() else scales[~is_zero].max(), least[is_zero])
+    if (scales < least).any() or scales.min() < np.finfo(np.float32).tiny:
+        return None
     rounded: FloatArray = scales.astype(np.float32)
     return rounded
 

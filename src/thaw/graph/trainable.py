@@ -3,7 +3,8 @@
 Beside `lower.py` this is the only file of the room that knows torch: gradients need it, and the arithmetic belongs with
 that of `interpret.py` and `fixed_point.py`, to which tests hold it. The whole numbers of an int8 graph are held exactly
 in floats. Rounding passes gradients straight through; what a range cuts off passes none. The int8 weights, scales and
-multipliers are made by `quantize` itself in each pass, so there is no second definition of them.
+multipliers are made by `quantize` itself in each pass, so there is no second definition of them. Operations that share
+weights train one tensor, and a factor above 0 for each channel of each of them but the first.
 
 Shapes: B batch, C channels, H rows, W columns, K classes; here [B, C, H, W] or [B, C], where the graph has (H, W, C) or
 (C,).
@@ -43,6 +44,7 @@ from thaw.graph.ops import (
     Softmax,
 )
 from thaw.graph.quantize import Range, pixel_scaling, quantize
+from thaw.graph.sharing import channel_factors
 from thaw.graph.tensors import LOGITS, Quantization
 from thaw.graph.tensors import Tensor as GraphTensor
 
@@ -71,8 +73,10 @@ class TrainableGraph(nn.Module):
         self.ranges = dict(ranges)
         self.logits = logits
         trained = [op for op in graph.ops if isinstance(op, Weighted)]
+        self.trained = {op.name: op for op in trained}
         self.places = {op.name: place for place, op in enumerate(trained)}
-        self.weights = nn.ParameterList(torch.tensor(op.weights) for op in trained)
+        # Of an operation that shares weights, the logarithms of its factors, which therefore stay above 0.
+        self.weights = nn.ParameterList(torch.tensor(_own_numbers(op, graph)) for op in trained)
         self.biases = nn.ParameterList(torch.tensor(op.bias) for op in trained)
 
     def float_graph(self) -> Graph:
@@ -110,8 +114,16 @@ class TrainableGraph(nn.Module):
     def _with_weights(self, op: Op) -> Op:
         if not isinstance(op, Weighted):
             return op
-        place = self.places[op.name]
-        return replace(op, weights=_array(self.weights[place]), bias=_array(self.biases[place]))
+        return replace(op, weights=_array(self._weights_of(op)), bias=_array(self.biases[self.places[op.name]]))
+
+    def _weights_of(self, op: Weighted) -> Tensor:
+        """The weights as they are now, with a gradient to what they are made of."""
+        own: Tensor = self.weights[self.places[op.name]]
+        if not op.shares:
+            return own
+        shared: Tensor = self.weights[self.places[op.shares]]
+        by_channel = [-1 if axis == op.channel_axis else 1 for axis in range(op.axes)]
+        return shared * own.exp().view(by_channel)
 
     def _scale(self) -> Scale:
         return next(op for op in self.graph.ops if isinstance(op, Scale))
@@ -150,7 +162,9 @@ class TrainableGraph(nn.Module):
         bias = torch.tensor(op.bias, dtype=torch.float32, device=device)
         if op.name not in self.places:
             return weights, bias
-        smooth, smooth_bias = self.weights[self.places[op.name]], self.biases[self.places[op.name]]
+        # The float32 operation: where int8 numbers cannot be shared, the int8 one says that it has its own.
+        smooth = self._weights_of(self.trained[op.name])
+        smooth_bias = self.biases[self.places[op.name]]
         if folded is not None:
             factor, offset = (torch.from_numpy(values).to(device) for values in folded)
             summed = tuple(axis for axis in range(smooth.ndim) if axis != op.channel_axis)
@@ -280,6 +294,18 @@ def _quantization(tensor: GraphTensor) -> Quantization:
     if tensor.quantization is None:
         raise AssertionError(f"{tensor.name!r} of an int8 graph has a scale")
     return tensor.quantization
+
+
+def _own_numbers(op: Weighted, graph: Graph) -> npt.NDArray[np.float32]:
+    """What trains of an operation beside its biases: its weights, or where it shares them, log of its factors [C']."""
+    if not op.shares:
+        return op.weights.astype(np.float32)
+    base = next(each for each in graph.ops if each.name == op.shares)
+    factors = channel_factors(op, base) if isinstance(base, Weighted) else None
+    if factors is None:
+        raise AssertionError("a graph's operations share weights up to factors")
+    logarithms: npt.NDArray[np.float32] = np.log(factors).astype(np.float32)
+    return logarithms
 
 
 def _array(parameter: Tensor) -> npt.NDArray[np.float32]:
