@@ -23,10 +23,11 @@ from thaw.graph.lower import layer_table, lower
 from thaw.graph.quantize import quantize
 from thaw.models.families import PaperSpec
 from thaw.models.fusion import FusionSpec, build_unified
-from thaw.workflow import pipeline
-from thaw.workflow.budget import Budget, check_budget
+from thaw.workflow import resolve
+from thaw.workflow.budget import Budget
 from thaw.workflow.recipe import load_recipe
 from thaw.workflow.request import TrainRequest
+from thaw.workflow.resolve import with_network
 
 # The paper's network for 28x28x1 images of 10 classes; parameters and MACs are worked out in test_graph_cost.py.
 PAPER = layer_table(PaperSpec(), FusionSpec(), (28, 28, 1), 10)
@@ -108,9 +109,9 @@ def test_refuses_what_run_json_cannot_hold(kept):
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_what_is_just_enough_fits_and_one_less_does_not(name):
-    check_budget(Budget(**{name: NEEDS[name]}), RECIPE, (28, 28, 1), 10)
+    with_network(RECIPE, Budget(**{name: NEEDS[name]}), (28, 28, 1), 10)
     with pytest.raises(BudgetError) as caught:
-        check_budget(Budget(**{name: NEEDS[name] - 1}), RECIPE, (28, 28, 1), 10)
+        with_network(RECIPE, Budget(**{name: NEEDS[name] - 1}), (28, 28, 1), 10)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "28x28x1, 10 classes" in lines[0]
@@ -120,7 +121,7 @@ def test_what_is_just_enough_fits_and_one_less_does_not(name):
 
 def test_every_broken_limit_is_told_with_where_most_of_it_is():
     with pytest.raises(BudgetError) as caught:
-        check_budget(Budget.parse("params=1k,ram=1KB,flash=8KB,macs=1k"), RECIPE, (28, 28, 1), 10)
+        with_network(RECIPE, Budget.parse("params=1k,ram=1KB,flash=8KB,macs=1k"), (28, 28, 1), 10)
     text = str(caught.value)
     assert [line.split(":")[0].strip() for line in text.splitlines()[1:5]] == ["params", "ram", "flash", "macs"]
     assert "branch1.dense has most parameters, 5,010" in text
@@ -129,6 +130,7 @@ def test_every_broken_limit_is_told_with_where_most_of_it_is():
     assert "the caller's image takes 784 beside it" in text
     assert f"{PAPER.flash_bytes - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code" in text
     assert "--set model.filters=" in text
+    assert "--recipe balanced, which fits its network to the budget" in text
 
 
 def no_images(*args, **kwargs):
@@ -137,8 +139,9 @@ def no_images(*args, **kwargs):
 
 @pytest.mark.parametrize("more", [(), ("--set", "data.input=20x20x1"), ("--set", "data.input=64x64x3")])
 def test_refuses_before_any_image_is_decoded(call, monkeypatch, tmp_path, more):
-    monkeypatch.setattr(pipeline, "prepare", no_images)
-    error = error_of(("10 classes", "ram: needs"), call("train", "digits", "--budget", "ram=600", *more), 2, lines=3)
+    monkeypatch.setattr(resolve, "prepare", no_images)
+    told = call("train", "digits", "--recipe", "digits", "--budget", "ram=600", *more)
+    error = error_of(("10 classes", "ram: needs"), told, 2, lines=3)
     assert "caller's image" in error
     assert not list(tmp_path.iterdir())
 
@@ -146,7 +149,8 @@ def test_refuses_before_any_image_is_decoded(call, monkeypatch, tmp_path, more):
 def test_what_fits_with_two_classes_only_is_refused_when_the_classes_are_known(call, tmp_path):
     two = layer_table(PaperSpec(), FusionSpec(), (28, 28, 1), 2)
     assert two.parameters < 14_000
-    error_of(("10 classes", "14,862"), call("train", "digits", "--budget", "params=14k"), 2, lines=3)
+    told = call("train", "digits", "--recipe", "digits", "--budget", "params=14k")
+    error_of(("10 classes", "14,862"), told, 2, lines=3)
     assert not list(tmp_path.iterdir())
 
 
@@ -155,7 +159,7 @@ def test_refuses_arrays_whose_size_has_to_be_seen(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 16, 12), dtype=np.uint8)
     with pytest.raises(thaw.BudgetError, match=r"input 16x12x1, 3 classes"):
-        thaw.train((images, np.arange(60) % 3), budget="macs=1k")
+        thaw.train((images, np.arange(60) % 3), recipe="paper", budget="macs=1k")
     assert not list(tmp_path.iterdir())
 
 
@@ -174,7 +178,7 @@ def test_does_not_go_with_resume(call):
 def within(tmp_path_factory):
     """A finished run that had a budget."""
     out = tmp_path_factory.mktemp("within") / "run"
-    return thaw.train("digits", overrides=TINY_OVERRIDES, out=out, budget="params=15k,flash=32KB")
+    return thaw.train("digits", recipe="digits", overrides=TINY_OVERRIDES, out=out, budget="params=15k,flash=32KB")
 
 
 LIMITS = {"params": 15_000, "ram": None, "flash": 32_768, "macs": None}

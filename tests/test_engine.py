@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
-from training_samples import digit_set, lanes_of, odd_dual, snapshot, source
+from training_samples import digit_set, lanes_of, method_of, odd_dual, snapshot, source
 
 from thaw.errors import TrainingError
 from thaw.models.blocks import dropouts
-from thaw.models.families import PaperSpec
-from thaw.models.fusion import FusionSpec, build_dual, unify
+from thaw.models.families import PaperSpec, ResidualSpec
+from thaw.models.fusion import FusionSpec, average, build_dual, unify, unit_names
 from thaw.training import engine
 from thaw.training.checkpoint import read_tensors, write_tensors
+from thaw.training.distil import DistillStage, DistilSettings
 from thaw.training.engine import StageRun
+from thaw.training.method import Method
 from thaw.training.optim import FitSettings
 from thaw.training.schedule import Schedule
 from thaw.training.stages import (
@@ -65,15 +67,54 @@ def unfreeze_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float
     return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
 
 
-RUNS = {"dual": dual_run, "unfreeze": unfreeze_run}
+def averaged_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
+    """One submodel, the average of two, of which the first unit stays frozen."""
+    model = average(a_dual(family, seed))
+    numbers = {"epochs": 3, "learning_rate": 0.1, **values}
+    epochs, rate = numbers.pop("epochs"), numbers.pop("learning_rate")
+    steps = tuple(UnfreezeStep(thaws=unit, epochs=epochs, learning_rate=rate) for unit in unit_names(model)[:2])
+    settings = UnfreezeSettings(steps=steps, **{"batch_size": 32, "view": "augmented", **numbers})
+    _, stage = unfreeze_stages(model, settings)
+    train = source(digit_set(0, images), stage.batch_size, views=stage.views, mixup=0.4)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+
+
+FIT = FitSettings(optimizer="muon", momentum=0.95, weight_decay=0.01, ema=0.9, label_smoothing=0.1)
+
+
+def plain_settings(**values) -> PlainSettings:
+    return PlainSettings(**{"epochs": 3, "batch_size": 32, "fit": FIT, **values})
+
+
+def plain_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
+    """Muon, a running mean of the weights, smoothed labels and mixed images."""
+    stage = PlainStage(a_dual(family, seed).branches[0], plain_settings(**values))
+    train = source(digit_set(0, images), stage.batch_size, views=stage.views, mixup=0.4, cutmix=1.0)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+
+
+def student_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
+    """A network taught by two others, whose weights a checkpoint has to hold too."""
+    teachers = a_dual(family, seed)
+    stage = DistillStage(
+        a_dual(family, seed + 1).branches[0], plain_settings(**values), list(teachers.branches), DistilSettings()
+    )
+    train = source(digit_set(0, images), stage.batch_size, views=stage.views)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+
+
+RUNS = {
+    "dual": dual_run,
+    "unfreeze": unfreeze_run,
+    "averaged": averaged_run,
+    "plain": plain_run,
+    "student": student_run,
+}
 
 
 def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(
-        tensor.dtype == second[name].dtype
-        and tensor.contiguous().view(torch.uint8).equal(second[name].contiguous().view(torch.uint8))
-        if tensor.dim()
-        else tensor.equal(second[name])
+        tensor.dtype == second[name].dtype and tensor.numpy().tobytes() == second[name].numpy().tobytes()
         for name, tensor in first.items()
     )
 
@@ -152,6 +193,46 @@ def test_going_on_from_any_epoch_gives_the_same_bits(kind, dtype, family, lanes,
         again_tensors, again_numbers = again.state()
         assert same_bits(again_tensors, tensors)
         assert again_numbers == numbers
+
+
+METHODS = [("two-stage", "concatenate"), ("two-stage", "average"), ("two-stage", "distil"), ("plain", "concatenate")]
+
+
+@pytest.mark.parametrize("family", ["paper", "residual"])
+@pytest.mark.parametrize(("method", "join"), [*METHODS, ("distil", "concatenate")])
+def test_a_method_goes_on_from_any_epoch_with_the_same_bits(method, join, family, lanes, tmp_path):
+    model = ResidualSpec(widths=(4, 6), blocks=(1, 0), dropout=0.1) if family == "residual" else None
+
+    def fresh() -> Method:
+        return method_of(lanes, method=method, join=join, model=model)
+
+    def save(at: Method, number: int) -> None:
+        tensors, numbers = at.state()
+        write_tensors(tmp_path / f"{number}.safetensors", tensors, {"version": 1, "method": numbers})
+
+    whole, records = fresh(), []
+    for record in whole.epochs():
+        records.append(record)
+        save(whole, len(records))
+    planned = [stage for stage, epochs in whole.settings.stage_epochs.items() for _ in range(epochs)]
+    assert [record.stage for record in records] == planned
+    for number in range(1, len(records) + 1):
+        again = fresh()
+        loaded, header = read_tensors(tmp_path / f"{number}.safetensors", version=1)
+        again.restore(loaded, header["method"])
+        assert len(list(again.epochs())) == len(records) - number
+        assert list(map(without_times, again.progress.records)) == list(map(without_times, records))
+        assert same_bits(snapshot(again.network), snapshot(whole.network))
+        assert [summary.name for summary in again.progress.summaries] == list(whole.settings.stage_epochs)
+
+
+def test_what_is_kept_is_the_running_mean(lanes):
+    run = plain_run(lanes, epochs=1, images=120)
+    list(run.epochs())
+    own = snapshot(run.stage.module)
+    assert all(torch.equal(run.best.weights[name], tensor) for name, tensor in run.average.tensors.items())
+    run.load_best()
+    assert all(not torch.equal(own[name], tensor) for name, tensor in run.stage.module.state_dict().items())
 
 
 def test_bits_depend_on_the_seed_of_the_run(lanes):

@@ -15,7 +15,17 @@ from training_samples import CPU, odd_dual, snapshot
 from thaw.errors import UsageError
 from thaw.models.blocks import ConvClassifier, ConvReluPool, DenseClassifier, Dropout, dropouts
 from thaw.models.families import FAMILIES, PaperSpec
-from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, build_dual, build_unified, unify
+from thaw.models.fusion import (
+    DualModel,
+    FusionSpec,
+    UnifiedModel,
+    average,
+    build_dual,
+    build_unified,
+    unify,
+    unit_names,
+    units,
+)
 
 
 def numbers(tensor: torch.Tensor) -> np.ndarray:
@@ -235,6 +245,7 @@ def test_one_class_is_refused(classes):
         (lambda: FusionSpec(hidden=0), "fusion.hidden"),
         (lambda: FusionSpec(hidden=70_000), "fusion.hidden"),
         (lambda: FusionSpec(scores="votes"), "fusion.scores"),
+        (lambda: FusionSpec(join="vote"), "fusion.join 'vote': expected one of concatenate, average, distil"),
     ],
 )
 def test_specs_refuse_what_cannot_be(make, field):
@@ -272,6 +283,51 @@ def test_nothing_is_shared(kind):
 def test_branches_start_from_different_weights():
     dual = a_dual("paper")
     assert not torch.equal(dual.branches[0].conv1.conv.weight, dual.branches[1].conv1.conv.weight)
+
+
+@pytest.mark.parametrize("spec", [spec() for spec in FAMILIES.values()], ids=list(FAMILIES))
+def test_submodels_that_start_alike_share_nothing(spec):
+    dual = build_dual(spec, (16, 16, 1), 10, alike=True)
+    first, second = (branch.state_dict() for branch in dual.branches)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert not storages(dual.branches[0]) & storages(dual.branches[1])
+
+
+@pytest.mark.parametrize("kind", ["paper", "odd"])
+def test_an_average_is_the_mean_of_both(kind):
+    torch.manual_seed(8)
+    dual = a_dual(kind)
+    with torch.no_grad():
+        for tensor in dual.state_dict().values():
+            tensor.copy_(torch.rand(tensor.shape) * 9)
+    before = snapshot(dual)
+    averaged = average(dual)
+    for name, tensor in averaged.state_dict().items():
+        first, second = (before[f"branches.{index}.{name}"] for index in (0, 1))
+        # A count of batches is no number to average.
+        expected = (numbers(first) + numbers(second)) / 2 if tensor.is_floating_point() else first.numpy()
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6)
+    assert all(torch.equal(before[name], tensor) for name, tensor in dual.state_dict().items())
+    assert not storages(averaged) & storages(dual)
+    assert isinstance(averaged[-1], DenseClassifier)
+
+
+def test_an_average_by_hand():
+    dual = DualModel(*(nn.Sequential(nn.Linear(2, 1)) for _ in range(2)))
+    for branch, weights, bias in zip(dual.branches, ([1.0, -2.0], [4.0, 6.0]), (0.5, 0.25), strict=True):
+        with torch.no_grad():
+            branch[0].weight.copy_(torch.tensor([weights]))
+            branch[0].bias.copy_(torch.tensor([bias]))
+    averaged = average(dual)
+    assert averaged[0].weight.tolist() == [[2.5, 2.0]]
+    assert averaged[0].bias.tolist() == [0.375]
+
+
+def test_an_average_of_equal_submodels_is_each_of_them():
+    dual = build_dual(PaperSpec(), (16, 16, 1), 10, alike=True)
+    x = images((16, 16, 1), 4)
+    assert torch.equal(average(dual).eval()(x), dual.branches[1].eval()(x))
 
 
 @pytest.mark.parametrize("kind", ["paper", "odd"])
@@ -321,6 +377,20 @@ def test_thawing_order():
     assert sorted(named) == ["attic", "attic", "head", "mixer", "mixer", "stem", "stem"]
     held = {id(parameter) for _, unit in odd.units() for parameter in unit.parameters()}
     assert held == {id(parameter) for parameter in odd.parameters()}
+    assert unit_names(odd) == odd.unit_names()
+    assert list(units(odd)) == list(odd.units())
+
+
+def test_the_thawing_order_of_one_submodel():
+    submodel = a_dual("odd").branches[0]
+    assert unit_names(submodel) == ("attic", "mixer", "stem")
+    assert dict(units(submodel)) == {"attic": submodel.attic, "mixer": submodel.mixer, "stem": submodel.stem}
+
+
+def test_a_head_thaws_first_where_there_is_one():
+    names = PaperSpec.units
+    assert FusionSpec().thawing_order(names) == ("head", "dense", "conv2", "conv1")
+    assert FusionSpec(join="average").thawing_order(names) == ("dense", "conv2", "conv1")
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.75])

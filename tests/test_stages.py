@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,13 @@ from torch import nn
 from training_samples import CPU, digit_set, lanes_of, odd_dual, odd_submodel, snapshot, source, unit_of
 
 from thaw.data.batches import Batch, channels_last
+from thaw.data.mix import Mix
 from thaw.errors import UsageError
 from thaw.models.blocks import dropouts
-from thaw.models.families import PaperSpec
-from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, build_dual, unify
+from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
+from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, average, build_dual, unify
 from thaw.training.engine import StageRun
+from thaw.training.optim import FitSettings
 from thaw.training.stages import (
     DualSettings,
     DualStage,
@@ -26,8 +29,23 @@ from thaw.training.stages import (
     unfreeze_stages,
 )
 
-ORDERS = {"paper": ("head", "dense", "conv2", "conv1"), "odd": ("head", "attic", "mixer", "stem")}
-FAMILIES = list(ORDERS)
+ORDERS = {
+    "paper": ("head", "dense", "conv2", "conv1"),
+    "odd": ("head", "attic", "mixer", "stem"),
+    "residual": ("head", "dense", "stage2", "stage1", "stem"),
+    "looped": ("head", "dense", "stage2", "stage1", "stem"),
+    "shared": ("head", "dense", "loop", "stem"),
+    "separable": ("head", "dense", "stage2", "stage1", "stem"),
+}
+SPECS = {
+    "paper": PaperSpec(filters=(4, 6)),
+    "residual": ResidualSpec(widths=(4, 6), blocks=(1, 1), dropout=0.2),
+    "looped": LoopedSpec(stem=4, widths=(4, 6), passes=(1, 2), mixed=2, dropout=0.2),
+    "shared": LoopedSpec(stem=4, widths=(4, 4), passes=(2, 2), shared=True, mixed=2),
+    "separable": SeparableSpec(widths=(4, 6), blocks=(1, 1)),
+}
+EVERY = list(ORDERS)
+FAMILIES = ["paper", "odd"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +56,7 @@ def lanes():
 
 def a_dual(family: str) -> DualModel:
     torch.manual_seed(0)
-    return build_dual(PaperSpec(filters=(4, 6)), (16, 16, 1), 10) if family == "paper" else odd_dual()
+    return odd_dual() if family == "odd" else build_dual(SPECS[family], (16, 16, 1), 10)
 
 
 def a_unified(family: str, scores: str = "softmax") -> UnifiedModel:
@@ -72,10 +90,19 @@ def run_of(stage, lanes) -> StageRun:
     return StageRun(stage, train, source(digit_set(160, 220), 50), seed=3, lanes=lanes, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_frozen_is_bit_identical_and_thawed_moves(family, lanes):
-    model = a_unified(family)
-    order = ORDERS[family]
+def a_joined(family: str, join: str) -> nn.Module:
+    return a_unified(family) if join == "concatenate" else average(a_dual(family))
+
+
+def order_of(family: str, join: str) -> tuple[str, ...]:
+    return ORDERS[family] if join == "concatenate" else ORDERS[family][1:]
+
+
+@pytest.mark.parametrize("join", ["concatenate", "average"])
+@pytest.mark.parametrize("family", EVERY)
+def test_frozen_is_bit_identical_and_thawed_moves(family, join, lanes):
+    model = a_joined(family, join)
+    order = order_of(family, join)
     thawed: set[str] = set()
     for stage in unfreeze_stages(model, UnfreezeSettings(steps=steps(*order, epochs=2), batch_size=32)):
         thawed.add(stage.name)
@@ -91,8 +118,8 @@ def test_frozen_is_bit_identical_and_thawed_moves(family, lanes):
             if name in parameters:
                 assert parameters[name].requires_grad == (unit_of(name) in thawed)
     assert thawed == set(order)
-    # The odd family shows that this holds for statistics too.
-    assert any("running_mean" in name for name in before) == (family == "odd")
+    # All but the paper's family show that this holds for statistics too.
+    assert any("running_mean" in name for name in before) == (family != "paper")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,7 +134,7 @@ def test_all_thaws_the_rest_at_once(family, listed, lanes):
     assert all(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_the_dual_stage_trains_everything(family, lanes):
     dual = a_dual(family)
     dual.requires_grad_(False)
@@ -191,6 +218,84 @@ def test_unfreeze_gradients_are_those_of_one_backward_pass(family, thawed, score
     torch.testing.assert_close(losses["unified"], expected.detach())
 
 
+@pytest.mark.parametrize("thawed", [1, 2, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_submodel_thaws_by_the_gradients_of_both_halves(family, thawed, lanes):
+    model, batch = a_joined(family, "average"), a_batch()
+    order = order_of(family, "average")
+    stage = unfreeze_stages(model, UnfreezeSettings(steps=steps(*order), view="augmented"))[thawed - 1]
+    stage.set_training()
+    reseed(model)
+    for _ in range(2):  # the second time with replicas that are there already
+        stage.module.zero_grad()
+        reseed(model)
+        losses = stage.backward(batch, lanes, torch.float32)
+    made = gradients(model)
+
+    plain = a_joined(family, "average").eval()
+    for name, unit in plain.named_children():
+        if name in order[:thawed]:
+            unit.train()
+    reseed(plain)
+    seeds = [dropout.generator.initial_seed() for _, dropout in dropouts(plain)]
+    expected = torch.zeros(())
+    for number, (x, labels) in enumerate(zip(batch.views["augmented"].chunk(2), batch.labels.chunk(2), strict=True)):
+        for seed, (_, dropout) in zip(seeds, dropouts(plain), strict=True):
+            dropout.reseed(seed ^ number, CPU)
+        expected = expected + F.cross_entropy(plain(x), labels, reduction="sum") / len(batch)
+    expected.backward()
+    for name, parameter in plain.named_parameters():
+        if unit_of(name) in order[:thawed]:
+            torch.testing.assert_close(made[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+        else:
+            assert made[name] is None, name
+    torch.testing.assert_close(losses, {"unified": expected.detach()})
+
+
+def test_one_submodel_has_no_head_to_thaw():
+    settings = UnfreezeSettings(steps=steps("head", "dense"))
+    with pytest.raises(UsageError, match="expected the order dense, conv2, conv1"):
+        unfreeze_stages(a_joined("paper", "average"), settings)
+
+
+def np_cross_entropy(logits, targets) -> float:
+    """The mean cross-entropy of target distributions, [B, K] both, by loops."""
+    total = 0.0
+    for row, target in zip(logits.astype(np.float64), targets, strict=True):
+        log_sum = np.log(sum(math.exp(value) for value in row))
+        total += sum(share * (log_sum - value) for share, value in zip(target, row, strict=True))
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_smoothed_and_mixed_targets_enter_the_losses(mixed, smoothing, lanes):
+    torch.manual_seed(4)
+    module, batch = nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), a_batch(7)
+    shares, partners = torch.tensor([1.0, 0.5, 0.25, 0.9, 0.0, 0.7, 0.3]), torch.tensor([3, 0, 6, 5, 1, 2, 4])
+    if mixed:
+        batch = Batch(batch.views, batch.labels, {"augmented": Mix(partners, shares)})
+    labels = batch.labels.numpy()
+    own, other = np.eye(10)[labels], np.eye(10)[labels[partners.numpy()]]
+    share = shares.numpy()[:, None] if mixed else 1.0
+    targets = (share * own + (1 - share) * other) * (1 - smoothing) + smoothing / 10
+    plain = np.eye(10)[labels] * (1 - smoothing) + smoothing / 10
+
+    fit = FitSettings(label_smoothing=smoothing)
+    for view, expected in (("augmented", targets), ("original", plain)):
+        logits = module(batch.views[view]).detach().numpy()
+        stage = PlainStage(module, PlainSettings(view=view, fit=fit))
+        loss = stage.backward(batch, lanes, torch.float32)["plain"]
+        assert float(loss) == pytest.approx(np_cross_entropy(logits, expected), rel=1e-5)
+    dual = DualModel(module, module)
+    stage = DualStage(dual, DualSettings(fit=fit))
+    for (view, loss), expected in zip(
+        stage.backward(batch, lanes, torch.float32).items(), (plain, targets), strict=True
+    ):
+        logits = module(batch.views[view]).detach().numpy()
+        assert float(loss) == pytest.approx(np_cross_entropy(logits, expected), rel=1e-5)
+
+
 def test_plain_gradients_are_those_of_one_backward_pass(lanes):
     torch.manual_seed(2)
     module, batch = odd_submodel(), a_batch()
@@ -221,6 +326,7 @@ def all_stages(family: str):
     return [
         DualStage(dual, DualSettings()),
         PlainStage(dual.branches[0], PlainSettings(view="original")),
+        *unfreeze_stages(a_joined(family, "average"), UnfreezeSettings(steps=steps(*ORDERS[family][1:]))),
         *unfreeze_stages(model, UnfreezeSettings(steps=steps(*ORDERS[family]))),
     ]
 

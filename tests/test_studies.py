@@ -14,8 +14,18 @@ from thaw.data.prepare import prepare
 from thaw.data.settings import DataSettings
 from thaw.errors import UsageError
 from thaw.models.families import PaperSpec
-from thaw.training.arms import ARMS, PLAIN, ArmTraining, at_once, fitting_spec, without_early_stop
+from thaw.training.arms import (
+    ARMS,
+    PLAIN,
+    STUDIES,
+    ArmTraining,
+    at_once,
+    fitting_spec,
+    without_early_stop,
+    without_head,
+)
 from thaw.training.method import Setting
+from thaw.training.stages import UnfreezeSettings, UnfreezeStep
 from thaw.workflow.ablation import _points, page
 from thaw.workflow.recipe import load_recipe
 from thaw.workflow.reproduce import PUBLISHED, _page, parse_seeds
@@ -98,6 +108,27 @@ def test_thawing_at_once_takes_as_long(digits_setting):
     assert once.steps[0].learning_rate == settings.steps[-1].learning_rate
 
 
+@pytest.mark.parametrize(
+    ("listed", "more", "expected"),
+    [
+        ([("head", 1), ("dense", 2), ("conv2", 3), ("conv1", 4)], 0, [("dense", 3), ("conv2", 3), ("conv1", 4)]),
+        ([("head", 2), ("all", 5)], 1, [("all", 8)]),
+        ([("head", 2)], 1, [("dense", 3)]),
+        ([("all", 5)], 1, [("all", 6)]),
+    ],
+)
+def test_the_head_s_epochs_go_to_what_thaws_next(listed, more, expected):
+    steps = tuple(UnfreezeStep(thaws=name, epochs=epochs) for name, epochs in listed)
+    made = without_head(UnfreezeSettings(steps=steps), "dense", more)
+    assert [(step.thaws, step.epochs) for step in made.steps] == expected
+
+
+@pytest.mark.parametrize("arms", STUDIES.values(), ids=list(STUDIES))
+def test_arms_of_a_study_have_names_of_their_own(arms):
+    assert len({arm.name for arm in arms}) == len(arms)
+    assert arms[0].name == PLAIN
+
+
 def test_no_arm_stops_early():
     settings = without_early_stop(load_recipe("paper", ["dual.patience=1", "unfreeze.patience=1"])[1].method_settings())
     epochs = settings.dual.epochs + sum(step.epochs for step in settings.unfreeze.steps)
@@ -166,7 +197,8 @@ def test_the_comparison_agrees_with_itself(ablation):
     text = (folder / "ablation.md").read_text()
     assert text == page(result)
     for arm in result["arms"]:
-        assert f"| {arm['name']} | {arm['question']} | {arm['parameters']:,} | {arm['mean']:.2%}" in text
+        cost = f"{arm['parameters']:,} | {arm['macs']:,}"
+        assert f"| {arm['name']} | {arm['question']} | {cost} | {arm['mean']:.2%}" in text
     assert "thaw ablate digits" in text
 
 
@@ -190,6 +222,93 @@ def test_arms_of_another_recipe_are_not_mixed(ablation, call):
     words = ["another source or recipe", "--out"]
     error_of(words, call("ablate", "digits", *EPOCHS, "--set", "dual.batch_size=64", "--out", folder), 1)
     error_of(words, call("ablate", "digits", *EPOCHS, "--set", "data.fit=crop", "--out", folder), 1)
+
+
+# The ways to unify
+
+
+@pytest.fixture(scope="module")
+def unified(tmp_path_factory):
+    """A small comparison of one seed, with an odd number of epochs in stage 1."""
+    from command_line import thaw
+
+    folder = tmp_path_factory.mktemp("unify")
+    done = thaw("ablate", "digits", "--study", "unify", *ODD_EPOCHS, "--seeds", "4", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "unify-digits", done
+
+
+ODD_EPOCHS = (*EPOCHS, "--set", "dual.epochs=3")
+
+
+def test_the_ways_to_unify_are_equal_in_parameters_and_passes(unified):
+    _, done = unified
+    result = json.loads(done.stdout)
+    sizes = {arm["name"]: (arm["parameters"], arm["macs"]) for arm in result["arms"]}
+    assert list(sizes) == ["plain", "concatenate", "average", "distil", "plain-half", "distil-half"]
+    whole, macs = sizes["concatenate"]
+    assert (whole, macs) == (14_862, 568_240)
+    for name in ("plain", "average", "distil"):
+        assert 0.97 * whole <= sizes[name][0] <= whole
+    # A half is one of the two submodels: the unified model less its head (1,002 parameters, 960 products), halved.
+    assert sizes["plain-half"] == sizes["distil-half"] == ((whole - 1_002) // 2, (macs - 960) // 2)
+    # Two of three epochs of stage 1 train two networks of the whole size for one epoch; the third goes to stage 2.
+    planned = {
+        "plain": ["plain"] * 5,
+        "concatenate": ["dual", "dual", "dual", "head", "all"],
+        "average": ["dual", "all", "all", "all"],
+        "distil": ["dual", "student", "student", "student"],
+        "plain-half": ["plain"] * 10,
+        # Its teachers are the submodels that were concatenated, trained once.
+        "distil-half": ["student"] * 4,
+    }
+    trained: dict[str, list[str]] = {}
+    for line in done.stderr.splitlines():
+        if " epoch " in line:
+            _, _, arm, stage = line.split()[:4]
+            trained.setdefault(arm, []).append(stage)
+    assert trained == planned
+    assert result["epochs"] == 5
+
+
+def test_the_ways_to_unify_are_kept_and_written(unified, call, monkeypatch, tmp_path):
+    folder, done = unified
+    result = json.loads(done.stdout)
+    assert result == json.loads((folder / "unify.json").read_text())
+    text = (folder / "unify.md").read_text()
+    assert text == page(result)
+    assert text.startswith("# How should two submodels become one? digits\n")
+    for arm in result["arms"]:
+        assert f"| {arm['name']} | {arm['question']} |" in text
+        assert len(arm["mcnemar"]) == (0 if arm["name"] == PLAIN else 1)
+        # One seed has no interval.
+        assert arm["ci95_half_width"] is None
+
+    def train(*_arguments):
+        raise AssertionError("it trains again")
+
+    monkeypatch.setattr(ArmTraining, "train", train)
+    code, out, err = call(
+        "ablate", "digits", "--study", "unify", *ODD_EPOCHS, "--seeds", "4", "--out", folder, "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["arms"] == result["arms"]
+
+
+@pytest.mark.parametrize(
+    ("study", "override", "words"),
+    [
+        ("unify", "dual.epochs=1", "dual.epochs 1: expected at least 2"),
+        (
+            "unify",
+            "method=plain",
+            "method plain, fusion.join concatenate: arms are made of a recipe for the two stages",
+        ),
+        ("parts", "fusion.join=distil", "method two-stage, fusion.join distil"),
+    ],
+)
+def test_recipes_that_no_arms_can_be_made_of_are_refused(study, override, words, call):
+    error_of([words], call("ablate", "digits", "--study", study, "--set", override), 2)
 
 
 def test_an_ablation_that_cannot_be_written_is_told(call, tmp_path):

@@ -16,8 +16,13 @@ from thaw.data.augment import AugmentSettings
 from thaw.data.batches import BatchSource
 from thaw.data.images import ImageSet, InputContract
 from thaw.models.blocks import DenseClassifier, Dropout
-from thaw.models.fusion import DualModel
+from thaw.models.families import FamilySpec, PaperSpec, ResidualSpec
+from thaw.models.fusion import DualModel, FusionSpec
 from thaw.training.compute import Lanes
+from thaw.training.distil import DistilSettings
+from thaw.training.method import Method, MethodSettings, Setting
+from thaw.training.optim import FitSettings
+from thaw.training.stages import DualSettings, PlainSettings, UnfreezeSettings, UnfreezeStep
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -62,12 +67,46 @@ def odd_dual(classes: int = 10, dropout: float = 0.25) -> DualModel:
     return DualModel(odd_submodel(classes, dropout), odd_submodel(classes, dropout))
 
 
+def method_of(
+    lanes: Lanes,
+    *,
+    method: str = "two-stage",
+    join: str = "concatenate",
+    model: FamilySpec | None = None,
+    seed: int = 0,
+) -> Method:
+    """A method on 160 digits with hardly any training: one epoch of stage 1, one each of two units' thawing."""
+    spec = PaperSpec(filters=(4, 6), dropout=0.2) if model is None else model
+    fusion = FusionSpec(join=join, hidden=12)
+    order = fusion.thawing_order(spec.units)[:2]
+    settings = MethodSettings(
+        method=method,
+        model=spec,
+        fusion=fusion,
+        augment=AugmentSettings(rotation_degrees=5.0, mixup=0.2),
+        dual=DualSettings(epochs=1, batch_size=32, learning_rate=0.01),
+        unfreeze=UnfreezeSettings(steps=tuple(UnfreezeStep(thaws=unit, epochs=1) for unit in order), batch_size=32),
+        plain=PlainSettings(epochs=2, batch_size=32, fit=FitSettings(optimizer="muon", ema=0.9, label_smoothing=0.1)),
+        distil=DistilSettings(model=ResidualSpec(widths=(4, 6), blocks=(1, 0)), teacher_epochs=2),
+    )
+    setting = Setting(
+        train=digit_set(0, 160),
+        validation=digit_set(1400, 1460),
+        contract=CONTRACT,
+        seed=seed,
+        device=CPU,
+        dtype=torch.float32,
+        lanes=lanes,
+    )
+    return Method(settings, setting)
+
+
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def unit_of(name: str) -> str:
-    """The thawing unit that a tensor of a unified model belongs to: "branches.1.conv2.conv.weight" is of conv2."""
+    """The thawing unit that a tensor of a network belongs to: "branches.1.conv2.conv.weight" is of conv2."""
     parts = name.split(".")
     return parts[2] if parts[0] == "branches" else parts[0]
 

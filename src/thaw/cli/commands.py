@@ -25,6 +25,7 @@ from thaw.workflow.budget import Budget
 from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
 from thaw.workflow.recipe import default_recipe, load_recipe
 from thaw.workflow.request import TrainRequest
+from thaw.workflow.resolve import with_network
 from thaw.workflow.run_folder import file_name
 
 FORMATS = ("table", "json", "csv")
@@ -47,7 +48,7 @@ def train(  # noqa: PLR0913 - the options of the command
     command: str,
 ) -> None:
     """`thaw train SOURCE`."""
-    name, settings = load_recipe(recipe or default_recipe(source), overrides)
+    name, settings = load_recipe(recipe or default_recipe(source, has_budget=budget is not None), overrides)
     request = TrainRequest(
         source=source,
         recipe_name=name,
@@ -236,16 +237,30 @@ def info_run(run: Path, *, as_json: bool) -> None:
     _print_cost(cost)
 
 
-def info_recipe(recipe: str, input_shape: str, classes: int, overrides: Sequence[str], *, as_json: bool) -> None:
+def info_recipe(
+    recipe: str,
+    input_shape: str,
+    classes: int,
+    overrides: Sequence[str],
+    *,
+    budget: str | None,
+    as_json: bool,
+) -> None:
     """`thaw info --recipe NAME`."""
     name, settings = load_recipe(recipe, overrides)
     height, width, channels = parse_shape(input_shape)
     contract = InputContract(height=height, width=width, channels=channels)
-    cost = layer_table(settings.model, settings.joined, contract.shape, classes)
+    allowed = None if budget is None else Budget.parse(budget)
+    settled, notes = with_network(settings, allowed, contract.shape, classes)
+    cost = layer_table(settled.model, settled.joined, contract.shape, classes)
     if as_json:
-        print_json({"recipe": name, "input": str(contract), "classes": classes, **cost.as_dict()})
+        model, chosen = settled.as_dict()["model"], [note.as_dict() for note in notes]
+        described = {"recipe": name, "input": str(contract), "classes": classes, "model": model, "chosen": chosen}
+        print_json(described | cost.as_dict())
         return
     print_text(f"recipe {name}, input {contract}, {classes} classes")
+    for note in notes:
+        print_text(f"  {note.severity}: {note}")
     _print_cost(cost)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from thaw.cli.commands import print_json
 from thaw.cli.interrupt import StoppedError
 from thaw.cli.progress import Progress
+from thaw.training.arms import StudyName
 from thaw.training.compute import keep_freed_memory
 from thaw.workflow.ablation import ArmEpoch, Compared
 from thaw.workflow.ablation import ablate as run_ablation
@@ -50,12 +51,13 @@ def reproduce(
                 progress.show(event)
 
 
-def ablate(
+def ablate(  # noqa: PLR0913 - the options of the command
     source: str,
     recipe: str,
     overrides: Sequence[str],
     seeds: str,
     *,
+    study: StudyName,
     out: Path | None,
     device: str,
     data_root: Path | None,
@@ -63,7 +65,8 @@ def ablate(
 ) -> None:
     """`thaw ablate SOURCE`."""
     name, settings = load_recipe(recipe, overrides)
-    folder = out if out is not None else Path("runs") / f"ablate-{Path(source).resolve().name}"
+    kind = "ablate" if study == "parts" else study
+    folder = out if out is not None else Path("runs") / f"{kind}-{Path(source).resolve().name}"
     keep_freed_memory()
     with Progress() as progress, _goes_on():
         events = run_ablation(
@@ -71,6 +74,7 @@ def ablate(
             name,
             settings,
             parse_seeds(seeds),
+            study=study,
             out=folder,
             device=device,
             data_root=data_root,

@@ -16,6 +16,7 @@ from thaw.data.chunks import Chunk, Facts, Target, convert_chunk, join_facts
 from thaw.data.decode import RULES, UnreadableImageError, decode_image, quiet_decoding
 from thaw.data.images import Fit, parse_shape
 from thaw.data.problems import Problem
+from thaw.data.settings import parse_input
 from thaw.data.store import ImageFile, Store, image_blocks, map_images, write_tables
 from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
 
@@ -24,6 +25,8 @@ Progress = Callable[[int, int], None]
 
 LARGEST_OWN_SIDE = 64
 USUAL_SIDE = 32
+# Images that are looked at before all are decoded.
+_GLANCED = 64
 
 
 class _SizesDifferError(Exception):
@@ -71,7 +74,7 @@ def read_store(
 
     Args:
         source: what `open_source` found.
-        wanted_input: "auto" or HEIGHTxWIDTHxCHANNELS.
+        wanted_input: "auto", HEIGHTxWIDTHxCHANNELS or HEIGHTxWIDTHxauto.
         fit: how images of another aspect ratio are fitted.
         cache_dir: instead of the usual cache folder.
         workers: processes that decode; all cores by default.
@@ -114,13 +117,68 @@ def first_shape(entries: Entries) -> tuple[int, int] | None:
     return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Glance:
+    """What a few images of a source, spread over all, are like.
+
+    Attributes:
+        sizes: height and width of each.
+        colour: whether any is in colour.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    colour: bool
+
+    @property
+    def shorter_side(self) -> int:
+        """The median of the images' shorter sides."""
+        return int(np.median([min(size) for size in self.sizes]))
+
+    @property
+    def own_size(self) -> tuple[int, int] | None:
+        """The images' own size where "auto" takes it: all alike, and no side over 64 pixels."""
+        own = self.sizes[0]
+        return own if len(set(self.sizes)) == 1 and max(own) <= LARGEST_OWN_SIDE else None
+
+
+def glance(splits: Mapping[Split, Entries]) -> Glance | None:
+    """A look at a few images before all are decoded; None where not one of them can be read."""
+    total = sum(len(entries.labels) for entries in splits.values())
+    every = max(1, total // _GLANCED)
+    sizes: list[tuple[int, int]] = []
+    colour = False
+    for entries in splits.values():
+        for height, width, channels in _some_shapes(entries, every):
+            sizes.append((height, width))
+            colour = colour or channels == 3
+    return Glance(sizes=tuple(sizes), colour=colour) if sizes else None
+
+
+def _some_shapes(entries: Entries, every: int) -> Iterator[tuple[int, ...]]:
+    """(H, W, C) of every so-manieth image, as far as they can be read; C = 1 where it is grey by content."""
+    if entries.array is not None:
+        for image in entries.array[::every]:
+            grey = image.shape[2] == 1 or (image == image[..., :1]).all()
+            yield (*image.shape[:2], 1 if grey else 3)
+        return
+    start = 0
+    with quiet_decoding():
+        for batch in entries.batches():
+            for payload in batch[-start % every :: every]:
+                try:
+                    yield decode_image(payload).pixels.shape
+                except UnreadableImageError:
+                    continue
+            start += len(batch)
+
+
 def _choose(source: Source, splits: Mapping[Split, Entries], wanted_input: str, fit: Fit) -> _Choice:
     if wanted_input == "auto" and source.usual_input:
         height, width, channels = parse_shape(source.usual_input)
         target = Target(height=height, width=width, channels=channels, fit=fit)
         return _Choice(target=target, reason=f"the usual size for {source.name}")
     if wanted_input != "auto":
-        height, width, channels = parse_shape(wanted_input)
+        height, width, channels = parse_input(wanted_input)
         return _Choice(target=Target(height=height, width=width, channels=channels, fit=fit))
     shapes = [shape for shape in (first_shape(entries) for entries in splits.values()) if shape is not None]
     usual = Target(height=USUAL_SIDE, width=USUAL_SIDE, channels=0, fit=fit)

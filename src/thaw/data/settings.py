@@ -21,6 +21,7 @@ class DataSettings:
     Attributes:
         input: "auto" or HEIGHTxWIDTHxCHANNELS such as "28x28x1". "auto" takes the images' own size where all are equal
             and neither side is over 64 pixels, else 32x32; one channel where every image is grey, else three.
+            "28x28xauto" chooses the channels alone.
         fit: "stretch" scales both sides independently; "crop" takes the largest centred window of the model's aspect
             ratio.
         normalise: "standard" subtracts the training part's mean and divides by its deviation, a channel each; "unit"
@@ -52,7 +53,20 @@ class DataSettings:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_FRACTION:
                 raise UsageError(f"{name} {value!r}: expected a number above 0 and at most {_LARGEST_FRACTION}")
         if self.input != "auto":
-            height, width, channels = parse_shape(self.input)
-            InputContract(height=height, width=width, channels=channels)
+            height, width, channels = parse_input(self.input)
+            InputContract(height=height, width=width, channels=channels or 1)
         if self.image_column and self.image_column == self.label_column:
             raise UsageError(f"image_column and label_column are both {self.image_column!r}: expected two columns")
+
+
+def parse_input(text: str) -> tuple[int, int, int]:
+    """'28x28x1' -> (28, 28, 1) and '28x28xauto' -> (28, 28, 0), where the images decide on the channels.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    size, separator, channels = text.rpartition("x")
+    if separator and channels.strip() == "auto":
+        height, width, _ = parse_shape(f"{size}x1")
+        return (height, width, 0)
+    return parse_shape(text)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 from torch import nn
 
@@ -28,7 +28,7 @@ from thaw.models.blocks import (
     Separable,
 )
 
-_WIDEST = 4096
+WIDEST = 4096
 _MOST_STAGES = 8
 _MOST_BLOCKS = 64
 
@@ -44,13 +44,14 @@ class PaperSpec:
 
     family: ClassVar[str] = "paper"
     units: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense")
+    width_step: ClassVar[int] = 1
 
     filters: tuple[int, ...] = (10, 20)
     dropout: float = 0.3
 
     def __post_init__(self) -> None:
-        if len(self.filters) != 2 or min(self.filters, default=0) < 1 or max(self.filters) > _WIDEST:
-            raise UsageError(f"model.filters {list(self.filters)}: expected two whole numbers from 1 to {_WIDEST}")
+        if len(self.filters) != 2 or min(self.filters, default=0) < 1 or max(self.filters) > WIDEST:
+            raise UsageError(f"model.filters {list(self.filters)}: expected two whole numbers from 1 to {WIDEST}")
         _check_dropout(self.dropout)
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
@@ -78,9 +79,22 @@ class PaperSpec:
     def members(self) -> Iterator[PaperSpec]:
         """The family from the smallest on: these proportions at every width of the first convolution."""
         ratio = self.filters[1] / self.filters[0]
-        for first in range(1, _WIDEST + 1):
-            if (second := max(1, round(ratio * first))) <= _WIDEST:
+        for first in range(1, WIDEST + 1):
+            if (second := max(1, round(ratio * first))) <= WIDEST:
                 yield replace(self, filters=(first, second))
+
+    @property
+    def free_widths(self) -> tuple[int, ...]:
+        """The widths that can be chosen one by one, in steps of `width_step`."""
+        return self.filters
+
+    def with_widths(self, widths: Sequence[int]) -> Self:
+        """The same with other `free_widths`."""
+        return replace(self, filters=tuple(widths))
+
+    def deepened(self, shape: tuple[int, int, int], last_map: int) -> Self:  # noqa: ARG002 - other families need it
+        """The same: the paper's submodel has two convolutions, whatever the image."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +111,14 @@ class ResidualSpec:
     """
 
     family: ClassVar[str] = "residual"
+    width_step: ClassVar[int] = 4
 
     widths: tuple[int, ...] = (16, 16, 28)
     blocks: tuple[int, ...] = (1, 1, 1)
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_stages("widths", self.widths, least=1, most=_WIDEST)
+        _check_stages("widths", self.widths, least=1, most=WIDEST)
         _check_stages("blocks", self.blocks, least=0, most=_MOST_BLOCKS)
         _check_alike(self.widths, "blocks", self.blocks)
         _check_dropout(self.dropout)
@@ -133,6 +148,20 @@ class ResidualSpec:
         for widths in _scaled_widths(self.widths):
             yield replace(self, widths=widths)
 
+    @property
+    def free_widths(self) -> tuple[int, ...]:
+        """The widths that can be chosen one by one, in steps of `width_step`."""
+        return self.widths
+
+    def with_widths(self, widths: Sequence[int]) -> Self:
+        """The same with other `free_widths`."""
+        return replace(self, widths=tuple(widths))
+
+    def deepened(self, shape: tuple[int, int, int], last_map: int) -> Self:
+        """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
+        more = _missing_stages(shape, len(self.widths), last_map)
+        return replace(self, widths=_lengthened(self.widths, more), blocks=_lengthened(self.blocks, more))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopedSpec:
@@ -151,6 +180,7 @@ class LoopedSpec:
     """
 
     family: ClassVar[str] = "looped"
+    width_step: ClassVar[int] = 4
 
     stem: int = 16
     widths: tuple[int, ...] = (16, 32, 32)
@@ -160,8 +190,8 @@ class LoopedSpec:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_stages("widths", (self.stem, *self.widths), least=1, most=_WIDEST)
-        _check_stages("widths", self.widths, least=1, most=_WIDEST)
+        _check_stages("widths", (self.stem, *self.widths), least=1, most=WIDEST)
+        _check_stages("widths", self.widths, least=1, most=WIDEST)
         _check_stages("passes", self.passes, least=0, most=_MOST_BLOCKS)
         _check_alike(self.widths, "passes", self.passes)
         if self.shared and len({self.stem, *self.widths}) > 1:
@@ -208,6 +238,21 @@ class LoopedSpec:
         for stem, *widths in _scaled_widths((self.stem, *self.widths)):
             yield replace(self, stem=stem, widths=tuple(widths))
 
+    @property
+    def free_widths(self) -> tuple[int, ...]:
+        """The widths that can be chosen one by one, in steps of `width_step`; one where all stages share theirs."""
+        return (self.stem,) if self.shared else self.widths
+
+    def with_widths(self, widths: Sequence[int]) -> Self:
+        """The same with other `free_widths`; a stem that is as wide as the first stage stays so."""
+        stem = widths[0] if self.stem == self.widths[0] else self.stem
+        return replace(self, stem=stem, widths=tuple(widths) * (len(self.widths) if self.shared else 1))
+
+    def deepened(self, shape: tuple[int, int, int], last_map: int) -> Self:
+        """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
+        more = _missing_stages(shape, len(self.widths), last_map)
+        return replace(self, widths=_lengthened(self.widths, more), passes=_lengthened(self.passes, more))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeparableSpec:
@@ -223,13 +268,14 @@ class SeparableSpec:
     """
 
     family: ClassVar[str] = "separable"
+    width_step: ClassVar[int] = 4
 
     widths: tuple[int, ...] = (24, 48, 96)
     blocks: tuple[int, ...] = (1, 2, 2)
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_stages("widths", self.widths, least=1, most=_WIDEST)
+        _check_stages("widths", self.widths, least=1, most=WIDEST)
         _check_stages("blocks", self.blocks, least=1, most=_MOST_BLOCKS)
         _check_alike(self.widths, "blocks", self.blocks)
         _check_dropout(self.dropout)
@@ -259,6 +305,20 @@ class SeparableSpec:
         """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each)."""
         for widths in _scaled_widths(self.widths):
             yield replace(self, widths=widths)
+
+    @property
+    def free_widths(self) -> tuple[int, ...]:
+        """The widths that can be chosen one by one, in steps of `width_step`."""
+        return self.widths
+
+    def with_widths(self, widths: Sequence[int]) -> Self:
+        """The same with other `free_widths`."""
+        return replace(self, widths=tuple(widths))
+
+    def deepened(self, shape: tuple[int, int, int], last_map: int) -> Self:
+        """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
+        more = _missing_stages(shape, len(self.widths), last_map)
+        return replace(self, widths=_lengthened(self.widths, more), blocks=_lengthened(self.blocks, more))
 
 
 FamilySpec: TypeAlias = PaperSpec | ResidualSpec | LoopedSpec | SeparableSpec
@@ -297,7 +357,7 @@ def _scaled_widths(widths: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """`widths` in proportion to every width of the widest: 1, 2, 3, and multiples of 4."""
     widest = max(widths)
     before: tuple[int, ...] = ()
-    for largest in (1, 2, 3, *range(4, _WIDEST + 1, 4)):
+    for largest in (1, 2, 3, *range(4, WIDEST + 1, 4)):
         scaled = tuple(_whole_width(width * largest / widest) for width in widths)
         if scaled != before:
             yield scaled
@@ -307,6 +367,23 @@ def _scaled_widths(widths: Sequence[int]) -> Iterator[tuple[int, ...]]:
 def _whole_width(width: float) -> int:
     """The nearest multiple of 4; below 4 the nearest whole number from 1."""
     return max(1, round(width)) if width < 4 else 4 * round(width / 4)
+
+
+def _missing_stages(shape: tuple[int, int, int], stages: int, last_map: int) -> int:
+    """How many stages more, each behind pooling 2x2, bring the last one to at most `last_map` rows and columns."""
+    height, width, _ = shape
+    more = 0
+    while (
+        max(height, width) >> (stages + more - 1) > last_map
+        and min(height, width) >> (stages + more)
+        and stages + more < _MOST_STAGES
+    ):
+        more += 1
+    return more
+
+
+def _lengthened(values: tuple[int, ...], more: int) -> tuple[int, ...]:
+    return values + values[-1:] * more
 
 
 def _check_stages(name: str, values: Sequence[int], *, least: int, most: int) -> None:

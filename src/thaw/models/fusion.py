@@ -1,4 +1,4 @@
-"""Two submodels -> DualModel -> UnifiedModel, and the order in which the unified model's layers thaw.
+"""Two submodels -> DualModel -> one network, and the order in which that network's units thaw.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -19,6 +19,7 @@ from thaw.models.blocks import ConvClassifier, DenseClassifier
 from thaw.models.families import FamilySpec
 
 Scores = Literal["softmax", "logits"]
+Join = Literal["concatenate", "average", "distil"]
 HEAD = "head"
 
 
@@ -27,18 +28,27 @@ class FusionSpec:
     """How two submodels become one.
 
     Attributes:
-        hidden: width of the head's hidden layer.
+        join: "concatenate" their scores and put a head on top, as the paper does; "average" their weights; or "distil"
+            both into a fresh submodel. The last two give one submodel, which costs half of both.
+        hidden: width of the head's hidden layer, which concatenation puts on top.
         scores: what of each submodel is concatenated: its class probabilities ("softmax") or its "logits".
     """
 
+    join: Join = "concatenate"
     hidden: int = 32
     scores: Scores = "softmax"
 
     def __post_init__(self) -> None:
+        if self.join not in get_args(Join):
+            raise UsageError(f"fusion.join {self.join!r}: expected one of {', '.join(get_args(Join))}")
         if not 1 <= self.hidden <= 65536:
             raise UsageError(f"fusion.hidden {self.hidden}: expected a whole number from 1 to 65536")
         if self.scores not in get_args(Scores):
             raise UsageError(f"fusion.scores {self.scores!r}: expected one of {', '.join(get_args(Scores))}")
+
+    def thawing_order(self, units: Sequence[str]) -> tuple[str, ...]:
+        """What thaws of the joined network, in order, for submodels with `units` from the image to the logits."""
+        return (*((HEAD,) if self.join == "concatenate" else ()), *reversed(units))
 
 
 class DualModel(nn.Module):
@@ -102,9 +112,26 @@ class UnifiedModel(nn.Module):
             yield from branch.named_children()
 
 
-def build_dual(spec: FamilySpec, shape: tuple[int, int, int], classes: int) -> DualModel:
-    """Two submodels for images (H, W, C) and K classes, freshly initialised from torch's global generator."""
-    return DualModel(spec.build(shape, classes), spec.build(shape, classes))
+def unit_names(network: nn.Module) -> tuple[str, ...]:
+    """What can thaw, in thawing order, of a unified model or of one submodel."""
+    if isinstance(network, UnifiedModel):
+        return network.unit_names()
+    return tuple(reversed([name for name, _ in network.named_children()]))
+
+
+def units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every unit of a unified model or of one submodel, with the name under which it thaws."""
+    yield from network.units() if isinstance(network, UnifiedModel) else network.named_children()
+
+
+def build_dual(spec: FamilySpec, shape: tuple[int, int, int], classes: int, *, alike: bool = False) -> DualModel:
+    """Two submodels for images (H, W, C) and K classes, freshly initialised from torch's global generator.
+
+    Where they are `alike` both start from the same weights, so that an average of what becomes of them means something:
+    between networks that were initialised apart the loss is high half-way (arXiv 1912.05671).
+    """
+    first = spec.build(shape, classes)
+    return DualModel(first, copy.deepcopy(first) if alike else spec.build(shape, classes))
 
 
 def unify(dual: DualModel, fusion: FusionSpec) -> UnifiedModel:
@@ -115,6 +142,24 @@ def unify(dual: DualModel, fusion: FusionSpec) -> UnifiedModel:
     branches = [_with_conv_classifier(branch) for branch in dual.branches]
     classes = cast("ConvClassifier", branches[0][-1]).conv.out_channels
     return UnifiedModel(branches, Head(classes * len(branches), fusion.hidden, classes), fusion.scores)
+
+
+def average(dual: DualModel) -> nn.Sequential:
+    """One submodel with the mean of both submodels' weights, and of their statistics.
+
+    A normalisation's statistics are those of what it reads, which no mean gives: they have to be measured anew.
+    """
+    first, second = dual.branches
+    made = copy.deepcopy(first)
+    if not isinstance(made, nn.Sequential):
+        raise TypeError("a submodel is an nn.Sequential of named units")
+    pairs = zip(made.state_dict().values(), second.state_dict().values(), strict=True)
+    with torch.no_grad():
+        for mine, other in pairs:
+            # Whole numbers, such as a count of batches, have no mean.
+            if mine.is_floating_point():
+                mine.lerp_(other, 0.5)
+    return made
 
 
 def build_unified(spec: FamilySpec, fusion: FusionSpec, shape: tuple[int, int, int], classes: int) -> UnifiedModel:

@@ -1,14 +1,20 @@
-"""The arms of the ablation: the method with one of its ideas taken away, with as many parameters and image passes.
+"""The arms of two studies, each of which gives a network with as many parameters after as many image passes.
 
-An image pass is one image presented to all parameters of the arm's network. The submodels of the dual model hold half
-of the parameters each, so an epoch of the dual model counts as an epoch of a network of the same size. A pass through
-frozen units costs less than one that trains them; that is not counted.
+"parts" is the ablation: the method with one of its ideas taken away. "unify" compares the ways to make one network of
+two submodels: to concatenate them, to average their weights, to distil both into one.
+
+An image pass is one image presented to as many parameters as the whole network has. The submodels that are concatenated
+hold half of them each, so an epoch of theirs counts as one pass. Those that are averaged or distilled are as large as
+what comes out, so an epoch of theirs counts as two, and their first stage has half of the epochs. A network of half the
+size has two epochs a pass. A pass through frozen units, teachers included, costs less than one that trains them; that
+is not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +23,29 @@ from thaw.data.batches import View
 from thaw.errors import UsageError
 from thaw.models.blocks import learned_parameters
 from thaw.models.families import FamilySpec, PaperSpec
-from thaw.models.fusion import DualModel, build_unified
+from thaw.models.fusion import HEAD, DualModel, Join, build_unified
+from thaw.training.distil import DistillStage
 from thaw.training.engine import EpochRecord, StageRun
-from thaw.training.method import MethodSettings, Setting, seeded_dual, seeded_plain, seeded_unify
+from thaw.training.method import (
+    MethodSettings,
+    Setting,
+    measured_average,
+    seeded_dual,
+    seeded_submodel,
+    seeded_unify,
+)
 from thaw.training.stages import (
     DualSettings,
     DualStage,
     PlainSettings,
+    PlainStage,
     Stage,
     UnfreezeSettings,
     UnfreezeStep,
     unfreeze_stages,
 )
 
+StudyName = Literal["parts", "unify"]
 PLAIN = "plain"
 
 # How far from the submodel's proportion the first filters may be, to come closer to the number of parameters.
@@ -45,10 +61,12 @@ class Arm:
 
     Attributes:
         name: stable, for files and tables.
-        question: what it leaves out.
+        question: what it leaves out, or what it does.
         dual: whether there are two submodels; without, one plain network of the same size.
         views: what the submodels see in stage 1.
         stage_two: "gradual" thawing, everything thawed "at once", or "none": the mean of both submodels' probabilities.
+        join: how the two become one.
+        half: whether what comes out, one submodel, has half of the parameters.
     """
 
     name: str
@@ -56,6 +74,18 @@ class Arm:
     dual: bool = True
     views: tuple[View, View] = ("original", "augmented")
     stage_two: str = "gradual"
+    join: Join = "concatenate"
+    half: bool = False
+
+    @property
+    def gives_one_submodel(self) -> bool:
+        """Whether what comes out is one submodel that stands alone."""
+        return not self.dual or self.join != "concatenate"
+
+    @property
+    def epochs_a_pass(self) -> int:
+        """Epochs of what comes out that count as one pass."""
+        return 2 if self.half else 1
 
 
 ARMS: tuple[Arm, ...] = (
@@ -66,6 +96,15 @@ ARMS: tuple[Arm, ...] = (
     Arm(name="thawed-at-once", question="stage 2 with everything thawed at once", stage_two="at once"),
     Arm(name="whole", question="the whole method"),
 )
+UNIFY_ARMS: tuple[Arm, ...] = (
+    ARMS[0],
+    Arm(name="concatenate", question="scores concatenated, a new head, thawed"),
+    Arm(name="average", question="weights averaged, thawed", join="average"),
+    Arm(name="distil", question="both distilled into a fresh submodel", join="distil"),
+    Arm(name="plain-half", question="one plain network of half the size", dual=False, stage_two="none", half=True),
+    Arm(name="distil-half", question="both halves distilled into one", join="distil", half=True),
+)
+STUDIES: dict[StudyName, tuple[Arm, ...]] = {"parts": ARMS, "unify": UNIFY_ARMS}
 
 
 class ArmTraining:
@@ -74,49 +113,78 @@ class ArmTraining:
     def __init__(self, settings: MethodSettings, setting: Setting) -> None:
         self.settings = without_early_stop(settings)
         self.setting = setting
-        self._first_stages: dict[tuple[View, View], DualModel] = {}
+        self._first_stages: dict[tuple[DualSettings, FamilySpec, bool], DualModel] = {}
 
     def train(self, arm: Arm) -> Iterator[EpochRecord]:
         """Train `arm`; `modules` is what came out, once the iterator has ended."""
         self.modules: Modules = []
-        passes = self.settings.dual.epochs + sum(step.epochs for step in self.settings.unfreeze.steps)
+        dual = replace(self.settings.dual, views=arm.views)
+        passes = dual.epochs + _thawing_epochs(self.settings.unfreeze)
         if not arm.dual:
-            stage = seeded_plain(
-                fitting_spec(self.settings, self.setting, 1),
-                as_plain(replace(self.settings.dual, epochs=passes, views=arm.views)),
-                self.setting,
-            )
-            yield from self._stage(stage)
-            self.modules = [stage.module]
+            network = seeded_submodel(self._alone(arm), self.setting)
+            yield from self._stage(PlainStage(network, as_plain(dual, passes * arm.epochs_a_pass)))
+            self.modules = [network]
         elif arm.stage_two == "none":
-            dual = seeded_dual(fitting_spec(self.settings, self.setting, 2), self.setting)
-            yield from self._stage(DualStage(dual, replace(self.settings.dual, epochs=passes, views=arm.views)))
-            self.modules = list(dual.branches)
+            made = seeded_dual(fitting_spec(self.settings, self.setting, 2), self.setting)
+            yield from self._stage(DualStage(made, replace(dual, epochs=passes)))
+            self.modules = list(made.branches)
+        elif arm.join == "concatenate":
+            made = yield from self._first_stage(dual, self.settings.model)
+            unified = seeded_unify(made, self.settings.fusion, self.setting)
+            steps = self.settings.unfreeze if arm.stage_two == "gradual" else at_once(self.settings.unfreeze)
+            yield from self._thaw(unified, steps)
         else:
-            yield from self._two_stages(arm)
+            yield from self._one_of_two(arm, dual)
 
-    def _two_stages(self, arm: Arm) -> Iterator[EpochRecord]:
-        if arm.views not in self._first_stages:
-            dual = seeded_dual(self.settings.model, self.setting)
-            yield from self._stage(DualStage(dual, replace(self.settings.dual, views=arm.views)))
-            self._first_stages[arm.views] = dual
-        unified = seeded_unify(self._first_stages[arm.views], self.settings.fusion, self.setting)
-        steps = self.settings.unfreeze if arm.stage_two == "gradual" else at_once(self.settings.unfreeze)
-        for stage in unfreeze_stages(unified, steps):
+    def _one_of_two(self, arm: Arm, dual: DualSettings) -> Iterator[EpochRecord]:
+        """The arms that make one submodel of two that are as large as it; an odd pass is left for the second stage."""
+        epochs, left = divmod(dual.epochs * arm.epochs_a_pass, 2)
+        dual, spec = replace(dual, epochs=epochs), self._alone(arm)
+        if arm.join == "average":
+            made = yield from self._first_stage(dual, spec, alike=True)
+            averaged = measured_average(made, self.setting, self.settings.unfreeze.batch_size)
+            yield from self._thaw(averaged, without_head(self.settings.unfreeze, spec.units[-1], left))
+            return
+        made = yield from self._first_stage(dual, spec)
+        student = seeded_submodel(spec, self.setting, "student")
+        epochs = _thawing_epochs(self.settings.unfreeze) * arm.epochs_a_pass + left
+        settings = replace(as_plain(dual, epochs), view=self.settings.unfreeze.view)
+        yield from self._stage(
+            DistillStage(student, settings, list(made.branches), self.settings.distil, name="student")
+        )
+        self.modules = [student]
+
+    def _first_stage(
+        self, dual: DualSettings, spec: FamilySpec, *, alike: bool = False
+    ) -> Generator[EpochRecord, None, DualModel]:
+        """Two submodels trained as `dual` says, or those that an earlier arm has trained so."""
+        key = (dual, spec, alike)
+        if key not in self._first_stages:
+            made = seeded_dual(spec, self.setting, alike=alike)
+            yield from self._stage(DualStage(made, dual))
+            self._first_stages[key] = made
+        return self._first_stages[key]
+
+    def _thaw(self, joined: nn.Module, settings: UnfreezeSettings) -> Iterator[EpochRecord]:
+        for stage in unfreeze_stages(joined, settings):
             yield from self._stage(stage)
-        self.modules = [unified]
+        self.modules = [joined]
 
     def _stage(self, stage: Stage) -> Iterator[EpochRecord]:
         run: StageRun = self.setting.run(stage, self.settings.augment)
         yield from run.epochs()
         run.load_best()
 
+    def _alone(self, arm: Arm) -> FamilySpec:
+        """The submodel that comes out alone: as large as the unified model, or half of it."""
+        return self.settings.model if arm.half else fitting_spec(self.settings, self.setting, 1)
+
     def skeleton(self, arm: Arm) -> Modules:
         """Modules of the arm's shapes, to load trained tensors into."""
         shape, classes = self.setting.train.shape, self.setting.classes
         modules: Modules
-        if not arm.dual:
-            modules = [fitting_spec(self.settings, self.setting, 1).build(shape, classes)]
+        if arm.gives_one_submodel:
+            modules = [self._alone(arm).build(shape, classes)]
         elif arm.stage_two == "none":
             modules = [fitting_spec(self.settings, self.setting, 2).build(shape, classes) for _ in range(2)]
         else:
@@ -126,14 +194,14 @@ class ArmTraining:
         return modules
 
 
-def as_plain(dual: DualSettings) -> PlainSettings:
-    """One network trained as the first submodel of `dual` is."""
+def as_plain(dual: DualSettings, epochs: int) -> PlainSettings:
+    """One network trained as the first submodel of `dual` is, for `epochs`, none of which patience leaves out."""
     return PlainSettings(
-        epochs=dual.epochs,
+        epochs=epochs,
         batch_size=dual.batch_size,
         learning_rate=dual.learning_rate,
         schedule=dual.schedule,
-        patience=dual.patience,
+        patience=epochs,
         view=dual.views[0],
         fit=dual.fit,
     )
@@ -141,7 +209,7 @@ def as_plain(dual: DualSettings) -> PlainSettings:
 
 def without_early_stop(settings: MethodSettings) -> MethodSettings:
     """Every planned epoch is trained: arms that stopped at different times would not have had equal image passes."""
-    passes = settings.dual.epochs + sum(step.epochs for step in settings.unfreeze.steps)
+    passes = settings.dual.epochs + _thawing_epochs(settings.unfreeze)
     return replace(
         settings,
         dual=replace(settings.dual, patience=passes),
@@ -151,9 +219,24 @@ def without_early_stop(settings: MethodSettings) -> MethodSettings:
 
 def at_once(settings: UnfreezeSettings) -> UnfreezeSettings:
     """Stage 2 without gradual thawing: one step over everything, for as many epochs as all steps together."""
-    epochs = sum(step.epochs for step in settings.steps)
     rate = settings.steps[-1].learning_rate
-    return replace(settings, steps=(UnfreezeStep(thaws="all", epochs=epochs, learning_rate=rate),))
+    step = UnfreezeStep(thaws="all", epochs=_thawing_epochs(settings), learning_rate=rate)
+    return replace(settings, steps=(step,))
+
+
+def without_head(settings: UnfreezeSettings, last_unit: str, more: int) -> UnfreezeSettings:
+    """Stage 2 of a network without a head: the head's epochs, and so many `more`, go to what thaws next."""
+    first, *later = settings.steps
+    if first.thaws == HEAD and later:
+        after, *later = later
+        first = replace(after, epochs=first.epochs + after.epochs)
+    elif first.thaws == HEAD:
+        first = replace(first, thaws=last_unit)
+    return replace(settings, steps=(replace(first, epochs=first.epochs + more), *later))
+
+
+def _thawing_epochs(settings: UnfreezeSettings) -> int:
+    return sum(step.epochs for step in settings.steps)
 
 
 def fitting_spec(settings: MethodSettings, setting: Setting, networks: int) -> FamilySpec:

@@ -1,14 +1,17 @@
 """A recipe's training from end to end, as one resumable sequence of stages.
 
-"two-stage" is the paper's: the dual stage, unification, the sub-stages of thawing. "plain" trains one network that
-stands alone, and "distil" trains a larger one first, which teaches it.
+"two-stage" is the paper's: the dual stage, unification, the sub-stages of thawing. Unification is a concatenation, an
+average of the weights, or a distillation into a fresh submodel, which takes the place of thawing. "plain" trains one
+network that stands alone, and "distil" trains a larger one first, which teaches it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -18,8 +21,9 @@ from thaw.data.augment import AugmentSettings
 from thaw.data.batches import BatchSource, View
 from thaw.data.images import ImageSet, InputContract
 from thaw.errors import ModelFileError
+from thaw.models.blocks import dropouts
 from thaw.models.families import FamilySpec
-from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, build_dual, unify
+from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, average, build_dual, unify
 from thaw.seeds import derive
 from thaw.training.compute import Lanes
 from thaw.training.distil import DistillStage, DistilSettings
@@ -40,6 +44,9 @@ M = TypeVar("M", bound=nn.Module)
 # Validation has no gradients to keep, so its batches can be larger than those of training.
 VALIDATION_BATCH = 512
 
+# Statistics that are measured anew move by a tenth of the way each batch: 0.9^100 of what was there before is left.
+_STATISTICS_BATCHES = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
@@ -58,6 +65,8 @@ class MethodSettings:
     def stage_epochs(self) -> dict[str, int]:
         """The stages in order, with their planned epochs."""
         match self.method:
+            case "two-stage" if self.fusion.join == "distil":
+                return {"dual": self.dual.epochs, "student": self.plain.epochs}
             case "two-stage":
                 return {"dual": self.dual.epochs, **{step.thaws: step.epochs for step in self.unfreeze.steps}}
             case "plain":
@@ -67,8 +76,8 @@ class MethodSettings:
 
     @property
     def joined(self) -> FusionSpec | None:
-        """How the network that comes out was joined of two; None where it stands alone."""
-        return self.fusion if self.method == "two-stage" else None
+        """How the network that comes out is made of two; None where it is one submodel that stands alone."""
+        return self.fusion if self.method == "two-stage" and self.fusion.join == "concatenate" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +99,25 @@ class Setting:
 
     def run(self, stage: Stage, augment: AugmentSettings) -> StageRun:
         """`stage` on this data."""
-        originals: tuple[View, ...] = ("original",)
         train = self._source(self.train, stage.batch_size, augment, stage.views)
-        validation = self._source(self.validation, VALIDATION_BATCH, augment, originals)
+        validation = self._source(self.validation, VALIDATION_BATCH, augment)
         return StageRun(stage, train, validation, seed=self.seed, lanes=self.lanes, dtype=self.dtype)
 
+    def measure_statistics(self, module: nn.Module, batch_size: int) -> None:
+        """Move a module's normalisation statistics to those of training images as they are, in batches of this size."""
+        if next(module.buffers(), None) is None:
+            return
+        module.train()
+        for _, dropout in dropouts(module):
+            dropout.eval()
+        source = self._source(self.train, batch_size, AugmentSettings())
+        shuffled = source.shuffled(derive(self.seed, "statistics"))
+        with torch.no_grad(), contextlib.closing(shuffled) as batches:
+            for batch in islice(batches, _STATISTICS_BATCHES):
+                module(batch.views["original"])
+
     def _source(
-        self, images: ImageSet, batch_size: int, augment: AugmentSettings, views: tuple[View, ...]
+        self, images: ImageSet, batch_size: int, augment: AugmentSettings, views: tuple[View, ...] = ("original",)
     ) -> BatchSource:
         return BatchSource(
             images=images,
@@ -160,23 +181,32 @@ class Method:
     @cached_property
     def dual(self) -> DualModel:
         """What stage 1 of the two stages trains."""
-        return seeded_dual(self.settings.model, self.setting)
+        return seeded_dual(self.settings.model, self.setting, alike=self.settings.fusion.join == "average")
 
     @cached_property
-    def teacher(self) -> nn.Sequential:
-        """What teaches the network, where one does."""
-        return seeded_submodel(self.settings.distil.model, self.setting, "teacher")
+    def teachers(self) -> list[nn.Module]:
+        """What teaches the network, where something does: both submodels of stage 1, or a larger network."""
+        if self.settings.method == "two-stage":
+            return list(self.dual.branches)
+        return [seeded_submodel(self.settings.distil.model, self.setting, "teacher")]
 
     @cached_property
     def network(self) -> UnifiedModel | nn.Sequential:
         """What comes out, in evaluation mode after `epochs()` has ended.
 
-        In the two stages it is the unified model, made of the dual model as that is when this is first asked for: not
-        before stage 1 is over.
+        In the two stages it is made of the dual model as that is when this is first asked for (unless that is its
+        teacher): not before stage 1 is over.
         """
-        if self.settings.method == "two-stage":
-            return seeded_unify(self.dual, self.settings.fusion, self.setting)
-        return seeded_submodel(self.settings.model, self.setting)
+        settings = self.settings
+        if settings.method != "two-stage":
+            return seeded_submodel(settings.model, self.setting)
+        match settings.fusion.join:
+            case "concatenate":
+                return seeded_unify(self.dual, settings.fusion, self.setting)
+            case "average":
+                return measured_average(self.dual, self.setting, settings.unfreeze.batch_size)
+            case "distil":
+                return seeded_submodel(settings.model, self.setting, "student")
 
     def epochs(self) -> Iterator[EpochRecord]:
         """Train what is left, a record an epoch; each stage ends with its best epoch's weights."""
@@ -203,12 +233,10 @@ class Method:
             case "plain":
                 return PlainStage(self.network, settings.plain)
             case "teacher":
-                return PlainStage(self.teacher, settings.distil.teacher(settings.plain), name=name)
+                return PlainStage(self.teachers[0], settings.distil.teacher(settings.plain), name=name)
             case "student":
-                return DistillStage(self.network, settings.plain, [self.teacher], settings.distil, name=name)
+                return DistillStage(self.network, settings.plain, self.teachers, settings.distil, name=name)
             case _:
-                if not isinstance(self.network, UnifiedModel):
-                    raise AssertionError("only a unified model thaws")
                 stages = {stage.name: stage for stage in unfreeze_stages(self.network, settings.unfreeze)}
                 return stages[name]
 
@@ -263,9 +291,10 @@ def summarise(run: StageRun, records: list[EpochRecord]) -> StageSummary:
     )
 
 
-def seeded_dual(model: FamilySpec, setting: Setting) -> DualModel:
-    """A dual model with the initial weights that the run's seed gives."""
-    dual = _seeded(setting.seed, "weights", lambda: build_dual(model, setting.train.shape, setting.classes))
+def seeded_dual(model: FamilySpec, setting: Setting, *, alike: bool = False) -> DualModel:
+    """A dual model with the initial weights that the run's seed gives, the same in both submodels if `alike`."""
+    shape, classes = setting.train.shape, setting.classes
+    dual = _seeded(setting.seed, "weights", lambda: build_dual(model, shape, classes, alike=alike))
     setting.place(dual)
     return dual
 
@@ -277,16 +306,19 @@ def seeded_unify(dual: DualModel, fusion: FusionSpec, setting: Setting) -> Unifi
     return unified
 
 
+def measured_average(dual: DualModel, setting: Setting, batch_size: int) -> nn.Sequential:
+    """The average of both submodels, its normalisation statistics measured on batches of so many training images."""
+    averaged = average(dual)
+    setting.place(averaged)
+    setting.measure_statistics(averaged, batch_size)
+    return averaged
+
+
 def seeded_submodel(model: FamilySpec, setting: Setting, stream: str = "weights") -> nn.Sequential:
     """One submodel that stands alone, with the initial weights that the run's seed gives."""
     module = _seeded(setting.seed, stream, lambda: model.build(setting.train.shape, setting.classes))
     setting.place(module)
     return module
-
-
-def seeded_plain(model: FamilySpec, settings: PlainSettings, setting: Setting) -> PlainStage:
-    """One freshly initialised submodel, to be trained on its own."""
-    return PlainStage(seeded_submodel(model, setting), settings)
 
 
 def _seeded(seed: int, name: str, build: Callable[[], M]) -> M:

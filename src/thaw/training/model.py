@@ -26,6 +26,7 @@ from thaw.errors import ModelFileError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec
 from thaw.models.fusion import FusionSpec, build_network
 from thaw.training.checkpoint import read_tensors, write_tensors
+from thaw.training.zoo_file import zoo_folder
 
 MODEL_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -78,12 +79,12 @@ class Model:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Open a run folder or a model file.
+        """Open a run folder, a model file, or a model that ships with the package, such as "zoo:mnist-15k".
 
         Raises:
             ModelFileError: when there is none, or it is truncated, of another version, or contradicts itself.
         """
-        file = Path(path).expanduser()
+        file = zoo_folder(path) or Path(path).expanduser()
         if file.is_dir():
             file = file / MODEL_FILE
             if not file.is_file():

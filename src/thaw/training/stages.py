@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from thaw.data.batches import Batch, View
 from thaw.data.mix import cross_entropy
 from thaw.errors import UsageError
-from thaw.models.fusion import DualModel, UnifiedModel
+from thaw.models.fusion import DualModel, UnifiedModel, unit_names, units
 from thaw.training.compute import Lanes, autocast
 from thaw.training.optim import FitSettings, make_optimizer
 from thaw.training.replicas import Part, Replicas, split
@@ -27,7 +27,7 @@ from thaw.training.schedule import Schedule
 
 T = TypeVar("T")
 
-# A batch of a network that stands alone is computed in so many parts, whatever the number of lanes.
+# A batch of one submodel is computed in so many parts, whatever the number of lanes.
 _PARTS = 2
 
 
@@ -136,12 +136,12 @@ class UnfreezeSettings:
     """Stage 2: SGD with momentum over the sub-stages `steps`, in the order in which they are listed.
 
     Attributes:
-        steps: the sub-stages, in thawing order: the head, then the units from the last to the first.
+        steps: the sub-stages, in thawing order: the head if there is one, then the units from the last to the first.
         batch_size: images a step.
         momentum: of SGD, 0 to below 1.
         schedule: how the rate moves in each sub-stage.
         patience: epochs without a better validation accuracy after which a sub-stage ends.
-        view: what the unified model is trained on.
+        view: what the joined network is trained on.
     """
 
     steps: tuple[UnfreezeStep, ...] = (
@@ -166,7 +166,7 @@ class UnfreezeSettings:
             raise UsageError(f"unfreeze.steps thaw {', '.join(names)}: a unit can thaw only once")
 
     def check_units(self, units: Sequence[str]) -> None:
-        """Refuse steps that do not follow `units`, the thawing order of the model (head first).
+        """Refuse steps that do not follow `units`, the thawing order of the joined network.
 
         Raises:
             UsageError: naming the order that is expected. "all" thaws whatever is still frozen and can only come last.
@@ -278,15 +278,18 @@ class DualStage(Stage):
 
 
 class UnfreezeStage(Stage):
-    """A sub-stage of stage 2: the unified model with the units `thawed` training and everything else frozen wholly."""
+    """A sub-stage of stage 2: the joined network with the units `thawed` training and everything else frozen wholly.
+
+    The branches of a unified model are computed in lanes; one submodel in two halves of a batch, as in `PlainStage`.
+    """
 
     kind = "unfreeze"
 
     def __init__(
-        self, module: UnifiedModel, settings: UnfreezeSettings, step: UnfreezeStep, thawed: Sequence[str]
+        self, module: nn.Module, settings: UnfreezeSettings, step: UnfreezeStep, thawed: Sequence[str]
     ) -> None:
         self.name = step.thaws
-        self.module: UnifiedModel = module
+        self.module = module
         self.epochs = step.epochs
         self.batch_size = settings.batch_size
         self.learning_rate = step.learning_rate
@@ -295,6 +298,7 @@ class UnfreezeStage(Stage):
         self.patience = settings.patience
         self.views = (settings.view,)
         self.trains = tuple(thawed)
+        self._replicas = Replicas(module)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD with momentum over the thawed units."""
@@ -304,37 +308,59 @@ class UnfreezeStage(Stage):
 
     def set_training(self) -> None:
         """Thawed units train; frozen ones get no gradient and run as in evaluation, statistics and dropout included."""
-        self.module.eval()
-        for name, unit in self.module.units():
-            unit.requires_grad_(name in self.trains).train(name in self.trains)
+        self._thaw(self.module)
+        for name, unit in units(self.module):
+            unit.requires_grad_(name in self.trains)
+
+    def _thaw(self, module: nn.Module) -> None:
+        """Put the units of the network, or of a replica of it, into their modes."""
+        module.eval()
+        for name, unit in units(module):
+            unit.train(name in self.trains)
 
     def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The cross-entropy of the unified output; branches run forward and backward in lanes, the head between."""
+        """The cross-entropy of the one output."""
+        if isinstance(self.module, UnifiedModel):
+            return {"unified": self._backward_by_branches(self.module, batch, lanes, dtype)}
+
+        def loss(module: nn.Module, part: Part) -> Tensor:
+            # A replica has the mode of the whole, and not yet those of its units.
+            self._thaw(module)
+            with autocast(dtype, part.x.device):
+                logits = module(part.x)
+            return part.targets.cross_entropy(logits.float())
+
+        return {"unified": self._replicas.backward(loss, _parts(batch, self.views[0]), lanes)}
+
+    def _backward_by_branches(self, module: UnifiedModel, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> Tensor:
+        """Branches run forward and backward in lanes, the head between."""
         x = batch.views[self.views[0]]
 
         def forward(index: int) -> Tensor:
             with autocast(dtype, x.device):
-                return self.module.branch_scores(index, x)
+                return module.branch_scores(index, x)
 
-        scores = lanes.run([_bind(forward, index) for index in range(len(self.module.branches))])
+        scores = lanes.run([_bind(forward, index) for index in range(len(module.branches))])
         leaves = [score.detach().requires_grad_(score.requires_grad) for score in scores]
-        loss = cross_entropy(self.module.decide(leaves), batch.labels, batch.mixes.get(self.views[0]), 0.0)
+        loss = cross_entropy(module.decide(leaves), batch.labels, batch.mixes.get(self.views[0]), 0.0)
         loss.backward()
         pairs = [(score, leaf) for score, leaf in zip(scores, leaves, strict=True) if score.requires_grad]
         lanes.run([_bind(score.backward, leaf.grad) for score, leaf in pairs])
-        return {"unified": loss.detach()}
+        return loss.detach()
 
     def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
-        """The unified model's output."""
-        self.module.eval()
+        """The one output."""
+        module = self.module.eval()
+        if not isinstance(module, UnifiedModel):
+            return {"unified": _logits_by_parts(module, x, lanes)}
 
         def forward(index: int) -> Tensor:
             with torch.no_grad():
-                return self.module.branch_scores(index, x)
+                return module.branch_scores(index, x)
 
-        scores = lanes.run([_bind(forward, index) for index in range(len(self.module.branches))])
+        scores = lanes.run([_bind(forward, index) for index in range(len(module.branches))])
         with torch.no_grad():
-            return {"unified": self.module.decide(scores)}
+            return {"unified": module.decide(scores)}
 
 
 class PlainStage(Stage):
@@ -365,14 +391,13 @@ class PlainStage(Stage):
 
     def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
         """The loss of the one output."""
-        parts = split(batch, self.views[0], _PARTS if batch.labels.device.type == "cpu" else 1)
 
         def loss(module: nn.Module, part: Part) -> Tensor:
             with autocast(dtype, part.x.device):
                 logits = module(part.x)
             return self.loss(logits.float(), part, dtype)
 
-        return {self.name: self._replicas.backward(loss, parts, lanes)}
+        return {self.name: self._replicas.backward(loss, _parts(batch, self.views[0]), lanes)}
 
     def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - for what else computes
         """What is minimised, the mean over a part of a batch; logits float32 [B, K]."""
@@ -380,18 +405,16 @@ class PlainStage(Stage):
 
     def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
         """The one output."""
-        self.module.eval()
-        halves = lanes.run([_bind(_without_gradients, self.module, part) for part in x.chunk(_PARTS)])
-        return {self.name: torch.cat(halves)}
+        return {self.name: _logits_by_parts(self.module.eval(), x, lanes)}
 
 
-def unfreeze_stages(module: UnifiedModel, settings: UnfreezeSettings) -> list[UnfreezeStage]:
+def unfreeze_stages(module: nn.Module, settings: UnfreezeSettings) -> list[UnfreezeStage]:
     """The sub-stages of stage 2 in order, each training what its step thaws and all that thawed before.
 
     Raises:
-        UsageError: when the steps do not follow the model's thawing order.
+        UsageError: when the steps do not follow the network's thawing order.
     """
-    order = module.unit_names()
+    order = unit_names(module)
     settings.check_units(order)
     stages = []
     thawed: tuple[str, ...] = ()
@@ -399,6 +422,16 @@ def unfreeze_stages(module: UnifiedModel, settings: UnfreezeSettings) -> list[Un
         thawed = order if step.thaws == "all" else (*thawed, step.thaws)
         stages.append(UnfreezeStage(module, settings, step, thawed))
     return stages
+
+
+def _parts(batch: Batch, view: View) -> list[Part]:
+    """A batch as one submodel is trained on it: in parts on a CPU, whole elsewhere."""
+    return split(batch, view, _PARTS if batch.labels.device.type == "cpu" else 1)
+
+
+def _logits_by_parts(module: nn.Module, x: Tensor, lanes: Lanes) -> Tensor:
+    """Logits float32 [B, K] of one submodel for images [B, C, H, W], in lanes."""
+    return torch.cat(lanes.run([_bind(_without_gradients, module, part) for part in x.chunk(_PARTS)]))
 
 
 def _without_gradients(module: nn.Module, x: Tensor) -> Tensor:

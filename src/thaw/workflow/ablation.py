@@ -1,4 +1,7 @@
-"""`thaw ablate`: does each idea of the method pay? Arms with equal parameters and image passes, over several seeds."""
+"""`thaw ablate`: arms with equal parameters and image passes, compared over several seeds.
+
+Does each idea of the method pay ("parts"), and how should two submodels become one ("unify")?
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.prepare import PreparedData, prepare
-from thaw.errors import RunError
+from thaw.errors import RunError, UsageError
 from thaw.evidence.environment import environment
 from thaw.evidence.quality import mcnemar, mean_interval
 from thaw.files import write_atomically
-from thaw.training.arms import ARMS, PLAIN, ArmTraining, Modules, arm_tensors, count_parameters, load_arm
+from thaw.graph.cost import count_cost
+from thaw.graph.lower import lower
+from thaw.training.arms import PLAIN, STUDIES, Arm, ArmTraining, Modules, StudyName, arm_tensors, load_arm
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import Lanes, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
@@ -27,6 +32,18 @@ from thaw.workflow.recipe import Recipe
 from thaw.workflow.run_folder import RunFolder, locked, read_json
 
 ARM_VERSION = 1
+
+_TITLES: dict[StudyName, str] = {"parts": "Does each idea pay?", "unify": "How should two submodels become one?"}
+_FILES: dict[StudyName, str] = {"parts": "ablation", "unify": "unify"}
+_NOTES: dict[StudyName, list[str]] = {
+    "parts": ["Every arm had {epochs} passes over the training images; seeds {seeds}."],
+    "unify": [
+        "Every arm had {epochs} passes over the training images; seeds {seeds}.",
+        "A pass trains as many parameters as the plain network has: an epoch of two submodels of that size counts as",
+        "two passes, an epoch of one of half the size as half of one. What is frozen is not counted: the images of a",
+        "distilled network also go through both of its teachers, forward only.",
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -52,39 +69,44 @@ def ablate(  # noqa: PLR0913 - the options of the command
     recipe: Recipe,
     seeds: Sequence[int],
     *,
+    study: StudyName = "parts",
     out: Path,
     device: str,
     data_root: Path | None,
     command: str,
     progress: DecodeProgress | None = None,
 ) -> Iterator[ArmEpoch | Compared]:
-    """For each seed train every arm and then open the test set; compare, and write `out`/ablation.md and .json.
+    """For each seed train every arm and then open the test set; compare, and write a page and its figures into `out`.
 
-    An arm that is trained already is taken from `out`, so a run that was stopped goes on with the arm it was at.
+    They are called ablation.md and .json, or unify.md and .json. An arm that is trained already is taken from `out`, so
+    a run that was stopped goes on with the arm it was at.
 
     Raises:
+        UsageError: for a recipe that the arms of the study cannot be made of.
         RunError: when `out` holds the arms of another source or recipe, or cannot be written.
     """
     resolve_device(device)
-    folder = RunFolder(out)
+    _check_recipe(recipe, study)
+    arms, folder = STUDIES[study], RunFolder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write in {out}: {error.strerror or error}\nchoose another folder with --out") from error
-    outcomes: dict[str, list[npt.NDArray[np.bool_]]] = {arm.name: [] for arm in ARMS}
-    parameters: dict[str, int] = {}
+    outcomes: dict[str, list[npt.NDArray[np.bool_]]] = {arm.name: [] for arm in arms}
+    costs: dict[str, dict[str, int]] = {}
     name = ""
     with locked(folder):
         for seed in seeds:
             data = prepare(source, recipe.data, seed=seed, data_root=data_root, progress=progress)
             _check_plan(folder, {"version": ARM_VERSION, "source": source, "recipe": recipe.as_dict()}, data, seed)
-            trained = yield from _train_arms(out, recipe, data, seed, device)
+            trained = yield from _train_arms(arms, out, recipe, data, seed, device)
             name, test = data.name, data.test.open()
             for arm, modules in trained.items():
                 predicted = network_probabilities(modules, test.images, data.contract).argmax(axis=1)
                 outcomes[arm].append(predicted == test.labels)
-                parameters[arm] = count_parameters(modules)
-        result = _compare(outcomes, parameters, seeds) | {
+                costs[arm] = _costs(modules, data)
+        result = _compare(arms, outcomes, costs, seeds) | {
+            "study": study,
             "command": command,
             "dataset": name,
             "recipe": recipe_name,
@@ -94,18 +116,42 @@ def ablate(  # noqa: PLR0913 - the options of the command
             "precision": precision_name(resolve_precision(recipe.compute.precision, resolve_device(device))),
             "environment": environment(resolve_device(device).type),
         }
-        folder.write_json(out / "ablation.json", result)
-        write_atomically(out / "ablation.md", page(result))
-    yield Compared(result, out / "ablation.md")
+        folder.write_json(out / f"{_FILES[study]}.json", result)
+        write_atomically(out / f"{_FILES[study]}.md", page(result))
+    yield Compared(result, out / f"{_FILES[study]}.md")
+
+
+def _check_recipe(recipe: Recipe, study: StudyName) -> None:
+    """Refuse a recipe that the arms of a study cannot be made of."""
+    if recipe.method != "two-stage" or recipe.fusion.join != "concatenate":
+        raise UsageError(
+            f"method {recipe.method}, fusion.join {recipe.fusion.join}: arms are made of a recipe for the two stages "
+            "that concatenates; the other ways are arms of --study unify"
+        )
+    if study == "unify" and recipe.dual.epochs < 2:
+        raise UsageError(
+            f"dual.epochs {recipe.dual.epochs}: expected at least 2, since submodels that are averaged or distilled "
+            "train for half of them"
+        )
+
+
+def _costs(modules: Modules, data: PreparedData) -> dict[str, int]:
+    """Parameters and multiply-accumulates of all modules together."""
+    contract, classes = data.contract, len(data.train.classes)
+    every = [
+        count_cost(lower(module, shape=contract.shape, mean=contract.mean, std=contract.std, classes=classes))
+        for module in modules
+    ]
+    return {"parameters": sum(cost.parameters for cost in every), "macs": sum(cost.macs for cost in every)}
 
 
 def _train_arms(
-    out: Path, recipe: Recipe, data: PreparedData, seed: int, device: str
+    arms: Sequence[Arm], out: Path, recipe: Recipe, data: PreparedData, seed: int, device: str
 ) -> Generator[ArmEpoch, None, dict[str, Modules]]:
     trained: dict[str, Modules] = {}
     with Lanes(2, resolve_device(device)) as lanes:
         training = ArmTraining(recipe.method_settings(), training_setting(data, recipe, seed, device, lanes))
-        for arm in ARMS:
+        for arm in arms:
             path = out / f"seed{seed}-{arm.name}.safetensors"
             if path.is_file():
                 modules = training.skeleton(arm)
@@ -129,11 +175,14 @@ def _check_plan(folder: RunFolder, plan: dict[str, Any], data: PreparedData, see
 
 
 def _compare(
-    outcomes: dict[str, list[npt.NDArray[np.bool_]]], parameters: dict[str, int], seeds: Sequence[int]
+    arms: Sequence[Arm],
+    outcomes: dict[str, list[npt.NDArray[np.bool_]]],
+    costs: dict[str, dict[str, int]],
+    seeds: Sequence[int],
 ) -> dict[str, Any]:
     plain = outcomes[PLAIN]
-    arms = []
-    for arm in ARMS:
+    found = []
+    for arm in arms:
         correct = outcomes[arm.name]
         accuracies = [float(seed.mean()) for seed in correct]
         differences = [float(a.mean() - b.mean()) for a, b in zip(correct, plain, strict=True)]
@@ -141,11 +190,11 @@ def _compare(
         mean, half = mean_interval(accuracies) if several else (accuracies[0], None)
         difference, difference_half = mean_interval(differences) if several else (differences[0], None)
         tests = [mcnemar(a, b).as_dict() for a, b in zip(correct, plain, strict=True)] if arm.name != PLAIN else []
-        arms.append(
+        found.append(
             {
                 **dataclasses.asdict(arm),
                 "views": list(arm.views),
-                "parameters": parameters[arm.name],
+                **costs[arm.name],
                 "accuracies": accuracies,
                 "mean": mean,
                 "ci95_half_width": half,
@@ -154,28 +203,32 @@ def _compare(
                 "mcnemar": tests,
             }
         )
-    return {"arms": arms, "test_count": len(plain[0])}
+    return {"arms": found, "test_count": len(plain[0])}
 
 
 def page(result: dict[str, Any]) -> str:
     """The comparison as Markdown."""
-    machine, seeds = result["environment"], ", ".join(map(str, result["seeds"]))
+    machine = result["environment"]
+    study: StudyName = result["study"]
+    notes = [note.format(epochs=result["epochs"], seeds=", ".join(map(str, result["seeds"]))) for note in _NOTES[study]]
     versions = f"Python {machine['python']}, torch {machine['torch']}"
+    columns = ["arm", "what it is", "parameters", "MACs", "test accuracy", "difference to plain"]
+    columns.append("McNemar against plain, p by seed")
     lines = [
-        f"# Does each idea pay? {result['dataset']}",
+        f"# {_TITLES[study]} {result['dataset']}",
         "",
         f"Made by `{result['command']}`.",
-        f"Every arm had {result['epochs']} passes over the training images; seeds {seeds}.",
+        *notes,
         f"The test set ({result['test_count']:,} images) was opened after all arms of a seed were trained.",
         "",
-        "| arm | what it is | parameters | test accuracy | difference to plain | McNemar against plain, p by seed |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|" + len(columns) * "---|",
     ]
     for arm in result["arms"]:
         accuracy = _plus_minus(arm["mean"], arm["ci95_half_width"])
         p_values = ", ".join(f"{test['p_value']:.2g} ({test['only_a']}:{test['only_b']})" for test in arm["mcnemar"])
         lines.append(
-            f"| {arm['name']} | {arm['question']} | {arm['parameters']:,} | {accuracy} "
+            f"| {arm['name']} | {arm['question']} | {arm['parameters']:,} | {arm['macs']:,} | {accuracy} "
             f"| {'' if arm['name'] == PLAIN else _points(arm)} | {p_values} |"
         )
     lines += [

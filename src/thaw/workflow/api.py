@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thaw.data.prepare import PreparedData, open_image_set, prepare
+from thaw.data.prepare import PreparedData, open_image_set
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, RunError, UsageError
@@ -19,6 +19,7 @@ from thaw.workflow.budget import Budget
 from thaw.workflow.pipeline import DecodeProgress, Event, Finished, measure_quality, resume_run, start_run
 from thaw.workflow.recipe import Recipe, default_recipe, load_recipe, recipe_from_dict
 from thaw.workflow.request import TrainRequest
+from thaw.workflow.resolve import prepare_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ def load(
     seed: int = 0,
     data_root: str | Path | None = None,
     skip_broken: bool = False,
+    budget: str = "",
 ) -> PreparedData:
     """The images of a source, checked, resized and split as a run with the same arguments would have them.
 
@@ -56,17 +58,28 @@ def load(
         source: a name ("digits", "mnist", ...), a path, a Hub data set id, or arrays: a pair (images, labels) or a
             mapping from "train", "validation" and "test" to pairs; images uint8 [N, H, W] or [N, H, W, C], labels
             integers or texts [N].
-        recipe: name or file of the recipe whose data settings apply; by default that of the source.
+        recipe: name or file of the recipe whose data settings apply; by default that of a run.
         overrides: settings such as "data.input=48x48x3".
         seed: of the splits.
         data_root: folder that holds the named data sets; by default the environment's THAW_DATA.
         skip_broken: leave out images that cannot be read, and list them.
+        budget: what the network may cost at most, on which the input's size may depend.
 
     Raises:
         DataError: telling everything that is wrong with the data.
+        BudgetError: when there is a budget that the network is over.
     """
-    _, settings = load_recipe(recipe or default_recipe(source), overrides)
-    return prepare(source, settings.data, seed=seed, data_root=_path(data_root), skip_broken=skip_broken)
+    name, settings = load_recipe(recipe or default_recipe(source, has_budget=bool(budget)), overrides)
+    request = TrainRequest(
+        source=source,
+        recipe_name=name,
+        recipe=settings,
+        seed=seed,
+        data_root=_path(data_root),
+        skip_broken=skip_broken,
+        budget=Budget.parse(budget) if budget else None,
+    )
+    return prepare_run(request)[1]
 
 
 def train(  # noqa: PLR0913 - independent options, by keyword only
@@ -89,7 +102,8 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
 
     Args:
         source: as for `load`; with `resume`, needed only where the run was trained from arrays.
-        recipe: a recipe's name or file, or a Recipe (then `overrides` must be empty).
+        recipe: a recipe's name or file, or a Recipe (then `overrides` must be empty); by default "balanced" within a
+            budget, else "digits" for digits and "paper".
         overrides: settings such as "dual.epochs=5".
         seed: of everything random in the run.
         out: the run folder; by default runs/<source>-<recipe>-<n>.
@@ -116,7 +130,7 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
             raise UsageError("overrides go with a recipe's name or file; change the Recipe with dataclasses.replace")
         name, settings = "custom", recipe
     else:
-        name, settings = load_recipe(recipe or default_recipe(source), overrides)
+        name, settings = load_recipe(recipe or default_recipe(source, has_budget=bool(budget)), overrides)
     request = TrainRequest(
         source=source,
         recipe_name=name,
@@ -190,7 +204,7 @@ def _command(
     """The command line that does the same; "" where there is none, for arrays and for recipes made in Python."""
     if not isinstance(source, str | Path) or isinstance(recipe, Recipe):
         return ""
-    words = ["thaw", "train", str(source), "--recipe", recipe or default_recipe(source)]
+    words = ["thaw", "train", str(source), "--recipe", recipe or default_recipe(source, has_budget=bool(budget))]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--seed", str(seed), *(["--folds", str(folds)] if folds else [])]
     words += ["--skip-broken"] if skip_broken else []

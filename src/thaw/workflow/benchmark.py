@@ -68,8 +68,8 @@ def bench(
     Where nothing was exported yet, everything is exported first.
 
     Args:
-        run: a run folder, opened.
-        out: where the artefacts are; RUN/export by default.
+        run: a run folder or a model of the zoo, opened.
+        out: where the artefacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
         rounds: how often each has its turn, at least 1.
         repeats: timed inferences a turn, at least 1.
         tell: called with a line about each thing that is begun.
@@ -77,7 +77,7 @@ def bench(
     Raises:
         RunError: for a bare model file.
     """
-    run.needs_folder("a comparison of runtimes")
+    run.needs_run("a comparison of runtimes")
     folder = run.default_out() if out is None else out.expanduser()
     # What the image shows does not matter to the time, so no data are needed.
     image = numpy_generator(0, "bench").integers(0, 256, run.model.contract.shape, dtype=np.uint8)

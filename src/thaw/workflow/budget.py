@@ -1,6 +1,6 @@
 """What a network may cost at most: `params=15000,ram=8KB,flash=32KB,macs=1M`, and the refusal of one that costs more.
 
-Costs follow from the recipe, the input's size and the number of classes, so a network that does not fit is refused
+Costs follow from the network, the input's size and the number of classes, so a network that does not fit is refused
 before any training.
 """
 
@@ -11,15 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Self
 
-from thaw.data.images import parse_shape
-from thaw.data.sources import NAMES, open_source
-from thaw.errors import BudgetError, UsageError
+from thaw.errors import UsageError
 from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost, LayerCost
-from thaw.graph.lower import layer_table
-from thaw.workflow.recipe import Recipe
 
 EXAMPLE = "params=15000,ram=8KB,flash=32KB,macs=1M"
 
@@ -35,8 +30,6 @@ _EXPECTED = {
 }
 _VALUE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _LARGEST = 10**12
-
-_FEWEST_CLASSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,50 +90,25 @@ class Budget:
             raise UsageError(f"budget {unknown[0]!r} is unknown: expected {', '.join(_UNITS)}")
         return cls(**data)
 
+    def __str__(self) -> str:
+        """The limits in words, such as "params=15,000, ram=8,192"."""
+        limits = {name: limit for name, limit in self.as_dict().items() if limit is not None}
+        return ", ".join(f"{name}={limit:,}" for name, limit in limits.items()) or "no limit"
+
     def broken(self, cost: Cost) -> tuple[str, ...]:
         """The names of the limits that a network exceeds."""
         limits = {name: limit for name, limit in self.as_dict().items() if limit is not None}
-        return tuple(name for name, limit in limits.items() if _needs(cost, name) > limit)
+        return tuple(name for name, limit in limits.items() if needs(cost, name) > limit)
 
 
-def check_before_decoding(budget: Budget, recipe: Recipe, source: Any, data_root: Path | None) -> None:
-    """Refuse a network as `check_budget` does, if its input's size is known before any image is decoded.
-
-    What fits with the fewest classes passes, so that the classes of a source are only looked up where that may take
-    the place of decoding; whoever prepares the data has to check again.
-
-    Raises:
-        BudgetError: as `check_budget`.
-        UsageError: when the image is too small for the network.
-        DataError: when the classes had to be known, and the source cannot be read.
-    """
-    wanted = recipe.data.input
-    if wanted == "auto" and isinstance(source, str) and source in NAMES:
-        wanted = open_source(source, recipe.data, data_root=data_root).usual_input
-    if wanted in {"", "auto"}:
-        return
-    shape = parse_shape(wanted)
-    if budget.broken(layer_table(recipe.model, recipe.joined, shape, _FEWEST_CLASSES)):
-        catalogue = open_source(source, recipe.data, data_root=data_root).read()
-        check_budget(budget, recipe, shape, max(_FEWEST_CLASSES, len(catalogue.classes)))
-
-
-def check_budget(budget: Budget, recipe: Recipe, shape: tuple[int, int, int], classes: int) -> None:
-    """Refuse a recipe's network for images (H, W, C) and K classes that costs more than it may.
-
-    Raises:
-        BudgetError: with what the network needs and what it may, for each limit that is broken, and what to change.
-        UsageError: when the image is too small for the network.
-    """
-    cost = layer_table(recipe.model, recipe.joined, shape, classes)
-    broken = budget.broken(cost)
-    if not broken:
-        return
+def over_budget(
+    budget: Budget, cost: Cost, shape: tuple[int, int, int], classes: int, what: str = "the network"
+) -> str:
+    """What a network for images (H, W, C) and K classes needs and what it may, a line for each limit that it breaks."""
     size = "x".join(map(str, shape))
-    lines = [f"the network does not fit the budget (input {size}, {classes} classes):"]
-    lines += [f"  {name}: {_figures(cost, name, getattr(budget, name))}" for name in broken]
-    lines.append("make it smaller, with --set model.filters=... or --set data.input=..., or allow more")
-    raise BudgetError("\n".join(lines))
+    lines = [f"{what} does not fit the budget (input {size}, {classes} classes):"]
+    lines += [f"  {name}: {_figures(cost, name, getattr(budget, name))}" for name in budget.broken(cost)]
+    return "\n".join(lines)
 
 
 def _parse_limit(name: str, text: str) -> int:
@@ -154,23 +122,24 @@ def _parse_limit(name: str, text: str) -> int:
     return limit
 
 
-def _needs(cost: Cost, name: str) -> int:
+def needs(cost: Cost, name: str) -> int:
+    """What a network needs of the limit `name`."""
     counts = {"params": cost.parameters, "ram": cost.ram_bytes, "flash": cost.flash_bytes, "macs": cost.macs}
     return counts[name]
 
 
 def _figures(cost: Cost, name: str, limit: int) -> str:
     """What a network needs and what it may, and where most of it is."""
-    needs = _needs(cost, name)
+    needed = needs(cost, name)
     unit = " bytes" if _UNITS[name] is _BYTE_UNITS else ""
     about = {
         "params": _most(cost, "parameters", lambda layer: layer.parameters),
         "macs": _most(cost, "MACs", lambda layer: layer.macs),
-        "flash": f"{needs - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code",
+        "flash": f"{needed - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code",
         "ram": f"an arena of {cost.arena_bytes:,} and {STACK_BYTES:,} allowed for the stack; the caller's image takes "
         f"{cost.image_bytes:,} beside it",
     }
-    return f"needs {needs:,}{unit}, allowed are {limit:,} ({about[name]})"
+    return f"needs {needed:,}{unit}, allowed are {limit:,} ({about[name]})"
 
 
 def _most(cost: Cost, what: str, of: Callable[[LayerCost], int]) -> str:

@@ -24,10 +24,10 @@ def export_run(
     """Write what runs on a device, as `thaw export` does.
 
     Args:
-        run: a run folder, or a model file (then float32 only, and with `out`).
+        run: a run folder, "zoo:NAME", or a model file (then float32 only, and with `out`).
         targets: "onnx", "litert", "c"; None for all.
         precision: "float" or "int8"; None for both where the target has both.
-        out: the folder; RUN/export by default.
+        out: the folder; RUN/export by default, and for "zoo:NAME" ./NAME-export.
         source: only for a run that was trained from arrays: those arrays.
         data_root: folder that holds the named data sets; by default where they were in training.
 
@@ -51,7 +51,7 @@ def verify_run(
     """Compare every artefact with the model on the run's test images, as `thaw verify` does.
 
     Args:
-        run: a run folder.
+        run: a run folder, or "zoo:NAME".
         targets: emulated cores to run the C on as well, such as "cortex-m4".
         images: so many test images; None for all, and 1,000 on an emulated core.
         out: the folder of the artefacts; RUN/export by default, where everything is exported if nothing is there.

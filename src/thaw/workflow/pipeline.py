@@ -21,7 +21,7 @@ from thaw.data.batches import sample_views
 from thaw.data.cache import cache_root, take_rows
 from thaw.data.catalogue import printable
 from thaw.data.images import ImageSet
-from thaw.data.prepare import PreparedData, prepare
+from thaw.data.prepare import PreparedData
 from thaw.data.splits import Rows, k_folds
 from thaw.errors import ModelFileError, RunError
 from thaw.evidence.environment import environment
@@ -45,11 +45,11 @@ from thaw.training.compute import (
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, Setting
 from thaw.training.model import Model, network_probabilities
-from thaw.workflow.budget import check_before_decoding, check_budget
 from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
 from thaw.workflow.recipe import Recipe
 from thaw.workflow.report import ReportPictures, write_report
 from thaw.workflow.request import TrainRequest
+from thaw.workflow.resolve import prepare_run
 from thaw.workflow.run_folder import RunFolder, create, locked, open_for_resume, read_json
 
 CHECKPOINT_VERSION = 1
@@ -126,7 +126,7 @@ def start_run(
             or a full disk. What was written until then stays, and can be resumed.
     """
     resolve_device(request.device)
-    data = _prepare(request, progress)
+    request, data = prepare_run(request, progress)
     request.recipe.model.build(data.contract.shape, len(data.train.classes))
     kept = request.as_dict() | {"fingerprint": data.fingerprint, "threads": thread_count()}
     folder = create(out, f"{data.name}-{request.recipe_name}", overwrite=overwrite)
@@ -154,30 +154,12 @@ def resume_run(
         request = TrainRequest.from_dict(kept, source)
         if data_root is not None:
             request = dataclasses.replace(request, data_root=data_root)
-        data = _prepare(request, progress)
+        request, data = prepare_run(request, progress)
         if data.fingerprint != kept.get("fingerprint"):
             raise RunError(f"the data of {path} have changed since the run began; start a new run with thaw train")
         # The order in which an operation adds up depends on its number of threads, and with it the last bits.
         with threads(kept["threads"]):
             yield from _run(folder, request, data)
-
-
-def _prepare(request: TrainRequest, progress: DecodeProgress | None) -> PreparedData:
-    """The data of a run, whose network is refused where it is over the budget: as early as can be."""
-    if request.budget is not None:
-        check_before_decoding(request.budget, request.recipe, request.source, request.data_root)
-    data = prepare(
-        request.source,
-        request.recipe.data,
-        seed=request.seed,
-        data_root=request.data_root,
-        skip_broken=request.skip_broken,
-        folds=request.folds,
-        progress=progress,
-    )
-    if request.budget is not None:
-        check_budget(request.budget, request.recipe, data.contract.shape, len(data.train.classes))
-    return data
 
 
 def training_setting(data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: Lanes) -> Setting:
@@ -242,8 +224,8 @@ def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Genera
 def _plan(request: TrainRequest, data: PreparedData) -> str:
     """A digest of what decides the weights, which a checkpoint must share with the run that goes on from it."""
     recipe = request.recipe.as_dict()
-    # Quantisation begins when training is over.
-    del recipe["quantize"]
+    # Quantisation begins when training is over, and what was open is settled before it.
+    del recipe["quantize"], recipe["sizing"]
     facts = [recipe, request.seed, data.fingerprint, data.contract.as_dict()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -26,6 +26,7 @@ from thaw.training.distil import DistilSettings
 from thaw.training.method import MethodName, MethodSettings
 from thaw.training.stages import DualSettings, PlainSettings, UnfreezeSettings
 from thaw.workflow.quantisation import QuantizeSettings
+from thaw.workflow.sizing import SizingSettings
 
 # Every whole number below it is a float too.
 _LARGEST_WHOLE = 2**53
@@ -36,7 +37,11 @@ class Recipe:
     """All that decides what a run trains and how; with the data, the seed and the machine it decides the weights.
 
     `method` says which sections count: "two-stage" trains by `dual`, `fusion` and `unfreeze`, "plain" one network that
-    stands alone by `plain`, and "distil" that network by `plain` and `distil`.
+    stands alone by `plain`, and "distil" that network by `plain` and `distil`. Two stages that end in a distillation
+    (`fusion.join`) train the student by `plain` and `distil` too, and thaw nothing.
+
+    What `sizing` leaves open of the size is settled when data and budget are known; a resolved recipe leaves nothing
+    open.
     """
 
     description: str = ""
@@ -44,6 +49,7 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     model: FamilySpec = field(default_factory=PaperSpec)
+    sizing: SizingSettings = field(default_factory=SizingSettings)
     fusion: FusionSpec = field(default_factory=FusionSpec)
     dual: DualSettings = field(default_factory=DualSettings)
     unfreeze: UnfreezeSettings = field(default_factory=UnfreezeSettings)
@@ -55,11 +61,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in get_args(MethodName):
             raise UsageError(f"method {self.method!r}: expected one of {', '.join(get_args(MethodName))}")
-        if self.method != "two-stage":
+        if self.method != "two-stage" or self.fusion.join == "distil":
             return
+        order = self.fusion.thawing_order(self.model.units)
         if not self.unfreeze.steps:
-            raise UsageError("unfreeze.steps is empty: at least the head has to be trained")
-        self.unfreeze.check_units(("head", *reversed(self.model.units)))
+            raise UsageError(f"unfreeze.steps is empty: at least the {order[0]} has to be trained")
+        self.unfreeze.check_units(order)
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON- and TOML-ready form that `recipe_from_dict` takes back."""
@@ -95,8 +102,13 @@ class Recipe:
         return tomli_w.dumps(self.as_dict())
 
 
-def default_recipe(source: object) -> str:
-    """The recipe that a source is trained with when none is named: "digits" for the bundled digits, else "paper"."""
+def default_recipe(source: object, *, has_budget: bool = False) -> str:
+    """The recipe that a source is trained with when none is named.
+
+    Within a budget it is "balanced", which fits its network to that; else "digits" for the bundled digits, and "paper".
+    """
+    if has_budget:
+        return "balanced"
     return "digits" if isinstance(source, str | Path) and str(source) == "digits" else "paper"
 
 

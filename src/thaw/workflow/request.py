@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thaw.data.problems import Problem
 from thaw.data.sources import NAMES
 from thaw.errors import RecipeError, RunError, UsageError
 from thaw.workflow.budget import Budget
@@ -25,6 +26,7 @@ _KEPT_TYPES: dict[str, type | types.UnionType] = {
     "skip_broken": bool,
     "overrides": list,
     "budget": dict | None,
+    "chosen": list | None,
     "command": str,
     "fingerprint": str,
     "threads": int,
@@ -45,6 +47,7 @@ class TrainRequest:
         data_root: folder that holds the named data sets.
         skip_broken: leave out images that cannot be read, and list them.
         budget: what the network may cost at most.
+        chosen: notes on what was chosen where the recipe left the size open.
         overrides: what was set beside the recipe, such as "dual.epochs=5", for the record.
         command: the command line that asked, for the record.
         typed: the source as it was given, where `source` is that made absolute.
@@ -59,6 +62,7 @@ class TrainRequest:
     data_root: Path | None = None
     skip_broken: bool = False
     budget: Budget | None = None
+    chosen: tuple[Problem, ...] = ()
     overrides: tuple[str, ...] = ()
     command: str = ""
     typed: str = ""
@@ -93,6 +97,7 @@ class TrainRequest:
             "data_root": None if self.data_root is None else str(self.data_root.expanduser().resolve()),
             "skip_broken": self.skip_broken,
             "budget": None if self.budget is None else self.budget.as_dict(),
+            "chosen": [note.as_dict() for note in self.chosen],
             "overrides": list(self.overrides),
             "command": self.command,
             "typed": self.given,
@@ -129,6 +134,7 @@ class TrainRequest:
                 data_root=None if root is None else Path(root),
                 skip_broken=data["skip_broken"],
                 budget=None if budget is None else Budget.from_dict(budget),
+                chosen=_notes(data.get("chosen")),
                 overrides=tuple(map(str, data["overrides"])),
                 command=data["command"],
                 typed=str(data.get("typed", "")),
@@ -137,3 +143,10 @@ class TrainRequest:
             raise RunError(f"run.json holds a recipe that cannot be\n{error}") from error
         except UsageError as error:
             raise RunError(f"run.json cannot be: {error}\nrestore it, or start a new run") from error
+
+
+def _notes(kept: list[Any] | None) -> tuple[Problem, ...]:
+    try:
+        return tuple(Problem.from_dict(note) for note in kept or ())
+    except (KeyError, TypeError) as error:
+        raise RunError(f"run.json has chosen = {kept!r}, which cannot be\nrestore it, or start a new run") from error

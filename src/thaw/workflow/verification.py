@@ -134,10 +134,10 @@ def verify(
     Where nothing was exported yet, everything is exported first.
 
     Args:
-        run: a run folder, opened.
+        run: a run folder or a model of the zoo, opened.
         boards: emulated targets, keys of `thaw.evidence.emulate.TARGETS`, to run the C on besides.
         images: so many test images, spread evenly over the test set; None for all, and 1,000 on a board.
-        out: where the artefacts are; RUN/export by default.
+        out: where the artefacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
         tell: called with a line about each thing that is begun.
 
     Raises:
@@ -149,7 +149,7 @@ def verify(
         raise UsageError(f"there is no target {unknown[0]!r}: expected one of {', '.join(BOARDS)}")
     if images is not None and images < 1:
         raise UsageError(f"{images} images: expected at least 1")
-    run.needs_folder("verifying")
+    run.needs_run("verifying")
     folder = run.default_out() if out is None else out.expanduser()
     with run.locked():
         test = run.data.test.open()

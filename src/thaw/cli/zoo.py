@@ -1,0 +1,122 @@
+"""`thaw zoo`: the models that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from thaw.cli.columns import columns, printable
+
+REPRODUCTION = Path("docs/results/reproduce.json")
+
+
+class _NamesAreShown(TyperGroup):
+    """A word that is no command is the name of a model: `thaw zoo NAME`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
+zoo_app = typer.Typer(
+    cls=_NamesAreShown,
+    help="The models that ship with thaw: a list, or `thaw zoo NAME` for one card. Use one as zoo:NAME.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+
+
+@zoo_app.callback(invoke_without_command=True)
+def _list(context: typer.Context, as_json: Json = False) -> None:
+    if context.invoked_subcommand is not None:
+        context.obj = as_json
+        return
+    from thaw.cli.commands import print_json, print_text
+    from thaw.workflow.zoo import interval_half
+    from thaw.workflow.zoo_card import read_cards
+
+    cards = read_cards()
+    if as_json:
+        print_json({"models": [card.as_dict() for card in cards]})
+        return
+    if not cards:
+        print_text("this installation has no models")
+        return
+    rows = [("model", "data set", "accuracy", "in int8", "mean of seeds", "parameters", "MACs", "flash", "RAM")]
+    for card in cards:
+        accuracies = (f"{card.test.accuracy:.2%}", f"{card.int8.accuracy:.2%}", interval_half(card))
+        costs = (f"{card.parameters:,}", f"{card.macs:,}", f"{card.flash_bytes:,}", f"{card.ram_bytes:,}")
+        rows.append((f"zoo:{card.name}", card.dataset, *accuracies, *costs))
+    print_text(columns(rows, right=(2, 3, 4, 5, 6, 7, 8)))
+    print_text("accuracy on the test set; flash (constants) and RAM in bytes, of the C in int8; thaw zoo NAME for more")
+
+
+@zoo_app.command()
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Of the model, with or without zoo: before it.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Show the whole card of a model; `thaw zoo NAME` does the same."""
+    from thaw.cli.commands import print_json, print_text
+    from thaw.errors import UsageError
+    from thaw.training.zoo_file import ZOO_PREFIX, zoo_folder
+    from thaw.workflow.zoo import describe
+    from thaw.workflow.zoo_card import read_card
+
+    folder = zoo_folder(ZOO_PREFIX + name.removeprefix(ZOO_PREFIX))
+    if folder is None:
+        raise UsageError(f"{name!r} is no name of a model")
+    card = read_card(folder)
+    if as_json or context.obj:
+        print_json(card.as_dict())
+    else:
+        print_text(columns(describe(card)))
+
+
+@zoo_app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="That the model will have, as in zoo:NAME.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Finished runs that differ only in seed.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The zoo's folder; by default the one in the package.", show_default=False)
+    ] = None,
+) -> None:
+    """Put the run that is best on validation images into the zoo; for those who maintain it."""
+    from thaw.cli.commands import print_text
+    from thaw.workflow.zoo import add_model, describe
+
+    print_text(columns(describe(add_model(name, runs, out=out))))
+
+
+@zoo_app.command()
+def plot(
+    out: Annotated[Path, typer.Option(help="The .svg file; a page with all sources goes beside it.")] = Path(
+        "pareto.svg"
+    ),
+    reproduction: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"What thaw reproduce wrote; {REPRODUCTION} where that is there.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Draw accuracy over parameters and over multiply-accumulates, beside results of others."""
+    from thaw.cli.commands import print_text
+    from thaw.workflow.pareto import write_pareto
+
+    if reproduction is None and REPRODUCTION.is_file():
+        reproduction = REPRODUCTION
+    for path in write_pareto(out, reproduction):
+        print_text(printable(f"written: {path}"))

@@ -1,0 +1,46 @@
+"""Models that ship inside the package: "zoo:NAME", and the folder that it stands for.
+
+src/thaw/zoo/NAME/    model.safetensors, model-int8.safetensors, card.json
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+from thaw.errors import ModelFileError
+
+ZOO_PREFIX = "zoo:"
+CARD_FILE = "card.json"
+
+
+def zoo_root() -> Path:
+    """The folder of the models that ship with the package."""
+    return Path(str(resources.files("thaw") / "zoo"))
+
+
+def zoo_folders() -> tuple[Path, ...]:
+    """The folders of the models that ship with the package, sorted; each is called as its model."""
+    root = zoo_root()
+    found = root.iterdir() if root.is_dir() else ()
+    return tuple(sorted(entry for entry in found if (entry / CARD_FILE).is_file()))
+
+
+def zoo_folder(path: str | Path) -> Path | None:
+    """The folder that "zoo:NAME" stands for; None for what is no name of the zoo but a path.
+
+    Raises:
+        ModelFileError: when the zoo has no such model.
+    """
+    text = str(path)
+    if not text.startswith(ZOO_PREFIX):
+        return None
+    name = text.removeprefix(ZOO_PREFIX)
+    known = {folder.name: folder for folder in zoo_folders()}
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=2)
+        hint = f"; did you mean {' or '.join(ZOO_PREFIX + each for each in close)}?" if close else ""
+        expected = f"expected one of {', '.join(known)}" if known else "this installation has none"
+        raise ModelFileError(f"there is no model {name!r} in the zoo{hint}\n{expected}; see thaw zoo")
+    return known[name]

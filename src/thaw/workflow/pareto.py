@@ -1,0 +1,176 @@
+"""Accuracy over parameters and over multiply-accumulates: the zoo, the paper and its reproduction, and other networks.
+
+What is shown is collected here, as points and as a page with their sources; `pareto_plot.py` draws it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from thaw.errors import RunError, UsageError
+from thaw.files import write_atomically
+from thaw.graph.lower import layer_table
+from thaw.workflow.pareto_plot import Point, draw
+from thaw.workflow.recipe import load_recipe
+from thaw.workflow.reproduce import PUBLISHED, RECIPE
+from thaw.workflow.run_folder import read_json
+from thaw.workflow.zoo_card import ZooCard, read_cards
+
+PAPER_SOURCE = "https://arxiv.org/abs/2501.15547"
+_SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+_CLASSES = 10
+
+
+def collect(reproduction: Path | None = None) -> tuple[Point, ...]:
+    """All there is to show.
+
+    Args:
+        reproduction: reproduce.json, as `thaw reproduce` writes it; None leaves the reproduction out.
+
+    Raises:
+        RunError: when that cannot be read.
+    """
+    zoo = [_of_card(card) for card in read_cards() if card.dataset in PUBLISHED]
+    mine = [] if reproduction is None else _reproduced(reproduction)
+    return (*zoo, *mine, *_paper(), *public_results())
+
+
+def write_pareto(out: Path, reproduction: Path | None = None) -> tuple[Path, Path]:
+    """Draw the plot to `out`, an .svg file, and write the page of its points beside it: both paths.
+
+    Raises:
+        UsageError: for another ending.
+        RunError: when a file cannot be read or written.
+    """
+    out = out.expanduser()
+    if out.suffix != ".svg":
+        raise UsageError(f"--out {out}: expected a file whose name ends in .svg")
+    points = collect(reproduction)
+    numbers = {point: number for number, point in enumerate(_ordered(points), start=1)}
+    page = out.with_suffix(".md")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {out.parent}: {error.strerror}\nchoose another place with --out") from error
+    write_atomically(out, draw(numbers))
+    write_atomically(page, _page(numbers, out.name))
+    return out, page
+
+
+def public_results() -> tuple[Point, ...]:
+    """What public.toml holds: results of others, and whether they were read at their source."""
+    text = (resources.files("thaw") / "zoo" / "public.toml").read_text("utf-8")
+    return tuple(_public(entry) for entry in tomllib.loads(text)["result"])
+
+
+def _public(entry: Mapping[str, Any]) -> Point:
+    return Point(
+        dataset=entry["dataset"],
+        name=entry["name"],
+        kind="public" if entry["checked"] else "unchecked",
+        accuracy=entry["accuracy"],
+        parameters=entry["parameters"],
+        macs=entry.get("macs"),
+        source=entry["source"],
+        note=entry.get("note", ""),
+    )
+
+
+def _of_card(card: ZooCard) -> Point:
+    half = card.mean.half_width
+    mean, count = card.mean.mean, len(card.seeds)
+    is_one = half is None
+    return Point(
+        dataset=card.dataset,
+        name=card.name,
+        kind="zoo",
+        accuracy=mean,
+        parameters=card.parameters,
+        macs=card.macs,
+        interval=(card.test.low, card.test.high) if half is None else (max(0.0, mean - half), min(1.0, mean + half)),
+        source=f"`{card.command}`",
+        note="one seed; interval of its test images" if is_one else f"mean of {count} seeds, and its interval",
+    )
+
+
+def _reproduced(path: Path) -> list[Point]:
+    points = []
+    for row in read_json(path).get("rows", ()):
+        mean, half = row["mean"], row["ci95_half_width"]
+        points.append(
+            Point(
+                dataset=row["dataset"],
+                name="paper, reproduced",
+                kind="reproduced",
+                accuracy=mean,
+                parameters=row["parameters"],
+                macs=row["macs"],
+                interval=None if half is None else (max(0.0, mean - half), min(1.0, mean + half)),
+                source="`thaw reproduce`",
+                note=f"mean of {len(row['accuracies'])} seeds, and its interval",
+            )
+        )
+    return points
+
+
+def _paper() -> list[Point]:
+    _, recipe = load_recipe(RECIPE)
+    points = []
+    for dataset, published in PUBLISHED.items():
+        cost = layer_table(recipe.model, recipe.joined, _SHAPES[dataset], _CLASSES)
+        points.append(
+            Point(
+                dataset=dataset,
+                name="paper, published",
+                kind="paper",
+                accuracy=published.accuracy,
+                parameters=published.parameters,
+                macs=cost.macs if cost.parameters == published.parameters else None,
+                source=PAPER_SOURCE,
+                note="multiply-accumulates counted here",
+            )
+        )
+    return points
+
+
+def _ordered(points: Sequence[Point]) -> list[Point]:
+    """By data set, and by size within it."""
+    return sorted(points, key=lambda each: (list(PUBLISHED).index(each.dataset), each.parameters, each.name))
+
+
+def _page(numbers: Mapping[Point, int], plot: str) -> str:
+    """The points and their sources as Markdown."""
+    lines = [
+        "# Accuracy and size",
+        "",
+        "Made by `thaw zoo plot`. Filled marks were measured here or read at their source; hollow ones were not read",
+        "there. The accuracies of others are as they state them, and many of them chose their best epoch on the test",
+        "images, which the models of the zoo never did.",
+        "",
+        f"![Accuracy over parameters and over multiply-accumulates]({plot})",
+        "",
+    ]
+    for dataset, published in PUBLISHED.items():
+        lines += [
+            f"## {published.title}",
+            "",
+            "| | network | accuracy | parameters | MACs | source | read there |",
+            "|--:|---|--:|--:|--:|---|---|",
+        ]
+        lines += [_row(number, point) for point, number in numbers.items() if point.dataset == dataset]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(number: int, point: Point) -> str:
+    interval = "" if point.interval is None else f" ({point.interval[0]:.2%} to {point.interval[1]:.2%})"
+    macs = "" if point.macs is None else f"{point.macs:,}"
+    source = f"<{point.source}>" if point.source.startswith("https:") else point.source
+    told = source + (f"; {point.note}" if point.note else "")
+    read = {"zoo": "measured here", "reproduced": "measured here", "unchecked": "no"}.get(point.kind, "yes")
+    name = f"**{point.name}**" if point.kind == "zoo" else point.name
+    return f"| {number} | {name} | {point.accuracy:.2%}{interval} | {point.parameters:,} | {macs} | {told} | {read} |"

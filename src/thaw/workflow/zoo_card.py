@@ -1,0 +1,205 @@
+"""card.json: what a model of the zoo says of itself; docs/zoo.md describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thaw.errors import ModelFileError, RunError
+from thaw.training.zoo_file import CARD_FILE, zoo_folders
+from thaw.workflow.run_folder import read_json
+
+CARD_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An accuracy on `count` images (0 to 1), and its 95 % Wilson interval."""
+
+    accuracy: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def hits(self) -> int:
+        """Images that were labelled rightly."""
+        return round(self.accuracy * self.count)
+
+    @classmethod
+    def of(cls, part: Mapping[str, Any]) -> Measured:
+        """From a part of metrics.json or card.json that has "accuracy", "accuracy_ci95" and "count"."""
+        low, high = part["accuracy_ci95"]
+        return cls(accuracy=float(part["accuracy"]), low=float(low), high=float(high), count=int(part["count"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The inverse of `of`."""
+        return {"accuracy": self.accuracy, "accuracy_ci95": [self.low, self.high], "count": self.count}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedResult:
+    """What one seed gave: test accuracies in float32 and in int8, and the validation accuracy that chose (0 to 1)."""
+
+    seed: int
+    accuracy: float
+    int8_accuracy: float
+    validation_accuracy: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return {
+            "seed": self.seed,
+            "accuracy": self.accuracy,
+            "int8_accuracy": self.int8_accuracy,
+            "validation_accuracy": self.validation_accuracy,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A mean over seeds, and half of its 95 % Student-t interval; None where there is one seed."""
+
+    mean: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, part: Mapping[str, Any]) -> Mean:
+        """From a part of card.json."""
+        half = part["ci95_half_width"]
+        return cls(mean=float(part["mean"]), half_width=None if half is None else float(half))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The inverse of `of`."""
+        return {"mean": self.mean, "ci95_half_width": self.half_width}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooCard:
+    """A model of the zoo.
+
+    Attributes:
+        name: as in "zoo:NAME".
+        dataset: the named data set that it was trained on.
+        classes: K names.
+        input: the input contract, as its `as_dict`.
+        parameters: learned numbers.
+        macs: multiply-accumulates for one image.
+        test: of this very model on the whole test set, in float32.
+        int8: the same in int8.
+        seeds: what each seed of the recipe gave; the model is the one that was best on validation images.
+        mean: over the seeds, in float32.
+        int8_mean: over the seeds, in int8.
+        flash_bytes: weights, biases and multipliers of the int8 network as the C keeps them; code is not in it.
+        ram_bytes: the arena of the int8 C, and what is allowed for its stack.
+        litert_bytes: of the int8 .tflite file; None where it was not written.
+        recipe: name of the shipped recipe.
+        overrides: what was set beside it.
+        seed: of this model.
+        command: that makes it again.
+        fingerprint: of the data.
+        device: what it was trained on, "cpu" or "cuda".
+        precision: of the convolutions in training.
+        seconds: of this model's training.
+        environment: versions and hardware, as `thaw.evidence.environment.environment`.
+    """
+
+    name: str
+    dataset: str
+    classes: tuple[str, ...]
+    input: Mapping[str, Any]
+    parameters: int
+    macs: int
+    test: Measured
+    int8: Measured
+    seeds: tuple[SeedResult, ...]
+    mean: Mean
+    int8_mean: Mean
+    flash_bytes: int
+    ram_bytes: int
+    litert_bytes: int | None
+    recipe: str
+    overrides: tuple[str, ...]
+    seed: int
+    command: str
+    fingerprint: str
+    device: str
+    precision: str
+    seconds: float
+    environment: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What card.json holds."""
+        return {
+            "schema": CARD_SCHEMA,
+            "name": self.name,
+            "dataset": self.dataset,
+            "classes": list(self.classes),
+            "input": dict(self.input),
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "test": self.test.as_dict(),
+            "int8": self.int8.as_dict(),
+            "seeds": [each.as_dict() for each in self.seeds],
+            "mean": self.mean.as_dict(),
+            "int8_mean": self.int8_mean.as_dict(),
+            "flash_bytes": self.flash_bytes,
+            "ram_bytes": self.ram_bytes,
+            "litert_bytes": self.litert_bytes,
+            "recipe": self.recipe,
+            "overrides": list(self.overrides),
+            "seed": self.seed,
+            "command": self.command,
+            "fingerprint": self.fingerprint,
+            "device": self.device,
+            "precision": self.precision,
+            "seconds": self.seconds,
+            "environment": dict(self.environment),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ZooCard:
+        """The inverse of `as_dict`.
+
+        Raises:
+            KeyError: for what is missing.
+            TypeError: for what is of another type.
+            ValueError: as TypeError.
+        """
+        parts = {
+            "classes": tuple(content["classes"]),
+            "test": Measured.of(content["test"]),
+            "int8": Measured.of(content["int8"]),
+            "seeds": tuple(SeedResult(**each) for each in content["seeds"]),
+            "mean": Mean.of(content["mean"]),
+            "int8_mean": Mean.of(content["int8_mean"]),
+            "overrides": tuple(content["overrides"]),
+        }
+        return cls(**{key: value for key, value in {**content, **parts}.items() if key != "schema"})
+
+
+def read_card(folder: Path) -> ZooCard:
+    """The card in the folder of a model of the zoo.
+
+    Raises:
+        ModelFileError: when it cannot be read, or is no card.
+    """
+    path = folder / CARD_FILE
+    try:
+        content = read_json(path)
+    except RunError as error:
+        raise ModelFileError(str(error).splitlines()[0]) from error
+    if content.get("schema") != CARD_SCHEMA:
+        raise ModelFileError(f"{path} has schema {content.get('schema')!r}, this thaw reads {CARD_SCHEMA}")
+    try:
+        return ZooCard.from_dict(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path} is no card of a model: {error}") from error
+
+
+def read_cards() -> tuple[ZooCard, ...]:
+    """The cards of all models that ship with the package, by data set, and the most accurate first."""
+    cards = [read_card(folder) for folder in zoo_folders()]
+    return tuple(sorted(cards, key=lambda card: (card.dataset, -card.mean.mean, card.name)))
