@@ -338,7 +338,7 @@ def test_the_input_of_photographs_follows_the_budget(tmp_path):
     photos = draw_photos(tmp_path / "photos", [(70, 90), (60, 40)])
     wanted, reason = chosen_input(photos)
     assert wanted == "32x32x3"
-    assert reason.startswith("the largest of 16, 24, 32 pixels a side for a network within params=3,000 and the 30,000")
+    assert reason.startswith("the largest of 16, 24, 32 pixels a side for a network within params=3,000 and the 20,000")
     assert reason.endswith("; the shorter side of the images is 55")
     wanted, reason = chosen_input(photos, "params=3000,macs=200k")
     assert wanted == "16x16x3"

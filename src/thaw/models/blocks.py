@@ -276,8 +276,8 @@ def learned_parameters(module: nn.Module) -> int:
     """The numbers that training learned, as they count when networks are compared.
 
     A normalisation that folds into the convolution before it counts as that convolution's bias, C numbers, since its
-    scale moves into the weights. Those of a `Loop` of several passes cannot fold into weights that all of them share, and
-    count whole.
+    scale moves into the weights. Those of a `Loop` of several passes cannot fold into weights that all of them share,
+    and count whole.
     """
     loops = [loop for loop in module.modules() if isinstance(loop, Loop) and len(loop.norms) > 1]
     whole = {norm for loop in loops for norm in loop.norms}

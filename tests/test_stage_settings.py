@@ -1,0 +1,46 @@
+"""What the settings of the stages refuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from thaw.errors import UsageError
+from thaw.training.stages import DualSettings, UnfreezeSettings, UnfreezeStep
+
+NO_POSITIVE = [0, -1, math.nan, math.inf]
+
+
+@pytest.mark.parametrize("value", NO_POSITIVE)
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate", "patience"])
+def test_dual_settings_refuse_what_cannot_be(name, value):
+    with pytest.raises(UsageError, match=f"dual.{name} "):
+        DualSettings(**{name: value})
+
+
+@pytest.mark.parametrize("views", [("original",), ("original", "augmented", "original"), ("original", "mirrored"), ()])
+def test_dual_settings_refuse_other_views(views):
+    with pytest.raises(UsageError, match=r'dual\.views.*two of "original", "augmented"'):
+        DualSettings(views=views)
+
+
+@pytest.mark.parametrize("value", NO_POSITIVE)
+def test_unfreeze_settings_refuse_what_cannot_be(value):
+    for name in ("epochs", "learning_rate"):
+        with pytest.raises(UsageError, match=rf"unfreeze.steps\[head\].{name} "):
+            UnfreezeStep(thaws="head", **{"epochs": 1, "learning_rate": 0.1, name: value})
+    for name in ("batch_size", "patience"):
+        with pytest.raises(UsageError, match=f"unfreeze.{name} "):
+            UnfreezeSettings(**{name: value})
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
+def test_unfreeze_settings_refuse_another_momentum(momentum):
+    with pytest.raises(UsageError, match=r"unfreeze\.momentum"):
+        UnfreezeSettings(momentum=momentum)
+
+
+def test_unfreeze_settings_refuse_another_view():
+    with pytest.raises(UsageError, match=r'unfreeze\.view .*"original" or "augmented"'):
+        UnfreezeSettings(view="both")
