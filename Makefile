@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-keras clean
+.PHONY: help demo web test check format bench bench-keras clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) and VENV=$(VENV) can be given: make demo PYTHON=python3.12):"
@@ -21,6 +21,9 @@ help: ## list the targets
 
 demo: $(USER_STAMP) ## set up .venv if need be, then train on the bundled digits and write a report
 	@$(BIN)/thaw train digits
+
+web: ## fetch onnxruntime-web by npm for the page of thaw demo, where the installation could not
+	@$(PYTHON) hatch_build.py
 
 test: $(DEV_STAMP) ## set up .venv if need be, then run the tests (PYTEST_ARGS=... is passed on)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

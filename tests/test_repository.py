@@ -158,5 +158,7 @@ def test_wheel_holds_every_file_of_the_package(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "thaw/py.typed" in expected
-    assert {name for name in names if name.startswith("thaw/")} == expected
+    # What the build itself fetches lies beside them.
+    packaged = {name for name in names if name.startswith("thaw/") and not name.startswith("thaw/web/vendor/")}
+    assert packaged == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)

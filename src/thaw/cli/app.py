@@ -16,6 +16,7 @@ import typer
 from thaw._version import __version__
 from thaw.cli.columns import printable
 from thaw.cli.interrupt import StoppedError
+from thaw.cli.zoo import zoo_app
 from thaw.errors import ThawError, UsageError
 
 EXIT_INTERRUPTED = StoppedError.exit_code
@@ -37,7 +38,9 @@ Source = Annotated[
         show_default=False,
     ),
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a model file.", show_default=False)]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, a model file, or zoo:NAME.", show_default=False)
+]
 DataRoot = Annotated[
     Path | None, typer.Option(envvar="THAW_DATA", help="Folder that holds the named data sets.", show_default=False)
 ]
@@ -45,11 +48,26 @@ SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out image
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 ArtefactFolder = Annotated[
-    Path | None, typer.Option(help="The folder of the artefacts; default RUN/export.", show_default=False)
+    Path | None,
+    typer.Option(
+        help="The folder of the artefacts; default RUN/export, of zoo:NAME ./NAME-export.", show_default=False
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override a setting of the recipe; repeatable.", show_default=False),
+]
+
+Limits = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="LIMITS",
+        help="What the network may need at most, such as params=15000,ram=8KB,flash=32KB,macs=1M; a KB is 1,024 bytes, "
+        "k is 1,000 and M 1,000,000. balanced takes the largest network that fits; another recipe is refused if its "
+        "network does not.",
+        show_default=False,
+    ),
 ]
 
 
@@ -83,7 +101,10 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     source: Annotated[str | None, typer.Argument(help="What to train on; see `thaw data`.", show_default=False)] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A recipe's name or file; without it, digits for digits and paper else.", show_default=False),
+        typer.Option(
+            help="A recipe's name or file; without it, balanced with --budget, digits for digits, and paper else.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random in the run.")] = 0,
@@ -95,15 +116,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     folds: Annotated[int, typer.Option(min=0, help="Folds of a cross-validation besides the model; 0 for none.")] = 0,
     data_root: DataRoot = None,
     skip_broken: SkipBroken = False,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIMITS",
-            help="Refuse a network that needs more, such as params=15000,ram=8KB,flash=32KB,macs=1M; "
-            "a KB is 1,024 bytes, k is 1,000 and M 1,000,000.",
-            show_default=False,
-        ),
-    ] = None,
+    budget: Limits = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with a run that was stopped.", show_default=False)
     ] = None,
@@ -194,6 +207,7 @@ def info(
     input_shape: Annotated[str, typer.Option("--input", help="Input size for --recipe.")] = "28x28x1",
     classes: Annotated[int, typer.Option(min=2, max=100_000, help="Classes for --recipe.")] = 10,
     overrides: Overrides = None,
+    budget: Limits = None,
     as_json: Json = False,
 ) -> None:
     """Show a model, or what a recipe would make: layers, parameters, multiply-accumulates, memory."""
@@ -203,17 +217,18 @@ def info(
         raise UsageError("give either a run folder, or --recipe with a recipe's name")
     if run is not None:
         if _given(context, besides=("run", "as_json")):
-            raise UsageError("--input, --classes and --set go with --recipe: a run has its own")
+            raise UsageError("--input, --classes, --set and --budget go with --recipe: a run has its own")
         commands.info_run(run, as_json=as_json)
     else:
-        commands.info_recipe(recipe or "", input_shape, classes, overrides or [], as_json=as_json)
+        commands.info_recipe(recipe or "", input_shape, classes, overrides or [], budget=budget, as_json=as_json)
 
 
 @app.command()
 def export(
     run: RunPath,
     to: Annotated[
-        str | None, typer.Option(help="onnx, litert, c, with commas between them; all by default.", show_default=False)
+        str | None,
+        typer.Option(help="onnx, litert, c, web, with commas between; all but web by default.", show_default=False),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Only the int8 network.")] = False,
     float_: Annotated[bool, typer.Option("--float", help="Only the float32 network.")] = False,
@@ -221,7 +236,7 @@ def export(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Write what runs on a device: ONNX, LiteRT (.tflite) and C99, float32 and int8."""
+    """Write what runs on a device: ONNX, LiteRT (.tflite) and C99, float32 and int8; or a page (--to web)."""
     from thaw.cli import deploy
 
     if int8 and float_:
@@ -277,12 +292,18 @@ def reproduce(
 
 
 @app.command()
-def ablate(
+def ablate(  # noqa: PLR0913, PLR0917 - the options are the parameters
     source: Source,
     recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "paper",
     overrides: Overrides = None,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0,1,2",
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; default runs/ablate-<source>.")] = None,
+    study: Annotated[
+        Literal["parts", "unify"],
+        typer.Option(help="Whether each part of the method pays, or which way to unify two submodels does best."),
+    ] = "parts",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; default runs/ablate-<source>, or runs/unify-<source>.")
+    ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -290,7 +311,39 @@ def ablate(
     """Ask whether each idea of the method pays: every arm with equal parameters and equal image passes."""
     from thaw.cli import studies
 
-    studies.ablate(source, recipe, overrides or [], seeds, out=out, device=device, data_root=data_root, as_json=as_json)
+    studies.ablate(
+        source,
+        recipe,
+        overrides or [],
+        seeds,
+        study=study,
+        out=out,
+        device=device,
+        data_root=data_root,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def demo(
+    run: RunPath,
+    host: Annotated[str, typer.Option(help="Where to serve; the default is reachable from here only.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Default 8000, or the next free one; 0 for any.", show_default=False),
+    ] = None,
+    opens: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Open a browser; by default on a desktop.", show_default=False),
+    ] = None,
+) -> None:
+    """Serve a page that runs the model in the browser: draw, or give it images."""
+    from thaw.cli import demo as page
+
+    page.demo(run, host=host, port=port, opens=opens)
+
+
+app.add_typer(zoo_app, name="zoo")
 
 
 def run() -> NoReturn:

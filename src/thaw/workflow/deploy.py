@@ -15,23 +15,28 @@ from thaw.export.card import ModelCard, Precision
 from thaw.export.to_c import export_c
 from thaw.export.to_litert import export_litert
 from thaw.export.to_onnx import export_onnx
+from thaw.export.to_web import export_web
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import read_graph, write_graph
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.training.model import Model
+from thaw.training.zoo_file import zoo_folder
 from thaw.workflow.deployment import Part, update_deployment
-from thaw.workflow.export_folder import TARGETS, ExportedTarget, read_target, write_target
+from thaw.workflow.export_folder import ALL_TARGETS, TARGETS, ExportedTarget, read_target, write_target
 from thaw.workflow.pipeline import MODEL_DIGEST, DecodeProgress, quantised
 from thaw.workflow.quantisation import float_graph, graph_header
+from thaw.workflow.recipe import recipe_from_dict
 from thaw.workflow.report import rewrite_deployment
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.run_folder import EXPORT_FOLDER, RunFolder, locked, open_for_resume, read_json
+from thaw.workflow.zoo_card import ZooCard, read_card
 
 PRECISIONS: tuple[Precision, ...] = ("float", "int8")
 _EXPORTERS: Mapping[str, Callable[[Mapping[Precision, Graph], ModelCard], dict[str, bytes]]] = {
     "onnx": export_onnx,
     "litert": export_litert,
     "c": export_c,
+    "web": export_web,
 }
 
 
@@ -71,12 +76,13 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run, or a bare model file, with what it takes to export and verify it.
+    """A finished run, a model of the zoo, or a bare model file, with what it takes to export and verify it.
 
     Attributes:
         path: as it was given.
         model: the trained model.
-        folder: of the run; None for a bare model file.
+        folder: of the run; None for a model of the zoo and for a bare model file, which are only read.
+        zoo: the card of a model of the zoo, which tells of its data what run.json tells of a run's; else None.
         data_root: folder of the named data sets; None for where they were.
         source: the data themselves, for a run that was trained from arrays.
         progress: told how many images are decoded.
@@ -85,6 +91,7 @@ class TrainedRun:
     path: Path
     model: Model
     folder: RunFolder | None
+    zoo: ZooCard | None = None
     data_root: Path | None = None
     source: Any = None
     progress: DecodeProgress | None = None
@@ -93,21 +100,29 @@ class TrainedRun:
     def open(
         cls, path: Path, *, data_root: Path | None = None, source: Any = None, progress: DecodeProgress | None = None
     ) -> TrainedRun:
-        """Open a run folder or a model file.
+        """Open a run folder, a model of the zoo ("zoo:NAME"), or a model file.
 
         Raises:
             ModelFileError: when there is no model, or it is not one.
         """
         path = path.expanduser()
+        shipped = zoo_folder(path)
         folder = RunFolder(path) if path.is_dir() and RunFolder(path).request.is_file() else None
-        model = Model.load(path)
-        return cls(path=path, model=model, folder=folder, data_root=data_root, source=source, progress=progress)
+        return cls(
+            path=path,
+            model=Model.load(path),
+            folder=folder if shipped is None else None,
+            zoo=None if shipped is None else read_card(shipped),
+            data_root=data_root,
+            source=source,
+            progress=progress,
+        )
 
     def needs_folder(self, purpose: str) -> RunFolder:
         """The run's folder.
 
         Raises:
-            RunError: for a bare model file, naming the purpose.
+            RunError: for a model without one, naming the purpose.
         """
         if self.folder is None:
             raise RunError(
@@ -116,8 +131,19 @@ class TrainedRun:
             )
         return self.folder
 
+    def needs_run(self, purpose: str) -> None:
+        """See that it is known what the model was trained on, and which int8 network is its own.
+
+        Raises:
+            RunError: for a bare model file, naming the purpose.
+        """
+        if self.zoo is None:
+            self.needs_folder(purpose)
+
     def default_out(self) -> Path:
-        """Where the run's artefacts are."""
+        """Where the artefacts are: in the run's folder, or for a model of the zoo in the working folder."""
+        if self.zoo is not None:
+            return Path(f"{self.zoo.name}-{EXPORT_FOLDER}")
         if self.folder is None:
             raise UsageError(f"{self.path} is no run folder: say with --out where the artefacts go")
         return self.folder.path / EXPORT_FOLDER
@@ -135,6 +161,14 @@ class TrainedRun:
         Raises:
             RunError: for a bare model file, or a run that was trained from arrays when they are not given again.
         """
+        if self.zoo is not None:
+            return TrainRequest(
+                source=self.zoo.dataset,
+                recipe_name=self.zoo.recipe,
+                recipe=recipe_from_dict(self.model.header["recipe"]["settings"]),
+                seed=self.zoo.seed,
+                command=self.zoo.command,
+            )
         _, kept = open_for_resume(self.needs_folder("this").path)
         if kept.get("source") is None and self.source is None:
             raise RunError(
@@ -161,12 +195,19 @@ class TrainedRun:
             folds=request.folds,
             progress=self.progress,
         )
-        if data.fingerprint != read_json(self.needs_folder("this").request).get("fingerprint"):
+        if data.fingerprint != self._fingerprint:
             raise RunError(
                 f"the data of {self.path} have changed since it was trained\n"
                 "give their folder with --data-root, as they were"
             )
         return data
+
+    @property
+    def _fingerprint(self) -> object:
+        """Of the data that the model was trained on."""
+        if self.zoo is not None:
+            return self.zoo.fingerprint
+        return read_json(self.needs_folder("this").request).get("fingerprint")
 
     def graph(self, precision: Precision) -> Graph:
         """The float32 or the int8 graph, with one output: the scores."""
@@ -179,28 +220,40 @@ class TrainedRun:
 
     @cached_property
     def _int8_graph(self) -> Graph:
+        shipped = zoo_folder(self.path)
+        if shipped is not None:
+            return self._own_int8(RunFolder(shipped), mend="install thaw anew")
         folder = self.needs_folder("the int8 network")
         if folder.int8.is_file():
-            try:
-                graph, header = read_graph(folder.int8)
-            except ModelFileError as error:
-                raise ModelFileError(f"{error}\nremove it, and it is made anew") from error
-            made_of = header.facts.get(MODEL_DIGEST, self.model.digest)
-            mine = (self.model.classes, self.model.contract.shape, self.model.digest)
-            if (header.classes, header.contract.shape, made_of) != mine:
-                raise ModelFileError(
-                    f"{folder.int8} belongs to another model than {folder.model.name}\nremove it, and it is made anew"
-                )
-            return graph
+            return self._own_int8(folder, mend="remove it, and it is made anew")
         graph, header = quantised(self.model, self.data, self.request)
         # Kept, since it takes a while, and so that whatever is asked next is asked of the same graph.
         write_graph(folder.int8, graph, header)
         return graph
 
+    def _own_int8(self, folder: RunFolder, mend: str) -> Graph:
+        """The int8 graph in a folder, which has to be that of the model beside it."""
+        try:
+            graph, header = read_graph(folder.int8)
+        except ModelFileError as error:
+            raise ModelFileError(f"{error}\n{mend}") from error
+        made_of = header.facts.get(MODEL_DIGEST, self.model.digest)
+        mine = (self.model.classes, self.model.contract.shape, self.model.digest)
+        if (header.classes, header.contract.shape, made_of) != mine:
+            raise ModelFileError(f"{folder.int8} belongs to another model than {folder.model.name}\n{mend}")
+        return graph
+
     def card(self) -> ModelCard:
         """What the artefacts say of themselves."""
         facts: dict[str, Any] = {}
-        if self.folder is not None and self.folder.metrics.is_file():
+        if self.zoo is not None:
+            facts = {
+                "parameters": self.zoo.parameters,
+                "macs": self.zoo.macs,
+                "test accuracy": _rounded(self.zoo.test.accuracy),
+                "test accuracy in int8": _rounded(self.zoo.int8.accuracy),
+            }
+        elif self.folder is not None and self.folder.metrics.is_file():
             metrics = read_json(self.folder.metrics)
             int8 = metrics.get("int8") or {}
             facts = {
@@ -214,21 +267,21 @@ class TrainedRun:
 
 
 def asked_for(targets: Sequence[str] | None, precision: Precision | None) -> dict[str, tuple[Precision, ...]]:
-    """Precisions by target, for what was asked; None asks for all there are.
+    """Precisions by target, for what was asked; None asks for what runs on devices.
 
     Raises:
         UsageError: for a target that is not known, or that has nothing in that precision.
     """
     names = list(TARGETS) if targets is None else list(dict.fromkeys(targets))
-    unknown = [name for name in names if name not in TARGETS]
+    unknown = [name for name in names if name not in ALL_TARGETS]
     if unknown or not names:
         what = f"there is no target {unknown[0]!r}" if unknown else "no target was given"
-        raise UsageError(f"{what}: expected {', '.join(TARGETS)}")
-    asked = {name: tuple(each for each in TARGETS[name] if precision in (None, each)) for name in names}
+        raise UsageError(f"{what}: expected {', '.join(ALL_TARGETS)}")
+    asked = {name: tuple(each for each in ALL_TARGETS[name] if precision in (None, each)) for name in names}
     without = [name for name, precisions in asked.items() if not precisions]
     if without and targets is not None:
         raise UsageError(
-            f"the {without[0]} target is {TARGETS[without[0]][0]} only: leave out --{precision}, or the target"
+            f"the {without[0]} target is {ALL_TARGETS[without[0]][0]} only: leave out --{precision}, or the target"
         )
     return {name: precisions for name, precisions in asked.items() if precisions}
 
@@ -244,9 +297,9 @@ def export(
 
     Args:
         run: what to export.
-        targets: "onnx", "litert", "c"; None for all.
+        targets: "onnx", "litert", "c", "web"; None for all but the web page.
         precision: "float" or "int8"; None for both where the target has both.
-        out: the folder; RUN/export by default.
+        out: the folder; RUN/export by default, and for zoo:NAME ./NAME-export.
 
     Raises:
         UsageError: for targets or a precision that cannot be.
@@ -273,14 +326,16 @@ def write_export(run: TrainedRun, asked: Mapping[str, Sequence[Precision]], out:
         written.append(write_target(out, target, precisions, files))
     result = Export(out=out, targets=tuple(written), missing=missing, memory=_memory(graphs))
     if run.folder is not None:
-        kept = {target: each for target in TARGETS if (each := _kept(out, target)) is not None}
+        kept = {target: each for target in ALL_TARGETS if (each := _kept(out, target)) is not None}
         keep(run, "export", {**result.record(), "targets": kept})
     return result
 
 
 def keep(run: TrainedRun, part: Part, content: Mapping[str, Any]) -> None:
-    """Put what was found into the run's deployment.json and report; to be called with the run's folder held."""
-    folder = run.needs_folder("a record of it")
+    """Put what was found into the run's deployment.json and report, if it has a folder, which is held already."""
+    if run.folder is None:
+        return
+    folder = run.folder
     known = update_deployment(folder.path, part, content)
     if folder.metrics.is_file():
         rewrite_deployment(folder.path, read_json(folder.metrics), known)

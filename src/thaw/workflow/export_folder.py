@@ -1,7 +1,7 @@
 """The folder that artefacts are exported to: a subfolder a target, each with a list of what thaw wrote there.
 
-OUT/onnx, OUT/litert, OUT/c    the files of a target, and in each
-export.json                    their sizes and digests; "complete" only once all of them are there
+OUT/onnx, OUT/litert, OUT/c, OUT/web    the files of a target, and in each
+export.json                             their sizes and digests; "complete" only once all of them are there
 
 The list is what tells a whole export from half a one, and thaw's files from somebody else's, which are left alone.
 """
@@ -24,7 +24,10 @@ from thaw.files import sweep_unfinished, write_atomically
 MANIFEST = "export.json"
 EXPORT_VERSION = 1
 TARGETS: Mapping[str, tuple[Precision, ...]] = {"onnx": ("float", "int8"), "litert": ("float", "int8"), "c": ("int8",)}
-"""What can be exported, and in which precisions."""
+"""What is exported unless targets are named, and in which precisions."""
+
+ALL_TARGETS: Mapping[str, tuple[Precision, ...]] = {**TARGETS, "web": ("float", "int8")}
+"""What can be exported. The web page holds another runtime of 14 MB, so it is made where it is asked for."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -35,7 +38,7 @@ class ExportedTarget:
     """A whole export of one target, read back.
 
     Attributes:
-        target: "onnx", "litert" or "c".
+        target: "onnx", "litert", "c" or "web".
         precisions: "float", "int8" or both.
         files: content by name.
         changed: names of files that are no longer what was exported.
@@ -98,13 +101,13 @@ def read_target(out: Path, target: str) -> ExportedTarget | None:
                 f"{folder / name} was exported but cannot be read: {error.strerror}\nexport it again with thaw export"
             ) from error
     changed = tuple(name for name, data in files.items() if _described({name: data})[name] != entries[name])
-    precisions = tuple(each for each in TARGETS[target] if each in listed["precisions"])
+    precisions = tuple(each for each in ALL_TARGETS[target] if each in listed["precisions"])
     return ExportedTarget(target=target, precisions=precisions, files=files, changed=changed)
 
 
 def remove_exports(out: Path) -> None:
     """Remove what thaw exported to `out`, and the folders that are empty then."""
-    for target in TARGETS:
+    for target in ALL_TARGETS:
         folder = out / target
         with contextlib.suppress(ModelFileError, OSError):
             listed = None if folder.is_symlink() else _read_manifest(folder)

@@ -1,0 +1,154 @@
+/* Many images: a grid sorted by confidence, and a CSV. Of each image only the model's input is kept. */
+
+import { csvText } from "./csv.js";
+import { decodeImage, ImageError } from "./decode.js";
+import { looksLikeImage } from "./files.js";
+import { resize } from "./resize.js";
+import { count, element, indexOfLargest, made, paintImage, percent } from "./show.js";
+
+const SHOWN_AT_ONCE = 200;
+const REPORT_MILLISECONDS = 250;
+
+const ORDERS = {
+    most: (one, other) => other.probability - one.probability,
+    least: (one, other) => one.probability - other.probability,
+    name: (one, other) => one.name.localeCompare(other.name, "en", { numeric: true }),
+};
+
+export class Batch {
+    /* `getModel` gives the model of the moment. */
+    constructor(card, getModel) {
+        this.card = card;
+        this.getModel = getModel;
+        this.forget();
+        element("order").addEventListener("change", () => this.show());
+        element("save").addEventListener("click", () => this.save());
+        element("forget").addEventListener("click", () => this.forget());
+        element("stop").addEventListener("click", () => { this.job = null; });
+        element("more").addEventListener("click", () => this.showMore());
+    }
+
+    forget() {
+        this.job = null;
+        this.entries = [];
+        this.unreadable = [];
+        this.passedOver = 0;
+        this.tell("");
+        this.show();
+    }
+
+    /* Classify files [{name, file}], of a folder only those that are meant as images, in place of the last batch. */
+    async run(files, { isFolder }) {
+        this.forget();
+        const images = isFolder ? files.filter(looksLikeImage) : files;
+        this.passedOver = files.length - images.length;
+        // Another batch may begin while this one ends, with lists of its own.
+        const { entries, unreadable } = this;
+        await this.work(images, async ({ name, file }) => {
+            try {
+                const image = resize(await decodeImage(file), this.card.input);
+                entries.push({ name, image, ...(await this.answer(image)) });
+            } catch (error) {
+                if (!(error instanceof ImageError)) {
+                    throw error;
+                }
+                unreadable.push({ name, reason: error.message });
+            }
+        });
+    }
+
+    /* Ask again, of another model. */
+    async rerun() {
+        if (this.entries.length) {
+            await this.work(this.entries, async (entry) => Object.assign(entry, await this.answer(entry.image)));
+        }
+    }
+
+    async answer(image) {
+        const { probabilities } = await this.getModel().predict(image);
+        const best = indexOfLargest(probabilities);
+        return { label: this.card.classes[best], probability: probabilities[best], probabilities: probabilities.slice() };
+    }
+
+    /* Do a thing for each, showing how far it is; a later job, or Stop, ends it. */
+    async work(things, done) {
+        const job = {};
+        this.job = job;
+        element("stop").hidden = false;
+        element("precisions").disabled = true; // one network for all of them
+        let [shown, finished] = [performance.now(), 0];
+        for (const thing of things) {
+            await done(thing);
+            finished += 1;
+            if (performance.now() - shown > REPORT_MILLISECONDS) {
+                this.tell(`${count(finished)} of ${count(things.length)} images …`);
+                await new Promise((resolve) => { setTimeout(resolve); }); // so that the page can answer
+                shown = performance.now();
+            }
+            if (this.job !== job) {
+                break;
+            }
+        }
+        if (this.job === job || this.job === null) {
+            this.job = null;
+            this.finish(finished < things.length);
+        }
+    }
+
+    finish(wasStopped) {
+        element("stop").hidden = true;
+        element("precisions").disabled = false;
+        const parts = [`${count(this.entries.length)} ${this.entries.length === 1 ? "image" : "images"}`];
+        if (this.unreadable.length) {
+            parts.push(`${count(this.unreadable.length)} could not be read`);
+        }
+        if (this.passedOver) {
+            parts.push(`${count(this.passedOver)} other ${this.passedOver === 1 ? "file" : "files"} passed over`);
+        }
+        this.tell(`${parts.join(", ")}${wasStopped ? "; stopped" : ""}.`);
+        this.show();
+    }
+
+    tell(text) {
+        element("batch-state").textContent = text;
+    }
+
+    show() {
+        element("stop").hidden = this.job === null;
+        element("batch-result").hidden = !this.entries.length;
+        this.sorted = [...this.entries].sort(ORDERS[element("order").value]);
+        element("grid").replaceChildren();
+        this.showMore();
+        const unreadable = element("unreadable");
+        unreadable.hidden = !this.unreadable.length;
+        unreadable.querySelector("summary").textContent = `What could not be read (${count(this.unreadable.length)})`;
+        const lines = this.unreadable.map(({ name, reason }) => made("li", { text: `${name}: ${reason}` }));
+        unreadable.querySelector("ul").replaceChildren(...lines);
+    }
+
+    showMore() {
+        const grid = element("grid");
+        const next = this.sorted.slice(grid.childElementCount, grid.childElementCount + SHOWN_AT_ONCE);
+        grid.append(...next.map(picture));
+        element("more").hidden = grid.childElementCount >= this.sorted.length;
+    }
+
+    save() {
+        const text = csvText(this.card.classes, this.sorted);
+        const link = made("a");
+        link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+        link.download = "predictions.csv";
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    }
+}
+
+function picture({ name, image, label, probability }) {
+    const canvas = made("canvas", { className: "sharp" });
+    canvas.setAttribute("role", "presentation");
+    paintImage(canvas, image);
+    const number = made("span", { text: percent(probability), className: "number" });
+    const shown = made("span", { text: name, className: "name" });
+    shown.title = name;
+    return made("li", { children: [canvas, made("p", { children: [label, " ", number] }), shown] });
+}

@@ -1,0 +1,89 @@
+/* An image file to pixels, by the rules of thaw's data/decode.py.
+
+   PNG is read here, to the byte. All other formats are the browser's to decode: the first frame, without colour
+   profile, turned upright, transparency placed on white. Lossy formats may come out a few levels off another decoder. */
+
+import { canDecodePng, decodePng, isPng, PngError, pngSize } from "./png.js";
+
+const MAX_SIDE = 32768;
+const MAX_PIXELS = 89478485;
+const MAX_FILE_BYTES = 2 ** 28;
+
+// A phone's canvas holds some 16 million pixels, so a photo is read in strips.
+const STRIP_PIXELS = 2 ** 22;
+
+/* What is wrong with a file, in words for whoever gave it. */
+export class ImageError extends Error {}
+
+/* The image of a File or Blob: {height, width, channels, data}, channels 1 or 3. */
+export async function decodeImage(file) {
+    if (!file.size) {
+        throw new ImageError("an empty file");
+    }
+    if (file.size > MAX_FILE_BYTES) {
+        throw new ImageError(`too large: files up to ${MAX_FILE_BYTES / 2 ** 20} MiB are read`);
+    }
+    let bytes = null;
+    try {
+        bytes = new Uint8Array(await file.arrayBuffer());
+    } catch (error) {
+        throw new ImageError("the file cannot be read", { cause: error });
+    }
+    return isPng(bytes) && canDecodePng() ? readPng(bytes) : readOther(file);
+}
+
+async function readPng(bytes) {
+    try {
+        checkSize(pngSize(bytes));
+        return await decodePng(bytes);
+    } catch (error) {
+        if (error instanceof PngError) {
+            throw new ImageError(error.message, { cause: error });
+        }
+        throw error instanceof RangeError ? new ImageError("too large for this browser's memory") : error;
+    }
+}
+
+async function readOther(file) {
+    let bitmap = null;
+    try {
+        bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", imageOrientation: "from-image" });
+    } catch (error) {
+        throw new ImageError("not an image, or of a format that this browser cannot read", { cause: error });
+    }
+    try {
+        checkSize(bitmap);
+        return pixelsOf(bitmap);
+    } finally {
+        bitmap.close();
+    }
+}
+
+function checkSize({ height, width }) {
+    if (height * width > MAX_PIXELS || Math.max(height, width) > MAX_SIDE) {
+        const bounds = `at most ${MAX_PIXELS.toLocaleString("en")} and sides of ${MAX_SIDE.toLocaleString("en")}`;
+        throw new ImageError(`too large: ${width} × ${height} pixels, and ${bounds} are read`);
+    }
+}
+
+function pixelsOf(bitmap) {
+    const { height, width } = bitmap;
+    const rows = Math.min(height, Math.max(1, Math.floor(STRIP_PIXELS / width)));
+    const canvas = document.createElement("canvas");
+    canvas.width = width;
+    canvas.height = rows;
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    const data = new Uint8Array(height * width * 3);
+    for (let top = 0, at = 0; top < height; top += rows) {
+        context.fillStyle = "white";
+        context.fillRect(0, 0, width, rows);
+        context.drawImage(bitmap, 0, -top);
+        const strip = context.getImageData(0, 0, width, Math.min(rows, height - top)).data;
+        for (let from = 0; from < strip.length; from += 4) {
+            data[at++] = strip[from];
+            data[at++] = strip[from + 1];
+            data[at++] = strip[from + 2];
+        }
+    }
+    return { height, width, channels: 3, data };
+}

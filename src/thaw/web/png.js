@@ -1,0 +1,263 @@
+/* PNG files to pixels, to the byte as thaw reads them (data/decode.py, by way of Pillow).
+
+   A browser's own decoder would do for opaque 8-bit files, but a canvas keeps colours multiplied by their alpha, which
+   loses bits, and rounds 16-bit channels in its own way. So the format is read here: all depths, colour types and
+   Adam7 interlacing; of an animation the first frame. Only the decompression is the browser's. */
+
+import { orient, orientationOf, xmpOrientation } from "./exif.js";
+
+const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
+const [GREY, RGB, PALETTE, GREY_ALPHA, RGBA] = [0, 2, 3, 4, 6];
+const SAMPLES = new Map([[GREY, 1], [RGB, 3], [PALETTE, 1], [GREY_ALPHA, 2], [RGBA, 4]]);
+const DEPTHS = new Map([
+    [GREY, [1, 2, 4, 8, 16]], [RGB, [8, 16]], [PALETTE, [1, 2, 4, 8]], [GREY_ALPHA, [8, 16]], [RGBA, [8, 16]],
+]);
+
+// The seven passes of Adam7: where in each block of 8 x 8 they begin, and how far apart their pixels are.
+const PASSES = [
+    { top: 0, left: 0, down: 8, across: 8 }, { top: 0, left: 4, down: 8, across: 8 },
+    { top: 4, left: 0, down: 8, across: 4 }, { top: 0, left: 2, down: 4, across: 4 },
+    { top: 2, left: 0, down: 4, across: 2 }, { top: 0, left: 1, down: 2, across: 2 },
+    { top: 1, left: 0, down: 2, across: 1 },
+];
+
+export class PngError extends Error {}
+
+export function isPng(bytes) {
+    return SIGNATURE.every((value, place) => bytes[place] === value);
+}
+
+/* Whether this browser can do what `decodePng` needs. */
+export function canDecodePng() {
+    return typeof DecompressionStream === "function";
+}
+
+/* Height and width, which stand in the file's first bytes. */
+export function pngSize(bytes) {
+    if (bytes.length < 33 || text(bytes, 12, 16) !== "IHDR") {
+        throw new PngError("a damaged PNG file: it has no header");
+    }
+    const view = viewOf(bytes);
+    return { height: view.getUint32(20), width: view.getUint32(16) };
+}
+
+/* The image of a PNG file, transparency placed on white and turned upright: {height, width, channels, data}. */
+export async function decodePng(bytes) {
+    const file = readChunks(bytes);
+    const passes = file.isInterlaced ? PASSES : [{ top: 0, left: 0, down: 1, across: 1 }];
+    const sizes = passes.map((pass) => sizeOf(file, pass));
+    const total = sizes.reduce((sum, size) => sum + (size.width ? size.height * (1 + size.rowBytes) : 0), 0);
+    const filtered = await inflate(file.compressed, total);
+    const channels = file.colourType === GREY || file.colourType === GREY_ALPHA ? 1 : 3;
+    const image = { height: file.height, width: file.width, channels, data: null };
+    image.data = new Uint8Array(image.height * image.width * channels);
+    const place = placer(file, image);
+    let at = 0;
+    passes.forEach((pass, index) => {
+        const { height, width, rowBytes } = sizes[index];
+        let above = new Uint8Array(rowBytes);
+        for (let y = 0; width && y < height; y++) {
+            const row = filtered.subarray(at + 1, at + 1 + rowBytes);
+            unfilter(filtered[at], row, above, file.pixelBytes);
+            place(row, pass, y, width);
+            above = row;
+            at += 1 + rowBytes;
+        }
+    });
+    return orient(image, file.orientation);
+}
+
+function sizeOf(file, pass) {
+    const height = Math.max(0, Math.ceil((file.height - pass.top) / pass.down));
+    const width = Math.max(0, Math.ceil((file.width - pass.left) / pass.across));
+    return { height, width, rowBytes: Math.ceil((width * file.samples * file.depth) / 8) };
+}
+
+function viewOf(bytes) {
+    return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+function text(bytes, begin, end) {
+    return String.fromCharCode(...bytes.subarray(begin, end));
+}
+
+function readChunks(bytes) {
+    const { height, width } = pngSize(bytes);
+    const [depth, colourType, , , interlacing] = bytes.subarray(24, 29);
+    if (!height || !width || !(DEPTHS.get(colourType) ?? []).includes(depth) || interlacing > 1) {
+        throw new PngError("a damaged PNG file: its header says what cannot be");
+    }
+    const samples = SAMPLES.get(colourType);
+    const file = {
+        height, width, depth, colourType, samples,
+        isInterlaced: interlacing === 1,
+        pixelBytes: Math.max(1, (samples * depth) / 8),
+        palette: new Uint8Array(0),
+        transparency: null,
+        compressed: [],
+        orientation: 1,
+    };
+    const found = { exif: 1, xmp: 1 };
+    const view = viewOf(bytes);
+    for (let at = 8; at + 8 <= bytes.length;) {
+        const length = view.getUint32(at);
+        const kind = text(bytes, at + 4, at + 8);
+        const content = bytes.subarray(at + 8, at + 8 + length);
+        readChunk(file, kind, content, found);
+        if (kind === "IEND") {
+            break;
+        }
+        at += 12 + length;
+    }
+    if ([GREY, RGB].includes(colourType) && (file.transparency?.length ?? Infinity) < 2 * samples) {
+        throw new PngError("a damaged PNG file: its transparent colour is cut short");
+    }
+    if (!file.compressed.length || (colourType === PALETTE && !file.palette.length)) {
+        throw new PngError("a damaged PNG file: its image or its palette is missing");
+    }
+    file.orientation = found.exif === 1 ? found.xmp : found.exif;
+    return file;
+}
+
+function readChunk(file, kind, content, found) {
+    if (kind === "PLTE") {
+        file.palette = content;
+    } else if (kind === "tRNS") {
+        file.transparency = content;
+    } else if (kind === "IDAT") {
+        file.compressed.push(content);
+    } else if (kind === "eXIf") {
+        found.exif = orientationOf(content);
+    } else if (kind === "iTXt" && text(content, 0, 17) === "XML:com.adobe.xmp") {
+        found.xmp = xmpOrientation(new TextDecoder().decode(content));
+    }
+}
+
+/* `total` bytes of a zlib stream; what it would unpack to beyond them is never unpacked. */
+async function inflate(compressed, total) {
+    const result = new Uint8Array(total);
+    const stream = new Blob(compressed).stream().pipeThrough(new DecompressionStream("deflate"));
+    const reader = stream.getReader();
+    let at = 0;
+    try {
+        while (at < total) {
+            const { done, value } = await reader.read();
+            if (done) {
+                break;
+            }
+            result.set(value.subarray(0, total - at), at);
+            at += value.length;
+        }
+    } catch (error) {
+        throw new PngError("a damaged PNG file: its image cannot be unpacked", { cause: error });
+    } finally {
+        reader.cancel().catch(() => {}); // a stream that failed cannot be cancelled, and need not be
+    }
+    if (at < total) {
+        throw new PngError("a PNG file that was cut short");
+    }
+    return result;
+}
+
+/* Undo a row's filter, in place; `above` is the row before, `step` the bytes of a pixel. */
+function unfilter(kind, row, above, step) {
+    const predict = [
+        () => 0,
+        (left) => left,
+        (left, up) => up,
+        (left, up) => (left + up) >> 1,
+        paeth,
+    ][kind];
+    if (!predict) {
+        throw new PngError("a damaged PNG file: a row has a filter that does not exist");
+    }
+    for (let at = 0; kind && at < row.length; at++) {
+        const isFirst = at < step;
+        row[at] += predict(isFirst ? 0 : row[at - step], above[at], isFirst ? 0 : above[at - step]);
+    }
+}
+
+function paeth(left, up, corner) {
+    const guess = left + up - corner;
+    const [toLeft, toUp, toCorner] = [Math.abs(guess - left), Math.abs(guess - up), Math.abs(guess - corner)];
+    if (toLeft <= toUp && toLeft <= toCorner) {
+        return left;
+    }
+    return toUp <= toCorner ? up : corner;
+}
+
+/* A function that puts the pixels of a row of a pass where they belong in the image. */
+function placer(file, image) {
+    const colourOf = pixelReader(file);
+    const { data, channels } = image;
+    return (row, pass, y, width) => {
+        const begin = (pass.top + y * pass.down) * image.width + pass.left;
+        for (let x = 0; x < width; x++) {
+            colourOf(row, x, data, (begin + x * pass.across) * channels);
+        }
+    };
+}
+
+/* A function (row, x, data, at) that writes the pixel x of a row as 1 or 3 bytes to data[at]. */
+function pixelReader(file) {
+    const step = file.depth === 16 ? 2 : 1;
+    // Of 16 bits a channel the high byte is used: the first of the two.
+    const sample = file.depth < 8 ? smallSample(file.depth) : (row, place) => row[place * step];
+    if (file.colourType === PALETTE) {
+        return paletteReader(file, sample);
+    }
+    const colours = file.colourType === RGB || file.colourType === RGBA ? 3 : 1;
+    const scale = file.depth < 8 ? 255 / (2 ** file.depth - 1) : 1;
+    const hasAlpha = file.samples > colours;
+    const hidden = transparentColour(file, colours);
+    return (row, x, data, at) => {
+        const first = x * file.samples;
+        let alpha = hasAlpha ? sample(row, first + colours) : 255;
+        let isHidden = hidden !== null;
+        for (let colour = 0; colour < colours; colour++) {
+            data[at + colour] = sample(row, first + colour) * scale;
+            isHidden = isHidden && data[at + colour] === hidden[colour];
+        }
+        alpha = isHidden ? 0 : alpha;
+        for (let colour = 0; alpha !== 255 && colour < colours; colour++) {
+            data[at + colour] = onWhite(data[at + colour], alpha);
+        }
+    };
+}
+
+function smallSample(depth) {
+    const most = 2 ** depth - 1;
+    return (row, place) => {
+        const bit = place * depth;
+        return (row[bit >> 3] >> (8 - depth - (bit & 7))) & most;
+    };
+}
+
+/* The colour that stands for transparency, where a file has one. Pillow compares its low byte with the 8-bit colour,
+   and looks at neither 1-bit nor 16-bit grey; so does this. */
+function transparentColour(file, colours) {
+    const isGrey = file.colourType === GREY;
+    const canHide = isGrey ? file.depth !== 1 && file.depth !== 16 : file.colourType === RGB;
+    if (file.transparency === null || !canHide) {
+        return null;
+    }
+    return Array.from({ length: colours }, (_, colour) => file.transparency[2 * colour + 1]);
+}
+
+function paletteReader(file, index) {
+    const colours = new Uint8Array(3 * 256);
+    colours.set(file.palette.subarray(0, 3 * 256));
+    const alphas = new Uint8Array(256).fill(255);
+    alphas.set((file.transparency ?? new Uint8Array(0)).subarray(0, 256));
+    const shown = colours.map((value, place) => onWhite(value, alphas[Math.floor(place / 3)]));
+    return (row, x, data, at) => {
+        const from = 3 * index(row, x);
+        data[at] = shown[from];
+        data[at + 1] = shown[from + 1];
+        data[at + 2] = shown[from + 2];
+    };
+}
+
+function onWhite(value, alpha) {
+    return Math.floor((value * alpha + 255 * (255 - alpha) + 127) / 255);
+}

@@ -1,0 +1,191 @@
+"""A web server for one page: an explicit table of files in memory, and nothing of the disk."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from thaw.errors import RunError
+from thaw.export.to_web import INDEX, MEDIA_TYPES
+
+DEFAULT_PORT = 8000
+PORTS_TRIED = 100
+"""How many ports from the default one on are tried where none was asked for."""
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    # These three make the page "cross-origin isolated", which gives it a clock that is fine enough for an inference.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    # Another model may be served at the same address tomorrow.
+    "Cache-Control": "no-store",
+}
+
+_SECONDS = 20
+"""How long a connection may keep a thread waiting."""
+
+_LONGEST_TARGET = 2048
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves `files` at the root of `host`; it is bound once it is made, and answers in `serve_forever`."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, files: Mapping[str, bytes], host: str, port: int) -> None:
+        self.table = {f"/{name}": (_media_type(name), data) for name, data in files.items()}
+        self.table["/"] = self.table[f"/{INDEX}"]
+        self.is_loopback = is_loopback(host)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
+
+    @property
+    def port(self) -> int:
+        """The port that it is bound to."""
+        return int(self.server_address[1])
+
+    @property
+    def url(self) -> str:
+        """Where its page is."""
+        host = str(self.server_address[0])
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
+
+    def server_bind(self) -> None:
+        """Bind, without asking a name server what the address is called, as the library's own would."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), self.port
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Browsers break connections off: nothing to tell of."""
+        del request, client_address
+
+    def knows_host(self, host: str | None) -> bool:
+        """Whether a request's Host header is ours.
+
+        On loopback a request by another name comes from a page elsewhere, whose name was made to lead here
+        ("DNS rebinding").
+        """
+        if not self.is_loopback:
+            return True
+        name, _, port = (host or "").rpartition(":")
+        if not port.isdigit() or name.endswith(":"):
+            name, port = host or "", "80"
+        return port == str(self.port) and is_loopback(name.removeprefix("[").removesuffix("]"))
+
+
+def start_server(files: Mapping[str, bytes], *, host: str, port: int | None) -> PageServer:
+    """A server that is bound.
+
+    Args:
+        files: content by name, with the names of `export_web`.
+        host: an address or a name of this machine.
+        port: 0 for any that is free; None for 8000, or the next one that is free.
+
+    Raises:
+        RunError: when the port is in use, or the address is not this machine's.
+    """
+    tried = range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if port is None else (port,)
+    for each in tried:
+        try:
+            return PageServer(files, host, each)
+        except (OSError, UnicodeError) as error:
+            if getattr(error, "errno", None) == errno.EADDRINUSE and each != tried[-1]:
+                continue
+            reason = getattr(error, "strerror", None) or error
+            hint = "choose another --host or --port"
+            raise RunError(f"cannot serve at {host}, port {each}: {reason}; {hint}") from error
+    raise AssertionError("at least one port is tried")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name leads to this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _media_type(name: str) -> str:
+    return MEDIA_TYPES[PurePosixPath(name).suffix]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD for the names in the table; a name is compared as it stands, and never made a path."""
+
+    server: PageServer
+    timeout: ClassVar[float] = _SECONDS
+
+    def parse_request(self) -> bool:
+        """As the library does, and then refuses what is not for us."""
+        if not super().parse_request():
+            return False
+        refusal = self._refusal()
+        if refusal is not None:
+            self._send(refusal, "text/plain; charset=utf-8", f"{refusal.value} {refusal.phrase}\n".encode())
+        return refusal is None
+
+    def _refusal(self) -> HTTPStatus | None:
+        if self.command not in {"GET", "HEAD"}:
+            return HTTPStatus.METHOD_NOT_ALLOWED
+        if not self.server.knows_host(self.headers.get("Host")):
+            return HTTPStatus.MISDIRECTED_REQUEST
+        if len(self.path) > _LONGEST_TARGET:
+            return HTTPStatus.REQUEST_URI_TOO_LONG
+        return None if self._target in self.server.table else HTTPStatus.NOT_FOUND
+
+    @property
+    def _target(self) -> str:
+        return self.path.partition("?")[0]
+
+    def do_GET(self) -> None:
+        """A file of the table."""
+        media_type, content = self.server.table[self._target]
+        self._send(HTTPStatus.OK, media_type, content)
+
+    do_HEAD = do_GET  # noqa: N815 - the library's name
+
+    def _send(self, status: HTTPStatus, media_type: str, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(content)))
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the library finds wrong with a request, as plainly as what we do."""
+        del message, explain
+        status = HTTPStatus(code)
+        self._send(status, "text/plain; charset=utf-8", f"{status.value} {status.phrase}\n".encode())
+
+    def end_headers(self) -> None:
+        """With what holds for every answer."""
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def version_string(self) -> str:
+        """No version of Python or of the library."""
+        return "thaw"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+        """Nothing: the terminal is for the address."""
