@@ -25,7 +25,7 @@ def export_run(
 
     Args:
         run: a run folder, "zoo:NAME", or a model file (then float32 only, and with `out`).
-        targets: "onnx", "litert", "c"; None for all.
+        targets: "onnx", "litert", "c", "web"; None for all but the web page.
         precision: "float" or "int8"; None for both where the target has both.
         out: the folder; RUN/export by default, and for "zoo:NAME" ./NAME-export.
         source: only for a run that was trained from arrays: those arrays.
