@@ -78,6 +78,11 @@ class InputContract:
             raise UsageError(f"input contract {dict(data)!r} is not one: {error}") from None
 
 
+def are_signs(classes: Sequence[str]) -> bool:
+    """Whether classes are named like digits or letters: all of one character, or whole numbers."""
+    return all(len(name) == 1 or (name.isascii() and name.isdigit()) for name in classes)
+
+
 def parse_shape(text: str) -> tuple[int, int, int]:
     """'28x28x1' -> (28, 28, 1): height, width, channels.
 

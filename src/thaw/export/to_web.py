@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from thaw.data.images import are_signs
 from thaw.errors import MissingDependencyError
 from thaw.export.card import ModelCard, Precision
 from thaw.export.to_onnx import export_onnx
@@ -78,8 +79,7 @@ def _drawing(card: ModelCard) -> dict[str, Any] | None:
     Digits and letters are drawn: grey images in classes of one character each, or of numbers. Where images are dark on
     average, strokes are bright on dark.
     """
-    is_written = all(len(name) == 1 or (name.isascii() and name.isdigit()) for name in card.classes)
-    if card.contract.channels != 1 or not is_written:
+    if card.contract.channels != 1 or not are_signs(card.classes):
         return None
     return {"isBright": card.contract.mean[0] < 0.5}
 

@@ -5,8 +5,10 @@ The input's size is chosen before the images are decoded, the network when input
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from thaw.data.images import are_signs
 from thaw.data.ingest import Glance, Progress, glance
 from thaw.data.prepare import PreparedData, prepare
 from thaw.data.problems import Problem
@@ -50,8 +52,18 @@ def prepare_run(request: TrainRequest, progress: Progress | None = None) -> tupl
     if reason:
         recipe = replace(recipe, data=replace(recipe.data, input=str(data.contract)))
         notes = (Problem("input", "note", f"input {data.contract} was chosen: {reason}"), *notes)
+    if _mirrors_signs(request, data.train.classes):
+        recipe = replace(recipe, augment=replace(recipe.augment, flip=False))
+        notes = (*notes, Problem("flip", "note", "nothing is mirrored: a mirrored digit or letter is another sign"))
     request = replace(request, recipe=recipe, chosen=(*request.chosen, *notes))
     return request, replace(data, problems=(*data.problems, *request.chosen))
+
+
+def _mirrors_signs(request: TrainRequest, classes: Sequence[str]) -> bool:
+    """Whether a recipe for anything would mirror digits or letters, and nobody asked for that."""
+    is_for_anything = request.recipe.sizing.is_open and request.recipe.augment.flip
+    is_asked_for = any(override.replace(" ", "").startswith("augment.flip=") for override in request.overrides)
+    return is_for_anything and not is_asked_for and are_signs(classes)
 
 
 def budget_of(recipe: Recipe, given: Budget | None) -> Budget | None:
