@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -98,35 +99,31 @@ class PaperSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualSpec:
-    """Residual stages of 3x3 convolutions, pooled between, then global pooling and a dense layer (arXiv 1512.03385).
-
-    The first stage works at the image's own size. Each later one begins with pooling 2x2 and a convolution to its
-    width.
+class _BlockSpec(ABC):
+    """What families have in common whose stages are so many blocks of a width.
 
     Attributes:
-        widths: channels of each stage.
-        blocks: residual blocks (two convolutions each) of each stage; 0 for none.
+        widths: channels of each stage; the first is also the stem's.
+        blocks: blocks of each stage, at least `least_blocks`.
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
     """
 
-    family: ClassVar[str] = "residual"
     width_step: ClassVar[int] = 4
+    least_blocks: ClassVar[int]
 
-    widths: tuple[int, ...] = (16, 16, 28)
-    blocks: tuple[int, ...] = (1, 1, 1)
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         _check_stages("widths", self.widths, least=1, most=WIDEST)
-        _check_stages("blocks", self.blocks, least=0, most=_MOST_BLOCKS)
+        _check_stages("blocks", self.blocks, least=self.least_blocks, most=_MOST_BLOCKS)
         _check_alike(self.widths, "blocks", self.blocks)
         _check_dropout(self.dropout)
 
-    @property
-    def units(self) -> tuple[str, ...]:
-        """From the image to the logits."""
-        return _stage_units(self.widths)
+    @abstractmethod
+    def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
+        """The parts of one stage, which reads `read` channels and gives `width`; a later one pools first."""
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
@@ -134,16 +131,19 @@ class ResidualSpec:
         Raises:
             UsageError: when the image is too small to be pooled between all stages.
         """
-        stages: list[OrderedDict[str, nn.Module]] = []
-        read = self.widths[0]
-        for index, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            begin = {"halve": Halve(), "widen": ConvNorm(read, width)} if index else {}
-            blocks = {f"block{number}": Residual(width) for number in range(1, count + 1)}
-            stages.append(OrderedDict(begin | blocks))
-            read = width
-        return _staged(shape, classes, self.widths[0], stages, read, self.dropout)
+        reads = (self.widths[0], *self.widths)
+        stages = [
+            self._stage(read, width, count, is_first=not index)
+            for index, (read, width, count) in enumerate(zip(reads, self.widths, self.blocks, strict=False))
+        ]
+        return _staged(shape, classes, self.widths[0], stages, self.widths[-1], self.dropout)
 
-    def members(self) -> Iterator[ResidualSpec]:
+    @property
+    def units(self) -> tuple[str, ...]:
+        """From the image to the logits."""
+        return _stage_units(self.widths)
+
+    def members(self) -> Iterator[Self]:
         """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each)."""
         for widths in _scaled_widths(self.widths):
             yield replace(self, widths=widths)
@@ -161,6 +161,30 @@ class ResidualSpec:
         """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
         more = _missing_stages(shape, len(self.widths), last_map)
         return replace(self, widths=_lengthened(self.widths, more), blocks=_lengthened(self.blocks, more))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualSpec(_BlockSpec):
+    """Residual stages of 3x3 convolutions, pooled between, then global pooling and a dense layer (arXiv 1512.03385).
+
+    The first stage works at the image's own size. Each later one begins with pooling 2x2 and a convolution to its
+    width.
+
+    Attributes:
+        widths: channels of each stage.
+        blocks: residual blocks (two convolutions each) of each stage; 0 for none.
+        dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
+    """
+
+    family: ClassVar[str] = "residual"
+    least_blocks: ClassVar[int] = 0
+
+    widths: tuple[int, ...] = (16, 16, 28)
+    blocks: tuple[int, ...] = (1, 1, 1)
+
+    def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
+        begin = {} if is_first else {"halve": Halve(), "widen": ConvNorm(read, width)}
+        return OrderedDict(begin | {f"block{number}": Residual(width) for number in range(1, blocks + 1)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +279,7 @@ class LoopedSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeparableSpec:
+class SeparableSpec(_BlockSpec):
     """Stages of depthwise-separable convolutions, pooled between, then global pooling and a dense layer.
 
     Few parameters and multiply-accumulates, as in MobileNet (arXiv 1704.04861), for devices more than for training:
@@ -268,57 +292,17 @@ class SeparableSpec:
     """
 
     family: ClassVar[str] = "separable"
-    width_step: ClassVar[int] = 4
+    least_blocks: ClassVar[int] = 1
 
     widths: tuple[int, ...] = (24, 48, 96)
     blocks: tuple[int, ...] = (1, 2, 2)
-    dropout: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check_stages("widths", self.widths, least=1, most=WIDEST)
-        _check_stages("blocks", self.blocks, least=1, most=_MOST_BLOCKS)
-        _check_alike(self.widths, "blocks", self.blocks)
-        _check_dropout(self.dropout)
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """From the image to the logits."""
-        return _stage_units(self.widths)
-
-    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-        """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
-
-        Raises:
-            UsageError: when the image is too small to be pooled between all stages.
-        """
-        stages = []
-        read = self.widths[0]
-        for index, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            parts: dict[str, nn.Module] = {"halve": Halve()} if index else {}
-            for number in range(1, count + 1):
-                parts[f"block{number}"] = Separable(read, width)
-                read = width
-            stages.append(OrderedDict(parts))
-        return _staged(shape, classes, self.widths[0], stages, read, self.dropout)
-
-    def members(self) -> Iterator[SeparableSpec]:
-        """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each)."""
-        for widths in _scaled_widths(self.widths):
-            yield replace(self, widths=widths)
-
-    @property
-    def free_widths(self) -> tuple[int, ...]:
-        """The widths that can be chosen one by one, in steps of `width_step`."""
-        return self.widths
-
-    def with_widths(self, widths: Sequence[int]) -> Self:
-        """The same with other `free_widths`."""
-        return replace(self, widths=tuple(widths))
-
-    def deepened(self, shape: tuple[int, int, int], last_map: int) -> Self:
-        """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
-        more = _missing_stages(shape, len(self.widths), last_map)
-        return replace(self, widths=_lengthened(self.widths, more), blocks=_lengthened(self.blocks, more))
+    def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
+        begin: dict[str, nn.Module] = {} if is_first else {"halve": Halve()}
+        reads = (read, *(width,) * (blocks - 1))
+        return OrderedDict(
+            begin | {f"block{number}": Separable(channels, width) for number, channels in enumerate(reads, start=1)}
+        )
 
 
 FamilySpec: TypeAlias = PaperSpec | ResidualSpec | LoopedSpec | SeparableSpec
