@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -208,7 +209,7 @@ def test_the_command_serves_and_stops_cleanly(
             out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert (process.returncode, out, err) == (code, "", "stopped\n")
     assert {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")} == before
 
@@ -247,7 +248,9 @@ def test_a_bare_model_file_is_served_in_float(call: Any, finished: FinishedRun) 
 
 @needs_vendor
 def test_web_is_a_target_that_is_asked_for(call: Any, finished: FinishedRun, tmp_path: Path) -> None:
-    code, out, err = call("export", finished.path, "--to", "web", "--float", "--out", tmp_path / "out", "--json")
+    # A copy: what is exported is written into a run's report.
+    run = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    code, out, err = call("export", run, "--to", "web", "--float", "--out", tmp_path / "out", "--json")
     assert code == 0, err
     told = json.loads(out)["targets"]
     assert list(told) == ["web"]
@@ -256,9 +259,9 @@ def test_web_is_a_target_that_is_asked_for(call: Any, finished: FinishedRun, tmp
     assert list(json.loads((folder / "model.json").read_text())["models"]) == ["float"]
     assert {path.suffix for path in folder.iterdir()} <= set(MEDIA_TYPES)
     # Again, now both: what is there is replaced.
-    assert call("export", finished.path, "--to", "web,c", "--out", tmp_path / "out")[0] == 0
+    assert call("export", run, "--to", "web,c", "--out", tmp_path / "out")[0] == 0
     assert list(json.loads((folder / "model.json").read_text())["models"]) == ["float", "int8"]
-    code, out, _ = call("export", finished.path, "--to", "page", "--out", tmp_path / "out")
+    code, out, _ = call("export", run, "--to", "page", "--out", tmp_path / "out")
     assert code == 2
 
 

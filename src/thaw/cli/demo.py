@@ -20,25 +20,28 @@ def demo(run: Path, *, host: str, port: int | None, opens: bool | None) -> None:
     """`thaw demo RUN`."""
     files = demo_files(TrainedRun.open(run))
     with start_server(files, host=host, port=port) as server:
-        signal.signal(signal.SIGTERM, _terminate)
-        print_text(f"{server.url}  (Ctrl-C stops)")
-        if not is_loopback(host):
-            print_text("everyone who reaches this machine at that address can see the page and load the model")
-        sys.stdout.flush()
-        if opens or (opens is None and _has_desktop()):
-            webbrowser.open(server.url)
+        stop = StoppedError("stopped")
+
+        def terminate(number: int, frame: FrameType | None) -> None:
+            """End as on Ctrl-C, with the exit code that a shell gives for the signal.
+
+            The server passes over an `Exception` that comes while it accepts a connection, but not over this.
+            """
+            del frame
+            stop.exit_code = 128 + number
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGTERM, terminate)
         try:
+            print_text(f"{server.url}  (Ctrl-C stops)")
+            if not is_loopback(host):
+                print_text("everyone who reaches this machine at that address can see the page and load the model")
+            sys.stdout.flush()
+            if opens or (opens is None and _has_desktop()):
+                webbrowser.open(server.url)
             server.serve_forever(poll_interval=0.1)
         except KeyboardInterrupt:
-            raise StoppedError("stopped") from None
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End as on Ctrl-C, with the exit code that a shell gives for the signal."""
-    del frame
-    stop = StoppedError("stopped")
-    stop.exit_code = 128 + number
-    raise stop
+            raise stop from None
 
 
 def _has_desktop() -> bool:
