@@ -6,7 +6,6 @@ import html
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,14 +15,12 @@ import numpy as np
 import pytest
 from report_samples import int8_of
 from sklearn.datasets import load_digits
+from web_samples import chromium
 
 from thaw.errors import RunError, UsageError
 from thaw.evidence import environment, evaluate, wilson_interval
 from thaw.workflow.report import ReportPictures, render_report, write_report
 from thaw.workflow.report_plots import accuracy_curves, curves_panel, heat_paths, loss_curves, stage_starts
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-CHROMEDRIVER = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
 
 EVIL = '<script>alert("x")</script>&\'" {{ 7 * 7 }} мышь 鼠'
 LONG = "a very long class name " * 9
@@ -373,30 +370,8 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="selenium is not installed: no look at the report in a browser"
-    )
-    if not CHROMIUM or not CHROMEDRIVER:
-        pytest.skip("chromium and chromedriver are not both installed: no look at the report in a browser")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--no-first-run",
-        f"--user-data-dir={profile}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=CHROMEDRIVER))
-    try:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.mark.parametrize(
