@@ -14,11 +14,12 @@ from export_samples import card_of, paper_graph
 from graph_samples import EXTREMES, random_graph, random_images, random_int8_graph
 
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
-from thaw.evidence.run_c import STRICT_FLAGS, HostCRunner, find_compiler
+from thaw.evidence.run_c import STRICT_FLAGS, HostCRunner
 from thaw.export.c_layers import comment_text
 from thaw.export.to_c import export_c, float_literal, string_literal
 from thaw.graph.interpret import run, trace
 from thaw.graph.plan import constant_bytes, plan_memory
+from thaw.host_c import find_compiler
 
 FLAGS = {
     "portable": ("-O1", "-DTHAW_PORTABLE"),

@@ -13,7 +13,7 @@ from graph_samples import random_images
 
 from thaw.data.images import InputContract
 from thaw.errors import ModelFileError, UsageError
-from thaw.evidence.run_c import HostCRunner, find_compiler
+from thaw.evidence.run_c import HostCRunner
 from thaw.export.to_c import export_c
 from thaw.graph.calibrate import calibrate
 from thaw.graph.graph import Graph
@@ -25,6 +25,7 @@ from thaw.graph.quantize import quantize
 from thaw.graph.sharing import channel_factors
 from thaw.graph.tensors import IMAGE, LOGITS, Tensor
 from thaw.graph.trainable import TrainableGraph
+from thaw.host_c import find_compiler
 
 CHANNELS = 3
 

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
-from thaw.evidence.run_c import STRICT_FLAGS, compile_c
+from thaw.evidence.run_c import STRICT_FLAGS
+from thaw.host_c import compile_c
 
 PREFIX = "arm-none-eabi-"
 _QEMU = "qemu-system-arm"

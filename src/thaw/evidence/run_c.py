@@ -1,4 +1,4 @@
-"""The emitted C on this machine: the one place that knows the host's C compiler.
+"""The emitted C on this machine.
 
 It is compiled in a temporary folder into a program that reads images and writes scores; for timing, into a shared
 library that is called through ctypes.
@@ -7,8 +7,6 @@ library that is called through ctypes.
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +17,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from thaw.errors import MissingDependencyError, ModelFileError
+from thaw.errors import ModelFileError
 from thaw.export.to_c import traced_tensors
 from thaw.graph.graph import Graph
 from thaw.graph.tensors import Tensor
+from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
 
 STRICT_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic")
 """What the emitted C compiles with, on every target."""
-FAST_FLAGS = ("-O3", "-march=native")
-_COMPILE_SECONDS = 300
 
 _RUN_SECONDS = 60.0
 _RUN_SECONDS_AN_IMAGE = 0.02
@@ -71,40 +68,6 @@ int main(int count, char **names)
     return ferror(results) || fclose(results) ? 4 : 0;
 }
 """
-
-
-def find_compiler(names: Sequence[str] = ("cc", "gcc", "clang")) -> str:
-    """The first of these programs that is there; the environment's CC comes before them.
-
-    Raises:
-        MissingDependencyError: when there is none.
-    """
-    wanted = [*filter(None, [os.environ.get("CC")]), *names]
-    for name in wanted:
-        found = shutil.which(name)
-        if found:
-            return found
-    raise MissingDependencyError(
-        f"no C compiler was found (looked for {', '.join(wanted)})\non Debian and Ubuntu: apt-get install gcc libc6-dev"
-    )
-
-
-def compile_c(command: Sequence[str], folder: Path) -> None:
-    """Run a compiler in `folder`.
-
-    Raises:
-        ModelFileError: when it refuses the source; the message holds its first line.
-    """
-    try:
-        done = subprocess.run(
-            list(command), cwd=folder, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModelFileError(f"{command[0]} did not compile the model: {error}") from error
-    if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        reason = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
-        raise ModelFileError(f"{command[0]} does not compile the model: {reason[:300]}")
 
 
 class HostCRunner:

@@ -44,6 +44,7 @@ from thaw.models.blocks import (
     Halve,
     Loop,
     Norm,
+    Pooling,
     Residual,
     Separable,
 )
@@ -189,7 +190,7 @@ def _loop(trace: _Trace, unit: Loop, name: str, read: str) -> str:
     mixed = ""
     for group, passes in enumerate(unit.passes):
         if group:
-            read = _add_halving(trace, _join(name, f"halve{group}"), read)
+            read = _lower_unit(trace, unit.halve, _join(name, f"halve{group}"), read)
         for _ in range(passes):
             number += 1
             conv = _join(name, f"pass{number}")
@@ -209,8 +210,8 @@ def _add_mixed(trace: _Trace, scale: ChannelScale, name: str, state: str, mixed:
     return _add_sum(trace, _join(name, "add"), (mixed, term)) if mixed else term
 
 
-def _halve(trace: _Trace, _unit: Halve, name: str, read: str) -> str:
-    return _add_halving(trace, name, read)
+def _halve(trace: _Trace, unit: Halve, name: str, read: str) -> str:
+    return _add_halving(trace, name, read, unit.pooling)
 
 
 def _global_pool(trace: _Trace, _unit: GlobalPool, name: str, read: str) -> str:
@@ -316,8 +317,9 @@ def _add_convolution(
     )
 
 
-def _add_halving(trace: _Trace, name: str, read: str) -> str:
-    return trace.add(MaxPool2d(name=name, inputs=(read,), output=name, kernel=(2, 2), stride=(2, 2)))
+def _add_halving(trace: _Trace, name: str, read: str, pooling: Pooling = "max") -> str:
+    kind = MaxPool2d if pooling == "max" else AveragePool2d
+    return trace.add(kind(name=name, inputs=(read,), output=name, kernel=(2, 2), stride=(2, 2)))
 
 
 def _add_mean(trace: _Trace, name: str, read: str) -> str:

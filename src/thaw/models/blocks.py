@@ -5,11 +5,18 @@ Shapes: B batch, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thaw.models.fused import After, Running, can_fuse, normalise
+
+Pooling = Literal["max", "average"]
+
 _NORM_EPSILON = 1e-5
+_NORM_MOMENTUM = 0.1
 _LEAST_SCALE = 1e-6
 """Below this a positive normalisation does not fall: a factor of 0 could not be put into the scale of int8 weights."""
 
@@ -113,7 +120,7 @@ class ConvClassifier(nn.Module):
 
 
 class Norm(nn.Module):
-    """Batch normalisation by channel: [B, C, H, W] -> the same shape.
+    """Batch normalisation by channel, with what comes after it: [B, C, H, W] -> the same shape.
 
     Its running mean and variance are those of torch's BatchNorm2d with momentum 0.1. It keeps no count of batches, so
     that every tensor of a model is float32.
@@ -123,11 +130,15 @@ class Norm(nn.Module):
         positive: keep the scale above 0, by taking its absolute value. Convolutions that share their weights and differ
             in the normalisation after them then differ by one positive factor a channel, which int8 weights put into
             their scales, so that a device keeps the weights once.
+
+    Attributes:
+        fused: in training mode, compute in C that was compiled for it (see `thaw.models.fused`) what it can take.
     """
 
     def __init__(self, channels: int, *, positive: bool = False) -> None:
         super().__init__()
         self.positive = positive
+        self.fused = False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -145,11 +156,25 @@ class Norm(nn.Module):
         factor = self.scale / torch.sqrt(self.running_var + _NORM_EPSILON)
         return factor, self.bias - self.running_mean * factor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.scale, self.bias, self.training, eps=_NORM_EPSILON
+    def forward(self, x: Tensor, after: After = "nothing", shortcut: Tensor | None = None) -> Tensor:
+        """[B, C, H, W], and a shortcut of the same shape where `after` adds one -> [B, C, H, W]."""
+        scale = self.scale
+        if self.fused and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
+            running = Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
+            return normalise(x, scale, self.bias, running, after, shortcut)
+        y = F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            scale,
+            self.bias,
+            self.training,
+            momentum=_NORM_MOMENTUM,
+            eps=_NORM_EPSILON,
         )
+        if shortcut is None:
+            return F.relu(y) if after == "relu" else y
+        return F.relu(shortcut + y) if after == "add relu" else shortcut + F.relu(y)
 
 
 class ConvNorm(nn.Module):
@@ -173,8 +198,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
-        y: Tensor = self.norm(self.conv(x))
-        return F.relu(y) if self.relu else y
+        y: Tensor = self.norm(self.conv(x), "relu" if self.relu else "nothing")
+        return y
 
 
 class Residual(nn.Module):
@@ -187,7 +212,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
-        return F.relu(x + self.second(self.first(x)))
+        y: Tensor = self.second.norm(self.second.conv(self.first(x)), "add relu", x)
+        return y
 
 
 class Separable(nn.Module):
@@ -204,8 +230,12 @@ class Separable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
-        y: Tensor = self.pointwise(self.depthwise(x))
-        return x + y if self.shortcut else y
+        filtered = self.depthwise(x)
+        if not self.shortcut:
+            y: Tensor = self.pointwise(filtered)
+        else:
+            y = self.pointwise.norm(self.pointwise.conv(filtered), "relu add", x)
+        return y
 
 
 class Loop(nn.Module):
@@ -216,13 +246,15 @@ class Loop(nn.Module):
     Args:
         channels: C.
         passes: passes at each resolution, from the first; (6, 6) is 6, a pooling, and 6 more.
+        pooling: how, "max" or "average".
         mixed: 0 to give the last state; else the last `mixed` states are averaged over their positions, scaled by
             learned factors a channel, and added: [B, C, H, W] -> [B, C, 1, 1].
     """
 
-    def __init__(self, channels: int, passes: tuple[int, ...], mixed: int = 0) -> None:
+    def __init__(self, channels: int, passes: tuple[int, ...], *, pooling: Pooling = "max", mixed: int = 0) -> None:
         super().__init__()
         self.passes = passes
+        self.halve = Halve(pooling)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norms = nn.ModuleList([Norm(channels, positive=True) for _ in range(sum(passes))])
         self.mix = nn.ModuleList([ChannelScale(channels, 1.0 / mixed) for _ in range(mixed)])
@@ -232,9 +264,9 @@ class Loop(nn.Module):
         norms = iter(self.norms)
         states = []
         for group, passes in enumerate(self.passes):
-            x = F.max_pool2d(x, 2) if group else x
+            x = self.halve(x) if group else x
             for _ in range(passes):
-                x = x + F.relu(next(norms)(self.conv(x)))
+                x = next(norms)(self.conv(x), "relu add", x)
                 states.append(x)
         if not self.mix:
             return x
@@ -244,11 +276,23 @@ class Loop(nn.Module):
 
 
 class Halve(nn.Module):
-    """Max pooling 2x2: [B, C, H, W] -> [B, C, H // 2, W // 2]."""
+    """Pooling 2x2: [B, C, H, W] -> [B, C, H // 2, W // 2].
+
+    Args:
+        pooling: "max" for the largest of the four, "average" for their mean.
+    """
+
+    def __init__(self, pooling: Pooling = "max") -> None:
+        super().__init__()
+        self.pooling = pooling
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H // 2, W // 2]."""
-        return F.max_pool2d(x, 2)
+        return F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
+
+    def extra_repr(self) -> str:
+        """What `print(module)` shows."""
+        return f"pooling={self.pooling!r}"
 
 
 class GlobalPool(nn.Module):
@@ -285,6 +329,13 @@ def learned_parameters(module: nn.Module) -> int:
     return counted - sum(
         norm.weight.numel() for norm in module.modules() if isinstance(norm, Norm) and norm not in whole
     )
+
+
+def fuse_norms(module: nn.Module, *, fused: bool) -> None:
+    """Have every normalisation of `module` compute its training steps in compiled C, or in torch."""
+    for part in module.modules():
+        if isinstance(part, Norm):
+            part.fused = fused
 
 
 def dropouts(module: nn.Module) -> list[tuple[str, Dropout]]:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, TypeAlias
+from typing import ClassVar, Self, TypeAlias, get_args
 
 from torch import nn
 
@@ -25,6 +25,7 @@ from thaw.models.blocks import (
     GlobalPool,
     Halve,
     Loop,
+    Pooling,
     Residual,
     Separable,
 )
@@ -105,6 +106,7 @@ class _BlockSpec(ABC):
     Attributes:
         widths: channels of each stage; the first is also the stem's.
         blocks: blocks of each stage, at least `least_blocks`.
+        pooling: between the stages, "max" or "average".
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
     """
 
@@ -113,12 +115,14 @@ class _BlockSpec(ABC):
 
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
+    pooling: Pooling = "max"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         _check_stages("widths", self.widths, least=1, most=WIDEST)
         _check_stages("blocks", self.blocks, least=self.least_blocks, most=_MOST_BLOCKS)
         _check_alike(self.widths, "blocks", self.blocks)
+        _check_pooling(self.pooling)
         _check_dropout(self.dropout)
 
     @abstractmethod
@@ -173,6 +177,7 @@ class ResidualSpec(_BlockSpec):
     Attributes:
         widths: channels of each stage.
         blocks: residual blocks (two convolutions each) of each stage; 0 for none.
+        pooling: between the stages, "max" or "average".
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
     """
 
@@ -183,7 +188,7 @@ class ResidualSpec(_BlockSpec):
     blocks: tuple[int, ...] = (1, 1, 1)
 
     def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
-        begin = {} if is_first else {"halve": Halve(), "widen": ConvNorm(read, width)}
+        begin = {} if is_first else {"halve": Halve(self.pooling), "widen": ConvNorm(read, width)}
         return OrderedDict(begin | {f"block{number}": Residual(width) for number in range(1, blocks + 1)})
 
 
@@ -198,6 +203,7 @@ class LoopedSpec:
         stem: channels of the convolution that reads the image.
         widths: channels of each stage.
         passes: passes of each stage's convolution; 0 where a stage only pools and widens.
+        pooling: between the stages, "max" or "average".
         shared: one convolution for all stages, which then have to be equally wide, the stem included.
         mixed: 0 for a classifier on the last state; else how many of the last states are mixed by learned factors.
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
@@ -209,6 +215,7 @@ class LoopedSpec:
     stem: int = 16
     widths: tuple[int, ...] = (16, 32, 32)
     passes: tuple[int, ...] = (2, 4, 4)
+    pooling: Pooling = "max"
     shared: bool = False
     mixed: int = 2
     dropout: float = 0.0
@@ -218,6 +225,7 @@ class LoopedSpec:
         _check_stages("widths", self.widths, least=1, most=WIDEST)
         _check_stages("passes", self.passes, least=0, most=_MOST_BLOCKS)
         _check_alike(self.widths, "passes", self.passes)
+        _check_pooling(self.pooling)
         if self.shared and len({self.stem, *self.widths}) > 1:
             raise UsageError(
                 f"model.shared: stem {self.stem} and widths {list(self.widths)} have to be equal to share a convolution"
@@ -243,16 +251,18 @@ class LoopedSpec:
         """
         _check_side(shape, len(self.widths))
         if self.shared:
-            unit: OrderedDict[str, nn.Module] = OrderedDict(loop=Loop(self.stem, self.passes, self.mixed))
+            unit: OrderedDict[str, nn.Module] = OrderedDict(
+                loop=Loop(self.stem, self.passes, pooling=self.pooling, mixed=self.mixed)
+            )
             return _staged(shape, classes, self.stem, [unit], self.stem, self.dropout, names=["loop"])
         stages = []
         read = self.stem
         for index, (width, passes) in enumerate(zip(self.widths, self.passes, strict=True)):
-            parts: dict[str, nn.Module] = {"halve": Halve()} if index else {}
+            parts: dict[str, nn.Module] = {"halve": Halve(self.pooling)} if index else {}
             if width != read:
                 parts["widen"] = ConvNorm(read, width, kernel=1)
             if passes:
-                parts["loop"] = Loop(width, (passes,), self.mixed if index == len(self.widths) - 1 else 0)
+                parts["loop"] = Loop(width, (passes,), mixed=self.mixed if index == len(self.widths) - 1 else 0)
             stages.append(OrderedDict(parts))
             read = width
         return _staged(shape, classes, self.stem, stages, read, self.dropout)
@@ -288,6 +298,7 @@ class SeparableSpec(_BlockSpec):
     Attributes:
         widths: channels of each stage; the first is also the stem's.
         blocks: separable blocks of each stage, at least 1.
+        pooling: between the stages, "max" or "average".
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
     """
 
@@ -298,7 +309,7 @@ class SeparableSpec(_BlockSpec):
     blocks: tuple[int, ...] = (1, 2, 2)
 
     def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
-        begin: dict[str, nn.Module] = {} if is_first else {"halve": Halve()}
+        begin: dict[str, nn.Module] = {} if is_first else {"halve": Halve(self.pooling)}
         reads = (read, *(width,) * (blocks - 1))
         return OrderedDict(
             begin | {f"block{number}": Separable(channels, width) for number, channels in enumerate(reads, start=1)}
@@ -383,6 +394,11 @@ def _check_alike(widths: Sequence[int], name: str, values: Sequence[int]) -> Non
         raise UsageError(
             f"model.widths {list(widths)} and model.{name} {list(values)}: expected one of each for every stage"
         )
+
+
+def _check_pooling(pooling: str) -> None:
+    if pooling not in get_args(Pooling):
+        raise UsageError(f'model.pooling {pooling!r}: expected "max" or "average"')
 
 
 def _check_dropout(dropout: float) -> None:

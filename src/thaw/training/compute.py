@@ -13,11 +13,13 @@ from typing import Literal, Self, TypeVar, get_args
 
 import torch
 
-from thaw.errors import UsageError
+from thaw.errors import MissingDependencyError, ModelFileError, UsageError
+from thaw.models.fused import compiled
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Normalisation = Literal["auto", "fused", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +28,17 @@ class ComputeSettings:
 
     Attributes:
         precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware multiplies it.
+        normalisation: "fused" for normalisation with what comes after it in C that is compiled when training begins,
+            "torch" for torch's operations, or "auto": fused on a CPU where there is a C compiler.
     """
 
     precision: Precision = "auto"
+    normalisation: Normalisation = "auto"
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise UsageError(f"compute.precision {self.precision!r}: expected one of {', '.join(get_args(Precision))}")
+        for name, known in (("precision", get_args(Precision)), ("normalisation", get_args(Normalisation))):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"compute.{name} {value!r}: expected one of {', '.join(known)}")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -60,6 +66,38 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if "avx512_bf16" in _cpu_features() else torch.float32
+
+
+def resolve_normalisation(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether normalisation is fused with what comes after it; where it is, the C for maps of `dtype` is compiled here.
+
+    "auto" is no where the C cannot be compiled, and on a GPU, whose own libraries are fast.
+
+    Raises:
+        UsageError: for another name, or for "fused" on a GPU.
+        MissingDependencyError: for "fused" without a C compiler.
+        ModelFileError: for "fused" where the C does not compile.
+    """
+    if name not in get_args(Normalisation):
+        raise UsageError(f"normalisation {name!r}: expected one of {', '.join(get_args(Normalisation))}")
+    if name == "torch" or (name == "auto" and device.type != "cpu"):
+        return False
+    if device.type != "cpu":
+        raise UsageError(
+            f'compute.normalisation "fused" computes on a CPU, not on {device.type}; use "auto" or "torch"'
+        )
+    try:
+        compiled(dtype)
+    except (MissingDependencyError, ModelFileError):
+        if name == "fused":
+            raise
+        return False
+    return True
+
+
+def normalisation_name(*, fused: bool) -> str:
+    """The name of what computes: "fused" or "torch"."""
+    return "fused" if fused else "torch"
 
 
 def precision_name(dtype: torch.dtype) -> str:

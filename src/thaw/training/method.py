@@ -21,7 +21,7 @@ from thaw.data.augment import AugmentSettings
 from thaw.data.batches import BatchSource, View
 from thaw.data.images import ImageSet, InputContract
 from thaw.errors import ModelFileError
-from thaw.models.blocks import dropouts
+from thaw.models.blocks import dropouts, fuse_norms
 from thaw.models.families import FamilySpec
 from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, average, build_dual, unify
 from thaw.seeds import derive
@@ -82,7 +82,18 @@ class MethodSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a training runs on: the data, the seed, the device, the type that convolutions compute in, and the lanes."""
+    """What a training runs on.
+
+    Attributes:
+        train: what is trained on.
+        validation: what chooses the best epoch.
+        contract: the network's input.
+        seed: of every random number.
+        device: where it computes.
+        dtype: what convolutions compute in.
+        lanes: that run independent branches at once.
+        fused: whether normalisation is computed with what comes after it (`thaw.models.fused`).
+    """
 
     train: ImageSet
     validation: ImageSet
@@ -91,6 +102,7 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     lanes: Lanes
+    fused: bool = False
 
     @property
     def classes(self) -> int:
@@ -129,7 +141,8 @@ class Setting:
         )
 
     def place(self, module: nn.Module) -> None:
-        """Put a module on the device, its convolutions in channels-last order."""
+        """Put a module on the device, its convolutions in channels-last order, its normalisations as they compute."""
+        fuse_norms(module, fused=self.fused)
         # torch's stubs do not know of memory_format.
         module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

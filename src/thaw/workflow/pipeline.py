@@ -36,8 +36,10 @@ from thaw.seeds import derive
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import (
     Lanes,
+    normalisation_name,
     precision_name,
     resolve_device,
+    resolve_normalisation,
     resolve_precision,
     thread_count,
     threads,
@@ -165,14 +167,16 @@ def resume_run(
 def training_setting(data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: Lanes) -> Setting:
     """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here."""
     found = resolve_device(device)
+    dtype = resolve_precision(recipe.compute.precision, found)
     return Setting(
         train=data.train,
         validation=data.validation,
         contract=data.contract,
         seed=seed,
         device=found,
-        dtype=resolve_precision(recipe.compute.precision, found),
+        dtype=dtype,
         lanes=lanes,
+        fused=resolve_normalisation(recipe.compute.normalisation, found, dtype),
     )
 
 
@@ -391,6 +395,7 @@ def _measure(
         "command": printable(request.command),
         "device": device,
         "precision": precision_name(method.setting.dtype),
+        "normalisation": normalisation_name(fused=method.setting.fused),
         "seconds": seconds,
         "environment": environment(device),
         "files": {

@@ -1,0 +1,195 @@
+"""Batch normalisation with what comes after it, in C that is compiled when training begins.
+
+On a CPU, networks this small spend more of a training step in normalisation, ReLU and addition than in convolutions,
+each a pass over memory of its own. `fused_norm.c` does with two passes forward and two backward. It computes what the
+same modules compute in torch, but for rounding: it rounds to bfloat16 once, and not after each of the three.
+
+Shapes: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from thaw.errors import ModelFileError
+from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
+
+After = Literal["nothing", "relu", "add relu", "relu add"]
+"""What comes after a normalisation; "add" is of a shortcut. In this order they are numbered in the C."""
+
+NUMBERS: dict[After, int] = {"nothing": 0, "relu": 1, "add relu": 2, "relu add": 3}
+SOURCE = files("thaw.models") / "fused_norm.c"
+_MOST_CHANNELS = 4096
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A normalisation's running statistics.
+
+    Attributes:
+        mean: float32 [C].
+        variance: float32 [C], that of a sample.
+        momentum: how far a step moves them towards a batch's own, 0 to 1.
+        epsilon: added to a variance before its root is taken.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    momentum: float
+    epsilon: float
+
+
+class _Library:
+    """The compiled C for one dtype."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        pointer, size, number, real = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_float
+        self.forward = library.thaw_norm_forward
+        self.forward.restype = None
+        self.forward.argtypes = [*[pointer] * 3, size, size, *[pointer] * 4, real, real, number, pointer]
+        self.backward = library.thaw_norm_backward
+        self.backward.restype = None
+        self.backward.argtypes = [*[pointer] * 5, size, size, number, *[pointer] * 3]
+
+
+@lru_cache(maxsize=len(_DTYPES))
+def compiled(dtype: torch.dtype) -> _Library:
+    """The C for maps of `dtype`, compiled for this machine on the first call, in about a second.
+
+    Nothing is kept on disk: a library that another machine, or another version, has left behind cannot be loaded.
+
+    Raises:
+        MissingDependencyError: without a C compiler.
+        ModelFileError: when it does not compile, or cannot be loaded.
+    """
+    if dtype not in _DTYPES:
+        raise ModelFileError(f"fused normalisation of {dtype}: expected float32 or bfloat16")
+    flags = ["-DTHAW_BFLOAT16"] if dtype == torch.bfloat16 else []
+    compiler = find_compiler()
+    with tempfile.TemporaryDirectory(prefix="thaw-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "fused_norm.c").write_bytes(SOURCE.read_bytes())
+        rest = ["-std=c99", *flags, "-fPIC", "-shared", "-o", "fused_norm.so", "fused_norm.c", "-lm"]
+        try:
+            compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalisation")
+        except ModelFileError:
+            # Not every compiler knows "native" of every processor.
+            compile_c([compiler, FAST_FLAGS[0], *rest], folder, "the fused normalisation")
+        try:
+            return _Library(folder / "fused_norm.so")
+        except (OSError, AttributeError) as error:
+            raise ModelFileError(
+                f"the fused normalisation, compiled by {compiler}, cannot be loaded: {error}"
+            ) from error
+
+
+def can_fuse(x: Tensor, shortcut: Tensor | None) -> bool:
+    """Whether `normalise` takes these: maps [B, C, H, W] on the CPU, channels-last, float32 or bfloat16, and alike."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in _DTYPES
+        and x.ndim == 4
+        and 0 < x.shape[1] <= _MOST_CHANNELS
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (
+            shortcut is None
+            or (
+                shortcut.dtype == x.dtype
+                and shortcut.shape == x.shape
+                and shortcut.is_contiguous(memory_format=torch.channels_last)
+            )
+        )
+    )
+
+
+def normalise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: Running,
+    after: After,
+    shortcut: Tensor | None,
+) -> Tensor:
+    """Training-mode batch normalisation (arXiv 1502.03167) and what comes after it: [B, C, H, W] -> the same shape.
+
+    Args:
+        x: what `can_fuse` takes.
+        weight: float32 [C].
+        bias: float32 [C].
+        running: statistics that are moved towards those of x.
+        after: what comes after.
+        shortcut: [B, C, H, W], where `after` adds.
+    """
+    result: Tensor = _Normalise.apply(x, weight, bias, shortcut, running, after)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        shortcut: Tensor | None,
+        running: Running,
+        after: After,
+    ) -> Tensor:
+        channels = x.shape[1]
+        y = torch.empty_like(x)
+        kept = torch.empty(4, channels)
+        compiled(x.dtype).forward(
+            x.data_ptr(),
+            None if shortcut is None else shortcut.data_ptr(),
+            y.data_ptr(),
+            x.numel() // channels,
+            channels,
+            weight.data_ptr(),
+            bias.data_ptr(),
+            running.mean.data_ptr(),
+            running.variance.data_ptr(),
+            running.momentum,
+            running.epsilon,
+            NUMBERS[after],
+            kept.data_ptr(),
+        )
+        ctx.after = after
+        # Only there does the backward step need to know which sums the ReLU let through.
+        ctx.save_for_backward(x, kept, *([y] if after == "add relu" else []))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, *rest = ctx.saved_tensors
+        after: After = ctx.after
+        channels = x.shape[1]
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x)
+        dshortcut = torch.empty_like(x) if after == "add relu" else dy if after == "relu add" else None
+        dweight, dbias = torch.empty(channels), torch.empty(channels)
+        compiled(x.dtype).backward(
+            dy.data_ptr(),
+            x.data_ptr(),
+            (rest[0] if rest else x).data_ptr(),
+            dx.data_ptr(),
+            dshortcut.data_ptr() if dshortcut is not None and after == "add relu" else None,
+            x.numel() // channels,
+            channels,
+            NUMBERS[after],
+            kept.data_ptr(),
+            dweight.data_ptr(),
+            dbias.data_ptr(),
+        )
+        return dx, dweight, dbias, dshortcut, None, None

@@ -1,0 +1,212 @@
+/* Batch normalisation of a training step with what comes after it, forward and backward, in as few passes over memory as
+ * there can be: two each. torch takes a pass for each of normalisation, ReLU and addition, and more in the backward step.
+ *
+ * Maps are rows of channels, [rows, channels] with rows = B H W: torch's channels-last order. With -DTHAW_BFLOAT16 values
+ * are bfloat16, else float32; sums and statistics are float32, their totals float64.
+ *
+ * Rows are taken so many at a time that every inner loop is over a fixed, large number of consecutive values, which a
+ * compiler turns into vector instructions for any number of channels. The order of sums depends on nothing but the shape.
+ */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef THAW_BFLOAT16
+typedef uint16_t value;
+
+static inline float load(value stored)
+{
+    uint32_t bits = (uint32_t)stored << 16;
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+/* To the nearest, halves to even; what is not a number stays so. */
+static inline value store(float number)
+{
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return (value)(number == number ? rounded : 0x7FC0u);
+}
+#else
+typedef float value;
+
+static inline float load(value stored) { return stored; }
+static inline value store(float number) { return number; }
+#endif
+
+/* What comes after the normalisation; the numbers are those of fused.py. */
+enum { NOTHING, RELU, ADD_RELU, RELU_ADD };
+
+/* The most channels, and the most values that an inner loop runs over. */
+enum { MOST = 4096, TYPICAL = 512 };
+
+/* Values of an inner loop: a multiple of the channels, of 16 where that can be, and about TYPICAL. */
+static size_t tile_of(size_t channels)
+{
+    size_t tile = channels;
+    while (2 * tile <= MOST && (tile % 16 || 2 * tile <= TYPICAL)) {
+        tile *= 2;
+    }
+    return tile;
+}
+
+static void repeat(float *restrict out, const float *restrict by_channel, size_t channels, size_t tile)
+{
+    for (size_t i = 0; i < tile; i += channels) {
+        memcpy(out + i, by_channel, channels * sizeof *out);
+    }
+}
+
+static double total_of(const float *sums, size_t channel, size_t channels, size_t tile)
+{
+    double total = 0.0;
+    for (size_t i = channel; i < tile; i += channels) {
+        total += sums[i];
+    }
+    return total;
+}
+
+/* Run a statement for each value; `at` is its place, and `i` that in the tile. */
+#define EACH(statement)                                                \
+    do {                                                               \
+        size_t first = 0;                                              \
+        for (; first + tile <= count; first += tile) {                 \
+            for (size_t i = 0; i < tile; i++) {                        \
+                size_t at = first + i;                                 \
+                statement                                              \
+            }                                                          \
+        }                                                              \
+        for (size_t i = 0; first + i < count; i++) {                   \
+            size_t at = first + i;                                     \
+            statement                                                  \
+        }                                                              \
+    } while (0)
+
+static inline float relu(float number) { return number < 0.0f ? 0.0f : number; }
+
+/* y = what comes after (x - mean) / sqrt(variance + epsilon) * weight + bias.
+ *
+ * mean and variance are those of x by channel, and go into the running ones, the variance as that of a sample. `kept` gets
+ * factor, offset, mean and 1 / sqrt(variance + epsilon), [4, channels]. */
+void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, value *restrict y, size_t rows,
+                       size_t channels, const float *weight, const float *bias, float *running_mean,
+                       float *running_variance, float momentum, float epsilon, int after, float *kept)
+{
+    float sums[MOST] = {0.0f}, squares[MOST] = {0.0f}, origin[MOST];
+    const size_t tile = tile_of(channels), count = rows * channels;
+    /* Counted from the first row, so that a variance that is small beside the mean keeps its digits. */
+    for (size_t i = 0; i < tile; i++) {
+        origin[i] = load(x[i % channels]);
+    }
+    EACH({
+        float number = load(x[at]) - origin[i];
+        sums[i] += number;
+        squares[i] += number * number;
+    });
+    for (size_t c = 0; c < channels; c++) {
+        double distance = total_of(sums, c, channels, tile) / (double)rows, mean = (double)origin[c] + distance;
+        double variance = total_of(squares, c, channels, tile) / (double)rows - distance * distance;
+        variance = variance < 0.0 ? 0.0 : variance;
+        double inverse = 1.0 / sqrt(variance + (double)epsilon);
+        double sample = rows > 1 ? variance * (double)rows / (double)(rows - 1) : variance;
+        running_mean[c] += momentum * ((float)mean - running_mean[c]);
+        running_variance[c] += momentum * ((float)sample - running_variance[c]);
+        kept[c] = (float)(weight[c] * inverse);
+        kept[channels + c] = (float)(bias[c] - mean * weight[c] * inverse);
+        kept[2 * channels + c] = (float)mean;
+        kept[3 * channels + c] = (float)inverse;
+    }
+
+    float factor[MOST], offset[MOST];
+    repeat(factor, kept, channels, tile);
+    repeat(offset, kept + channels, channels, tile);
+    switch (after) {
+    case NOTHING:
+        EACH({ y[at] = store(load(x[at]) * factor[i] + offset[i]); });
+        break;
+    case RELU:
+        EACH({ y[at] = store(relu(load(x[at]) * factor[i] + offset[i])); });
+        break;
+    case ADD_RELU:
+        EACH({ y[at] = store(relu(load(x[at]) * factor[i] + offset[i] + load(shortcut[at]))); });
+        break;
+    case RELU_ADD:
+        EACH({ y[at] = store(relu(load(x[at]) * factor[i] + offset[i]) + load(shortcut[at])); });
+        break;
+    }
+}
+
+/* The gradient that reaches the normalisation: dy where the ReLU let the value through, else 0. */
+static inline float passed(int after, value dy, value x, value y, float factor, float offset)
+{
+    float gradient = load(dy);
+    switch (after) {
+    case NOTHING:
+        return gradient;
+    case ADD_RELU:
+        return load(y) > 0.0f ? gradient : 0.0f;
+    default:
+        return load(x) * factor + offset > 0.0f ? gradient : 0.0f;
+    }
+}
+
+static inline __attribute__((always_inline)) void backward(
+    int after, const value *restrict dy, const value *restrict x, const value *restrict y, value *restrict dx,
+    value *restrict dshortcut, size_t rows, size_t channels, const float *kept, float *dweight, float *dbias)
+{
+    float sums[MOST] = {0.0f}, products[MOST] = {0.0f}, factor[MOST], offset[MOST], mean[MOST];
+    float slope[MOST], shift[MOST];
+    const size_t tile = tile_of(channels), count = rows * channels;
+    repeat(factor, kept, channels, tile);
+    repeat(offset, kept + channels, channels, tile);
+    repeat(mean, kept + 2 * channels, channels, tile);
+    EACH({
+        float gradient = passed(after, dy[at], x[at], y[at], factor[i], offset[i]);
+        sums[i] += gradient;
+        products[i] += gradient * (load(x[at]) - mean[i]);
+    });
+    /* dx = factor (g - mean(g) - x^ mean(g x^)) with x^ = (x - mean) inverse, as factor g + slope (x - mean) + shift. */
+    for (size_t c = 0; c < channels; c++) {
+        double inverse = kept[3 * channels + c], sum = total_of(sums, c, channels, tile);
+        double along = total_of(products, c, channels, tile) * inverse;
+        dbias[c] = (float)sum;
+        dweight[c] = (float)along;
+        slope[c] = (float)(-kept[c] * inverse * along / (double)rows);
+        shift[c] = (float)(-kept[c] * sum / (double)rows);
+    }
+    for (size_t i = channels; i < tile; i++) {
+        slope[i] = slope[i - channels];
+        shift[i] = shift[i - channels];
+    }
+    EACH({
+        float gradient = passed(after, dy[at], x[at], y[at], factor[i], offset[i]);
+        if (after == ADD_RELU) {
+            dshortcut[at] = store(gradient);
+        }
+        dx[at] = store(factor[i] * gradient + slope[i] * (load(x[at]) - mean[i]) + shift[i]);
+    });
+}
+
+/* The gradients of what `thaw_norm_forward` did with x and gave as y and `kept`. Where ADD_RELU came after, dshortcut gets
+ * the shortcut's gradient; where RELU_ADD did, that is dy itself, and dshortcut is not written. */
+void thaw_norm_backward(const value *restrict dy, const value *restrict x, const value *restrict y, value *restrict dx,
+                        value *restrict dshortcut, size_t rows, size_t channels, int after, const float *kept,
+                        float *dweight, float *dbias)
+{
+    /* Written out, so that the choice is made once and not for each value. */
+    switch (after) {
+    case NOTHING:
+        backward(NOTHING, dy, x, y, dx, dshortcut, rows, channels, kept, dweight, dbias);
+        break;
+    case ADD_RELU:
+        backward(ADD_RELU, dy, x, y, dx, dshortcut, rows, channels, kept, dweight, dbias);
+        break;
+    default:
+        backward(RELU, dy, x, y, dx, dshortcut, rows, channels, kept, dweight, dbias);
+        break;
+    }
+}
