@@ -49,6 +49,7 @@ def main() -> None:
         "epochs": len(records),
         "train_loss": records[-1].train_loss,
         "validation_accuracy": last.validation_accuracy,
+        "validation_loss": records[-1].validation_loss,
         "validation_count": len(data.validation),
         "images_per_second": last.images_per_second,
         "seconds": time.perf_counter() - started,

@@ -1,0 +1,97 @@
+"""Time a training step of a recipe's network, its normalisation by torch and fused, on one core.
+
+    python bench/step.py best-cifar10-19k [--batch 64] [--rounds 5]
+
+A round times each for some seconds, one after the other, on random images; the table has the medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from thaw.errors import ThawError
+from thaw.models.blocks import fuse_norms
+from thaw.training.compute import (
+    autocast,
+    keep_freed_memory,
+    normalisation_name,
+    precision_name,
+    resolve_normalisation,
+    resolve_precision,
+)
+from thaw.workflow.recipe import load_recipe
+
+CPU = torch.device("cpu")
+SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1), "fashion": (28, 28, 1)}
+CLASSES = 10
+
+
+def main() -> None:
+    """Time the recipe that was named."""
+    options = _options()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    name, recipe = load_recipe(options.recipe, options.overrides)
+    shape = next((shape for word, shape in SHAPES.items() if word in name), SHAPES["cifar10"])
+    dtype = resolve_precision(recipe.compute.precision, CPU)
+    resolve_normalisation("fused", CPU, dtype)
+    module = recipe.model.build(shape, CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    step = _step(module, shape, options.batch, dtype)
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(options.rounds):
+        for fused, measured in rates.items():
+            fuse_norms(module, fused=fused)
+            measured.append(options.batch * _steps_a_second(step, options.seconds))
+    print(f"{name}, {precision_name(dtype)}, one core, batches of {options.batch}: images/s")
+    for fused, measured in rates.items():
+        median, low, high = statistics.median(measured), min(measured), max(measured)
+        print(f"  {normalisation_name(fused=fused):6} {median:8,.0f} ({low:,.0f} to {high:,.0f})")
+
+
+def _step(module: nn.Module, shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> Callable[[], None]:
+    """A forward and a backward pass."""
+    height, width, channels = shape
+    x = torch.randn(batch, channels, height, width).to(memory_format=torch.channels_last)
+    labels = torch.arange(batch) % CLASSES
+    parameters = list(module.parameters())
+
+    def step() -> None:
+        with autocast(dtype, CPU):
+            logits = module(x)
+        torch.autograd.grad(F.cross_entropy(logits.float(), labels), parameters)
+
+    return step
+
+
+def _steps_a_second(step: Callable[[], None], seconds: float) -> float:
+    for _ in range(3):
+        step()
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        step()
+        count += 1
+    return count / (time.perf_counter() - started)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ThawError as error:
+        raise SystemExit(f"error: {error}") from None
