@@ -7,6 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from command_line import metrics
+from safetensors.torch import load
 
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
 from thaw.host_c import find_compiler
@@ -234,3 +236,42 @@ def test_the_numbers_of_what_comes_after_are_those_of_the_c():
     assert "enum { NOTHING, RELU, ADD_RELU, RELU_ADD };" in source
     assert [after.upper().replace(" ", "_") for after in fused.NUMBERS] == ["NOTHING", "RELU", "ADD_RELU", "RELU_ADD"]
     assert list(fused.NUMBERS.values()) == [0, 1, 2, 3]
+
+
+RECIPE = """
+method = "plain"
+[model]
+family = "residual"
+widths = [4, 6]
+blocks = [1, 1]
+[plain]
+epochs = 2
+[quantize]
+qat_threshold = 100
+"""
+
+
+@needs_compiler
+def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE)
+    weights, said = {}, {}
+    for name, normalisation in (("first", "auto"), ("second", "fused"), ("third", "torch")):
+        words = ["--recipe", "small.toml", "--set", f"compute.normalisation={normalisation}", "--out", name]
+        code, _, err = call("train", "digits", *words)
+        assert code == 0, err
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+        said[name] = metrics(tmp_path / name)
+    assert [said[name]["normalisation"] for name in weights] == ["fused", "fused", "torch"]
+    tensors = {name: load(content) for name, content in weights.items()}
+    assert all(torch.equal(tensor, tensors["second"][name]) for name, tensor in tensors["first"].items())
+    assert any(not torch.equal(tensor, tensors["third"][name]) for name, tensor in tensors["first"].items())
+    assert abs(said["first"]["validation"]["accuracy"] - said["third"]["validation"]["accuracy"]) < 0.1
+
+
+def test_the_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("thaw.training.compute.compiled", lambda _: pytest.fail("compiled for nothing"))
+    overrides = ["dual.epochs=1", 'unfreeze.steps=[{thaws="head", epochs=1}]', "quantize.qat_threshold=100"]
+    options = [word for override in overrides for word in ("--set", override)]
+    code, _, err = call("train", "digits", *options, "--out", "run")
+    assert code == 0, err
+    assert metrics(tmp_path / "run")["normalisation"] == "torch"

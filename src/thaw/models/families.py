@@ -46,6 +46,7 @@ class PaperSpec:
 
     family: ClassVar[str] = "paper"
     units: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense")
+    normalised: ClassVar[bool] = False
     width_step: ClassVar[int] = 1
 
     filters: tuple[int, ...] = (10, 20)
@@ -111,6 +112,7 @@ class _BlockSpec(ABC):
     """
 
     width_step: ClassVar[int] = 4
+    normalised: ClassVar[bool] = True
     least_blocks: ClassVar[int]
 
     widths: tuple[int, ...]
@@ -211,6 +213,7 @@ class LoopedSpec:
 
     family: ClassVar[str] = "looped"
     width_step: ClassVar[int] = 4
+    normalised: ClassVar[bool] = True
 
     stem: int = 16
     widths: tuple[int, ...] = (16, 32, 32)

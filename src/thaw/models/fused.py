@@ -77,21 +77,19 @@ def compiled(dtype: torch.dtype) -> _Library:
         raise ModelFileError(f"fused normalisation of {dtype}: expected float32 or bfloat16")
     flags = ["-DTHAW_BFLOAT16"] if dtype == torch.bfloat16 else []
     compiler = find_compiler()
-    with tempfile.TemporaryDirectory(prefix="thaw-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        (folder / "fused_norm.c").write_bytes(SOURCE.read_bytes())
-        rest = ["-std=c99", *flags, "-fPIC", "-shared", "-o", "fused_norm.so", "fused_norm.c", "-lm"]
-        try:
-            compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalisation")
-        except ModelFileError:
-            # Not every compiler knows "native" of every processor.
-            compile_c([compiler, FAST_FLAGS[0], *rest], folder, "the fused normalisation")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="thaw-", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            (folder / "fused_norm.c").write_bytes(SOURCE.read_bytes())
+            rest = ["-std=c99", *flags, "-fPIC", "-shared", "-o", "fused_norm.so", "fused_norm.c", "-lm"]
+            try:
+                compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalisation")
+            except ModelFileError:
+                # Not every compiler knows "native" of every processor.
+                compile_c([compiler, FAST_FLAGS[0], *rest], folder, "the fused normalisation")
             return _Library(folder / "fused_norm.so")
-        except (OSError, AttributeError) as error:
-            raise ModelFileError(
-                f"the fused normalisation, compiled by {compiler}, cannot be loaded: {error}"
-            ) from error
+    except (OSError, AttributeError) as error:
+        raise ModelFileError(f"the fused normalisation, compiled by {compiler}, cannot be loaded: {error}") from error
 
 
 def can_fuse(x: Tensor, shortcut: Tensor | None) -> bool:

@@ -75,6 +75,11 @@ class MethodSettings:
                 return {"teacher": self.distil.teacher_epochs, "student": self.plain.epochs}
 
     @property
+    def normalised(self) -> bool:
+        """Whether a network that trains has normalisations."""
+        return self.model.normalised or (self.method == "distil" and self.distil.model.normalised)
+
+    @property
     def joined(self) -> FusionSpec | None:
         """How the network that comes out is made of two; None where it is one submodel that stands alone."""
         return self.fusion if self.method == "two-stage" and self.fusion.join == "concatenate" else None

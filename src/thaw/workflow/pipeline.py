@@ -168,6 +168,7 @@ def training_setting(data: PreparedData, recipe: Recipe, seed: int, device: str,
     """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here."""
     found = resolve_device(device)
     dtype = resolve_precision(recipe.compute.precision, found)
+    normalised = recipe.method_settings().normalised
     return Setting(
         train=data.train,
         validation=data.validation,
@@ -176,7 +177,7 @@ def training_setting(data: PreparedData, recipe: Recipe, seed: int, device: str,
         device=found,
         dtype=dtype,
         lanes=lanes,
-        fused=resolve_normalisation(recipe.compute.normalisation, found, dtype),
+        fused=normalised and resolve_normalisation(recipe.compute.normalisation, found, dtype),
     )
 
 
