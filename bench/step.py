@@ -41,7 +41,7 @@ def main() -> None:
     name, recipe = load_recipe(options.recipe, options.overrides)
     shape = next((shape for word, shape in SHAPES.items() if word in name), SHAPES["cifar10"])
     dtype = resolve_precision(recipe.compute.precision, CPU)
-    resolve_normalisation("fused", CPU, dtype)
+    resolve_normalisation("fused", CPU, dtype, threads=1)
     module = recipe.model.build(shape, CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = _step(module, shape, options.batch, dtype)
     rates: dict[bool, list[float]] = {False: [], True: []}

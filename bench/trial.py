@@ -16,9 +16,9 @@ from pathlib import Path
 from thaw.data.prepare import prepare
 from thaw.errors import ThawError
 from thaw.graph.lower import layer_table
-from thaw.training.compute import Lanes, keep_freed_memory, resolve_device
+from thaw.training.compute import LANES, Lanes, keep_freed_memory, resolve_device
 from thaw.training.method import Method
-from thaw.workflow.pipeline import training_setting
+from thaw.workflow.pipeline import normalisation_of, training_setting
 from thaw.workflow.recipe import load_recipe
 
 
@@ -30,8 +30,10 @@ def main() -> None:
     data = prepare(options.source, recipe.data, seed=options.seed, data_root=options.data_root)
     cost = layer_table(recipe.model, recipe.joined, data.contract.shape, len(data.train.classes))
     started = time.perf_counter()
-    with Lanes(2, resolve_device("auto")) as lanes:
-        method = Method(recipe.method_settings(), training_setting(data, recipe, options.seed, "auto", lanes))
+    normalisation = normalisation_of(recipe, "auto")
+    with Lanes(LANES, resolve_device("auto")) as lanes:
+        setting = training_setting(data, recipe, options.seed, "auto", lanes, normalisation=normalisation)
+        method = Method(recipe.method_settings(), setting)
         for record in method.epochs():
             print(
                 f"{record.stage} {record.epoch}/{record.epochs} loss {record.train_loss:.4f} "

@@ -158,6 +158,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, after: After = "nothing", shortcut: Tensor | None = None) -> Tensor:
         """[B, C, H, W], and a shortcut of the same shape where `after` adds one -> [B, C, H, W]."""
+        assert (shortcut is not None) == (after in {"add relu", "relu add"}), "a shortcut is there to be added"
         scale = self.scale
         if self.fused and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
             running = Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)

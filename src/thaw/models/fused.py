@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from thaw.errors import ModelFileError
+from thaw.errors import MissingDependencyError, ModelFileError
 from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
 
 After = Literal["nothing", "relu", "add relu", "relu add"]
@@ -70,26 +71,38 @@ def compiled(dtype: torch.dtype) -> _Library:
     Nothing is kept on disk: a library that another machine, or another version, has left behind cannot be loaded.
 
     Raises:
-        MissingDependencyError: without a C compiler.
-        ModelFileError: when it does not compile, or cannot be loaded.
+        MissingDependencyError: without a C compiler that can make it.
     """
-    if dtype not in _DTYPES:
-        raise ModelFileError(f"fused normalisation of {dtype}: expected float32 or bfloat16")
     flags = ["-DTHAW_BFLOAT16"] if dtype == torch.bfloat16 else []
-    compiler = find_compiler()
     try:
+        compiler = find_compiler()
         with tempfile.TemporaryDirectory(prefix="thaw-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             (folder / "fused_norm.c").write_bytes(SOURCE.read_bytes())
-            rest = ["-std=c99", *flags, "-fPIC", "-shared", "-o", "fused_norm.so", "fused_norm.c", "-lm"]
+            # Without contraction, compilers agree on what is rounded.
+            rest = [
+                "-std=c99",
+                "-ffp-contract=off",
+                *flags,
+                "-fPIC",
+                "-shared",
+                "-o",
+                "fused_norm.so",
+                "fused_norm.c",
+                "-lm",
+            ]
             try:
                 compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalisation")
             except ModelFileError:
                 # Not every compiler knows "native" of every processor.
                 compile_c([compiler, FAST_FLAGS[0], *rest], folder, "the fused normalisation")
             return _Library(folder / "fused_norm.so")
-    except (OSError, AttributeError) as error:
-        raise ModelFileError(f"the fused normalisation, compiled by {compiler}, cannot be loaded: {error}") from error
+    except (MissingDependencyError, ModelFileError, OSError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise MissingDependencyError(
+            f"fused normalisation cannot be compiled: {reason}\n"
+            "on Debian and Ubuntu: apt-get install gcc libc6-dev; or train with compute.normalisation=torch"
+        ) from error
 
 
 def can_fuse(x: Tensor, shortcut: Tensor | None) -> bool:
@@ -99,7 +112,7 @@ def can_fuse(x: Tensor, shortcut: Tensor | None) -> bool:
         and x.dtype in _DTYPES
         and x.ndim == 4
         and 0 < x.shape[1] <= _MOST_CHANNELS
-        and x.numel() > 0
+        and x.numel() > x.shape[1]  # of a single value torch says that it has no variance
         and x.is_contiguous(memory_format=torch.channels_last)
         and (
             shortcut is None
@@ -147,7 +160,7 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor:
         channels = x.shape[1]
         y = torch.empty_like(x)
-        kept = torch.empty(4, channels)
+        kept = torch.empty(4, channels, dtype=torch.float32, device=x.device)
         compiled(x.dtype).forward(
             x.data_ptr(),
             None if shortcut is None else shortcut.data_ptr(),
@@ -169,6 +182,7 @@ class _Normalise(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, *rest = ctx.saved_tensors
         after: After = ctx.after
@@ -176,7 +190,7 @@ class _Normalise(torch.autograd.Function):
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
         dshortcut = torch.empty_like(x) if after == "add relu" else dy if after == "relu add" else None
-        dweight, dbias = torch.empty(channels), torch.empty(channels)
+        dweight, dbias = torch.empty(2, channels, dtype=torch.float32, device=x.device)
         compiled(x.dtype).backward(
             dy.data_ptr(),
             x.data_ptr(),

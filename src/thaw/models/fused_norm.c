@@ -88,6 +88,47 @@ static double total_of(const float *sums, size_t channel, size_t channels, size_
 
 static inline float relu(float number) { return number < 0.0f ? 0.0f : number; }
 
+/* Mean and variance of x by channel.
+ *
+ * Squares are of distances from the mean of the first rows, so that a variance that is small beside the mean keeps its
+ * digits, and sums in float32 are short: those of a piece go into totals in float64. */
+static void statistics(const value *restrict x, size_t rows, size_t channels, double *means, double *variances)
+{
+    float sums[MOST], squares[MOST], origin[MOST], by_channel[MOST];
+    const size_t tile = tile_of(channels), piece = tile / channels * 32 * channels;
+    const size_t beginning = rows < 32 ? rows : 32;
+    for (size_t c = 0; c < channels; c++) {
+        double sum = 0.0;
+        for (size_t row = 0; row < beginning; row++) {
+            sum += (double)load(x[row * channels + c]);
+        }
+        by_channel[c] = (float)(sum / (double)beginning);
+        means[c] = 0.0;
+        variances[c] = 0.0;
+    }
+    repeat(origin, by_channel, channels, tile);
+    for (size_t begin = 0; begin < rows * channels; begin += piece) {
+        const value *restrict part = x + begin;
+        const size_t rest = rows * channels - begin, count = rest < piece ? rest : piece;
+        memset(sums, 0, sizeof sums);
+        memset(squares, 0, sizeof squares);
+        EACH({
+            float number = load(part[at]) - origin[i];
+            sums[i] += number;
+            squares[i] += number * number;
+        });
+        for (size_t c = 0; c < channels; c++) {
+            means[c] += total_of(sums, c, channels, tile);
+            variances[c] += total_of(squares, c, channels, tile);
+        }
+    }
+    for (size_t c = 0; c < channels; c++) {
+        double distance = means[c] / (double)rows, variance = variances[c] / (double)rows - distance * distance;
+        means[c] = (double)by_channel[c] + distance;
+        variances[c] = variance < 0.0 ? 0.0 : variance;
+    }
+}
+
 /* y = what comes after (x - mean) / sqrt(variance + epsilon) * weight + bias.
  *
  * mean and variance are those of x by channel, and go into the running ones, the variance as that of a sample. `kept` gets
@@ -96,21 +137,12 @@ void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, 
                        size_t channels, const float *weight, const float *bias, float *running_mean,
                        float *running_variance, float momentum, float epsilon, int after, float *kept)
 {
-    float sums[MOST] = {0.0f}, squares[MOST] = {0.0f}, origin[MOST];
+    double means[MOST], variances[MOST];
+    float factor[MOST], offset[MOST];
     const size_t tile = tile_of(channels), count = rows * channels;
-    /* Counted from the first row, so that a variance that is small beside the mean keeps its digits. */
-    for (size_t i = 0; i < tile; i++) {
-        origin[i] = load(x[i % channels]);
-    }
-    EACH({
-        float number = load(x[at]) - origin[i];
-        sums[i] += number;
-        squares[i] += number * number;
-    });
+    statistics(x, rows, channels, means, variances);
     for (size_t c = 0; c < channels; c++) {
-        double distance = total_of(sums, c, channels, tile) / (double)rows, mean = (double)origin[c] + distance;
-        double variance = total_of(squares, c, channels, tile) / (double)rows - distance * distance;
-        variance = variance < 0.0 ? 0.0 : variance;
+        double mean = means[c], variance = variances[c];
         double inverse = 1.0 / sqrt(variance + (double)epsilon);
         double sample = rows > 1 ? variance * (double)rows / (double)(rows - 1) : variance;
         running_mean[c] += momentum * ((float)mean - running_mean[c]);
@@ -120,8 +152,6 @@ void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, 
         kept[2 * channels + c] = (float)mean;
         kept[3 * channels + c] = (float)inverse;
     }
-
-    float factor[MOST], offset[MOST];
     repeat(factor, kept, channels, tile);
     repeat(offset, kept + channels, channels, tile);
     switch (after) {

@@ -13,13 +13,15 @@ from typing import Literal, Self, TypeVar, get_args
 
 import torch
 
-from thaw.errors import MissingDependencyError, ModelFileError, UsageError
+from thaw.errors import MissingDependencyError, UsageError
 from thaw.models.fused import compiled
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Normalisation = Literal["auto", "fused", "torch"]
+# With more, torch's operations, which use them all, are taken to be faster than C that uses one.
+_FUSED_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class ComputeSettings:
     Attributes:
         precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware multiplies it.
         normalisation: "fused" for normalisation with what comes after it in C that is compiled when training begins,
-            "torch" for torch's operations, or "auto": fused on a CPU where there is a C compiler.
+            "torch" for torch's operations, or "auto": fused where that is faster and there is a C compiler.
     """
 
     precision: Precision = "auto"
@@ -68,19 +70,26 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in _cpu_features() else torch.float32
 
 
-def resolve_normalisation(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+def resolve_normalisation(name: str, device: torch.device, dtype: torch.dtype, *, threads: int) -> bool:
     """Whether normalisation is fused with what comes after it; where it is, the C for maps of `dtype` is compiled here.
 
-    "auto" is no where the C cannot be compiled, and on a GPU, whose own libraries are fast.
+    "auto" is yes on a CPU under Linux, where it was measured, with few threads an operation (the C has one), and where
+    it compiles.
+
+    Args:
+        name: the setting.
+        device: where training computes.
+        dtype: what convolutions compute in.
+        threads: that an operation of torch has.
 
     Raises:
         UsageError: for another name, or for "fused" on a GPU.
-        MissingDependencyError: for "fused" without a C compiler.
-        ModelFileError: for "fused" where the C does not compile.
+        MissingDependencyError: for "fused" without a C compiler that can make it.
     """
     if name not in get_args(Normalisation):
         raise UsageError(f"normalisation {name!r}: expected one of {', '.join(get_args(Normalisation))}")
-    if name == "torch" or (name == "auto" and device.type != "cpu"):
+    pays = device.type == "cpu" and sys.platform.startswith("linux") and threads <= _FUSED_THREADS
+    if name == "torch" or (name == "auto" and not pays):
         return False
     if device.type != "cpu":
         raise UsageError(
@@ -88,7 +97,7 @@ def resolve_normalisation(name: str, device: torch.device, dtype: torch.dtype) -
         )
     try:
         compiled(dtype)
-    except (MissingDependencyError, ModelFileError):
+    except MissingDependencyError:
         if name == "fused":
             raise
         return False
@@ -129,6 +138,10 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+LANES = 2
+"""Branches, or parts of a batch, that are computed at once."""
 
 
 class Lanes:

@@ -125,6 +125,8 @@ class Setting:
         if next(module.buffers(), None) is None:
             return
         module.train()
+        # In float32, which the fused normalisation was perhaps not compiled for.
+        fuse_norms(module, fused=False)
         for _, dropout in dropouts(module):
             dropout.eval()
         source = self._source(self.train, batch_size, AugmentSettings())
@@ -132,6 +134,7 @@ class Setting:
         with torch.no_grad(), contextlib.closing(shuffled) as batches:
             for batch in islice(batches, _STATISTICS_BATCHES):
                 module(batch.views["original"])
+        fuse_norms(module, fused=self.fused)
 
     def _source(
         self, images: ImageSet, batch_size: int, augment: AugmentSettings, views: tuple[View, ...] = ("original",)

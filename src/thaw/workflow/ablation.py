@@ -24,10 +24,10 @@ from thaw.graph.cost import count_cost
 from thaw.graph.lower import lower
 from thaw.training.arms import PLAIN, STUDIES, Arm, ArmTraining, Modules, StudyName, arm_tensors, load_arm
 from thaw.training.checkpoint import read_tensors, write_tensors
-from thaw.training.compute import Lanes, precision_name, resolve_device, resolve_precision
+from thaw.training.compute import LANES, Lanes, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
 from thaw.training.model import network_probabilities
-from thaw.workflow.pipeline import DecodeProgress, training_setting
+from thaw.workflow.pipeline import DecodeProgress, normalisation_of, training_setting
 from thaw.workflow.recipe import Recipe
 from thaw.workflow.run_folder import RunFolder, locked, read_json
 
@@ -87,6 +87,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
     """
     resolve_device(device)
     _check_recipe(recipe, study)
+    normalisation = normalisation_of(recipe, device)
     arms, folder = STUDIES[study], RunFolder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -98,8 +99,14 @@ def ablate(  # noqa: PLR0913 - the options of the command
     with locked(folder):
         for seed in seeds:
             data = prepare(source, recipe.data, seed=seed, data_root=data_root, progress=progress)
-            _check_plan(folder, {"version": ARM_VERSION, "source": source, "recipe": recipe.as_dict()}, data, seed)
-            trained = yield from _train_arms(arms, out, recipe, data, seed, device)
+            plan = {
+                "version": ARM_VERSION,
+                "source": source,
+                "recipe": recipe.as_dict(),
+                "normalisation": normalisation,
+            }
+            _check_plan(folder, plan, data, seed)
+            trained = yield from _train_arms(arms, out, recipe, data, seed, device, normalisation)
             name, test = data.name, data.test.open()
             for arm, modules in trained.items():
                 predicted = network_probabilities(modules, test.images, data.contract).argmax(axis=1)
@@ -114,6 +121,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
             "epochs": sum(recipe.stage_epochs().values()),
             "stages": recipe.stage_epochs(),
             "precision": precision_name(resolve_precision(recipe.compute.precision, resolve_device(device))),
+            "normalisation": normalisation,
             "environment": environment(resolve_device(device).type),
         }
         folder.write_json(out / f"{_FILES[study]}.json", result)
@@ -146,11 +154,18 @@ def _costs(modules: Modules, data: PreparedData) -> dict[str, int]:
 
 
 def _train_arms(
-    arms: Sequence[Arm], out: Path, recipe: Recipe, data: PreparedData, seed: int, device: str
+    arms: Sequence[Arm],
+    out: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    seed: int,
+    device: str,
+    normalisation: str,
 ) -> Generator[ArmEpoch, None, dict[str, Modules]]:
     trained: dict[str, Modules] = {}
-    with Lanes(2, resolve_device(device)) as lanes:
-        training = ArmTraining(recipe.method_settings(), training_setting(data, recipe, seed, device, lanes))
+    with Lanes(LANES, resolve_device(device)) as lanes:
+        setting = training_setting(data, recipe, seed, device, lanes, normalisation=normalisation)
+        training = ArmTraining(recipe.method_settings(), setting)
         for arm in arms:
             path = out / f"seed{seed}-{arm.name}.safetensors"
             if path.is_file():

@@ -35,6 +35,7 @@ from thaw.graph.lower import layer_table
 from thaw.seeds import derive
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import (
+    LANES,
     Lanes,
     normalisation_name,
     precision_name,
@@ -130,11 +131,15 @@ def start_run(
     resolve_device(request.device)
     request, data = prepare_run(request, progress)
     request.recipe.model.build(data.contract.shape, len(data.train.classes))
-    kept = request.as_dict() | {"fingerprint": data.fingerprint, "threads": thread_count()}
+    kept = request.as_dict() | {
+        "fingerprint": data.fingerprint,
+        "threads": thread_count(),
+        "normalisation": normalisation_of(request.recipe, request.device),
+    }
     folder = create(out, f"{data.name}-{request.recipe_name}", overwrite=overwrite)
     with locked(folder):
         folder.begin(kept)
-        yield from _run(folder, request, data)
+        yield from _run(folder, request, data, kept["normalisation"])
 
 
 def resume_run(
@@ -159,32 +164,57 @@ def resume_run(
         request, data = prepare_run(request, progress)
         if data.fingerprint != kept.get("fingerprint"):
             raise RunError(f"the data of {path} have changed since the run began; start a new run with thaw train")
-        # The order in which an operation adds up depends on its number of threads, and with it the last bits.
+        # The order in which an operation adds up depends on its number of threads, and with it the last bits; so they
+        # do on what computes normalisation.
         with threads(kept["threads"]):
-            yield from _run(folder, request, data)
+            yield from _run(folder, request, data, kept.get("normalisation") or normalisation_name(fused=False))
 
 
-def training_setting(data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: Lanes) -> Setting:
-    """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here."""
+def normalisation_of(recipe: Recipe, device: str) -> str:
+    """What normalisation trains by, "fused" or "torch", on the device that "auto", "cpu" or "cuda" means here.
+
+    Raises:
+        UsageError: for "fused" on a GPU.
+        MissingDependencyError: for "fused" without a C compiler.
+    """
     found = resolve_device(device)
-    dtype = resolve_precision(recipe.compute.precision, found)
-    normalised = recipe.method_settings().normalised
+    fused = recipe.method_settings().normalised and resolve_normalisation(
+        recipe.compute.normalisation,
+        found,
+        resolve_precision(recipe.compute.precision, found),
+        threads=max(1, thread_count() // LANES),
+    )
+    return normalisation_name(fused=fused)
+
+
+def training_setting(
+    data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: Lanes, *, normalisation: str
+) -> Setting:
+    """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here.
+
+    `normalisation` is what `normalisation_of` gave when the training began.
+    """
+    found = resolve_device(device)
     return Setting(
         train=data.train,
         validation=data.validation,
         contract=data.contract,
         seed=seed,
         device=found,
-        dtype=dtype,
+        dtype=resolve_precision(recipe.compute.precision, found),
         lanes=lanes,
-        fused=normalised and resolve_normalisation(recipe.compute.normalisation, found, dtype),
+        fused=normalisation == normalisation_name(fused=True),
     )
 
 
-def _run(folder: RunFolder, request: TrainRequest, data: PreparedData) -> Generator[Event, None, None]:
+def _run(
+    folder: RunFolder, request: TrainRequest, data: PreparedData, normalisation: str
+) -> Generator[Event, None, None]:
     started = time.perf_counter()
-    with Lanes(2, resolve_device(request.device)) as lanes:
-        setting = training_setting(data, request.recipe, request.seed, request.device, lanes)
+    with Lanes(LANES, resolve_device(request.device)) as lanes:
+        setting = training_setting(
+            data, request.recipe, request.seed, request.device, lanes, normalisation=normalisation
+        )
         method = Method(request.recipe.method_settings(), setting)
         plan = _plan(request, data)
         earlier_seconds = _restore(folder, method, plan)
@@ -287,8 +317,9 @@ def _int8_header(model: Model, quantised: Quantised) -> GraphHeader:
 
 def quantised(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
     """The int8 graph of a finished run that has none, made as `thaw train` would have made it from the run's data."""
-    with Lanes(2, resolve_device(request.device)) as lanes:
-        setting = training_setting(data, request.recipe, request.seed, request.device, lanes)
+    with Lanes(LANES, resolve_device(request.device)) as lanes:
+        # Of an int8 graph, no step normalises.
+        setting = training_setting(data, request.recipe, request.seed, request.device, lanes, normalisation="torch")
         events = _quantise(request, setting, model)
         while True:
             try:
