@@ -18,8 +18,8 @@ from thaw.errors import ThawError
 from thaw.graph.lower import layer_table
 from thaw.training.compute import LANES, Lanes, keep_freed_memory, resolve_device
 from thaw.training.method import Method
-from thaw.workflow.pipeline import normalisation_of, training_setting
 from thaw.workflow.recipe import load_recipe
+from thaw.workflow.setting import normalisation_of, training_setting
 
 
 def main() -> None:

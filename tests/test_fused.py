@@ -337,7 +337,7 @@ def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
     begun.close()
     # What a machine would choose now does not matter.
     other = kept != "fused"
-    monkeypatch.setattr("thaw.workflow.pipeline.resolve_normalisation", lambda *_, **__: other)
+    monkeypatch.setattr("thaw.workflow.setting.resolve_normalisation", lambda *_, **__: other)
     list(resume_run(tmp_path / "begun"))
     assert metrics(tmp_path / "begun")["normalisation"] == kept
     assert_same_run(tmp_path / "begun", tmp_path / "whole")

@@ -27,9 +27,10 @@ from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import LANES, Lanes, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
 from thaw.training.model import network_probabilities
-from thaw.workflow.pipeline import DecodeProgress, normalisation_of, training_setting
+from thaw.workflow.pipeline import DecodeProgress
 from thaw.workflow.recipe import Recipe
 from thaw.workflow.run_folder import RunFolder, locked, read_json
+from thaw.workflow.setting import normalisation_of, training_setting
 
 ARM_VERSION = 1
 

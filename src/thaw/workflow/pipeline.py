@@ -40,8 +40,6 @@ from thaw.training.compute import (
     normalisation_name,
     precision_name,
     resolve_device,
-    resolve_normalisation,
-    resolve_precision,
     thread_count,
     threads,
 )
@@ -49,11 +47,11 @@ from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, Setting
 from thaw.training.model import Model, network_probabilities
 from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
-from thaw.workflow.recipe import Recipe
 from thaw.workflow.report import ReportPictures, write_report
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.resolve import prepare_run
 from thaw.workflow.run_folder import RunFolder, create, locked, open_for_resume, read_json
+from thaw.workflow.setting import normalisation_of, training_setting
 
 CHECKPOINT_VERSION = 1
 MODEL_DIGEST = "model"
@@ -168,43 +166,6 @@ def resume_run(
         # do on what computes normalisation.
         with threads(kept["threads"]):
             yield from _run(folder, request, data, kept.get("normalisation") or normalisation_name(fused=False))
-
-
-def normalisation_of(recipe: Recipe, device: str) -> str:
-    """What normalisation trains by, "fused" or "torch", on the device that "auto", "cpu" or "cuda" means here.
-
-    Raises:
-        UsageError: for "fused" on a GPU.
-        MissingDependencyError: for "fused" without a C compiler.
-    """
-    found = resolve_device(device)
-    fused = recipe.method_settings().normalised and resolve_normalisation(
-        recipe.compute.normalisation,
-        found,
-        resolve_precision(recipe.compute.precision, found),
-        threads=max(1, thread_count() // LANES),
-    )
-    return normalisation_name(fused=fused)
-
-
-def training_setting(
-    data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: Lanes, *, normalisation: str
-) -> Setting:
-    """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here.
-
-    `normalisation` is what `normalisation_of` gave when the training began.
-    """
-    found = resolve_device(device)
-    return Setting(
-        train=data.train,
-        validation=data.validation,
-        contract=data.contract,
-        seed=seed,
-        device=found,
-        dtype=resolve_precision(recipe.compute.precision, found),
-        lanes=lanes,
-        fused=normalisation == normalisation_name(fused=True),
-    )
 
 
 def _run(
