@@ -182,6 +182,7 @@ def run_of(
         "command": "thaw train digits --recipe paper --seed 1 --folds 5",
         "device": "cpu",
         "precision": "float32",
+        "normalisation": "torch",
         "seconds": 61.5,
         "environment": environment("cpu"),
         "files": {"recipe": "recipe.toml"},
