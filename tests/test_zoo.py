@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from command_line import TINY_OVERRIDES, error_of
 from PIL import Image
+from web_samples import needs_vendor
 
 import thaw as library
 from thaw.errors import ModelFileError, RunError, UsageError
@@ -23,6 +24,7 @@ from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.training import zoo_file
 from thaw.training.zoo_file import ZOO_PREFIX, zoo_folder, zoo_folders
 from thaw.workflow.benchmark import bench
+from thaw.workflow.demo import demo_files
 from thaw.workflow.deploy import TrainedRun
 from thaw.workflow.export_folder import TARGETS, read_target
 from thaw.workflow.recipe import recipe_names
@@ -334,3 +336,16 @@ def test_a_shipped_model_is_as_accurate_as_its_card_says(name, data_root):
     graph = opened.graph("int8")
     scores = run_referee(graph, np.ascontiguousarray(test.images))[graph.outputs[-1]]
     assert int((scores.argmax(axis=1) == test.labels).sum()) == card.int8.hits
+
+
+@needs_vendor
+def test_a_model_of_the_zoo_has_its_page(zoo):
+    files = demo_files(TrainedRun.open("zoo:tiny-digits"))
+    assert sorted(json.loads(files["model.json"])["models"]) == ["float", "int8"]
+
+
+def test_runs_that_were_computed_by_another_are_not_averaged(runs, tmp_path):
+    copies = [Path(shutil.copytree(run, tmp_path / run.name)) for run in runs]
+    edit(copies[0] / "metrics.json", normalisation="fused")
+    with pytest.raises(RunError, match="normalisation fused, and"):
+        add_model("x", copies, out=tmp_path / "zoo")

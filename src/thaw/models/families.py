@@ -104,6 +104,9 @@ class PaperSpec:
 class _BlockSpec(ABC):
     """What families have in common whose stages are so many blocks of a width.
 
+    Widths are searched in steps of 4, four int8 weights being what a small device loads at once; steps of 16, which
+    vector units like, are too coarse for ten thousand parameters.
+
     Attributes:
         widths: channels of each stage; the first is also the stem's.
         blocks: blocks of each stage, at least `least_blocks`.

@@ -49,6 +49,11 @@ class _Finished:
         return self.opened.request.recipe
 
     @property
+    def normalisation(self) -> str:
+        # What metrics.json did not say, before there was another.
+        return str(self.metrics.get("normalisation", "torch"))
+
+    @property
     def result(self) -> SeedResult:
         return SeedResult(
             seed=self.metrics["seed"],
@@ -116,6 +121,11 @@ def _check_same(runs: Sequence[_Finished]) -> None:
                 f"the recipes of {first.folder.path} and {other.folder.path} differ in their settings\n"
                 "give runs that differ in nothing but their seed"
             )
+        if other.normalisation != first.normalisation:
+            raise RunError(
+                f"{first.folder.path} was trained with normalisation {first.normalisation}, and {other.folder.path} "
+                f"with {other.normalisation}\ngive runs that differ in nothing but their seed"
+            )
         if other.metrics["data"]["fingerprint"] != first.metrics["data"]["fingerprint"]:
             raise RunError(
                 f"{first.folder.path} and {other.folder.path} were trained on different data\n"
@@ -173,6 +183,7 @@ def _card(name: str, best: _Finished, results: Sequence[SeedResult]) -> ZooCard:
         fingerprint=metrics["data"]["fingerprint"],
         device=metrics["device"],
         precision=metrics["precision"],
+        normalisation=best.normalisation,
         seconds=round(metrics["seconds"], 1),
         environment=metrics["environment"],
     )
@@ -209,10 +220,17 @@ def describe(card: ZooCard) -> list[tuple[str, str]]:
         ("int8 constants", f"{card.flash_bytes:,} bytes in the C{litert}"),
         ("int8 RAM", f"{card.ram_bytes:,} bytes: arena and stack"),
         ("made by", card.command),
-        ("trained on", f"{machine['cpu']}, {card.device}, {card.precision}, in {card.seconds:,.0f} s"),
+        (
+            "trained on",
+            f"{machine['cpu']}, {card.device}, {card.precision}, {_normalised(card)}, in {card.seconds:,.0f} s",
+        ),
         ("with", f"thaw {machine['thaw']}, Python {machine['python']}, torch {machine['torch']}; {machine['os']}"),
         ("data fingerprint", card.fingerprint),
     ]
+
+
+def _normalised(card: ZooCard) -> str:
+    return "normalisation fused" if card.normalisation == "fused" else f"normalisation by {card.normalisation}"
 
 
 def interval_half(card: ZooCard) -> str:

@@ -102,6 +102,7 @@ class ZooCard:
         fingerprint: of the data.
         device: what it was trained on, "cpu" or "cuda".
         precision: of the convolutions in training.
+        normalisation: what computed it in training, "fused" or "torch".
         seconds: of this model's training.
         environment: versions and hardware, as `thaw.evidence.environment.environment`.
     """
@@ -127,6 +128,7 @@ class ZooCard:
     fingerprint: str
     device: str
     precision: str
+    normalisation: str
     seconds: float
     environment: Mapping[str, Any]
 
@@ -155,6 +157,7 @@ class ZooCard:
             "fingerprint": self.fingerprint,
             "device": self.device,
             "precision": self.precision,
+            "normalisation": self.normalisation,
             "seconds": self.seconds,
             "environment": dict(self.environment),
         }
