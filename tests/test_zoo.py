@@ -340,7 +340,7 @@ def test_a_shipped_model_is_as_accurate_as_its_card_says(name, data_root):
 
 @needs_vendor
 def test_a_model_of_the_zoo_has_its_page(zoo):
-    files = demo_files(TrainedRun.open("zoo:tiny-digits"))
+    files = demo_files(TrainedRun.open(Path("zoo:tiny-digits")))
     assert sorted(json.loads(files["model.json"])["models"]) == ["float", "int8"]
 
 
