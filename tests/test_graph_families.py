@@ -16,6 +16,7 @@ from export_samples import card_of
 from family_samples import CLASSES, SHAPES, SPECS, as_batch, family_graph, family_module, randomise
 from graph_samples import random_images
 
+from thaw.errors import UsageError
 from thaw.evidence.emulate import emulate, missing_tools
 from thaw.evidence.run_c import HostCRunner
 from thaw.export.to_c import export_c
@@ -24,9 +25,10 @@ from thaw.graph.cost import count_cost
 from thaw.graph.interpret import run, trace
 from thaw.graph.lower import layer_table, lower
 from thaw.graph.operation import Weighted
+from thaw.graph.ops import AveragePool2d, MaxPool2d
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.graph.trainable import TrainableGraph
-from thaw.models.blocks import learned_parameters
+from thaw.models.blocks import Halve, learned_parameters
 from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
 from thaw.models.fusion import FusionSpec, build_unified
 
@@ -301,3 +303,18 @@ def test_shared_weights_train_with_the_gradients_of_the_float_network():
 
 def test_every_family_is_here():
     assert {type(spec) for spec in SPECS.values()} == {PaperSpec, ResidualSpec, LoopedSpec, SeparableSpec}
+
+
+def test_stages_pool_as_their_spec_says():
+    x = torch.tensor([[[[1.0, 2.0, 9.0], [3.0, 6.0, 9.0]]]])
+    assert Halve("max")(x).tolist() == [[[[6.0]]]]
+    assert Halve("average")(x).tolist() == [[[[3.0]]]]
+    for family in ("residual", "looped, one convolution", "separable"):
+        spec, shape = SPECS[family], (16, 16, 1)
+        for pooling, kind in (("max", MaxPool2d), ("average", AveragePool2d)):
+            module = replace(spec, pooling=pooling).build(shape, CLASSES)
+            graph = lower(module, shape=shape, mean=(0.5,), std=(0.25,), classes=CLASSES)
+            halvings = [type(op) for op in graph.ops if getattr(op, "stride", None) == (2, 2)]
+            assert halvings == [kind] * (len(spec.widths) - 1), (family, pooling)
+        with pytest.raises(UsageError, match=r"model\.pooling 'mean': expected"):
+            replace(spec, pooling="mean")

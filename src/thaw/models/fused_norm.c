@@ -222,7 +222,8 @@ static inline __attribute__((always_inline)) void backward(
 }
 
 /* The gradients of what `thaw_norm_forward` did with x and gave as y and `kept`. Where ADD_RELU came after, dshortcut gets
- * the shortcut's gradient; where RELU_ADD did, that is dy itself, and dshortcut is not written. */
+ * the shortcut's gradient; where RELU_ADD did, that is dy itself, and dshortcut is not written. y decides only after
+ * ADD_RELU, and else may be any map of that size, such as x. */
 void thaw_norm_backward(const value *restrict dy, const value *restrict x, const value *restrict y, value *restrict dx,
                         value *restrict dshortcut, size_t rows, size_t channels, int after, const float *kept,
                         float *dweight, float *dbias)
