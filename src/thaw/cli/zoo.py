@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from thaw.cli.columns import columns, printable
+from thaw.quoting import shown
 
 REPRODUCTION = Path("docs/results/reproduce.json")
 
@@ -73,7 +74,7 @@ def show(
 
     folder = zoo_folder(ZOO_PREFIX + name.removeprefix(ZOO_PREFIX))
     if folder is None:
-        raise UsageError(f"{name!r} is no name of a model")
+        raise UsageError(f"{shown(name)} is no name of a model")
     card = read_card(folder)
     if as_json or context.obj:
         print_json(card.as_dict())

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, Entries, Source, Split, encode_labels
 from thaw.errors import DataError
+from thaw.quoting import shown
 
 _EXPECTED = (
     'expected (images, labels) or {"train": (images, labels), "test": ...} with images uint8 [N, H, W] or [N, H, W, C]'
@@ -34,7 +35,7 @@ def array_source(data: Mapping[str, Any] | Sequence[Any]) -> Source:
     for key, pair in parts.items():
         split = SPLIT_NAMES.get(str(key).lower())
         if split is None or split in pairs:
-            raise DataError(f"split {key!r}: expected each of train, validation and test at most once")
+            raise DataError(f"split {shown(key)}: expected each of train, validation and test at most once")
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise DataError(f"the {split} split is {type(pair).__name__}: {_EXPECTED}")
         pairs[split] = (_images(pair[0], split), _labels(pair[1], split))
@@ -70,10 +71,10 @@ def _class_names(value: Any) -> list[str] | None:
         return None
     names = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes) else None
     if names is None or not all(isinstance(name, str | int | np.integer) for name in names):
-        raise DataError(f"classes {value!r}: expected a list of different names")
+        raise DataError(f"classes {shown(value)}: expected a list of different names")
     texts = [str(name) for name in names]
     if len(set(texts)) < len(texts):
-        raise DataError(f"classes {value!r}: expected a list of different names")
+        raise DataError(f"classes {shown(value)}: expected a list of different names")
     return texts
 
 
@@ -119,7 +120,7 @@ def _labels(value: Any, split: Split) -> list[object]:
     values = [label.item() if isinstance(label, np.generic) else label for label in labels.tolist()]
     odd = next((v for v in values if v is not None and not isinstance(v, int | str)), None)
     if odd is not None:
-        raise DataError(f"the {split} labels hold {odd!r}: expected whole numbers from 0, or texts")
+        raise DataError(f"the {split} labels hold {shown(odd)}: expected whole numbers from 0, or texts")
     return values
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thaw.data.policy import apply_policy
 from thaw.errors import UsageError
+from thaw.quoting import shown
 
 Fill = Literal["zeros", "border", "reflection"]
 Policy = Literal["none", "trivial"]
@@ -75,10 +76,10 @@ class AugmentSettings:
             if not 0.0 <= value <= limit:
                 raise UsageError(f"augment.{name} {value}: expected a number from 0 to {limit:g}")
         if not isinstance(self.flip, bool):
-            raise UsageError(f"augment.flip {self.flip!r}: expected true or false")
+            raise UsageError(f"augment.flip {shown(self.flip)}: expected true or false")
         for name, choices in {"fill": get_args(Fill), "policy": get_args(Policy)}.items():
             if getattr(self, name) not in choices:
-                raise UsageError(f"augment.{name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
+                raise UsageError(f"augment.{name} {shown(getattr(self, name))}: expected one of {', '.join(choices)}")
 
 
 def affine_matrices(settings: AugmentSettings, count: int, aspect: float, generator: torch.Generator) -> Tensor:

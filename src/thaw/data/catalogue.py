@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.problems import Problem, escape_controls
+from thaw.data.problems import Problem
+from thaw.quoting import encodable, printable, shown
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -105,17 +106,9 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
-def printable(name: str) -> str:
-    """A file's name as text that can be encoded: bytes that are not UTF-8 are shown in hexadecimal."""
-    try:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def source_name(text: str) -> str:
     """What a source is called, in one printable line that is never empty."""
-    return escape_controls(printable(text)) or "data"
+    return printable(text) or "data"
 
 
 def slug(text: str) -> str:
@@ -143,7 +136,7 @@ def encode_labels(
     values, unlabelled = _without_unlabelled(values)
     numeric = not any(isinstance(value, str) for column in values.values() for value in set(column))
     if declared is not None:
-        classes = tuple(printable(str(name)) for name in declared)
+        classes = tuple(encodable(str(name)) for name in declared)
         known: dict[object, int] = {str(name): index for index, name in enumerate(declared)}
         if numeric:
             known = {index: index for index in range(len(classes))}
@@ -151,7 +144,7 @@ def encode_labels(
         found = {value for column in values.values() for value in column if _is_label(value)}
         # Truth values are numbers too; text sorts by natural_key, in which digits count as numbers.
         ordered = sorted(found, key=lambda value: natural_key(str(int(value) if isinstance(value, bool) else value)))
-        classes = tuple(printable(str(value)) for value in ordered)
+        classes = tuple(encodable(str(value)) for value in ordered)
         known = {value: index for index, value in enumerate(ordered)}
     labels = {
         split: np.fromiter((known.get(value, NO_LABEL) for value in column), dtype=np.int64, count=len(column))
@@ -164,7 +157,7 @@ def encode_labels(
             if value is None or value == "":
                 missing.append(name)
             else:
-                outside.append(f"{name} has {value!r}")
+                outside.append(f"{name} has {shown(value)}")
     problems = list(unlabelled)
     if missing:
         problems.append(Problem("label", "error", f"{_count(len(missing), 'image')} without a label", tuple(missing)))

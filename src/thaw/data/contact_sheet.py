@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from thaw.data.images import ImageSet
+from thaw.quoting import clipped, printable
 
 _TILE = 72
 _GAP = 6
@@ -52,6 +53,5 @@ def draw_sheet(images: ImageSet, per_class: int) -> Image.Image:
 
 def _label(name: str, count: int) -> str:
     """The class name in one line; control characters would break it."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in name)
-    text = text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"
+    text = clipped(printable(name), _LONGEST_LABEL)
     return text if count else f"{text} (no image)"

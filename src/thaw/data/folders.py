@@ -19,12 +19,12 @@ from thaw.data.catalogue import (
     Source,
     Split,
     natural_key,
-    printable,
     source_name,
 )
 from thaw.data.decode import SUFFIXES, looks_like_image
-from thaw.data.problems import Problem, escape_controls
+from thaw.data.problems import Problem
 from thaw.errors import DataError
+from thaw.quoting import encodable, printable
 
 _FILES_A_BATCH = 32
 
@@ -149,11 +149,11 @@ def _count(paths: Sequence[str]) -> str:
 
 
 def _printable(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(printable(path) for path in paths)
+    return tuple(map(encodable, paths))
 
 
 def _shown(path: Path) -> str:
-    return escape_controls(printable(str(path)))
+    return printable(str(path))
 
 
 def path_batches(root: Path, paths: Sequence[str]) -> Iterator[Sequence[Payload]]:
@@ -209,7 +209,7 @@ def _layout(images: Iterable[str], folders: Sequence[str]) -> _Layout:
     for folder in named:
         split = SPLIT_NAMES[folder.lower()]
         if split in splits.values():
-            raise DataError(f"two folders for the {split} split, {folder!r} among them: expected one")
+            raise DataError(f"two folders for the {split} split, {shown(folder)} among them: expected one")
         splits[folder] = split
     return _sort_in((path for path in images if path.split("/")[0] not in unused), shown, dict(splits), problems)
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import DataError, UsageError
+from thaw.quoting import shown
 
 Fit = Literal["stretch", "crop"]
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -43,7 +44,7 @@ class InputContract:
         if self.channels not in (1, 3):
             raise UsageError(f"input with {self.channels} channels: expected 1 (grey) or 3 (red, green, blue)")
         if self.fit not in FITS:
-            raise UsageError(f"fit {self.fit!r}: expected one of {', '.join(FITS)}")
+            raise UsageError(f"fit {shown(self.fit)}: expected one of {', '.join(FITS)}")
         object.__setattr__(self, "mean", tuple(self.mean) or (0.0,) * self.channels)
         object.__setattr__(self, "std", tuple(self.std) or (1.0,) * self.channels)
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
@@ -75,7 +76,7 @@ class InputContract:
             values = dict(data)
             return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         except (TypeError, KeyError, ValueError) as error:
-            raise UsageError(f"input contract {dict(data)!r} is not one: {error}") from None
+            raise UsageError(f"input contract {shown(dict(data))} is not one: {error}") from None
 
 
 def are_signs(classes: Sequence[str]) -> bool:
@@ -91,7 +92,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     """
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) != 3 or not all(_is_whole_number(part.strip()) for part in parts):
-        raise UsageError(f"input {text!r}: expected HEIGHTxWIDTHxCHANNELS, such as 28x28x1 or 32x32x3")
+        raise UsageError(f"input {shown(text)}: expected HEIGHTxWIDTHxCHANNELS, such as 28x28x1 or 32x32x3")
     height, width, channels = (int(part) for part in parts)
     return (height, width, channels)
 

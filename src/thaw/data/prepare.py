@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.cache import cache_root, take_rows
-from thaw.data.catalogue import SPLITS, Split, printable
+from thaw.data.catalogue import SPLITS, Split
 from thaw.data.checks import LEFT_OUT_KINDS, as_skippable, find_problems, fold_problems, unusable_images
 from thaw.data.chunks import Target
 from thaw.data.decode import RULES
@@ -27,6 +27,7 @@ from thaw.data.splits import Rows, cut_off, identical_groups
 from thaw.data.store import Store
 from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
 from thaw.errors import DataError, UsageError
+from thaw.quoting import encodable, listed, shown
 
 _FROM_SOURCE: Mapping[str, Any] = {"origin": "source", "fraction": None, "seed": None}
 
@@ -123,7 +124,7 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
     """
     for what, value in (("seed", seed), ("folds", folds)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UsageError(f"{what} {value!r}: expected a whole number")
+            raise UsageError(f"{what} {shown(value)}: expected a whole number")
     if folds < 0:
         raise UsageError(f"folds {folds}: expected at least 2, or 0 for none")
     opened = open_source(source, settings, data_root=data_root)
@@ -291,7 +292,7 @@ def load_images(
         DataError: for a path that does not exist, a broken image, or no image at all.
     """
     files, found = _list_images(paths)
-    names = [printable(file) for file in files]
+    names = [encodable(file) for file in files]
     problems = [problem for problem in found if problem.kind not in LEFT_OUT_KINDS]
     problems += as_skippable((problem for problem in found if problem.kind in LEFT_OUT_KINDS), skip_broken=skip_broken)
     target = Target(height=contract.height, width=contract.width, channels=contract.channels, fit=contract.fit)
@@ -313,8 +314,7 @@ def load_images(
     problems += [Problem(rule, "note", RULES[rule], tuple(told)) for rule, told in rules.items()]
     raise_errors("images", problems)
     if not kept:
-        given = ", ".join(printable(str(path)) for path in paths)
-        raise DataError(f"no image in {given or 'nothing'}: expected image files or folders")
+        raise DataError(f"no image in {listed(paths) or 'nothing'}: expected image files or folders")
     return np.concatenate(parts), kept, tuple(problems)
 
 

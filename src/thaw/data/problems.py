@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from thaw.errors import DataError
+from thaw.quoting import clipped, printable
 
 Severity = Literal["error", "warning", "note"]
 
 _NAMES_SHOWN = 5
-
-# Control characters, line and paragraph separators, marks that turn the direction of writing, and lone surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def escape_controls(text: str) -> str:
-    """Text that a terminal only shows: control characters as Python writes them in a literal."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
@@ -41,10 +33,10 @@ class Problem:
     def __str__(self) -> str:
         """One line, safe for a terminal whatever the files are called."""
         if not self.names:
-            return escape_controls(self.message)
-        shown = ", ".join(self.names[:_NAMES_SHOWN])
+            return printable(self.message)
+        shown = ", ".join(map(clipped, self.names[:_NAMES_SHOWN]))
         rest = len(self.names) - _NAMES_SHOWN
-        return escape_controls(f"{self.message}: {shown}") + (f" and {rest} more" if rest > 0 else "")
+        return printable(f"{self.message}: {shown}") + (f" and {rest} more" if rest > 0 else "")
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form that `from_dict` takes back."""
@@ -62,7 +54,7 @@ def raise_errors(name: str, problems: Iterable[Problem]) -> None:
     Raises:
         DataError: one line a problem; a single problem makes a single line.
     """
-    name = escape_controls(name)
+    name = clipped(printable(name))
     errors = [str(problem) for problem in problems if problem.severity == "error"]
     if len(errors) == 1:
         raise DataError(f"{name}: {errors[0]}")

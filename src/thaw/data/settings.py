@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from thaw.data.images import FITS, Fit, InputContract, parse_shape
 from thaw.errors import UsageError
+from thaw.quoting import shown
 
 Normalise = Literal["unit", "standard"]
 NORMALISATIONS: tuple[Normalise, ...] = get_args(Normalise)
@@ -43,20 +44,20 @@ class DataSettings:
     def __post_init__(self) -> None:
         for name in ("input", "fit", "normalise", "image_column", "label_column"):
             if not isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} is {getattr(self, name)!r}: expected text")
+                raise UsageError(f"{name} is {shown(getattr(self, name))}: expected text")
         if self.fit not in FITS:
-            raise UsageError(f"fit {self.fit!r}: expected one of {', '.join(FITS)}")
+            raise UsageError(f"fit {shown(self.fit)}: expected one of {', '.join(FITS)}")
         if self.normalise not in NORMALISATIONS:
-            raise UsageError(f"normalise {self.normalise!r}: expected one of {', '.join(NORMALISATIONS)}")
+            raise UsageError(f"normalise {shown(self.normalise)}: expected one of {', '.join(NORMALISATIONS)}")
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_FRACTION:
-                raise UsageError(f"{name} {value!r}: expected a number above 0 and at most {_LARGEST_FRACTION}")
+                raise UsageError(f"{name} {shown(value)}: expected a number above 0 and at most {_LARGEST_FRACTION}")
         if self.input != "auto":
             height, width, channels = parse_input(self.input)
             InputContract(height=height, width=width, channels=channels or 1)
         if self.image_column and self.image_column == self.label_column:
-            raise UsageError(f"image_column and label_column are both {self.image_column!r}: expected two columns")
+            raise UsageError(f"image_column and label_column are both {shown(self.image_column)}: expected two columns")
 
 
 def parse_input(text: str) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
 from thaw.data.tables import hub_source, parquet_files, parquet_source
 from thaw.errors import DataError, UsageError
+from thaw.quoting import PATH_LENGTH, shown
 
 SourceLike = str | Path | Sequence[Any] | Mapping[str, Any]
 """A name, path or Hub id; or arrays: (images, labels), or a mapping of splits to such pairs."""
@@ -44,7 +45,7 @@ def open_source(source: SourceLike, settings: DataSettings, *, data_root: str | 
         UsageError: when the source is empty, or `data_root` is no folder.
     """
     if data_root is not None and not isinstance(data_root, str | os.PathLike):
-        raise UsageError(f"data root {data_root!r}: expected the path of a folder")
+        raise UsageError(f"data root {shown(data_root)}: expected the path of a folder")
     if not isinstance(source, str | Path):
         return array_source(source)
     text = str(source)
@@ -58,21 +59,23 @@ def open_source(source: SourceLike, settings: DataSettings, *, data_root: str | 
         is_folder, is_file = path.is_dir(), path.is_file()
     # A path may be too long, hold a zero byte, lie in a folder that is closed, or name a user that is unknown.
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{text[:200]!r} is no path that can be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{shown(text, PATH_LENGTH)} is no path that can be read: {reason}") from None
     if is_folder:
         return _directory_source(path, settings)
     if is_file:
         return _file_source(path, settings)
     if isinstance(source, str) and _can_be_hub_id(text):
         return hub_source(text, settings)
-    raise DataError(f"{text!r} is neither a path nor a known data set{_suggestion(path)}\nKnown: {', '.join(NAMES)}.")
+    told = f"{shown(text, PATH_LENGTH)} is neither a path nor a known data set{_suggestion(path)}"
+    raise DataError(f"{told}\nKnown: {', '.join(NAMES)}.")
 
 
 def _with_note(source: Source, name: str) -> Source:
     """Tells a folder of the same name that it was not meant."""
     if not Path(name).is_dir():
         return source
-    message = f"{name!r} names the known data set; write ./{name} for the folder of that name"
+    message = f"{shown(name)} names the known data set; write ./{name} for the folder of that name"
     return replace(source, problems=(Problem("name", "note", message),))
 
 
@@ -100,7 +103,8 @@ def _named_source(name: str, settings: DataSettings, data_root: str | Path | Non
     root = data_root if data_root is not None else os.environ.get("THAW_DATA", "")
     if root:
         if not Path(root).expanduser().is_dir():
-            raise UsageError(f"{'--data-root' if data_root is not None else 'THAW_DATA'} {str(root)!r} is not a folder")
+            origin = "--data-root" if data_root is not None else "THAW_DATA"
+            raise UsageError(f"{origin} {shown(str(root), PATH_LENGTH)} is not a folder")
         folder = Path(root).expanduser() / name
         if folder.is_dir() and parquet_files(folder):
             return parquet_source(folder, settings, name)

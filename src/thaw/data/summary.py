@@ -15,12 +15,13 @@ from thaw.data.checks import find_problems
 from thaw.data.contact_sheet import draw_sheet
 from thaw.data.images import ImageSet, InputContract
 from thaw.data.ingest import Progress, read_store
-from thaw.data.problems import Problem, escape_controls
+from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
 from thaw.data.store import Store
 from thaw.errors import RunError, UsageError
 from thaw.files import write_atomically
+from thaw.quoting import printable
 
 _PREVIEW_IMAGES = 10
 
@@ -71,7 +72,7 @@ class SourceSummary:
     def describe(self) -> str:
         """The same in lines of text for people; control characters in names are escaped."""
         found = f"{self.count:,} images of {len(self.classes)} classes; input {self.input} ({self.input.fit})"
-        lines = [f"{escape_controls(self.name)}: {found}"]
+        lines = [f"{printable(self.name)}: {found}"]
         lines += [f"  {split}: {sum(counts.values()):,} images" for split, counts in self.counts.items()]
         low, middle, high = (f"{h:g}x{w:g}" for h, w in zip(self.heights, self.widths, strict=True))
         one = (
@@ -82,7 +83,7 @@ class SourceSummary:
         modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(self.modes.items()))
         lines.append(f"  height x width: {one}; pixels: {modes or 'none'}; grey by content: {self.grey_images:,}")
         lines.append(f"  balance: the largest class has {self.balance:.2f} times the images of the smallest")
-        shown = {name: escape_controls(name) for name in self.classes}
+        shown = {name: printable(name) for name in self.classes}
         widest = max((len(text) for text in shown.values()), default=0)
         for name in self.classes:
             numbers = ", ".join(f"{split} {counts[name]:,}" for split, counts in self.counts.items())

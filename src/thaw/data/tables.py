@@ -27,12 +27,12 @@ from thaw.data.catalogue import (
     Source,
     Split,
     encode_labels,
-    printable,
     source_name,
 )
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
 from thaw.errors import DataError
+from thaw.quoting import encodable, listed, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -174,7 +174,7 @@ def _read_parquet(root: Path, files: Sequence[Path], settings: DataSettings) -> 
     if not members or root.is_file():
         members, unknown = {"train": list(files)}, []
     if unknown:
-        names = tuple(printable(str(file.relative_to(root))) for file in unknown)
+        names = tuple(encodable(str(file.relative_to(root))) for file in unknown)
         problems.append(Problem("unused", "warning", "parquet files whose names tell no split are not used", names))
     tables: dict[Split, _Table] = {}
     for split in (split for split in SPLITS if split in members):
@@ -185,7 +185,8 @@ def _read_parquet(root: Path, files: Sequence[Path], settings: DataSettings) -> 
         tables[split] = _ParquetTable(members[split], schemas[0])
         for file, schema in zip(members[split], schemas, strict=True):
             if schema.names != schemas[0].names:
-                raise DataError(f"{file} has columns {schema.names}, {members[split][0].name} has {schemas[0].names}")
+                first = f"{members[split][0].name} has {listed(schemas[0].names)}"
+                raise DataError(f"{file} has columns {listed(schema.names)}, {first}")
     return _catalogue(str(root), tables, settings, problems)
 
 
@@ -208,12 +209,15 @@ def _catalogue(
     for split, table in tables.items():
         for column in (image, label):
             if column not in table.schema.names:
-                raise DataError(f"{where}: the {split} split has no column {column!r}, only {table.schema.names}")
+                only = listed(table.schema.names)
+                raise DataError(f"{where}: the {split} split has no column {shown(column)}, only {only}")
     values = {split: table.column(label) for split, table in tables.items()}
     names = {split: [f"{split}[{row}]" for row in range(len(column))] for split, column in values.items()}
     odd = next((v for c in values.values() for v in c if v is not None and not isinstance(v, int | str)), None)
     if odd is not None:
-        raise DataError(f"{where}: column {label!r} holds {odd!r}: expected whole numbers or texts as classes")
+        raise DataError(
+            f"{where}: column {shown(label)} holds {shown(odd)}: expected whole numbers or texts as classes"
+        )
     declared = features.get(label, {}).get("names")
     encoded = _without_unused(encode_labels(values, names, declared if isinstance(declared, list) else None))
     splits = {
@@ -252,7 +256,9 @@ def _payloads(table: _Table, column: str, where: str) -> Iterator[Sequence[Paylo
                 found = _file_named(found, folder, where)
             elif found is not None and not isinstance(found, bytes):
                 kind = type(found).__name__
-                raise DataError(f"{where}: column {column!r} holds {kind}: expected encoded images (bytes) or paths")
+                raise DataError(
+                    f"{where}: column {shown(column)} holds {kind}: expected encoded images (bytes) or paths"
+                )
             rows.append(found)
         yield rows
 
@@ -273,7 +279,7 @@ def _file_named(path: str, folder: Path | None, where: str) -> str:
         real = named.resolve()
         if any(real.is_relative_to(Path(cache).resolve()) for cache in caches):
             return str(real)
-    raise DataError(f"{where}: a row names the file {path!r}, which is no part of the data set: it is not opened")
+    raise DataError(f"{where}: a row names the file {shown(path)}, which is no part of the data set: it is not opened")
 
 
 def _hub_cache() -> str:
@@ -327,14 +333,14 @@ def _label_columns(schema: pa.Schema, features: Mapping[str, Mapping[str, Any]],
 def _choose(what: str, wanted: str, candidates: Sequence[str], schema: pa.Schema, where: str) -> str:
     if wanted:
         if wanted not in schema.names:
-            raise DataError(f"{where} has no column {wanted!r}: {what}_column must be one of {', '.join(schema.names)}")
+            raise DataError(
+                f"{where} has no column {shown(wanted)}: {what}_column must be one of {listed(schema.names)}"
+            )
         return wanted
     if not candidates:
-        raise DataError(
-            f"{where} has no {what} column among {', '.join(schema.names)}: name one with data.{what}_column"
-        )
+        raise DataError(f"{where} has no {what} column among {listed(schema.names)}: name one with data.{what}_column")
     if len(candidates) > 1:
-        raise DataError(f"{where} has several {what} columns: choose data.{what}_column from {', '.join(candidates)}")
+        raise DataError(f"{where} has several {what} columns: choose data.{what}_column from {listed(candidates)}")
     return candidates[0]
 
 
@@ -361,7 +367,9 @@ def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalogue:
         else:
             tables[split] = _HubTable(rows, rows.features.arrow_schema, hub_id)
     if not tables:
-        raise DataError(f"{hub_id} has the splits {', '.join(unused)}: expected train, validation or test among them")
+        raise DataError(
+            f"{shown(hub_id)} has the splits {listed(unused)}: expected train, validation or test among them"
+        )
     message = "splits other than train, validation and test are not used"
     problems = [Problem("unused", "warning", message, tuple(unused))] if unused else []
     return _catalogue(hub_id, {split: tables[split] for split in SPLITS if split in tables}, settings, problems)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
 from thaw.evidence.run_c import STRICT_FLAGS
 from thaw.host_c import compile_c
+from thaw.quoting import shown
 
 PREFIX = "arm-none-eabi-"
 _QEMU = "qemu-system-arm"
@@ -124,7 +125,7 @@ def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: s
         ModelFileError: when the C does not compile, or the firmware fails.
     """
     if target not in TARGETS:
-        raise UsageError(f"there is no target {target!r}: expected one of {', '.join(TARGETS)}")
+        raise UsageError(f"there is no target {shown(target)}: expected one of {', '.join(TARGETS)}")
     if not len(images):
         raise UsageError("the emulation needs at least one image")
     missing = missing_tools()

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import UsageError
+from thaw.quoting import shown
 
 BATCH_WARMUP = 2
 BATCH_REPEATS = 10
@@ -144,7 +145,7 @@ def measure_alternately(
     if rounds < 1 or repeats < 1 or warmup < 0:
         raise UsageError(f"rounds={rounds}, repeats={repeats}, warmup={warmup}: expected at least 1, 1 and 0")
     if base is not None and base not in calls:
-        raise UsageError(f"base {base!r}: expected one of {', '.join(map(repr, calls))}")
+        raise UsageError(f"base {shown(base)}: expected one of {', '.join(map(repr, calls))}")
     names = list(calls)
     times: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in names}
     with _no_garbage_collection():

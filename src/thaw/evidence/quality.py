@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from thaw.errors import DataError, UsageError
+from thaw.quoting import shown
 
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 CALIBRATION_BINS = 15
@@ -231,7 +232,7 @@ def mean_interval(values: Sequence[float] | npt.NDArray[np.floating[Any]]) -> tu
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
-        raise UsageError(f"interval of a mean over {array.tolist()!r:.200}: expected at least two finite numbers")
+        raise UsageError(f"interval of a mean over {shown(array.tolist())}: expected at least two finite numbers")
     degrees = len(array) - 1
     return float(array.mean()), float(stats.t.ppf(0.975, degrees) * array.std(ddof=1) / math.sqrt(len(array)))
 

@@ -20,6 +20,7 @@ from thaw.graph.graph import Graph
 from thaw.graph.interpret import execute
 from thaw.graph.ops import Op
 from thaw.graph.tensors import Quantization
+from thaw.quoting import shown
 
 Array: TypeAlias = npt.NDArray[Any]
 Images: TypeAlias = npt.NDArray[np.uint8]
@@ -252,7 +253,7 @@ def first_difference(
             continue
         seen = np.asarray(found[op.output])
         if seen.size != expected.size:
-            raise ModelFileError(f"{op.output!r} has {seen.size} numbers inside it: expected {expected.size}")
+            raise ModelFileError(f"{shown(op.output)} has {seen.size} numbers inside it: expected {expected.size}")
         seen = seen.reshape(expected.shape)
         off = np.abs(seen.astype(np.int64) - expected) > tolerance
         if off.any():

@@ -32,6 +32,7 @@ from thaw.graph.packing import pack_weights
 from thaw.graph.plan import MemoryPlan, Step
 from thaw.graph.sharing import weights_owner
 from thaw.graph.tensors import Quantization, Tensor
+from thaw.quoting import c_comment, shown
 
 KERNELS = (
     "common.c",
@@ -98,7 +99,7 @@ class _Emitter:
         self.written = graph.tensor(self.step.writes)
         sides = [side for tensor in (*self.reads, self.written) for side in tensor.shape[:2]]
         if max(sides) > _LARGEST_SIDE:
-            raise UsageError(f"C: {self.op.name!r} has a side of {max(sides)}: expected at most {_LARGEST_SIDE}")
+            raise UsageError(f"C: {shown(self.op.name)} has a side of {max(sides)}: expected at most {_LARGEST_SIDE}")
 
     def emit(self) -> Emitted:
         """The step."""
@@ -154,7 +155,7 @@ class _Emitter:
 
     def _struct(self, kind: str, fields: Iterable[object]) -> str:
         values = textwrap.fill(", ".join(map(str, fields)), width=110, initial_indent="    ", subsequent_indent="    ")
-        return f"/* {comment_text(self.op.name)} */\nstatic const {kind} layer_{self.index} = {{\n{values}}};\n"
+        return f"/* {c_comment(self.op.name)} */\nstatic const {kind} layer_{self.index} = {{\n{values}}};\n"
 
     def _weighted_constants(self, op: Weighted, bias: npt.NDArray[np.int64]) -> str:
         """The arrays that an operation with weights has: but for the weights, where an earlier step has them."""
@@ -199,7 +200,7 @@ class _Emitter:
         # A convolution of one row, whose kernel is as wide as its input.
         width = op.weights.shape[1]
         if width > _LARGEST_SIDE:
-            raise UsageError(f"C: {op.name!r} has {width} inputs: expected at most {_LARGEST_SIDE}")
+            raise UsageError(f"C: {shown(op.name)} has {width} inputs: expected at most {_LARGEST_SIDE}")
         return self._gathered(op, (1, width, 1, 1, width, 1, 1, 0, 0, 1, 1, op.channels), (1, 1, 1, 1))
 
     def _gathered(
@@ -251,7 +252,7 @@ class _Emitter:
         read, written = _quantization(self.reads[0]), op.quantization
         multiplier, shift = requantize_multiplier(read, written)
         if 255 << max(shift, 0) > _LARGEST_SUM:
-            raise UsageError(f"C: {op.name!r} goes to a scale {read.scale / written.scale:.3g} times finer")
+            raise UsageError(f"C: {shown(op.name)} goes to a scale {read.scale / written.scale:.3g} times finer")
         fields = (multiplier, shift, read.zero_point, written.zero_point, int(self.reads[0].dtype == "uint8"))
         call = f"thaw_requantize(&layer_{self.index}, {self._raw_or_pixels()}, {self.written.elements}, {self.output});"
         return ("common.c", "requantize.c"), self._struct("thaw_requantization", fields), call
@@ -281,7 +282,7 @@ class _Emitter:
                 # Of the pixels only: every other one shares its input's memory.
                 return (), "", f"memcpy({self.output}, pixels, {elements});"
             case _:
-                raise UsageError(f"C: {self.op.kind} {self.op.name!r} is no operation of an int8 graph")
+                raise UsageError(f"C: {self.op.kind} {shown(self.op.name)} is no operation of an int8 graph")
 
     def _concat_calls(self) -> str:
         pitch = self.written.shape[-1]
@@ -298,7 +299,7 @@ class _Emitter:
 
 def _quantization(tensor: Tensor) -> Quantization:
     if tensor.quantization is None:
-        raise UsageError(f"C: tensor {tensor.name!r} is {tensor.dtype}: expected an int8 graph")
+        raise UsageError(f"C: tensor {shown(tensor.name)} is {tensor.dtype}: expected an int8 graph")
     return tensor.quantization
 
 
@@ -307,13 +308,7 @@ def _refuse_large_sums(op: Weighted, bias: npt.NDArray[np.int64], shifts: npt.ND
     weights = np.moveaxis(np.abs(op.weights.astype(np.int64)), op.channel_axis, 0).reshape(op.channels, -1)
     largest = (weights.sum(axis=1) * 255 + np.abs(bias)) << np.maximum(shifts, 0)
     if int(largest.max()) > _LARGEST_SUM:
-        raise UsageError(f"C: sums of {op.name!r} can reach {int(largest.max())}: expected at most {_LARGEST_SUM}")
-
-
-def comment_text(text: str) -> str:
-    """`text` so that it can stand in a C comment: printable ASCII that ends no comment and continues no line."""
-    plain = "".join(letter if " " <= letter <= "~" else "?" for letter in text)
-    return plain.replace("*/", "* /").replace("/*", "/ *").replace("\\", "/")
+        raise UsageError(f"C: sums of {shown(op.name)} can reach {int(largest.max())}: expected at most {_LARGEST_SUM}")
 
 
 def _braced(values: Iterable[int]) -> str:

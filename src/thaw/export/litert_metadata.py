@@ -8,11 +8,11 @@ any program that opens ZIP archives finds `labels.txt` and `card.json`.
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 
 from thaw.export.card import ModelCard
 from thaw.export.flat_writer import FlatWriter
+from thaw.quoting import json_text, printable
 
 LABELS_FILE = "labels.txt"
 CARD_FILE = "card.json"
@@ -51,7 +51,7 @@ def metadata(card: ModelCard, *, image: str, scores: str, gives_index: bool) -> 
         outputs=(3, "offset", writer.offsets([output])),
     )
     model = writer.slots(
-        name=(0, "offset", text(card.name)),
+        name=(0, "offset", text(printable(card.name))),
         subgraphs=(3, "offset", writer.offsets([subgraph])),
         files=(6, "offset", writer.offsets([card_file])),
         parser=(7, "offset", text(_PARSER_VERSION)),
@@ -62,8 +62,8 @@ def metadata(card: ModelCard, *, image: str, scores: str, gives_index: bool) -> 
 def with_files(model: bytes, card: ModelCard) -> bytes:
     """The model with an archive of its labels, one a line, and its card behind it."""
     files = {
-        LABELS_FILE: "".join(f"{' '.join(name.split())}\n" for name in card.classes),
-        CARD_FILE: json.dumps(card.as_dict(), ensure_ascii=False, separators=(",", ":")),
+        LABELS_FILE: "".join(f"{printable(name)}\n" for name in card.classes),
+        CARD_FILE: json_text(card.as_dict()),
     }
     whole = io.BytesIO(model)
     with zipfile.ZipFile(whole, "a", zipfile.ZIP_STORED) as archive:

@@ -17,6 +17,7 @@ from thaw.graph.graph import Graph
 from thaw.graph.operation import Operation
 from thaw.graph.ops import Dense
 from thaw.graph.tensors import DType, Quantization
+from thaw.quoting import printable
 
 IDENTIFIER = "TFL3"
 """What stands at byte 4 of every `.tflite` file."""
@@ -208,7 +209,7 @@ class ModelWriter:
             Version=_SCHEMA_VERSION,
             OperatorCodes=flat.offsets(self.codes),
             Subgraphs=flat.offsets([subgraph]),
-            Description=flat.text(card.name),
+            Description=flat.text(printable(card.name)),
             Buffers=flat.offsets(self.buffers),
             Metadata=flat.offsets(entries),
             SignatureDefs=flat.offsets([signature]),

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from thaw.errors import MissingDependencyError, ModelFileError
+from thaw.quoting import shown
 
 OPSET = 13
 """The first in which weights may have a scale a channel; every onnxruntime and onnxruntime-web since 2020 takes it."""
@@ -75,10 +76,10 @@ def read_onnx(content: bytes) -> Any:
 def _check_constant(constant: Any) -> None:
     """Refuse data kept in another file, whose path could lead anywhere, and sizes that are not those of the data."""
     if constant.external_data or constant.data_location:
-        raise ModelFileError(f"ONNX file keeps {constant.name[:80]!r} in another file: expected all data inside")
+        raise ModelFileError(f"ONNX file keeps {shown(constant.name)} in another file: expected all data inside")
     if not constant.raw_data and 0 not in constant.dims:
         raise ModelFileError(
-            f"ONNX file has no raw data for {constant.name[:80]!r}: expected what `thaw export` writes"
+            f"ONNX file has no raw data for {shown(constant.name)}: expected what `thaw export` writes"
         )
 
 
@@ -93,7 +94,7 @@ def _check_shapes(onnx: ModuleType, model: Any) -> None:
         # The batch axis is symbolic: 0 in this field.
         sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         if min(sizes, default=0) < 0 or math.prod(max(size, 1) for size in sizes) > MOST_ELEMENTS:
-            raise ModelFileError(f"ONNX file with {value.name[:80]!r} of shape {sizes}: too large for a model of thaw")
+            raise ModelFileError(f"ONNX file with {shown(value.name)} of shape {sizes}: too large for a model of thaw")
 
 
 def with_all_outputs(model: Any) -> tuple[bytes, dict[str, str]]:

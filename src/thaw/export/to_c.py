@@ -7,7 +7,6 @@ the referee, so that every byte is equal.
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from collections.abc import Mapping
@@ -17,13 +16,14 @@ from importlib import resources
 import numpy as np
 
 from thaw.errors import UsageError
-from thaw.export.c_layers import KERNELS, Emitted, comment_text, emit_step
+from thaw.export.c_layers import KERNELS, Emitted, emit_step
 from thaw.export.card import ModelCard, Precision
 from thaw.graph.graph import Graph
 from thaw.graph.ops import Conv2d
 from thaw.graph.packing import padded_taps
 from thaw.graph.plan import MemoryPlan, plan_memory
 from thaw.graph.tensors import Tensor
+from thaw.quoting import c_comment, c_string, json_text, markdown_text
 
 
 def export_c(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
@@ -73,7 +73,7 @@ class _Program:
         height, width, channels = self.card.contract.shape
         quantization = self.result.quantization
         values = {
-            "NAME": comment_text(self.card.name),
+            "NAME": c_comment(self.card.name),
             "HEIGHT": str(height),
             "WIDTH": str(width),
             "CHANNELS": str(channels),
@@ -94,11 +94,11 @@ class _Program:
         used = {kernel for layer in layers for kernel in layer.kernels}
         kernels = [_fragment(name) for name in KERNELS if name in used]
         values = {
-            "NAME": comment_text(self.card.name),
+            "NAME": c_comment(self.card.name),
             "INCLUDES": _wide_memory(self.plan) if "convolution.c" in used else "",
             "KERNELS": "\n".join(kernels).rstrip(),
             "CONSTANTS": "\n".join(layer.constants for layer in layers if layer.constants).rstrip(),
-            "NAMES": ",\n".join(f"    {string_literal(name)}" for name in self.card.classes),
+            "NAMES": ",\n".join(f"    {c_string(name)}" for name in self.card.classes),
             "CALLS": "\n".join(_traced(index, layer) for index, layer in enumerate(layers)),
             "RESULT": f"arena.bytes + {self.plan.offsets[self.result.name]}",
             "SCORE_TYPE": self.result_type,
@@ -108,9 +108,9 @@ class _Program:
 
     def readme(self) -> str:
         """README.md of the folder."""
-        card = json.dumps(self.card.as_dict(), indent=2, sort_keys=True, ensure_ascii=False)
+        card = json_text(self.card.as_dict(), indent=2, sort_keys=True)
         values = {
-            "NAME": self.card.name,
+            "NAME": markdown_text(self.card.name),
             "ARENA_BYTES": f"{self.plan.arena_bytes:,}",
             "INPUT": "x".join(map(str, self.card.contract.shape)),
             "CARD": textwrap.indent(card, "    "),
@@ -138,16 +138,6 @@ def traced_tensors(graph: Graph) -> list[str]:
     """The tensor that each step of the emitted C writes, in order: what a build with THAW_TRACE tells of."""
     plan = plan_memory(replace(graph, outputs=graph.outputs[-1:]))
     return [step.writes for step in plan.steps]
-
-
-def string_literal(text: str) -> str:
-    """`text` as a C string in UTF-8; what is not plain ASCII as octal escapes, which cannot run into what follows."""
-    letters = []
-    for byte in text.encode("utf-8", "surrogateescape"):
-        letter = chr(byte)
-        is_plain = " " <= letter <= "~" and letter not in '"\\?'
-        letters.append(letter if is_plain else f"\\{byte:03o}")
-    return f'"{"".join(letters)}"'
 
 
 def float_literal(value: float) -> str:

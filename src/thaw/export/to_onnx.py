@@ -19,7 +19,6 @@ Shapes: N images, H rows, W columns, C channels, K classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -49,6 +48,7 @@ from thaw.graph.ops import (
     Softmax,
 )
 from thaw.graph.tensors import Shape, Tensor
+from thaw.quoting import json_text, printable
 
 BATCH_AXIS = "N"
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
@@ -82,13 +82,13 @@ def _model(graph: Graph, card: ModelCard) -> bytes:
     onnx = onnx_package()
     writer = _Writer(graph)
     model = onnx.helper.make_model(
-        writer.graph_proto(card.name or "thaw"),
+        writer.graph_proto(printable(card.name) or "thaw"),
         producer_name="thaw",
         producer_version=__version__,
         ir_version=IR_VERSION,
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
     )
-    facts = {key: json.dumps(value, sort_keys=True) for key, value in sorted(card.as_dict().items())}
+    facts = {printable(key): json_text(value, sort_keys=True) for key, value in sorted(card.as_dict().items())}
     onnx.helper.set_model_props(model, facts)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)

@@ -7,7 +7,6 @@ into `thaw/web/vendor`. All names lie in one folder, and end in what every web s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,6 +17,7 @@ from thaw.errors import MissingDependencyError
 from thaw.export.card import ModelCard, Precision
 from thaw.export.to_onnx import export_onnx
 from thaw.graph.graph import Graph
+from thaw.quoting import json_text
 
 INDEX = "index.html"
 CARD = "model.json"
@@ -69,7 +69,7 @@ def export_web(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, 
         for name in (f"model-{precision}.onnx",)
     }
     content = {**card.as_dict(), "models": described, "drawing": _drawing(card)}
-    made[CARD] = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    made[CARD] = (json_text(content, indent=1) + "\n").encode()
     return {**made, **models, **runtime}
 
 

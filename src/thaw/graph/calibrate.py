@@ -15,6 +15,7 @@ from thaw.errors import UsageError
 from thaw.graph.graph import Graph
 from thaw.graph.interpret import BATCH, Array, trace
 from thaw.graph.quantize import Range, chooses_scale
+from thaw.quoting import shown
 
 ClipMethod = Literal["minmax", "mse"]
 METHODS: tuple[ClipMethod, ...] = ("minmax", "mse")
@@ -46,7 +47,9 @@ def calibrate(graph: Graph, images: npt.NDArray[np.uint8]) -> dict[ClipMethod, d
         for name in names:
             low, high = float(values[name].min()), float(values[name].max())
             if not np.isfinite((low, high)).all():
-                raise UsageError(f"tensor {name!r} takes values that are not finite: the network cannot be quantised")
+                raise UsageError(
+                    f"tensor {shown(name)} takes values that are not finite: the network cannot be quantised"
+                )
             spans[name] = (min(spans[name][0], low), max(spans[name][1], high))
     counts = {name: np.zeros(_BINS, np.int64) for name in names}
     for values in _batches(graph, images, names):

@@ -9,6 +9,7 @@ from thaw.errors import UsageError
 from thaw.graph.ops import Op
 from thaw.graph.sharing import check_shares
 from thaw.graph.tensors import Tensor
+from thaw.quoting import shown
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,15 +44,17 @@ class Graph:
         _check_unique("outputs", list(self.outputs))
         image = self.tensor(self.input)
         if image.dtype != "uint8" or len(image.shape) != 3:
-            raise UsageError(f"graph: input {image.name!r} is {image.dtype} {image.shape}: expected uint8 (H, W, C)")
+            raise UsageError(
+                f"graph: input {shown(image.name)} is {image.dtype} {image.shape}: expected uint8 (H, W, C)"
+            )
         written = self._check_ops()
         check_shares(self.ops)
         never = sorted(set(self._by_name) - written)
         if never:
-            raise UsageError(f"graph: no operation writes tensor {never[0]!r}: remove it, or add what writes it")
+            raise UsageError(f"graph: no operation writes tensor {shown(never[0])}: remove it, or add what writes it")
         for name in self.outputs:
             if name not in written or name == self.input:
-                raise UsageError(f"graph: output {name!r} is written by no operation")
+                raise UsageError(f"graph: output {shown(name)} is written by no operation")
         if not self.outputs:
             raise UsageError("graph: it has no outputs: expected at least one")
 
@@ -62,15 +65,15 @@ class Graph:
             for name in op.inputs:
                 if name not in written:
                     reason = "before it is written" if name in self._by_name else "which is no tensor of the graph"
-                    raise UsageError(f"graph: {op.kind} {op.name!r} reads {name!r}, {reason}")
+                    raise UsageError(f"graph: {op.kind} {shown(op.name)} reads {shown(name)}, {reason}")
             if op.output in written:
-                raise UsageError(f"graph: {op.kind} {op.name!r} writes {op.output!r}, which is there already")
+                raise UsageError(f"graph: {op.kind} {shown(op.name)} writes {shown(op.output)}, which is there already")
             made = op.infer([self.tensor(name) for name in op.inputs])
             declared = self.tensor(op.output)
             if declared != made:
                 raise UsageError(
-                    f"graph: {op.kind} {op.name!r} writes {made.dtype} {made.shape}, "
-                    f"but tensor {op.output!r} is declared as {declared.dtype} {declared.shape}"
+                    f"graph: {op.kind} {shown(op.name)} writes {made.dtype} {made.shape}, "
+                    f"but tensor {shown(op.output)} is declared as {declared.dtype} {declared.shape}"
                 )
             written.add(op.output)
         return written
@@ -86,11 +89,11 @@ class Graph:
             UsageError: when there is none.
         """
         if name not in self._by_name:
-            raise UsageError(f"graph: there is no tensor {name!r}: it has {', '.join(map(repr, self._by_name))}")
+            raise UsageError(f"graph: there is no tensor {shown(name)}: it has {', '.join(map(repr, self._by_name))}")
         return self._by_name[name]
 
 
 def _check_unique(label: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UsageError(f"graph: two {label} are named {twice[0]!r}: expected unique names")
+        raise UsageError(f"graph: two {label} are named {shown(twice[0])}: expected unique names")

@@ -33,6 +33,7 @@ from thaw.graph.graph import Graph
 from thaw.graph.operation import Operation, Weighted
 from thaw.graph.ops import Op
 from thaw.graph.tensors import Quantization, Tensor
+from thaw.quoting import shown
 
 GRAPH_VERSION = 1
 HEADER = "thaw graph"
@@ -106,7 +107,7 @@ def read_graph(path: str | Path) -> tuple[Graph, GraphHeader]:
     content, arrays = _open(file)
     if content.get("version") != GRAPH_VERSION:
         raise ModelFileError(
-            f"{file} has format version {_shown(content.get('version'))}, this thaw reads version {GRAPH_VERSION}"
+            f"{file} has format version {shown(content.get('version'))}, this thaw reads version {GRAPH_VERSION}"
         )
     digest = content.pop("sha256", None)
     if digest != _digest(content, arrays):
@@ -207,7 +208,7 @@ def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
         _refuse("classes", content["classes"], "names that differ")
     scores = graph.tensor(graph.outputs[-1])
     if scores.dtype != "int32" and scores.shape != (len(classes),):
-        raise ModelFileError(f"output {scores.name!r} has shape {scores.shape} for {len(classes)} classes")
+        raise ModelFileError(f"output {shown(scores.name)} has shape {scores.shape} for {len(classes)} classes")
     contract = _contract(content["input"])
     if graph.tensor(graph.input).shape != contract.shape:
         found = graph.tensor(graph.input).shape
@@ -361,17 +362,13 @@ def _object_of(label: str, value: Any) -> Mapping[str, Any]:
 def _expect_keys(label: str, found: Mapping[str, Any], expected: Sequence[str]) -> None:
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing:
-        raise ModelFileError(f"{label} lacks {missing[0]!r}")
+        raise ModelFileError(f"{label} lacks {shown(missing[0])}")
     if unknown:
-        raise ModelFileError(f"{label} has {_shown(unknown[0])}, which is unknown")
+        raise ModelFileError(f"{label} has {shown(unknown[0])}, which is unknown")
 
 
 def _refuse(label: str, found: Any, expected: str) -> NoReturn:
-    raise ModelFileError(f"{label} is {_shown(found)}: expected {expected}")
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:80]
+    raise ModelFileError(f"{label} is {shown(found)}: expected {expected}")
 
 
 _KINDS: Mapping[str, type[Any]] = {kind.kind: kind for kind in get_args(Op) if issubclass(kind, Operation)}

@@ -36,6 +36,7 @@ from thaw.graph.ops import (
     Softmax,
 )
 from thaw.graph.tensors import Quantization, Tensor
+from thaw.quoting import shown
 
 Array: TypeAlias = npt.NDArray[Any]
 BATCH = 250
@@ -92,7 +93,7 @@ def execute(op: Op, reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
 def output_multipliers(op: Weighted, read: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(multipliers, shifts), int64 [C'] each, that take an int8 operation's sums to the scale of its output."""
     if read.quantization is None or op.quantization is None or op.weight_scales is None:
-        raise UsageError(f"graph: {op.kind} {op.name!r} has no scales: expected an operation of an int8 graph")
+        raise UsageError(f"graph: {op.kind} {shown(op.name)} has no scales: expected an operation of an int8 graph")
     scales = op.weight_scales.astype(np.float64)
     products = [read.quantization.scale * float(scale) for scale in scales]
     pairs = [fixed_point.quantize_multiplier(product / op.quantization.scale) for product in products]
@@ -153,7 +154,7 @@ def _operands(op: Weighted, read: Tensor, x: Array, terms: int) -> tuple[Array, 
     if read.quantization is None:
         return x, op.weights
     if terms > 2**31 // _LARGEST_PRODUCT:
-        raise UsageError(f"graph: {op.kind} {op.name!r} adds {terms} products, which can overflow int32")
+        raise UsageError(f"graph: {op.kind} {shown(op.name)} adds {terms} products, which can overflow int32")
     dtype = np.dtype(np.float32 if terms <= _EXACT_TERMS_FLOAT32 else np.float64)
     centred: Array = np.subtract(x, read.quantization.zero_point, dtype=dtype)
     return centred, op.weights.astype(dtype)

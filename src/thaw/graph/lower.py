@@ -50,6 +50,7 @@ from thaw.models.blocks import (
 )
 from thaw.models.families import FamilySpec
 from thaw.models.fusion import HEAD, FusionSpec, Head, UnifiedModel, build_unified
+from thaw.quoting import shown
 
 
 def lower(
@@ -128,7 +129,7 @@ class _Trace:
 
     def _refuse_taken(self, name: str) -> None:
         if name in self.tensors:
-            raise UsageError(f"the name {name!r} is taken already: a unit of the model needs another one")
+            raise UsageError(f"the name {shown(name)} is taken already: a unit of the model needs another one")
 
 
 def _lower_unit(trace: _Trace, module: nn.Module, name: str, read: str) -> str:

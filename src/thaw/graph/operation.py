@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from thaw.errors import UsageError
 from thaw.graph.tensors import DType, FloatArray, Int8Array, Int32Array, Quantization, Shape, Tensor, is_sizes
+from thaw.quoting import shown
 
 Activation = Literal["none", "relu"]
 _NUMBERS: tuple[DType, ...] = ("float32", "int8")
@@ -36,10 +37,10 @@ class Operation(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise UsageError(
-                f"graph: an operation ({self.kind}) is named {self.name!r}: expected a text that is not empty"
+                f"graph: an operation ({self.kind}) is named {shown(self.name)}: expected a text that is not empty"
             )
         if not isinstance(self.inputs, tuple) or not self.inputs:
-            self._refuse(f"inputs are {self.inputs!r}: expected a tuple of at least one tensor name")
+            self._refuse(f"inputs are {shown(self.inputs)}: expected a tuple of at least one tensor name")
 
     @abstractmethod
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -50,7 +51,7 @@ class Operation(ABC):
         """
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise UsageError(f"graph: {self.kind} {self.name!r}: {reason}")
+        raise UsageError(f"graph: {self.kind} {shown(self.name)}: {reason}")
 
     def _only(self, inputs: Sequence[Tensor], axes: int | None, dtypes: Sequence[DType] = _NUMBERS) -> Tensor:
         """The single input, checked to have that many axes (None: any) and one of those dtypes."""
@@ -80,7 +81,7 @@ class Operation(ABC):
 
     def _check_activation(self, activation: str) -> None:
         if activation not in get_args(Activation):
-            self._refuse(f"activation {activation!r}: expected one of {', '.join(get_args(Activation))}")
+            self._refuse(f"activation {shown(activation)}: expected one of {', '.join(get_args(Activation))}")
 
     def _check_pair(self, label: str, pair: object) -> None:
         if not is_sizes(pair, least=1) or len(pair) != 2:  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from thaw.graph.operation import Convolution, Weighted
 from thaw.graph.ops import Add, ArgMax, Concat, DepthwiseConv2d, Op, Requantize, Scale, Softmax
 from thaw.graph.sharing import channel_factors, shared_names, weights_owner
 from thaw.graph.tensors import FloatArray, Quantization, Tensor
+from thaw.quoting import shown
 
 W = TypeVar("W", bound=Weighted)
 
@@ -148,7 +149,7 @@ class _Builder:
     def _weighted(self, op: W) -> W:
         read = self.tensors[op.inputs[0]].quantization
         if read is None:
-            raise UsageError(f"graph: {op.kind} {op.name!r} reads raw pixels: expected a scale before it")
+            raise UsageError(f"graph: {op.kind} {shown(op.name)} reads raw pixels: expected a scale before it")
         if op.inputs[0] in self.folded and isinstance(op, Convolution):
             op = _fold_scaling(op, *self.folded[op.inputs[0]])
         base = self.bases.get(weights_owner(op))
@@ -177,7 +178,7 @@ class _Builder:
 
     def _range(self, written: str) -> Range:
         if written not in self.ranges:
-            raise UsageError(f"graph: the range of {written!r} is not known: calibrate before quantising")
+            raise UsageError(f"graph: the range of {shown(written)} is not known: calibrate before quantising")
         return self.ranges[written]
 
     def _on_one_scale(self, op: Concat) -> Concat:

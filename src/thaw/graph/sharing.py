@@ -15,6 +15,7 @@ import numpy.typing as npt
 from thaw.errors import UsageError
 from thaw.graph.operation import Weighted, without_repeats
 from thaw.graph.ops import Op
+from thaw.quoting import shown
 
 _TOLERANCE = 1e-4
 """Of a channel's largest weight, of which an int8 step is 1/127."""
@@ -67,11 +68,11 @@ def _by_channel(weights: npt.NDArray[np.float32], channel_axis: int) -> npt.NDAr
 
 
 def _check_share(op: Weighted, base: Weighted | None) -> None:
-    told = f"graph: {op.kind} {op.name!r} shares the weights of {op.shares!r}"
+    told = f"graph: {op.kind} {shown(op.name)} shares the weights of {shown(op.shares)}"
     if base is None:
         raise UsageError(f"{told}: expected the name of an earlier operation with weights")
     if base.shares:
-        raise UsageError(f"{told}, which are those of {base.shares!r}: expected that name")
+        raise UsageError(f"{told}, which are those of {shown(base.shares)}: expected that name")
     if (base.kind, base.weights.shape) != (op.kind, op.weights.shape):
         raise UsageError(
             f"{told}, a {base.kind} with weights {base.weights.shape}: expected a {op.kind} with {op.weights.shape}"

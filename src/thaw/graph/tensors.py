@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import UsageError
+from thaw.quoting import shown
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Int8Array: TypeAlias = npt.NDArray[np.int8]
@@ -42,11 +43,11 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if not isinstance(self.scale, float) or not 0.0 < self.scale < math.inf:
-            raise UsageError(f"graph: scale {self.scale!r}: expected a finite number above 0")
+            raise UsageError(f"graph: scale {shown(self.scale)}: expected a finite number above 0")
         if float(np.float32(self.scale)) != self.scale:
-            raise UsageError(f"graph: scale {self.scale!r} is not a float32 number")
+            raise UsageError(f"graph: scale {shown(self.scale)} is not a float32 number")
         if type(self.zero_point) is not int:
-            raise UsageError(f"graph: zero point {self.zero_point!r}: expected a whole number")
+            raise UsageError(f"graph: zero point {shown(self.zero_point)}: expected a whole number")
 
 
 SOFTMAX_QUANTIZATION = Quantization(scale=1.0 / 256.0, zero_point=-128)
@@ -71,26 +72,28 @@ class Tensor:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise UsageError(f"graph: a tensor is named {self.name!r}: expected a text that is not empty")
+            raise UsageError(f"graph: a tensor is named {shown(self.name)}: expected a text that is not empty")
         if not is_sizes(self.shape, least=1) or len(self.shape) not in (1, 3):
             raise UsageError(
-                f"graph: tensor {self.name!r} has shape {self.shape}: expected (H, W, C) or (C,), each at least 1"
+                f"graph: tensor {shown(self.name)} has shape {self.shape}: expected (H, W, C) or (C,), each at least 1"
             )
         if self.dtype not in get_args(DType):
-            raise UsageError(f"graph: tensor {self.name!r} is {self.dtype!r}: expected one of {_listed(DType)}")
+            raise UsageError(
+                f"graph: tensor {shown(self.name)} is {shown(self.dtype)}: expected one of {_listed(DType)}"
+            )
         self._check_quantization()
 
     def _check_quantization(self) -> None:
         if self.quantization is None:
             if self.dtype == "int8":
-                raise UsageError(f"graph: tensor {self.name!r} is int8 without a scale and a zero point")
+                raise UsageError(f"graph: tensor {shown(self.name)} is int8 without a scale and a zero point")
             return
         if self.dtype not in _ZERO_POINTS:
-            raise UsageError(f"graph: tensor {self.name!r} is {self.dtype}, which has no scale")
+            raise UsageError(f"graph: tensor {shown(self.name)} is {self.dtype}, which has no scale")
         least, most = _ZERO_POINTS[self.dtype]
         if not least <= self.quantization.zero_point <= most:
             raise UsageError(
-                f"graph: tensor {self.name!r} has zero point {self.quantization.zero_point}: "
+                f"graph: tensor {shown(self.name)} has zero point {self.quantization.zero_point}: "
                 f"expected {least} to {most}, the range of {self.dtype}"
             )
 

@@ -47,6 +47,7 @@ from thaw.graph.quantize import Range, pixel_scaling, quantize
 from thaw.graph.sharing import channel_factors
 from thaw.graph.tensors import LOGITS, Quantization
 from thaw.graph.tensors import Tensor as GraphTensor
+from thaw.quoting import shown
 
 # The float32 range of exact whole numbers, and how far an int8 number can lie from its zero point.
 _EXACT_FLOAT32 = 2**24
@@ -92,7 +93,7 @@ class TrainableGraph(nn.Module):
         int8 = self.int8_graph()
         quantization = int8.tensor(self.logits).quantization
         if quantization is None:
-            raise UsageError(f"graph: {self.logits!r} has no scale in the int8 graph: expected scores")
+            raise UsageError(f"graph: {shown(self.logits)} has no scale in the int8 graph: expected scores")
         scale = self._scale()
         mean, std = (torch.tensor(values, device=x.device).view(1, -1, 1, 1) for values in (scale.mean, scale.std))
         pixels = ((x * std + mean) * 255.0).round_().clamp_(0.0, 255.0)

@@ -29,6 +29,7 @@ from thaw.models.blocks import (
     Residual,
     Separable,
 )
+from thaw.quoting import shown
 
 WIDEST = 4096
 _MOST_STAGES = 8
@@ -404,7 +405,7 @@ def _check_alike(widths: Sequence[int], name: str, values: Sequence[int]) -> Non
 
 def _check_pooling(pooling: str) -> None:
     if pooling not in get_args(Pooling):
-        raise UsageError(f'model.pooling {pooling!r}: expected "max" or "average"')
+        raise UsageError(f'model.pooling {shown(pooling)}: expected "max" or "average"')
 
 
 def _check_dropout(dropout: float) -> None:

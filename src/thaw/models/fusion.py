@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from thaw.errors import UsageError
 from thaw.models.blocks import ConvClassifier, DenseClassifier
 from thaw.models.families import FamilySpec
+from thaw.quoting import shown
 
 Scores = Literal["softmax", "logits"]
 Join = Literal["concatenate", "average", "distil"]
@@ -40,11 +41,11 @@ class FusionSpec:
 
     def __post_init__(self) -> None:
         if self.join not in get_args(Join):
-            raise UsageError(f"fusion.join {self.join!r}: expected one of {', '.join(get_args(Join))}")
+            raise UsageError(f"fusion.join {shown(self.join)}: expected one of {', '.join(get_args(Join))}")
         if not 1 <= self.hidden <= 65536:
             raise UsageError(f"fusion.hidden {self.hidden}: expected a whole number from 1 to 65536")
         if self.scores not in get_args(Scores):
-            raise UsageError(f"fusion.scores {self.scores!r}: expected one of {', '.join(get_args(Scores))}")
+            raise UsageError(f"fusion.scores {shown(self.scores)}: expected one of {', '.join(get_args(Scores))}")
 
     def thawing_order(self, units: Sequence[str]) -> tuple[str, ...]:
         """What thaws of the joined network, in order, for submodels with `units` from the image to the logits."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from thaw.errors import ModelFileError
 from thaw.files import write_atomically
+from thaw.quoting import shown
 
 HEADER = "thaw"
 
@@ -42,5 +43,5 @@ def read_tensors(path: Path, *, version: int) -> tuple[dict[str, Tensor], dict[s
         raise ModelFileError(f"{path} is truncated or not a file that thaw wrote ({type(error).__name__})") from error
     if not isinstance(header, dict) or header.get("version") != version:
         found = header.get("version") if isinstance(header, dict) else None
-        raise ModelFileError(f"{path} has format version {found!r}, this thaw reads version {version}")
+        raise ModelFileError(f"{path} has format version {shown(found)}, this thaw reads version {version}")
     return tensors, header

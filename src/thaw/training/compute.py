@@ -15,6 +15,7 @@ import torch
 
 from thaw.errors import MissingDependencyError, UsageError
 from thaw.models.fused import compiled
+from thaw.quoting import shown
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -40,7 +41,7 @@ class ComputeSettings:
     def __post_init__(self) -> None:
         for name, known in (("precision", get_args(Precision)), ("normalisation", get_args(Normalisation))):
             if (value := getattr(self, name)) not in known:
-                raise UsageError(f"compute.{name} {value!r}: expected one of {', '.join(known)}")
+                raise UsageError(f"compute.{name} {shown(value)}: expected one of {', '.join(known)}")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -50,7 +51,7 @@ def resolve_device(name: str) -> torch.device:
         UsageError: for another name, or for "cuda" where torch sees no such device.
     """
     if name not in get_args(DeviceName):
-        raise UsageError(f"device {name!r}: expected one of {', '.join(get_args(DeviceName))}")
+        raise UsageError(f"device {shown(name)}: expected one of {', '.join(get_args(DeviceName))}")
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: torch sees no CUDA device here; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -62,7 +63,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     Weights, gradients and optimiser state are float32 in either case.
     """
     if name not in get_args(Precision):
-        raise UsageError(f"precision {name!r}: expected one of {', '.join(get_args(Precision))}")
+        raise UsageError(f"precision {shown(name)}: expected one of {', '.join(get_args(Precision))}")
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -87,7 +88,7 @@ def resolve_normalisation(name: str, device: torch.device, dtype: torch.dtype, *
         MissingDependencyError: for "fused" without a C compiler that can make it.
     """
     if name not in get_args(Normalisation):
-        raise UsageError(f"normalisation {name!r}: expected one of {', '.join(get_args(Normalisation))}")
+        raise UsageError(f"normalisation {shown(name)}: expected one of {', '.join(get_args(Normalisation))}")
     pays = device.type == "cpu" and sys.platform.startswith("linux") and threads <= _FUSED_THREADS
     if name == "torch" or (name == "auto" and not pays):
         return False

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thaw.errors import UsageError
+from thaw.quoting import shown
 
 OptimizerName = Literal["nadam", "adamw", "sgd", "muon"]
 
@@ -44,7 +45,9 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         if self.optimizer not in get_args(OptimizerName):
-            raise UsageError(f"fit.optimizer {self.optimizer!r}: expected one of {', '.join(get_args(OptimizerName))}")
+            raise UsageError(
+                f"fit.optimizer {shown(self.optimizer)}: expected one of {', '.join(get_args(OptimizerName))}"
+            )
         for name in ("momentum", "ema", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UsageError(f"fit.{name} {getattr(self, name)}: expected a number from 0 to below 1")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from thaw.errors import UsageError
+from thaw.quoting import shown
 
 ScheduleKind = Literal["constant", "cosine"]
 
@@ -27,7 +28,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ScheduleKind):
-            raise UsageError(f"schedule.kind {self.kind!r}: expected one of {', '.join(get_args(ScheduleKind))}")
+            raise UsageError(f"schedule.kind {shown(self.kind)}: expected one of {', '.join(get_args(ScheduleKind))}")
         if not 0.0 <= self.warmup < 1.0:
             raise UsageError(f"schedule.warmup {self.warmup}: expected a share from 0 to below 1")
         if not 0.0 <= self.final <= 1.0:

@@ -20,6 +20,7 @@ from thaw.data.batches import Batch, View
 from thaw.data.mix import cross_entropy
 from thaw.errors import UsageError
 from thaw.models.fusion import DualModel, UnifiedModel, unit_names, units
+from thaw.quoting import shown
 from thaw.training.compute import Lanes, autocast
 from thaw.training.optim import FitSettings, make_optimizer
 from thaw.training.replicas import Part, Replicas, split
@@ -49,7 +50,7 @@ def check_view(where: str, view: str) -> None:
         UsageError: naming the views.
     """
     if view not in get_args(View):
-        raise UsageError(f'{where}.view {view!r}: expected "original" or "augmented"')
+        raise UsageError(f'{where}.view {shown(view)}: expected "original" or "augmented"')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from thaw.errors import ModelFileError
+from thaw.quoting import shown
 
 ZOO_PREFIX = "zoo:"
 CARD_FILE = "card.json"
@@ -42,5 +43,5 @@ def zoo_folder(path: str | Path) -> Path | None:
         close = difflib.get_close_matches(name, known, n=2)
         hint = f"; did you mean {' or '.join(ZOO_PREFIX + each for each in close)}?" if close else ""
         expected = f"expected one of {', '.join(known)}" if known else "this installation has none"
-        raise ModelFileError(f"there is no model {name!r} in the zoo{hint}\n{expected}; see thaw zoo")
+        raise ModelFileError(f"there is no model {shown(name)} in the zoo{hint}\n{expected}; see thaw zoo")
     return known[name]

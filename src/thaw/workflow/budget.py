@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from thaw.errors import UsageError
 from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost, LayerCost
+from thaw.quoting import shown
 
 EXAMPLE = "params=15000,ram=8KB,flash=32KB,macs=1M"
 
@@ -53,7 +54,9 @@ class Budget:
             limit = getattr(self, name)
             is_whole = isinstance(limit, int) and not isinstance(limit, bool)
             if limit is not None and not (is_whole and 1 <= limit <= _LARGEST):
-                raise UsageError(f"budget {name} = {limit!r}: expected a whole number from 1 to {_LARGEST:,}, or none")
+                raise UsageError(
+                    f"budget {name} = {shown(limit)}: expected a whole number from 1 to {_LARGEST:,}, or none"
+                )
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -63,16 +66,16 @@ class Budget:
             UsageError: in one line, for the first thing in the text that cannot be meant.
         """
         if not isinstance(text, str) or not text.strip():
-            raise UsageError(f"budget {text!r}: expected limits such as {EXAMPLE}")
+            raise UsageError(f"budget {shown(text)}: expected limits such as {EXAMPLE}")
         limits: dict[str, int] = {}
         for part in text.split(","):
             name, separator, value = (piece.strip() for piece in part.partition("="))
             if not separator:
-                raise UsageError(f"budget {part.strip()!r}: expected NAME=LIMIT, as in {EXAMPLE}")
+                raise UsageError(f"budget {shown(part.strip())}: expected NAME=LIMIT, as in {EXAMPLE}")
             if name not in _UNITS:
                 close = difflib.get_close_matches(name, _UNITS, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_UNITS)}"
-                raise UsageError(f"budget {name!r} is unknown: {hint}")
+                raise UsageError(f"budget {shown(name)} is unknown: {hint}")
             if name in limits:
                 raise UsageError(f"budget {name} is given twice: expected one limit for each")
             limits[name] = _parse_limit(name, value)
@@ -87,7 +90,7 @@ class Budget:
         """The inverse of `as_dict`; an unknown name or a value that is no limit is a UsageError."""
         unknown = sorted(set(data) - set(_UNITS))
         if unknown:
-            raise UsageError(f"budget {unknown[0]!r} is unknown: expected {', '.join(_UNITS)}")
+            raise UsageError(f"budget {shown(unknown[0])} is unknown: expected {', '.join(_UNITS)}")
         return cls(**data)
 
     def __str__(self) -> str:

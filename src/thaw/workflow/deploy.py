@@ -19,6 +19,7 @@ from thaw.export.to_web import export_web
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import read_graph, write_graph
 from thaw.graph.plan import constant_bytes, plan_memory
+from thaw.quoting import shown
 from thaw.training.model import Model
 from thaw.training.zoo_file import zoo_folder
 from thaw.workflow.deployment import Part, update_deployment
@@ -275,7 +276,7 @@ def asked_for(targets: Sequence[str] | None, precision: Precision | None) -> dic
     names = list(TARGETS) if targets is None else list(dict.fromkeys(targets))
     unknown = [name for name in names if name not in ALL_TARGETS]
     if unknown or not names:
-        what = f"there is no target {unknown[0]!r}" if unknown else "no target was given"
+        what = f"there is no target {shown(unknown[0])}" if unknown else "no target was given"
         raise UsageError(f"{what}: expected {', '.join(ALL_TARGETS)}")
     asked = {name: tuple(each for each in ALL_TARGETS[name] if precision in (None, each)) for name in names}
     without = [name for name, precisions in asked.items() if not precisions]

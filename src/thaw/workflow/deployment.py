@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from thaw.errors import RunError
 from thaw.files import write_atomically
+from thaw.quoting import shown
 from thaw.workflow.run_folder import DEPLOYMENT_FILE, read_json
 
 DEPLOYMENT_SCHEMA = 1
@@ -38,7 +39,7 @@ def read_deployment(folder: Path) -> dict[str, Any]:
     if not all(isinstance(part, dict) and isinstance(part.get("targets", {}), dict) for part in parts):
         raise RunError(f"{path} is not what thaw wrote\n{_ANEW}")
     if known.get("schema") != DEPLOYMENT_SCHEMA:
-        raise RunError(f"{path} has schema {known.get('schema')!r}, this thaw reads {DEPLOYMENT_SCHEMA}\n{_ANEW}")
+        raise RunError(f"{path} has schema {shown(known.get('schema'))}, this thaw reads {DEPLOYMENT_SCHEMA}\n{_ANEW}")
     return known
 
 

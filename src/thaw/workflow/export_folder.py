@@ -20,6 +20,7 @@ from typing import Any
 from thaw.errors import ModelFileError, RunError
 from thaw.export.card import Precision
 from thaw.files import sweep_unfinished, write_atomically
+from thaw.quoting import shown
 
 MANIFEST = "export.json"
 EXPORT_VERSION = 1
@@ -159,7 +160,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         raise ModelFileError(f"{path} cannot be read: it is no list that thaw export wrote") from error
     if not isinstance(content, dict) or content.get("version") != EXPORT_VERSION:
         found = content.get("version") if isinstance(content, dict) else None
-        raise ModelFileError(f"{path} has format version {found!r}, this thaw reads version {EXPORT_VERSION}")
+        raise ModelFileError(f"{path} has format version {shown(found)}, this thaw reads version {EXPORT_VERSION}")
     files, precisions = content.get("files"), content.get("precisions")
     if content.get("target") != folder.name or not isinstance(precisions, list) or not _is_listing(files, content):
         raise ModelFileError(f"{path} is no list that thaw export wrote\nexport to another folder")

@@ -19,7 +19,6 @@ import numpy as np
 
 from thaw.data.batches import sample_views
 from thaw.data.cache import cache_root, take_rows
-from thaw.data.catalogue import printable
 from thaw.data.images import ImageSet
 from thaw.data.prepare import PreparedData
 from thaw.data.splits import Rows, k_folds
@@ -32,6 +31,7 @@ from thaw.graph.cost import Cost
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import GraphHeader, write_graph
 from thaw.graph.lower import layer_table
+from thaw.quoting import encodable
 from thaw.seeds import derive
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import (
@@ -359,7 +359,7 @@ def _measure(
         "schema": METRICS_SCHEMA,
         "dataset": data.name,
         "data": {
-            "source": printable(request.given),
+            "source": encodable(request.given),
             "classes": list(data.train.classes),
             "train": len(data.train),
             "validation": len(data.validation),
@@ -385,7 +385,7 @@ def _measure(
         },
         "latency": latency.as_dict(),
         "folds": _fold_summary(accuracies),
-        "command": printable(request.command),
+        "command": encodable(request.command),
         "device": device,
         "precision": precision_name(method.setting.dtype),
         "normalisation": normalisation_name(fused=method.setting.fused),

@@ -21,6 +21,7 @@ from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec, PaperSpec
 from thaw.models.fusion import FusionSpec
+from thaw.quoting import shown
 from thaw.training.compute import ComputeSettings
 from thaw.training.distil import DistilSettings
 from thaw.training.method import MethodName, MethodSettings
@@ -60,7 +61,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.method not in get_args(MethodName):
-            raise UsageError(f"method {self.method!r}: expected one of {', '.join(get_args(MethodName))}")
+            raise UsageError(f"method {shown(self.method)}: expected one of {', '.join(get_args(MethodName))}")
         if self.method != "two-stage" or self.fusion.join == "distil":
             return
         order = self.fusion.thawing_order(self.model.units)
@@ -153,7 +154,7 @@ def _recipe_text(name_or_file: str) -> tuple[str, str]:
         hint = f"; did you mean {close[0]}?" if close else ""
         known = ", ".join(recipe_names())
         raise RecipeError(
-            f"there is no recipe {name_or_file!r}{hint}\nexpected one of {known}, or the path of a .toml file"
+            f"there is no recipe {shown(name_or_file)}{hint}\nexpected one of {known}, or the path of a .toml file"
         )
     try:
         return path.stem, path.read_text("utf-8")
@@ -199,11 +200,11 @@ def recipe_from_dict(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> Rec
 def _build_family(tree: Any, where: str, faults: list[str]) -> Any:
     """A family's spec from a section whose key "family" chooses it; the paper's where there is none."""
     if not isinstance(tree, Mapping):
-        faults.append(f"{where}: expected a section, found {tree!r}")
+        faults.append(f"{where}: expected a section, found {shown(tree)}")
         return None
     family = tree.get("family", PaperSpec.family)
     if family not in tuple(FAMILIES):
-        faults.append(f"{where}.family = {family!r}: expected one of {', '.join(FAMILIES)}")
+        faults.append(f"{where}.family = {shown(family)}: expected one of {', '.join(FAMILIES)}")
         return None
     return _build(FAMILIES[family], {key: value for key, value in tree.items() if key != "family"}, where, faults)
 
@@ -211,7 +212,7 @@ def _build_family(tree: Any, where: str, faults: list[str]) -> Any:
 def _build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:
     """A dataclass `kind` from a mapping; adds what is wrong to `faults` and then returns None."""
     if not isinstance(tree, Mapping):
-        faults.append(f"{where}: expected a section, found {tree!r}")
+        faults.append(f"{where}: expected a section, found {shown(tree)}")
         return None
     hints = typing.get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}
@@ -273,7 +274,7 @@ def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
         return _convert_tuple(arguments, value, name, faults)
     if origin is typing.Literal:
         if value not in arguments:
-            faults.append(f"{name} = {value!r}: expected one of {', '.join(map(str, arguments))}")
+            faults.append(f"{name} = {shown(value)}: expected one of {', '.join(map(str, arguments))}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_WHOLE:
         value = float(value)
@@ -281,20 +282,20 @@ def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
         raise TypeError(f"settings of type {hint} are not known here")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        faults.append(f"{name} = {value!r}: expected {names.get(hint, hint.__name__)}")
+        faults.append(f"{name} = {shown(value)}: expected {names.get(hint, hint.__name__)}")
     elif isinstance(value, float) and not math.isfinite(value):
-        faults.append(f"{name} = {value!r}: expected a finite number")
+        faults.append(f"{name} = {shown(value)}: expected a finite number")
     return value
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, name: str, faults: list[str]) -> Any:
     if not isinstance(value, (list, tuple)):
-        faults.append(f"{name} = {value!r}: expected a list")
+        faults.append(f"{name} = {shown(value)}: expected a list")
         return ()
     if arguments[-1] is Ellipsis:
         arguments = (arguments[0],) * len(value)
     if len(arguments) != len(value):
-        faults.append(f"{name} = {list(value)!r}: expected {len(arguments)} entries")
+        faults.append(f"{name} = {shown(list(value))}: expected {len(arguments)} entries")
         return ()
     items = zip(arguments, value, strict=True)
     return tuple(_convert(hint, item, f"{name}[{index}]", faults) for index, (hint, item) in enumerate(items))

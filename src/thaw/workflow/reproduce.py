@@ -12,6 +12,7 @@ from thaw.data.prepare import prepare
 from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mean_interval
 from thaw.files import write_atomically
+from thaw.quoting import shown
 from thaw.training.compute import resolve_device
 from thaw.workflow.pipeline import DecodeProgress, Event, resume_run, start_run
 from thaw.workflow.recipe import Recipe, load_recipe
@@ -62,7 +63,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts) or len(set(map(int, parts))) != len(parts):
-        raise UsageError(f"seeds {text!r}: expected different whole numbers with commas between them, such as 0,1,2")
+        raise UsageError(
+            f"seeds {shown(text)}: expected different whole numbers with commas between them, such as 0,1,2"
+        )
     return tuple(int(part) for part in parts)
 
 

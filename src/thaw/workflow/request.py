@@ -11,6 +11,7 @@ from typing import Any
 from thaw.data.problems import Problem
 from thaw.data.sources import NAMES
 from thaw.errors import RecipeError, RunError, UsageError
+from thaw.quoting import shown
 from thaw.workflow.budget import Budget
 from thaw.workflow.recipe import Recipe, recipe_from_dict
 from thaw.workflow.run_folder import RUN_VERSION
@@ -77,7 +78,7 @@ class TrainRequest:
         for name in ("seed", "folds"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise UsageError(f"{name} {value!r}: expected a whole number from 0")
+                raise UsageError(f"{name} {shown(value)}: expected a whole number from 0")
         if self.folds == 1:
             raise UsageError("folds 1: expected 0 for none, or at least 2")
 
@@ -116,7 +117,7 @@ class TrainRequest:
             # To Python, true and false are whole numbers too.
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise RunError(
-                    f"run.json has {name} = {data.get(name)!r}, which cannot be\nrestore it, or start a new run"
+                    f"run.json has {name} = {shown(data.get(name))}, which cannot be\nrestore it, or start a new run"
                 )
         kept, root, budget = data["source"], data["data_root"], data.get("budget")
         if kept is None and source is None:
@@ -150,4 +151,6 @@ def _notes(kept: list[Any] | None) -> tuple[Problem, ...]:
     try:
         return tuple(Problem.from_dict(note) for note in kept or ())
     except (KeyError, TypeError) as error:
-        raise RunError(f"run.json has chosen = {kept!r}, which cannot be\nrestore it, or start a new run") from error
+        raise RunError(
+            f"run.json has chosen = {shown(kept)}, which cannot be\nrestore it, or start a new run"
+        ) from error

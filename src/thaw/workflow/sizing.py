@@ -17,6 +17,7 @@ from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
 from thaw.models.families import WIDEST, FamilySpec
 from thaw.models.fusion import FusionSpec
+from thaw.quoting import shown
 from thaw.workflow.budget import Budget, over_budget
 
 Shape = tuple[int, int, int]
@@ -59,7 +60,7 @@ class SizingSettings:
     def __post_init__(self) -> None:
         for name, choices in {"network": get_args(NetworkSize), "input": get_args(InputSize)}.items():
             if getattr(self, name) not in choices:
-                raise UsageError(f"sizing.{name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
+                raise UsageError(f"sizing.{name} {shown(getattr(self, name))}: expected one of {', '.join(choices)}")
         try:
             Budget.parse(self.budget)
         except UsageError as error:

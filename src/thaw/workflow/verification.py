@@ -20,6 +20,7 @@ from thaw.export.card import Precision
 from thaw.graph.cost import layer_macs
 from thaw.graph.graph import Graph
 from thaw.graph.interpret import run as run_referee
+from thaw.quoting import shown
 from thaw.workflow.deploy import TrainedRun, keep, write_export
 from thaw.workflow.export_folder import TARGETS, ExportedTarget, read_target
 from thaw.workflow.runtimes import RUNTIMES, Runtime, close_runner, open_runner, runtime_versions
@@ -146,7 +147,7 @@ def verify(
     """
     unknown = [board for board in boards if board not in BOARDS]
     if unknown:
-        raise UsageError(f"there is no target {unknown[0]!r}: expected one of {', '.join(BOARDS)}")
+        raise UsageError(f"there is no target {shown(unknown[0])}: expected one of {', '.join(BOARDS)}")
     if images is not None and images < 1:
         raise UsageError(f"{images} images: expected at least 1")
     run.needs_run("verifying")

@@ -17,6 +17,7 @@ from thaw.export.to_litert import write_litert
 from thaw.files import write_atomically
 from thaw.graph.cost import STACK_BYTES
 from thaw.graph.plan import constant_bytes, plan_memory
+from thaw.quoting import shown
 from thaw.training.zoo_file import CARD_FILE, ZOO_PREFIX, zoo_root
 from thaw.workflow.deploy import TrainedRun
 from thaw.workflow.recipe import Recipe, load_recipe, recipe_names
@@ -84,7 +85,7 @@ def add_model(name: str, paths: Sequence[Path], *, out: Path | None = None) -> Z
     """
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise UsageError(
-            f"name {name!r}: expected lower case letters, digits and dashes, and not {', '.join(RESERVED)}"
+            f"name {shown(name)}: expected lower case letters, digits and dashes, and not {', '.join(RESERVED)}"
         )
     if not paths:
         raise UsageError("no run was given: expected one or more run folders")
@@ -113,7 +114,7 @@ def _check_same(runs: Sequence[_Finished]) -> None:
             if other.metrics[what] != first.metrics[what]:
                 mine, its = first.metrics[what], other.metrics[what]
                 raise RunError(
-                    f"{first.folder.path} has {what} {mine!r}, and {other.folder.path} {its!r}\n"
+                    f"{first.folder.path} has {what} {shown(mine)}, and {other.folder.path} {shown(its)}\n"
                     "give runs that differ in nothing but their seed"
                 )
         if other.recipe != first.recipe:
@@ -143,7 +144,7 @@ def _check_repeatable(run: _Finished) -> None:
         raise RunError(f"{run.folder.path} was trained on {source}: expected one of {', '.join(NAMES)}")
     if recipe not in recipe_names():
         raise RunError(
-            f"{run.folder.path} was trained with recipe {recipe!r}, which does not ship: expected one of "
+            f"{run.folder.path} was trained with recipe {shown(recipe)}, which does not ship: expected one of "
             f"{', '.join(recipe_names())}"
         )
     _, shipped = load_recipe(recipe, run.metrics["overrides"])

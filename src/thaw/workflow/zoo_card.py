@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thaw.errors import ModelFileError, RunError
+from thaw.quoting import shown
 from thaw.training.zoo_file import CARD_FILE, zoo_folders
 from thaw.workflow.run_folder import read_json
 
@@ -195,7 +196,7 @@ def read_card(folder: Path) -> ZooCard:
     except RunError as error:
         raise ModelFileError(str(error).splitlines()[0]) from error
     if content.get("schema") != CARD_SCHEMA:
-        raise ModelFileError(f"{path} has schema {content.get('schema')!r}, this thaw reads {CARD_SCHEMA}")
+        raise ModelFileError(f"{path} has schema {shown(content.get('schema'))}, this thaw reads {CARD_SCHEMA}")
     try:
         return ZooCard.from_dict(content)
     except (KeyError, TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from ai_edge_litert.interpreter import Interpreter
-from preprocess import fit, read_image
+from preprocess import fit, printable, read_image
 
 FOLDER = Path(__file__).parent
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     # An int8 score stands for scale * (number - zero point); a float model's scale is 0.
     scale, zero_point = scores["quantization"]
     probability = scale * (int(numbers[best]) - zero_point) if scale else float(numbers[best])
-    print(f"{card['classes'][best]} {probability:.4f}")
+    print(f"{printable(card['classes'][best])} {probability:.4f}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import onnxruntime
-from preprocess import fit, read_image
+from preprocess import fit, printable, read_image
 
 FOLDER = Path(__file__).parent
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     (probabilities,) = session.run(["probabilities"], {"image": pixels[None]})
 
     best = int(probabilities[0].argmax())
-    print(f"{facts['classes'][best]} {probabilities[0, best]:.4f}")
+    print(f"{printable(facts['classes'][best])} {probabilities[0, best]:.4f}")
 
 
 if __name__ == "__main__":

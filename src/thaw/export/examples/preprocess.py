@@ -29,6 +29,11 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
+def printable(name: str) -> str:
+    """A class name without control characters, which could steer the terminal that it is shown on."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
 def fit(pixels: npt.NDArray[np.uint8], contract: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     """An image as the model takes it.
 
