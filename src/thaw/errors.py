@@ -7,6 +7,8 @@ class ThawError(Exception):
     """Whatever a user can mend; the command line prints it in one or two lines and exits with `exit_code`."""
 
     exit_code = 1
+    next_command = ""
+    """A command line that goes on from here; the command line shows it whole, however long it is."""
 
 
 class UsageError(ThawError):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
-import shlex
+import re
 import sys
 import traceback
 from collections.abc import Collection
@@ -14,10 +14,11 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from thaw._version import __version__
-from thaw.cli.columns import printable
-from thaw.cli.interrupt import StoppedError
+from thaw.cli.interrupt import StoppedError, exit_code, handle_signals, stopped, was_stopped
+from thaw.cli.terminal import guarded_streams
 from thaw.cli.zoo import zoo_app
 from thaw.errors import ThawError, UsageError
+from thaw.quoting import NAME_LENGTH, clipped, error_text, printable, shell_command
 
 EXIT_INTERRUPTED = StoppedError.exit_code
 EXIT_INTERNAL = 70
@@ -145,7 +146,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
         skip_broken=skip_broken,
         budget=budget,
         as_json=as_json,
-        command=shlex.join(["thaw", *sys.argv[1:]]),
+        command=shell_command(["thaw", *sys.argv[1:]]),
     )
 
 
@@ -347,18 +348,22 @@ app.add_typer(zoo_app, name="zoo")
 
 
 def run() -> NoReturn:
-    """The program: `main`, but an interrupt ends the process at once, with everything that has to be on disk there.
+    """The program: `main`, but a signal ends the process at once, with everything that has to be on disk there.
 
     The interpreter's own end would wait for threads in the middle of an operation, and may abort over one.
     """
+    handle_signals()
     try:
         main()
     except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(EXIT_INTERRUPTED)
-        raise
+        if not was_stopped() or end.code != exit_code():
+            raise
+    except KeyboardInterrupt:
+        pass  # it came after the command had ended
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(exit_code())
 
 
 def main() -> NoReturn:
@@ -367,44 +372,56 @@ def main() -> NoReturn:
     options_end = given.index("--") if "--" in given else len(given)
     debug = "--debug" in given[:options_end]
     arguments = [argument for argument in given[:options_end] if argument != "--debug"] + given[options_end:]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names need not be text.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    with guarded_streams():
+        code = _run(arguments, debug=debug)
+    sys.exit(code)
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """The exit code of a command line, whose errors are told."""
     try:
         result = app(args=arguments, prog_name="thaw", standalone_mode=False)
         sys.stdout.flush()
         code = result if isinstance(result, int) else 0
-        if code == EXIT_INTERRUPTED:
-            # That is how some versions of typer tell of an interrupt; others raise, as below.
-            _tell("stopped", code, debug=False, label="")
+        # That is how some versions of typer tell of an interrupt; others raise, as below.
+        return _tell(stopped("stopped"), debug=False) if code == EXIT_INTERRUPTED else code
     except (KeyboardInterrupt, typer.Abort):
-        code = _tell("stopped", EXIT_INTERRUPTED, debug=debug, label="")
-    except StoppedError as stop:
-        code = _tell(str(stop), stop.exit_code, debug=debug, label="")
-    except ThawError as error:
-        code = _tell(str(error), error.exit_code, debug=debug)
+        return _tell(stopped("stopped"), debug=debug)
     except BrokenPipeError:
         # Whoever read the output has gone; without this, the interpreter would fail a second time at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        return 1
+    except ThawError as error:
+        return _tell(error, debug=debug)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback unless it was asked for
-        code = _tell_other(error, debug=debug)
-    sys.exit(code)
+        return _tell(stopped("stopped") if was_stopped() else _in_words(error), debug=debug)
 
 
-def _tell(message: str, code: int, *, debug: bool, label: str = "error: ") -> int:
-    if debug:
-        traceback.print_exc()
-    shown = "\n".join(printable(line) for line in message.split("\n"))
-    sys.stderr.write(f"{label}{shown}\n")
-    return code
+def _tell(error: ThawError, *, debug: bool) -> int:
+    """Show an error and how to go on; its exit code."""
+    is_stop = isinstance(error, StoppedError)
+    lines = [("" if is_stop else "error: ") + error_text(str(error))]
+    if error.next_command:
+        lines.append(f"{'' if is_stop else 'fix this, then '}resume with: {error.next_command}")
+    # A terminal that was closed takes nothing more.
+    with contextlib.suppress(OSError):
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write("\n".join(lines) + "\n")
+    return error.exit_code
 
 
-def _tell_other(error: Exception, *, debug: bool) -> int:
+def _in_words(error: Exception) -> ThawError:
+    """Any other error as one of ours, with its exit code."""
     # What typer raises for a wrong option derives from its own copy of click's exceptions, or from click's, by its
     # version; both have these two attributes.
     format_message, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if format_message is not None and isinstance(code, int):
-        return _tell(format_message(), code, debug=debug)
-    what = f"{type(error).__name__}: {error}".splitlines()[0]
-    return _tell(f"unexpected {what}\nrun again with --debug for the details", EXIT_INTERNAL, debug=debug)
+        # It repeats words of the command line at any length.
+        told = UsageError(re.sub(r"\S+", lambda word: clipped(word[0], NAME_LENGTH), format_message()))
+        told.exit_code = code
+        return told
+    what = clipped(printable(f"{type(error).__name__}: {error}".splitlines()[0]))
+    told = UsageError(f"unexpected {what}\nrun again with --debug for the details")
+    told.exit_code = EXIT_INTERNAL
+    return told

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 
 from rich.cells import cell_len
 
+from thaw.quoting import printable
+
 
 def columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
     """`rows` of equally many cells as lines; the columns numbered in `right` end flush, the others begin so."""
@@ -20,8 +22,3 @@ def columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> st
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with what could steer a terminal written out: file and class names may hold anything."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

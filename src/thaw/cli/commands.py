@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from thaw.cli.columns import columns, printable
-from thaw.cli.interrupt import StoppedError
+from thaw.cli.columns import columns
+from thaw.cli.interrupt import stopped, watched
 from thaw.cli.progress import Progress
 from thaw.data.images import InputContract, parse_shape
 from thaw.data.prepare import load_images
 from thaw.errors import RunError, TrainingError, UsageError
 from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost
 from thaw.graph.lower import layer_table
+from thaw.quoting import csv_line, given, json_text, printable, shell_command
 from thaw.training.compute import keep_freed_memory
 from thaw.training.model import Model, Prediction
 from thaw.workflow.api import evaluate_source
@@ -81,7 +79,7 @@ def _drive(events: Iterator[Event], progress: Progress) -> Finished:
     # Here and not in the library: it holds for the whole process, which is ours only on the command line.
     keep_freed_memory()
     try:
-        for event in events:
+        for event in watched(events):
             progress.show(event)
             if isinstance(event, Started):
                 folder = event.folder.path
@@ -89,19 +87,21 @@ def _drive(events: Iterator[Event], progress: Progress) -> Finished:
                 return event
     except KeyboardInterrupt:
         if folder is None:
-            raise StoppedError("stopped before training began") from None
-        raise StoppedError(f"stopped; every finished epoch is saved\n{_how_to_resume(folder)}") from None
+            raise stopped("stopped before training began") from None
+        raise stopped("stopped; every finished epoch is saved", _resume_command(folder)) from None
     except TrainingError as error:
         raise TrainingError(f"{error}; the run is in {folder}") from error
     except RunError as error:
         if folder is None:
             raise
-        raise RunError(f"{str(error).splitlines()[0]}\nmend that, then {_how_to_resume(folder)}") from error
+        failed = RunError(str(error).splitlines()[0])
+        failed.next_command = _resume_command(folder)
+        raise failed from error
     raise RuntimeError("a run ended without a result")
 
 
-def _how_to_resume(folder: Path) -> str:
-    return f"resume with: thaw train --resume {shlex.quote(str(folder))}"
+def _resume_command(folder: Path) -> str:
+    return shell_command(["thaw", "train", "--resume", str(folder)])
 
 
 def _finish(finished: Finished, *, as_json: bool) -> None:
@@ -161,7 +161,7 @@ def data(
 def predict(run: Path, images: Sequence[Path], *, output_format: str, skip_broken: bool) -> None:
     """`thaw predict RUN IMAGE...`."""
     if output_format not in FORMATS:
-        raise UsageError(f"--format {output_format}: expected one of {', '.join(FORMATS)}")
+        raise UsageError(f"--format {given(output_format)}: expected one of {', '.join(FORMATS)}")
     model = Model.load(run)
     with Progress() as progress:
         pixels, names, problems = load_images(
@@ -187,12 +187,11 @@ def predict(run: Path, images: Sequence[Path], *, output_format: str, skip_broke
 
 
 def _print_csv(predictions: Sequence[Prediction]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
     classes = predictions[0].classes if predictions else ()
-    writer.writerow(["image", "class", "probability", *classes])
+    sys.stdout.write(csv_line(["image", "class", "probability", *classes]))
     for prediction in predictions:
-        every = [f"{probability:.6f}" for probability in prediction.probabilities]
-        writer.writerow([prediction.name, prediction.label, f"{prediction.probability:.6f}", *every])
+        cells = [prediction.name, prediction.label, prediction.probability, *prediction.probabilities]
+        sys.stdout.write(csv_line(cells))
 
 
 def evaluate(run: Path, source: str, *, data_root: Path | None, skip_broken: bool, as_json: bool) -> None:
@@ -283,7 +282,7 @@ def _print_cost(cost: Cost) -> None:
 
 def print_json(content: dict[str, Any]) -> None:
     """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(content, indent=2) + "\n")
 
 
 def print_text(text: str) -> None:

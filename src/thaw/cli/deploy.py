@@ -7,11 +7,13 @@ from pathlib import Path
 
 import typer
 
-from thaw.cli.columns import columns, printable
+from thaw.cli.columns import columns
 from thaw.cli.commands import print_json, print_text
+from thaw.cli.interrupt import told_when_stopped
 from thaw.cli.progress import Progress
 from thaw.evidence.verify import FloatComparison, Int8Comparison
 from thaw.export.card import Precision
+from thaw.quoting import printable
 from thaw.workflow.benchmark import Bench
 from thaw.workflow.benchmark import bench as time_runtimes
 from thaw.workflow.deploy import Export, TrainedRun
@@ -19,13 +21,15 @@ from thaw.workflow.deploy import export as write_artefacts
 from thaw.workflow.verification import Check, Verification
 from thaw.workflow.verification import verify as verify_artefacts
 
+STOPPED = "stopped; give the same command again"
+
 
 def export(
     run: Path, to: str | None, precision: Precision | None, *, out: Path | None, data_root: Path | None, as_json: bool
 ) -> None:
     """`thaw export RUN`."""
     targets = None if to is None else [name.strip() for name in to.split(",") if name.strip()]
-    with Progress() as progress:
+    with Progress() as progress, told_when_stopped(STOPPED):
         opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
         result = write_artefacts(opened, targets=targets, precision=precision, out=out)
         _tell_missing(progress, result.missing)
@@ -59,7 +63,7 @@ def verify(
     as_json: bool,
 ) -> None:
     """`thaw verify RUN`."""
-    with Progress() as progress:
+    with Progress() as progress, told_when_stopped(STOPPED):
         opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
         result = verify_artefacts(opened, boards=boards, images=images, out=out, tell=progress.say)
     if as_json:
@@ -117,7 +121,7 @@ def _remarks(check: Check) -> list[str]:
 
 def bench(run: Path, *, out: Path | None, data_root: Path | None, as_json: bool) -> None:
     """`thaw bench RUN`."""
-    with Progress() as progress:
+    with Progress() as progress, told_when_stopped(STOPPED):
         opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
         result = time_runtimes(opened, out=out, tell=progress.say)
         _tell_missing(progress, {f"{name} {precision}": why for (name, precision), why in result.problems.items()})

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from thaw.cli.terminal import unguarded
+from thaw.quoting import printable
 from thaw.training.engine import EpochRecord
 from thaw.workflow.pipeline import EpochDone, Event, FoldDone, Int8Done, QatEpochDone, Started
 
@@ -25,7 +27,9 @@ class Progress:
         self._stages: dict[str, int] = {}
         self._folds = 0
         # Names and paths are shown as they are: no markup in them, and no line broken within them.
-        self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = Console(
+            file=unguarded(stream or sys.stderr), highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
         self._live: Live | None = None
         self._key: tuple[object, ...] = ()
         self._seconds: list[float] = []
@@ -58,18 +62,23 @@ class Progress:
         data = event.data
         self._stages, self._folds = event.stages, event.folds
         counts = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
-        self._console.print(f"{data.name}: {counts}; {len(data.train.classes)} classes; input {data.contract}")
+        self._print(f"{data.name}: {counts}; {len(data.train.classes)} classes; input {data.contract}")
         for problem in data.problems:
-            self._console.print(f"  {problem.severity}: {problem}")
+            self._print(f"  {problem.severity}: {problem}")
         network = f"{event.cost.parameters:,} parameters, {event.cost.macs:,} multiply-accumulates"
-        self._console.print(f"network: {network}; run folder: {event.folder.path}")
+        self._print(f"network: {network}; run folder: {event.folder.path}")
         if event.epochs_done:
-            self._console.print(f"going on after {event.epochs_done} epochs")
+            self._print(f"going on after {event.epochs_done} epochs")
+
+    def _print(self, line: str) -> None:
+        """One line; the console itself writes what draws, so names are quoted here."""
+        self._console.print(printable(line))
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """A line of its own, or several."""
         self.close()
-        self._console.print(line)
+        for each in line.split("\n"):
+            self._print(each)
 
     def arm(self, name: str, seed: int, record: EpochRecord) -> None:
         """An epoch of an arm of the ablation."""
@@ -88,12 +97,12 @@ class Progress:
             self.close()
             self._key = key
         if not self._console.is_terminal:
-            self._console.print(line)
+            self._print(line)
             return
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=4)
             self._live.start()
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._live.update(Text(printable(line), no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def _seconds_left(self, record: EpochRecord, fold: int) -> float:
         names = list(self._stages)

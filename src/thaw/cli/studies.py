@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from thaw.cli.commands import print_json
-from thaw.cli.interrupt import StoppedError
+from thaw.cli.commands import print_json, print_text
+from thaw.cli.interrupt import told_when_stopped, watched
 from thaw.cli.progress import Progress
+from thaw.quoting import printable, shell_command
 from thaw.training.arms import StudyName
 from thaw.training.compute import keep_freed_memory
 from thaw.workflow.ablation import ArmEpoch, Compared
@@ -18,6 +17,8 @@ from thaw.workflow.ablation import ablate as run_ablation
 from thaw.workflow.recipe import load_recipe
 from thaw.workflow.reproduce import PUBLISHED, SeedStarted, Written, parse_seeds
 from thaw.workflow.reproduce import reproduce as run_reproduction
+
+GOES_ON = "stopped; what is finished is kept: give the same command again to go on"
 
 
 def reproduce(
@@ -31,17 +32,17 @@ def reproduce(
 ) -> None:
     """`thaw reproduce`."""
     keep_freed_memory()
-    with Progress() as progress, _goes_on():
+    with Progress() as progress, told_when_stopped(GOES_ON):
         events = run_reproduction(
             list(datasets or PUBLISHED),
             parse_seeds(seeds),
             out=out,
             device=device,
             data_root=data_root,
-            command=shlex.join(["thaw", *sys.argv[1:]]),
+            command=shell_command(["thaw", *sys.argv[1:]]),
             progress=progress.decoding,
         )
-        for event in events:
+        for event in watched(events):
             if isinstance(event, SeedStarted):
                 progress.say(f"\n{event.title}, seed {event.seed}: {event.path}")
             elif isinstance(event, Written):
@@ -68,7 +69,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
     kind = "ablate" if study == "parts" else study
     folder = out if out is not None else Path("runs") / f"{kind}-{Path(source).resolve().name}"
     keep_freed_memory()
-    with Progress() as progress, _goes_on():
+    with Progress() as progress, told_when_stopped(GOES_ON):
         events = run_ablation(
             source,
             name,
@@ -78,10 +79,10 @@ def ablate(  # noqa: PLR0913 - the options of the command
             out=folder,
             device=device,
             data_root=data_root,
-            command=shlex.join(["thaw", *sys.argv[1:]]),
+            command=shell_command(["thaw", *sys.argv[1:]]),
             progress=progress.decoding,
         )
-        for event in events:
+        for event in watched(events):
             if isinstance(event, ArmEpoch):
                 progress.arm(event.arm, event.seed, event.record)
             elif isinstance(event, Compared):
@@ -89,17 +90,8 @@ def ablate(  # noqa: PLR0913 - the options of the command
                 _print(event.result, event.page, as_json=as_json)
 
 
-@contextlib.contextmanager
-def _goes_on() -> Iterator[None]:
-    """An interrupt ends with how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise StoppedError("stopped; give the same command again to go on") from None
-
-
 def _print(result: dict[str, object], page: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        sys.stdout.write(f"{page.read_text('utf-8')}\nwritten to {page}\n")
+        print_text(f"{page.read_text('utf-8')}\nwritten to {printable(str(page))}")

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from thaw.cli.columns import columns, printable
-from thaw.quoting import shown
+from thaw.cli.columns import columns
+from thaw.cli.interrupt import told_when_stopped
+from thaw.quoting import printable, shown
 
 REPRODUCTION = Path("docs/results/reproduce.json")
 
@@ -96,7 +97,9 @@ def add(
     from thaw.cli.commands import print_text
     from thaw.workflow.zoo import add_model, describe
 
-    print_text(columns(describe(add_model(name, runs, out=out))))
+    with told_when_stopped("stopped; give the same command again"):
+        card = add_model(name, runs, out=out)
+    print_text(columns(describe(card)))
 
 
 @zoo_app.command()

@@ -209,7 +209,7 @@ def _layout(images: Iterable[str], folders: Sequence[str]) -> _Layout:
     for folder in named:
         split = SPLIT_NAMES[folder.lower()]
         if split in splits.values():
-            raise DataError(f"two folders for the {split} split, {shown(folder)} among them: expected one")
+            raise DataError(f"two folders for the {split} split, {_shown(Path(folder))} among them: expected one")
         splits[folder] = split
     return _sort_in((path for path in images if path.split("/")[0] not in unused), shown, dict(splits), problems)
 

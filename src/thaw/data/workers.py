@@ -182,8 +182,9 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def _main() -> None:
-    # Ctrl-C reaches the whole group of processes; the parent decides, and closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A signal that stops a command may reach the whole group of processes; the parent decides, and closes the pipe.
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # A library that prints would spoil the answers.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,6 +22,7 @@ from thaw.evidence.quality import mcnemar, mean_interval
 from thaw.files import write_atomically
 from thaw.graph.cost import count_cost
 from thaw.graph.lower import lower
+from thaw.quoting import markdown_code, markdown_text
 from thaw.training.arms import PLAIN, STUDIES, Arm, ArmTraining, Modules, StudyName, arm_tensors, load_arm
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import LANES, Lanes, precision_name, resolve_device, resolve_precision
@@ -228,12 +229,13 @@ def page(result: dict[str, Any]) -> str:
     study: StudyName = result["study"]
     notes = [note.format(epochs=result["epochs"], seeds=", ".join(map(str, result["seeds"]))) for note in _NOTES[study]]
     versions = f"Python {machine['python']}, torch {machine['torch']}"
+    hardware = markdown_text(f"{machine['cpu']}, {machine['cores']} cores")
     columns = ["arm", "what it is", "parameters", "MACs", "test accuracy", "difference to plain"]
     columns.append("McNemar against plain, p by seed")
     lines = [
-        f"# {_TITLES[study]} {result['dataset']}",
+        f"# {_TITLES[study]} {markdown_text(result['dataset'])}",
         "",
-        f"Made by `{result['command']}`.",
+        f"Made by {markdown_code(result['command'])}.",
         *notes,
         f"The test set ({result['test_count']:,} images) was opened after all arms of a seed were trained.",
         "",
@@ -252,7 +254,7 @@ def page(result: dict[str, Any]) -> str:
         "± is half of the 95 % Student-t interval over the seeds; differences are paired by seed, in points.",
         "In brackets: test images that only this arm got right, and that only the plain network got right.",
         "",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores; {versions}; convolutions in {result['precision']}.",
+        f"Machine: {hardware}; {versions}; convolutions in {result['precision']}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, RunError, UsageError
 from thaw.evidence.quality import Quality
+from thaw.quoting import shell_command
 from thaw.training.model import Model
 from thaw.workflow.budget import Budget
 from thaw.workflow.pipeline import DecodeProgress, Event, Finished, measure_quality, resume_run, start_run
@@ -209,7 +209,7 @@ def _command(
     words += ["--seed", str(seed), *(["--folds", str(folds)] if folds else [])]
     words += ["--skip-broken"] if skip_broken else []
     words += ["--budget", budget] if budget else []
-    return shlex.join(words)
+    return shell_command(words)
 
 
 def _finish(events: Generator[Event, None, None], on_event: Callable[[Event], None] | None) -> Run:

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from thaw.errors import RunError
 from thaw.files import write_atomically
-from thaw.quoting import shown
+from thaw.quoting import json_text, shown
 from thaw.workflow.run_folder import DEPLOYMENT_FILE, read_json
 
 DEPLOYMENT_SCHEMA = 1
@@ -53,7 +52,7 @@ def update_deployment(folder: Path, part: Part, content: Mapping[str, Any]) -> d
     if part == "export" and _digests(known.get("export")) != _digests(content):
         known = {"schema": DEPLOYMENT_SCHEMA}
     known[part] = dict(content)
-    write_atomically(folder / DEPLOYMENT_FILE, json.dumps(known, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(folder / DEPLOYMENT_FILE, json_text(known, indent=2) + "\n")
     return known
 
 

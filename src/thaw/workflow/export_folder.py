@@ -20,7 +20,7 @@ from typing import Any
 from thaw.errors import ModelFileError, RunError
 from thaw.export.card import Precision
 from thaw.files import sweep_unfinished, write_atomically
-from thaw.quoting import shown
+from thaw.quoting import json_text, shown
 
 MANIFEST = "export.json"
 EXPORT_VERSION = 1
@@ -146,7 +146,7 @@ def _claim(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
 
 
 def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / MANIFEST, json_text(content, indent=2) + "\n")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -5,15 +5,18 @@ What is shown is collected here, as points and as a page with their sources; `pa
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from thaw.errors import RunError, UsageError
 from thaw.files import write_atomically
 from thaw.graph.lower import layer_table
+from thaw.quoting import markdown_code, markdown_text
 from thaw.workflow.pareto_plot import Point, draw
 from thaw.workflow.recipe import load_recipe
 from thaw.workflow.reproduce import PUBLISHED, RECIPE
@@ -57,7 +60,7 @@ def write_pareto(out: Path, reproduction: Path | None = None) -> tuple[Path, Pat
     except OSError as error:
         raise RunError(f"cannot write to {out.parent}: {error.strerror}\nchoose another place with --out") from error
     write_atomically(out, draw(numbers))
-    write_atomically(page, _page(numbers, out.name))
+    write_atomically(page, _page(numbers, quote(out.name, errors="surrogateescape")))
     return out, page
 
 
@@ -92,7 +95,7 @@ def _of_card(card: ZooCard) -> Point:
         parameters=card.parameters,
         macs=card.macs,
         interval=(card.test.low, card.test.high) if half is None else (max(0.0, mean - half), min(1.0, mean + half)),
-        source=f"`{card.command}`",
+        source=card.command,
         note="one seed; interval of its test images" if is_one else f"mean of {count} seeds, and its interval",
     )
 
@@ -110,7 +113,7 @@ def _reproduced(path: Path) -> list[Point]:
                 parameters=row["parameters"],
                 macs=row["macs"],
                 interval=None if half is None else (max(0.0, mean - half), min(1.0, mean + half)),
-                source="`thaw reproduce`",
+                source="thaw reproduce",
                 note=f"mean of {len(row['accuracies'])} seeds, and its interval",
             )
         )
@@ -169,8 +172,14 @@ def _page(numbers: Mapping[Point, int], plot: str) -> str:
 def _row(number: int, point: Point) -> str:
     interval = "" if point.interval is None else f" ({point.interval[0]:.2%} to {point.interval[1]:.2%})"
     macs = "" if point.macs is None else f"{point.macs:,}"
-    source = f"<{point.source}>" if point.source.startswith("https:") else point.source
-    told = source + (f"; {point.note}" if point.note else "")
+    told = _source(point.source) + (f"; {markdown_text(point.note)}" if point.note else "")
     read = {"zoo": "measured here", "reproduced": "measured here", "unchecked": "no"}.get(point.kind, "yes")
-    name = f"**{point.name}**" if point.kind == "zoo" else point.name
+    name = f"**{markdown_text(point.name)}**" if point.kind == "zoo" else markdown_text(point.name)
     return f"| {number} | {name} | {point.accuracy:.2%}{interval} | {point.parameters:,} | {macs} | {told} | {read} |"
+
+
+def _source(source: str) -> str:
+    """An address as a link, a command as code, and anything else as text."""
+    if re.fullmatch(r"https://[A-Za-z0-9/._~%#?=&+:@-]+", source):
+        return f"<{source}>"
+    return markdown_code(source) if source.startswith("thaw ") else markdown_text(source)

@@ -10,8 +10,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal, TypeAlias
+
+from thaw.quoting import xml_text
 
 WIDTH, PANEL_HEIGHT, HEAD, FOOT = 1080.0, 380.0, 92.0, 30.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66.0, 18.0, 40.0, 54.0
@@ -157,7 +158,7 @@ def _panel(title: str, numbers: Mapping[Point, int], axis: str, left: float, top
         errors=_padded([_error(each) for point in numbers for each in (point.accuracy, *(point.interval or ()))], 0.06),
     )
     filled = [(size, point.accuracy) for point, size in sized.items() if point.kind != "unchecked"]
-    parts = [f'<text class="title" x="{frame.left:g}" y="{frame.top - 12:g}">{escape(title)}</text>']
+    parts = [f'<text class="title" x="{frame.left:g}" y="{frame.top - 12:g}">{xml_text(title)}</text>']
     parts += _axes(frame, axis)
     corners = _staircase(frame, front(filled))
     parts.append(_front_line(corners))
@@ -253,7 +254,7 @@ def _bar(frame: _Frame, point: Point, size: float) -> str:
 
 
 def _titled(point: Point, size: float, x: float, y: float) -> str:
-    told = escape(f"{point.name}: {point.accuracy:.2%}, {size:,}")
+    told = xml_text(f"{point.name}: {point.accuracy:.2%}, {size:,}")
     return f"<g><title>{told}</title>{_mark(point.kind, x, y)}</g>"
 
 
@@ -295,7 +296,7 @@ def _labels(
         if box is not None:
             taken.append(box)
             style = "label strong" if is_zoo else "label"
-            parts.append(f'<text class="{style}" x="{box[0]:.1f}" y="{box[1] + 10:.1f}">{escape(text)}</text>')
+            parts.append(f'<text class="{style}" x="{box[0]:.1f}" y="{box[1] + 10:.1f}">{xml_text(text)}</text>')
     return parts
 
 

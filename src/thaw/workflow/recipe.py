@@ -21,7 +21,7 @@ from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec, PaperSpec
 from thaw.models.fusion import FusionSpec
-from thaw.quoting import shown
+from thaw.quoting import PATH_LENGTH, encodable, given, shown
 from thaw.training.compute import ComputeSettings
 from thaw.training.distil import DistilSettings
 from thaw.training.method import MethodName, MethodSettings
@@ -136,11 +136,11 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> tuple[str, 
     name, text = _recipe_text(name_or_file)
     try:
         tree = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise RecipeError(f"recipe {name_or_file} is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"recipe {given(name_or_file)} is not TOML: {given(error)}") from None
     faults: list[str] = []
     for override in overrides:
-        _apply(tree, override, faults)
+        _apply(tree, encodable(override), faults)
     recipe = recipe_from_dict(tree, faults)
     return name, recipe
 
@@ -148,8 +148,13 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> tuple[str, 
 def _recipe_text(name_or_file: str) -> tuple[str, str]:
     if name_or_file in recipe_names():
         return name_or_file, (resources.files("thaw") / "recipes" / f"{name_or_file}.toml").read_text("utf-8")
-    path = Path(name_or_file).expanduser()
-    if path.suffix != ".toml" and not path.is_file():
+    try:
+        path = Path(name_or_file).expanduser()
+        is_file = path.suffix == ".toml" or path.is_file()
+    # A path may be too long, hold a zero byte, or name a user that is unknown.
+    except (OSError, ValueError, RuntimeError):
+        path, is_file = Path(), False
+    if not is_file:
         close = difflib.get_close_matches(name_or_file, recipe_names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         known = ", ".join(recipe_names())
@@ -159,7 +164,9 @@ def _recipe_text(name_or_file: str) -> tuple[str, str]:
     try:
         return path.stem, path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise RecipeError(
+            f"cannot read the recipe {given(path, PATH_LENGTH)}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _apply(tree: dict[str, Any], override: str, faults: list[str]) -> None:
@@ -167,17 +174,17 @@ def _apply(tree: dict[str, Any], override: str, faults: list[str]) -> None:
     path, separator, text = override.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not separator or not all(keys):
-        faults.append(f"--set {override}: expected section.key=value, such as dual.epochs=5")
+        faults.append(f"--set {given(override)}: expected section.key=value, such as dual.epochs=5")
         return
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = text.strip()
     node = tree
     for key in keys[:-1]:
         below = node.setdefault(key, {})
         if not isinstance(below, dict):
-            faults.append(f"--set {override}: {key} is a value, not a section")
+            faults.append(f"--set {given(override)}: {given(key)} is a value, not a section")
             return
         node = below
     node[keys[-1]] = value
@@ -219,7 +226,7 @@ def _build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:
     values: dict[str, Any] = {}
     before = len(faults)
     for key, value in tree.items():
-        name = f"{where}.{key}" if where else key
+        name = f"{where}.{given(key)}" if where else given(key)
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             known = f"did you mean {close[0]}?" if close else f"known here: {', '.join(fields)}"

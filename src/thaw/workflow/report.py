@@ -18,10 +18,12 @@ from typing import Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 from PIL import Image
 
 from thaw.errors import RunError, UsageError
 from thaw.files import write_atomically
+from thaw.quoting import xml_text
 from thaw.workflow.deployment import read_deployment
 from thaw.workflow.report_plots import Panel, accuracy_curves, curves_panel, heat, heat_paths, loss_curves
 
@@ -180,6 +182,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(load),
         autoescape=True,
+        finalize=_quoted,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -195,6 +198,11 @@ def _environment() -> jinja2.Environment:
         "shape": lambda value: " × ".join(str(side) for side in value),
     }
     return environment
+
+
+def _quoted(value: Any) -> Any:
+    """What a template shows: texts by the one definition for HTML, which autoescape then leaves alone."""
+    return Markup(xml_text(value)) if isinstance(value, str) and not isinstance(value, Markup) else value  # noqa: S704
 
 
 def _percent(value: float, decimals: int = 2) -> str:

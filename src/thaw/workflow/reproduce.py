@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from thaw.data.prepare import prepare
 from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mean_interval
 from thaw.files import write_atomically
-from thaw.quoting import shown
+from thaw.quoting import json_text, listed, markdown_code, markdown_text, shown
 from thaw.training.compute import resolve_device
 from thaw.workflow.pipeline import DecodeProgress, Event, resume_run, start_run
 from thaw.workflow.recipe import Recipe, load_recipe
@@ -62,7 +63,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         UsageError: when it is not different whole numbers with commas between them.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts) or len(set(map(int, parts))) != len(parts):
+    if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts) or len(set(map(int, parts))) != len(parts):
         raise UsageError(
             f"seeds {shown(text)}: expected different whole numbers with commas between them, such as 0,1,2"
         )
@@ -86,7 +87,7 @@ def reproduce(
     """
     unknown = [name for name in datasets if name not in PUBLISHED]
     if unknown:
-        raise UsageError(f"data set {', '.join(unknown)}: expected some of {', '.join(PUBLISHED)}")
+        raise UsageError(f"data set {listed(unknown)}: expected some of {', '.join(PUBLISHED)}")
     datasets = list(dict.fromkeys(datasets))
     _, recipe = load_recipe(RECIPE)
     resolve_device(device)
@@ -116,7 +117,7 @@ def reproduce(
             )
             yield from start_run(request, out=path)
     result = _collect(datasets, seeds, out, command)
-    write_atomically(out / "reproduce.json", json.dumps(result, indent=2) + "\n")
+    write_atomically(out / "reproduce.json", json_text(result, indent=2) + "\n")
     write_atomically(out / "reproduce.md", _page(result))
     yield Written(result, out / "reproduce.md")
 
@@ -164,7 +165,7 @@ def _page(result: dict[str, Any]) -> str:
     lines = [
         "# The paper's results, reproduced",
         "",
-        f"Made by `{result['command']}` (recipe `{result['recipe']}`, seeds {seeds}).",
+        f"Made by {markdown_code(result['command'])} (recipe `{result['recipe']}`, seeds {seeds}).",
         "The test set of each run was opened once, after training; every choice was made on validation data.",
         "",
         "| data set | published | here: mean over seeds | each seed | parameters (published) | MACs |",
@@ -201,6 +202,6 @@ def _stages(result: dict[str, Any]) -> list[str]:
 def _machines(result: dict[str, Any]) -> list[str]:
     row = result["rows"][0]
     machine = row["environment"]
-    hardware = f"{machine['cpu']}, {machine['cores']} cores; {machine['os']}"
+    hardware = markdown_text(f"{machine['cpu']}, {machine['cores']} cores; {machine['os']}")
     versions = f"Python {machine['python']}, torch {machine['torch']}, NumPy {machine['numpy']}"
     return [f"Machine: {hardware}; {versions}; convolutions in {row['precision']}.", ""]

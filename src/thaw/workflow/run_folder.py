@@ -26,6 +26,7 @@ from typing import Any
 
 from thaw.errors import RunError
 from thaw.files import sweep_unfinished, write_atomically
+from thaw.quoting import json_text
 from thaw.workflow.export_folder import remove_exports
 
 fcntl: Any
@@ -119,11 +120,11 @@ class RunFolder:
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """One JSON object, atomically; numbers that are not finite are our own mistake and raise ValueError."""
-        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomically(path, json_text(content, indent=2) + "\n")
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
         """All lines anew: after a kill, lines past the last checkpoint must go."""
-        write_atomically(self.history, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+        write_atomically(self.history, "".join(json_text(record) + "\n" for record in records))
 
 
 def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from thaw.export.to_litert import write_litert
 from thaw.files import write_atomically
 from thaw.graph.cost import STACK_BYTES
 from thaw.graph.plan import constant_bytes, plan_memory
-from thaw.quoting import shown
+from thaw.quoting import json_text, shell_command, shown
 from thaw.training.zoo_file import CARD_FILE, ZOO_PREFIX, zoo_root
 from thaw.workflow.deploy import TrainedRun
 from thaw.workflow.recipe import Recipe, load_recipe, recipe_names
@@ -102,7 +100,7 @@ def add_model(name: str, paths: Sequence[Path], *, out: Path | None = None) -> Z
     for source in (best.folder.model, best.folder.int8):
         write_atomically(folder / source.name, source.read_bytes())
     # Last, since it is what makes the folder an entry.
-    write_atomically(folder / CARD_FILE, json.dumps(card.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / CARD_FILE, json_text(card.as_dict(), indent=2) + "\n")
     return read_card(folder)
 
 
@@ -180,7 +178,7 @@ def _card(name: str, best: _Finished, results: Sequence[SeedResult]) -> ZooCard:
         recipe=metrics["recipe"],
         overrides=overrides,
         seed=metrics["seed"],
-        command=shlex.join([*words, "--seed", str(metrics["seed"])]),
+        command=shell_command([*words, "--seed", str(metrics["seed"])]),
         fingerprint=metrics["data"]["fingerprint"],
         device=metrics["device"],
         precision=metrics["precision"],
