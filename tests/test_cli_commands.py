@@ -17,7 +17,7 @@ from command_line import command, error_of, metrics
 from PIL import Image
 
 import thaw as library
-from thaw.cli.columns import columns, printable
+from thaw.cli.columns import columns
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +159,14 @@ def test_data_looks_at_a_source(call, tmp_path):
     summary = json.loads(out)
     assert summary["count"] == 1797
     assert summary["classes"] == list("0123456789")
-    with Image.open(tmp_path / summary["contact_sheet"]) as sheet:
-        assert sheet.format == "PNG"
+    assert summary["contact_sheet"] is None
+    assert list(tmp_path.iterdir()) == [], "nothing is written that was not asked for"
     code, out, err = call("data", "digits", "--sheet", "sheets/one.png")
     assert code == 0, err
     assert "digits: 1,797 images of 10 classes" in out
     assert out.splitlines()[-1] == "contact sheet: sheets/one.png"
-    assert (tmp_path / "sheets" / "one.png").is_file()
+    with Image.open(tmp_path / "sheets" / "one.png") as sheet:
+        assert sheet.format == "PNG"
     assert not (tmp_path / "runs").exists()
     (tmp_path / "file").write_text("")
     error_of(["contact sheet", "file/one.png"], call("data", "digits", "--sheet", "file/one.png", "--json"), 1)
@@ -199,7 +200,3 @@ def test_columns_are_as_wide_as_they_need_to_be():
     assert lines[0] == "name" + " " * 196 + "   count"
     assert lines[1] == "a" * 200 + "  " + " " * 5 + "1"
     assert lines[2] == "大きい" + " " * 194 + "  10,000"
-
-
-def test_printable_text_is_one_line():
-    assert printable("a\nb\t\x1b[31m\udcff é 大") == "a\\nb\\t\\x1b[31m\\udcff é 大"

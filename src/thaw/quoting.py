@@ -31,7 +31,7 @@ _C_STRING_BYTES = 1000
 
 # Control characters, soft hyphen, marks that turn the direction of writing or cannot be seen, line and paragraph
 # separators, lone surrogates, noncharacters, and tags. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
-# `quoting.js` has the same list.
+# The page's `csv.js` has the same list.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"

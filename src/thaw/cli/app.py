@@ -153,20 +153,32 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
 @app.command()
 def data(
     source: Source,
-    data_root: DataRoot = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="The recipe that is to train; by default the one of `thaw train`.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
+    budget: Limits = None,
+    data_root: DataRoot = None,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="Write a contact sheet (PNG) there; default <name>-sheet.png.", show_default=False),
+        typer.Option(metavar="FILE", help="Write a contact sheet there, a PNG of some images.", show_default=False),
     ] = None,
     skip_broken: SkipBroken = False,
     as_json: Json = False,
 ) -> None:
-    """Look at a source: counts, classes, sizes, balance, problems, and a contact sheet."""
+    """Look at a source as training would: counts, classes, sizes, balance, problems; fails where there are errors."""
     from thaw.cli import commands
 
     commands.data(
-        source, data_root=data_root, overrides=overrides or [], sheet=sheet, skip_broken=skip_broken, as_json=as_json
+        source,
+        recipe=recipe,
+        overrides=overrides or [],
+        budget=budget,
+        data_root=data_root,
+        sheet=sheet,
+        skip_broken=skip_broken,
+        as_json=as_json,
     )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from thaw.cli.columns import columns
 from thaw.cli.interrupt import stopped, watched
@@ -23,8 +26,7 @@ from thaw.workflow.budget import Budget
 from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
 from thaw.workflow.recipe import default_recipe, load_recipe
 from thaw.workflow.request import TrainRequest
-from thaw.workflow.resolve import with_network
-from thaw.workflow.run_folder import file_name
+from thaw.workflow.resolve import input_note, settle_input, with_network
 
 FORMATS = ("table", "json", "csv")
 
@@ -46,24 +48,39 @@ def train(  # noqa: PLR0913 - the options of the command
     command: str,
 ) -> None:
     """`thaw train SOURCE`."""
-    name, settings = load_recipe(recipe or default_recipe(source, has_budget=budget is not None), overrides)
-    request = TrainRequest(
-        source=source,
-        recipe_name=name,
-        recipe=settings,
+    request = replace(
+        _request(source, recipe, overrides, budget, data_root=data_root, skip_broken=skip_broken),
         seed=seed,
         device=device,
         folds=folds,
-        data_root=data_root,
-        skip_broken=skip_broken,
-        budget=None if budget is None else Budget.parse(budget),
-        overrides=tuple(overrides),
         command=command,
     )
     with Progress() as progress:
         events = start_run(request, out=out, overwrite=overwrite, progress=progress.decoding)
         finished = _drive(events, progress)
     _finish(finished, as_json=as_json)
+
+
+def _request(
+    source: str,
+    recipe: str | None,
+    overrides: Sequence[str],
+    budget: str | None,
+    *,
+    data_root: Path | None,
+    skip_broken: bool,
+) -> TrainRequest:
+    """What `thaw train` and `thaw data` are asked for alike."""
+    name, settings = load_recipe(recipe or default_recipe(source, has_budget=budget is not None), overrides)
+    return TrainRequest(
+        source=source,
+        recipe_name=name,
+        recipe=settings,
+        data_root=data_root,
+        skip_broken=skip_broken,
+        budget=None if budget is None else Budget.parse(budget),
+        overrides=tuple(overrides),
+    )
 
 
 def resume(path: Path, *, data_root: Path | None, as_json: bool) -> None:
@@ -136,8 +153,10 @@ def _finish(finished: Finished, *, as_json: bool) -> None:
 def data(
     source: str,
     *,
-    data_root: Path | None,
+    recipe: str | None,
     overrides: Sequence[str],
+    budget: str | None,
+    data_root: Path | None,
     sheet: Path | None,
     skip_broken: bool,
     as_json: bool,
@@ -145,17 +164,22 @@ def data(
     """`thaw data SOURCE`."""
     from thaw.data.summary import contact_sheet, look
 
-    _, recipe = load_recipe(default_recipe(source), overrides)
+    request = _request(source, recipe, overrides, budget, data_root=data_root, skip_broken=skip_broken)
     with Progress() as progress:
-        summary = look(source, recipe.data, data_root=data_root, skip_broken=skip_broken, progress=progress.decoding)
-    target = sheet if sheet is not None else Path(f"{file_name(summary.name)}-sheet.png")
+        request, reason = settle_input(request)
+        settings = request.recipe.data
+        summary = look(source, settings, data_root=data_root, skip_broken=skip_broken, progress=progress.decoding)
+    if reason:
+        summary = replace(summary, problems=(*summary.problems, input_note(summary.input, reason)))
+    written = None if sheet is None else str(contact_sheet(summary, sheet))
     if as_json:
-        contact_sheet(summary, target)
-        print_json(summary.as_dict() | {"contact_sheet": str(target)})
-        return
-    print_text(summary.describe())
-    contact_sheet(summary, target)
-    print_text(f"contact sheet: {printable(str(target))}")
+        print_json(summary.as_dict() | {"recipe": request.recipe_name, "contact_sheet": written})
+    else:
+        print_text(summary.describe())
+        print_text(f"  recipe: {printable(request.recipe_name)}; --recipe, --budget and --set as for thaw train")
+        print_text(f"contact sheet: {printable(written or 'none; --sheet FILE.png writes one')}")
+    if not summary.usable:
+        raise typer.Exit(1)
 
 
 def predict(run: Path, images: Sequence[Path], *, output_format: str, skip_broken: bool) -> None:
@@ -257,7 +281,7 @@ def info_recipe(
         described = {"recipe": name, "input": str(contract), "classes": classes, "model": model, "chosen": chosen}
         print_json(described | cost.as_dict())
         return
-    print_text(f"recipe {name}, input {contract}, {classes} classes")
+    print_text(f"recipe {printable(name)}, input {contract}, {classes} classes")
     for note in notes:
         print_text(f"  {note.severity}: {note}")
     _print_cost(cost)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import webbrowser
 from pathlib import Path
-from types import FrameType
 
 from thaw.cli.commands import print_text
-from thaw.cli.interrupt import StoppedError
+from thaw.cli.interrupt import told_when_stopped
 from thaw.workflow.demo import demo_files
 from thaw.workflow.deploy import TrainedRun
 from thaw.workflow.page_server import is_loopback, start_server
@@ -19,29 +17,14 @@ from thaw.workflow.page_server import is_loopback, start_server
 def demo(run: Path, *, host: str, port: int | None, opens: bool | None) -> None:
     """`thaw demo RUN`."""
     files = demo_files(TrainedRun.open(run))
-    with start_server(files, host=host, port=port) as server:
-        stop = StoppedError("stopped")
-
-        def terminate(number: int, frame: FrameType | None) -> None:
-            """End as on Ctrl-C, with the exit code that a shell gives for the signal.
-
-            The server passes over an `Exception` that comes while it accepts a connection, but not over this.
-            """
-            del frame
-            stop.exit_code = 128 + number
-            raise KeyboardInterrupt
-
-        signal.signal(signal.SIGTERM, terminate)
-        try:
-            print_text(f"{server.url}  (Ctrl-C stops)")
-            if not is_loopback(host):
-                print_text("everyone who reaches this machine at that address can see the page and load the model")
-            sys.stdout.flush()
-            if opens or (opens is None and _has_desktop()):
-                webbrowser.open(server.url)
-            server.serve_forever(poll_interval=0.1)
-        except KeyboardInterrupt:
-            raise stop from None
+    with start_server(files, host=host, port=port) as server, told_when_stopped("stopped"):
+        print_text(f"{server.url}  (Ctrl-C stops)")
+        if not is_loopback(host):
+            print_text("everyone who reaches this machine at that address can see the page and load the model")
+        sys.stdout.flush()
+        if opens or (opens is None and _has_desktop()):
+            webbrowser.open(server.url)
+        server.serve_forever(poll_interval=0.1)
 
 
 def _has_desktop() -> bool:

@@ -100,7 +100,8 @@ class Progress:
             self._print(line)
             return
         if self._live is None:
-            self._live = Live(console=self._console, refresh_per_second=4)
+            # What others write meanwhile goes through the guarded streams, not through rich.
+            self._live = Live(console=self._console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False)
             self._live.start()
         self._live.update(Text(printable(line), no_wrap=True, overflow="ellipsis"), refresh=True)
 

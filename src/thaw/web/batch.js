@@ -1,6 +1,6 @@
 /* Many images: a grid sorted by confidence, and a CSV. Of each image only the model's input is kept. */
 
-import { csvText } from "./csv.js";
+import { csvText, printable } from "./csv.js";
 import { decodeImage, ImageError } from "./decode.js";
 import { looksLikeImage } from "./files.js";
 import { resize } from "./resize.js";
@@ -149,6 +149,6 @@ function picture({ name, image, label, probability }) {
     paintImage(canvas, image);
     const number = made("span", { text: percent(probability), className: "number" });
     const shown = made("span", { text: name, className: "name" });
-    shown.title = name;
-    return made("li", { children: [canvas, made("p", { children: [label, " ", number] }), shown] });
+    shown.title = printable(name);
+    return made("li", { children: [canvas, made("p", { children: [printable(label), " ", number] }), shown] });
 }

@@ -1,6 +1,7 @@
 /* The page: what is drawn or given becomes the model's input, and what the model says of it is shown. */
 
 import { Batch } from "./batch.js";
+import { printable } from "./csv.js";
 import { decodeImage, ImageError } from "./decode.js";
 import { Pad } from "./draw.js";
 import { chosenFiles, droppedFiles } from "./files.js";
@@ -186,7 +187,7 @@ class Page {
             return; // a later input is under way
         }
         paintImage(element("seen"), input.image);
-        element("source").textContent = input.source;
+        element("source").textContent = printable(input.source);
         const precision = PRECISION_NAMES[this.model.precision];
         element("latency").textContent = `${duration(milliseconds)} for this inference, in ${precision}`;
         this.showProbabilities(probabilities);
@@ -220,7 +221,7 @@ class Page {
         const best = indexOfLargest(probabilities);
         const label = this.card.classes[best];
         const share = made("small", { text: percent(probabilities[best]) });
-        element("best").replaceChildren(label, share);
+        element("best").replaceChildren(printable(label), share);
         this.rows.forEach((row, index) => row.show(probabilities[index], index === best));
         if (this.rows.length > MANY_CLASSES) {
             const order = [...this.rows].sort((one, other) => other.probability - one.probability);
@@ -232,17 +233,18 @@ class Page {
     /* For screen readers: once the answer stands still, not at every point of a stroke. */
     speak(text) {
         clearTimeout(this.speaking);
-        this.speaking = setTimeout(() => { element("spoken").textContent = text; }, SPEAK_MILLISECONDS);
+        this.speaking = setTimeout(() => { element("spoken").textContent = printable(text); }, SPEAK_MILLISECONDS);
     }
 
     trouble(text) {
-        element("trouble").textContent = text;
+        element("trouble").textContent = printable(text);
     }
 
     showCard() {
         const { card } = this;
-        document.title = `${card.name} – thaw`;
-        element("name").textContent = card.name;
+        const name = printable(card.name);
+        document.title = `${name} – thaw`;
+        element("name").textContent = name;
         const facts = [
             ["Parameters", card.parameters === undefined ? undefined : count(card.parameters)],
             ["Multiply-accumulates", card.macs === undefined ? undefined : `${count(card.macs)} an image`],

@@ -1,5 +1,7 @@
 /* What several parts of the page show alike. */
 
+import { printable } from "./csv.js";
+
 /* An element by its id. */
 export function element(id) {
     return document.getElementById(id);
@@ -9,7 +11,7 @@ export function element(id) {
 export function made(kind, { text, className, children = [] } = {}) {
     const node = document.createElement(kind);
     if (text !== undefined) {
-        node.textContent = text;
+        node.textContent = printable(text);
     }
     if (className) {
         node.className = className;

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
+import re
 import socket
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any
 
 from thaw.errors import RunError
 from thaw.export.to_web import INDEX, MEDIA_TYPES
+from thaw.quoting import given
 
 DEFAULT_PORT = 8000
 PORTS_TRIED = 100
@@ -35,8 +39,13 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 
-_SECONDS = 20
-"""How long a connection may keep a thread waiting."""
+HEAD_SECONDS = 10
+"""How long a client may take for the whole head of its request, however often it sends a byte of it."""
+_BODY_SECONDS = 60
+"""How long it may take to receive a file."""
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::([0-9]{1,5}))?", re.ASCII)
+"""A Host header: an address or name, and a port."""
 
 _LONGEST_TARGET = 2048
 
@@ -84,10 +93,12 @@ class PageServer(ThreadingHTTPServer):
         """
         if not self.is_loopback:
             return True
-        name, _, port = (host or "").rpartition(":")
-        if not port.isdigit() or name.endswith(":"):
-            name, port = host or "", "80"
-        return port == str(self.port) and is_loopback(name.removeprefix("[").removesuffix("]"))
+        found = _HOST.fullmatch(host or "")
+        return (
+            found is not None
+            and int(found[2] or 80) == self.port
+            and is_loopback(found[1].removeprefix("[").removesuffix("]"))
+        )
 
 
 def start_server(files: Mapping[str, bytes], *, host: str, port: int | None) -> PageServer:
@@ -110,7 +121,7 @@ def start_server(files: Mapping[str, bytes], *, host: str, port: int | None) -> 
                 continue
             reason = getattr(error, "strerror", None) or error
             hint = "choose another --host or --port"
-            raise RunError(f"cannot serve at {host}, port {each}: {reason}; {hint}") from error
+            raise RunError(f"cannot serve at {given(host)}, port {each}: {reason}; {hint}") from error
     raise AssertionError("at least one port is tried")
 
 
@@ -126,15 +137,39 @@ def _media_type(name: str) -> str:
     return MEDIA_TYPES[PurePosixPath(name).suffix]
 
 
+class _UntilDeadline(socket.SocketIO):
+    """What a client sends, until a moment: each read waits for what is left of the time, not for as long again."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        super().__init__(connection, "rb")
+        self._connection = connection
+        self._deadline = deadline
+
+    def readinto(self, buffer: Any) -> int | None:
+        """As a socket's file does; TimeoutError after the deadline."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the head of a request took too long")
+        self._connection.settimeout(left)
+        return super().readinto(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers GET and HEAD for the names in the table; a name is compared as it stands, and never made a path."""
 
     server: PageServer
-    timeout: ClassVar[float] = _SECONDS
+
+    def setup(self) -> None:
+        """As the library does, with a deadline for the head of the request; one connection makes one request."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_UntilDeadline(self.connection, time.monotonic() + HEAD_SECONDS))
 
     def parse_request(self) -> bool:
         """As the library does, and then refuses what is not for us."""
-        if not super().parse_request():
+        is_whole = super().parse_request()
+        self.connection.settimeout(_BODY_SECONDS)
+        if not is_whole:
             return False
         refusal = self._refusal()
         if refusal is not None:
@@ -144,7 +179,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _refusal(self) -> HTTPStatus | None:
         if self.command not in {"GET", "HEAD"}:
             return HTTPStatus.METHOD_NOT_ALLOWED
-        if not self.server.knows_host(self.headers.get("Host")):
+        hosts = self.headers.get_all("Host", [])
+        # The library stops reading headers at a line that is none, and would pass over a second Host behind it.
+        if len(hosts) > 1 or self.headers.defects:
+            return HTTPStatus.BAD_REQUEST
+        if not self.server.knows_host(hosts[0] if hosts else None):
             return HTTPStatus.MISDIRECTED_REQUEST
         if len(self.path) > _LONGEST_TARGET:
             return HTTPStatus.REQUEST_URI_TOO_LONG

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from thaw.data.images import are_signs
+from thaw.data.images import InputContract, are_signs
 from thaw.data.ingest import Glance, Progress, glance
 from thaw.data.prepare import PreparedData, prepare
 from thaw.data.problems import Problem
@@ -35,8 +35,7 @@ def prepare_run(request: TrainRequest, progress: Progress | None = None) -> tupl
         UsageError: when the image is too small for the network.
         DataError: for what is wrong with the data.
     """
-    request = replace(request, budget=budget_of(request.recipe, request.budget))
-    request, reason = _with_input(request)
+    request, reason = settle_input(request)
     _check_before_decoding(request)
     data = prepare(
         request.source,
@@ -51,12 +50,25 @@ def prepare_run(request: TrainRequest, progress: Progress | None = None) -> tupl
     recipe, notes = with_network(request.recipe, request.budget, shape, classes)
     if reason:
         recipe = replace(recipe, data=replace(recipe.data, input=str(data.contract)))
-        notes = (Problem("input", "note", f"input {data.contract} was chosen: {reason}"), *notes)
+        notes = (input_note(data.contract, reason), *notes)
     if _mirrors_signs(request, data.train.classes):
         recipe = replace(recipe, augment=replace(recipe.augment, flip=False))
         notes = (*notes, Problem("flip", "note", "nothing is mirrored: a mirrored digit or letter is another sign"))
     request = replace(request, recipe=recipe, chosen=(*request.chosen, *notes))
     return request, replace(data, problems=(*data.problems, *request.chosen))
+
+
+def settle_input(request: TrainRequest) -> tuple[TrainRequest, str]:
+    """The request with the budget that holds and the size of its input, and why it is that; "" where it was not open.
+
+    No image is decoded for it. Errors are those of `prepare_run`.
+    """
+    return _with_input(replace(request, budget=budget_of(request.recipe, request.budget)))
+
+
+def input_note(contract: InputContract, reason: str) -> Problem:
+    """What tells of an input that was chosen."""
+    return Problem("input", "note", f"input {contract} was chosen: {reason}")
 
 
 def _mirrors_signs(request: TrainRequest, classes: Sequence[str]) -> bool:
