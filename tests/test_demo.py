@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,7 @@ from thaw.errors import MissingDependencyError, RunError
 from thaw.export import to_web
 from thaw.export.card import ModelCard
 from thaw.export.to_web import MEDIA_TYPES, PAGE, RUNTIME, export_web
+from thaw.workflow import page_server
 from thaw.workflow.page_server import PageServer, is_loopback, start_server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -127,6 +129,11 @@ def test_only_reading_is_allowed(server: PageServer, method: str) -> None:
         (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n", 414),
         (b"GET / HTTP/1.1\r\n\r\n", 421),
         (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 421),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: evil.example\r\nHost: 127.0.0.1:{port}\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nhOST: 127.0.0.1:{port}\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost : evil.example\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}, evil.example\r\n\r\n", 421),
         (b"GET / HTTP/3.0\r\n\r\n", 505),
         (b"GET / HTTP/x\r\n\r\n", 400),
         (b"nonsense\r\n\r\n", 400),
@@ -140,6 +147,29 @@ def test_odd_requests_are_refused_plainly(server: PageServer, request_: bytes, s
     assert f" {status} ".encode() in answer.split(b"\r\n")[0] or answer.startswith(f"{status} ".encode())
     assert b"<html" not in answer
     assert ask(server, "/")[0] == 200  # and it is still there
+
+
+def test_a_client_that_trickles_is_dropped_when_its_time_is_up(
+    server: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_server, "HEAD_SECONDS", 1.0)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        began = time.monotonic()
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        connection.settimeout(0.1)
+        ended = False
+        while not ended and time.monotonic() - began < 20:
+            try:
+                connection.sendall(b"X")  # never a second without a byte
+                ended = connection.recv(100) == b""
+            except TimeoutError:
+                pass
+            except OSError:
+                ended = True
+        assert ended
+        assert 0.9 < time.monotonic() - began < 10
+    # Who is slow to take what was asked for in time is waited for.
+    assert ask(server, "/")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -191,6 +221,7 @@ def test_the_command_serves_and_stops_cleanly(
     finished: FinishedRun, tmp_path: Path, stop: signal.Signals, code: int
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")}
+    began = time.monotonic()
     process = start("demo", finished.path, "--port", "0", "--no-open", cwd=tmp_path)
     try:
         assert process.stdout is not None
@@ -205,8 +236,11 @@ def test_the_command_serves_and_stops_cleanly(
         assert {"parameters", "macs", "test accuracy", "test accuracy in int8"} <= set(card)
         # A connection that says nothing does not hold it up.
         with socket.create_connection(("127.0.0.1", int(url.group(1)))):
+            until_served, began = time.monotonic() - began, time.monotonic()
             process.send_signal(stop)
             out, err = process.communicate(timeout=60)
+            # No signal waits for the interpreter to take down torch: next to nothing beside the start.
+            assert time.monotonic() - began < max(1.0, until_served / 4)
     finally:
         process.kill()
         process.communicate()

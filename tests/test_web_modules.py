@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import struct
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_text import PIECES
 from PIL import Image
 from web_samples import (
     GREY,
@@ -29,6 +29,7 @@ from web_samples import (
 from thaw.data.decode import UnreadableImageError, decode_image, orient
 from thaw.data.images import InputContract
 from thaw.data.resize import resize
+from thaw.quoting import csv_line
 
 pytestmark = needs_node
 
@@ -186,8 +187,9 @@ def test_turning_is_that_of_the_decoder(tmp_path: Path, orientation: int) -> Non
 
 
 def test_the_csv_is_that_of_predict(tmp_path: Path) -> None:
-    names = ["plain.png", 'quote".png', "a,b.png", "two\nlines.png", "мышь 鼠.png", "=1+1.png", "", " space.png"]
-    classes = ["cat", 'the "dog"', "a,b"]
+    names = ["plain.png", 'quote".png', "a,b.png", "two\nlines.png", "мышь 鼠.png", "", " space.png", "-1.png", "\t=1"]
+    names += PIECES
+    classes = ["cat", 'the "dog"', "=a,b"]
     rng = np.random.default_rng(1)
     shares = rng.dirichlet(np.ones(3), len(names)).astype(np.float32)
     entries = [
@@ -202,13 +204,11 @@ def test_the_csv_is_that_of_predict(tmp_path: Path) -> None:
     )
     (tmp_path / "run.mjs").write_text(script)
     done = subprocess.run([NODE, "run.mjs"], cwd=tmp_path, capture_output=True, check=True, timeout=60)
-    expected = io.StringIO()
-    writer = csv.writer(expected, lineterminator="\n")
-    writer.writerow(["image", "class", "probability", *classes])
-    for entry in entries:
-        shown = [f"{value:.6f}" for value in entry["probabilities"]]
-        writer.writerow([entry["name"], entry["label"], f"{entry['probability']:.6f}", *shown])
-    assert done.stdout.decode() == expected.getvalue()
+    expected = [csv_line(["image", "class", "probability", *classes])]
+    expected += [
+        csv_line([each["name"], each["label"], each["probability"], *each["probabilities"]]) for each in entries
+    ]
+    assert done.stdout.decode() == "".join(expected)
 
 
 def test_a_drawing_is_centred_as_mnist_is_and_keeps_its_pen(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def shown(value: object, limit: int = VALUE_LENGTH) -> str:
     except (ValueError, RecursionError):
         # A whole number of more than 4,300 digits, or a tree nested too deeply.
         return f"a value of type {type(value).__name__} that is too long to show"
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+    # A text of just that length has two quotation marks besides.
+    return text if len(text) <= limit + 2 else f"{text[:limit]}… ({len(text):,} characters)"
 
 
 def given(text: object, limit: int = NAME_LENGTH) -> str:
@@ -175,11 +176,8 @@ def csv_line(cells: Sequence[str | float]) -> str:
 
 
 def _csv_text(text: str) -> str:
-    plain = printable(text)
-    # Full-width signs count where they are what a keyboard types.
-    if re.match(r"\s*[-=+@\uff1d\uff0b\uff0d\uff20]", plain):
-        plain = f"'{plain}"
-    # Quoted also for the semicolon, which separates cells where the comma separates decimals.
+    # Signs count in full width too. A semicolon begins a cell where the comma separates decimals.
+    plain = re.sub(r"""(^|;)(?=["\s]*[-=+@\uff1d\uff0b\uff0d\uff20])""", r"\1'", printable(text))
     return '"' + plain.replace('"', '""') + '"' if re.search(r'[",;]|^\s|\s$', plain) else plain
 
 

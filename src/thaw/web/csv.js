@@ -25,8 +25,7 @@ function csvCell(cell) {
     if (typeof cell === "number") {
         return cell.toFixed(6);
     }
-    const plain = printable(cell);
-    const text = /^\s*[-=+@\uff1d\uff0b\uff0d\uff20]/.test(plain) ? `'${plain}` : plain;
+    const text = printable(cell).replace(/(^|;)(?=["\s]*[-=+@\uff1d\uff0b\uff0d\uff20])/g, "$1'");
     return /[",;]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
