@@ -99,7 +99,7 @@ def test_a_short_value_is_shown_as_python_writes_it():
 @FEW
 def test_an_error_has_lines_of_moderate_number_and_length(lines):
     made = quoting.error_text("\n".join(lines)).split("\n")
-    assert len(made) <= 61
+    assert len(made) <= 31
     assert max(map(len, made)) <= quoting.LINE_LENGTH
     assert quoting.error_text("a short one\nwith a hint") == "a short one\nwith a hint"
 

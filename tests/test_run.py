@@ -152,13 +152,18 @@ def test_a_kill_in_the_middle_of_writing_leaves_whole_files(tmp_path):
     assert interrupted, "no kill came in the middle of a write"
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_resume(finished, tmp_path, stop, code):
     run = tmp_path / "a run"
     process = start("train", "digits", *SMALL, "--out", run, "--json", cwd=tmp_path)
     wait_for(lambda: len(history(run)) >= 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
+    # More of them, while it ends, change nothing.
+    for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * 20:
+        process.send_signal(again)
+        time.sleep(0.002)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert out == ""
     assert "Traceback" not in err
     assert f"resume with: thaw train --resume '{run}'" in err
@@ -167,13 +172,14 @@ def test_ctrl_c_saves_and_says_how_to_resume(finished, tmp_path):
     assert_same_run(run, finished.path)
 
 
-def test_ctrl_c_before_training_begins(tmp_path):
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_before_training_begins(tmp_path, stop, code):
     process = start("train", "digits", *TINY, "--out", "run", cwd=tmp_path)
     maps = Path(f"/proc/{process.pid}/maps")
     wait_for(lambda: "libtorch" in maps.read_text(), process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
     assert "stopped" in err

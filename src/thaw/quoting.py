@@ -24,7 +24,7 @@ PATH_LENGTH = 200
 """Characters of a path that a message shows."""
 LINE_LENGTH = 800
 """Characters of a line of an error; what is longer comes from a text that somebody made to be so."""
-_MOST_LINES = 60
+_MOST_LINES = 30
 _COMMENT_LENGTH = 200
 # C99 asks compilers for string literals of 4,095 bytes, and -pedantic warns of longer ones.
 _C_STRING_BYTES = 1000

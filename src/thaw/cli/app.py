@@ -18,7 +18,7 @@ from thaw.cli.interrupt import StoppedError, exit_code, handle_signals, stopped,
 from thaw.cli.terminal import guarded_streams
 from thaw.cli.zoo import zoo_app
 from thaw.errors import ThawError, UsageError
-from thaw.quoting import NAME_LENGTH, clipped, error_text, printable, shell_command
+from thaw.quoting import NAME_LENGTH, PATH_LENGTH, clipped, error_text, printable, shell_command, shown
 
 EXIT_INTERRUPTED = StoppedError.exit_code
 EXIT_INTERNAL = 70
@@ -433,6 +433,9 @@ def _in_words(error: Exception) -> ThawError:
         told = UsageError(re.sub(r"\S+", lambda word: clipped(word[0], NAME_LENGTH), format_message()))
         told.exit_code = code
         return told
+    if isinstance(error, OSError) and error.filename is not None:
+        # A path that is too long, a folder that is closed, a device that is gone: nothing of ours.
+        return ThawError(f"cannot use {shown(os.fsdecode(error.filename), PATH_LENGTH)}: {error.strerror or error}")
     what = clipped(printable(f"{type(error).__name__}: {error}".splitlines()[0]))
     told = UsageError(f"unexpected {what}\nrun again with --debug for the details")
     told.exit_code = EXIT_INTERNAL

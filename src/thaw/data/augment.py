@@ -74,7 +74,7 @@ class AugmentSettings:
         for name, limit in _LIMITS.items():
             value = getattr(self, name)
             if not 0.0 <= value <= limit:
-                raise UsageError(f"augment.{name} {value}: expected a number from 0 to {limit:g}")
+                raise UsageError(f"augment.{name} {shown(value)}: expected a number from 0 to {limit:g}")
         if not isinstance(self.flip, bool):
             raise UsageError(f"augment.flip {shown(self.flip)}: expected true or false")
         for name, choices in {"fill": get_args(Fill), "policy": get_args(Policy)}.items():

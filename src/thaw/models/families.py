@@ -55,7 +55,9 @@ class PaperSpec:
 
     def __post_init__(self) -> None:
         if len(self.filters) != 2 or min(self.filters, default=0) < 1 or max(self.filters) > WIDEST:
-            raise UsageError(f"model.filters {list(self.filters)}: expected two whole numbers from 1 to {WIDEST}")
+            raise UsageError(
+                f"model.filters {shown(list(self.filters))}: expected two whole numbers from 1 to {WIDEST}"
+            )
         _check_dropout(self.dropout)
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
@@ -235,13 +237,14 @@ class LoopedSpec:
         _check_pooling(self.pooling)
         if self.shared and len({self.stem, *self.widths}) > 1:
             raise UsageError(
-                f"model.shared: stem {self.stem} and widths {list(self.widths)} have to be equal to share a convolution"
+                f"model.shared: stem {self.stem} and widths {shown(list(self.widths))} have to be equal to "
+                "share a convolution"
             )
         available = sum(self.passes) if self.shared else self.passes[-1]
         if not 0 <= self.mixed <= available or not self.passes[-1]:
             raise UsageError(
-                f"model.mixed {self.mixed}, model.passes {list(self.passes)}: expected at least one pass in the last "
-                f"stage, and no more states to mix than there are ({available})"
+                f"model.mixed {self.mixed}, model.passes {shown(list(self.passes))}: expected at least one pass in "
+                f"the last stage, and no more states to mix than there are ({available})"
             )
         _check_dropout(self.dropout)
 
@@ -391,15 +394,16 @@ def _lengthened(values: tuple[int, ...], more: int) -> tuple[int, ...]:
 def _check_stages(name: str, values: Sequence[int], *, least: int, most: int) -> None:
     if not 1 <= len(values) <= _MOST_STAGES or min(values, default=least) < least or max(values, default=most) > most:
         raise UsageError(
-            f"model.{name} {list(values)}: expected 1 to {_MOST_STAGES} whole numbers from {least} to {most}, one a "
-            "stage"
+            f"model.{name} {shown(list(values))}: expected 1 to {_MOST_STAGES} whole numbers from {least} to {most}, "
+            "one a stage"
         )
 
 
 def _check_alike(widths: Sequence[int], name: str, values: Sequence[int]) -> None:
     if len(widths) != len(values):
         raise UsageError(
-            f"model.widths {list(widths)} and model.{name} {list(values)}: expected one of each for every stage"
+            f"model.widths {shown(list(widths))} and model.{name} {shown(list(values))}: "
+            "expected one of each for every stage"
         )
 
 

@@ -43,7 +43,7 @@ class FusionSpec:
         if self.join not in get_args(Join):
             raise UsageError(f"fusion.join {shown(self.join)}: expected one of {', '.join(get_args(Join))}")
         if not 1 <= self.hidden <= 65536:
-            raise UsageError(f"fusion.hidden {self.hidden}: expected a whole number from 1 to 65536")
+            raise UsageError(f"fusion.hidden {shown(self.hidden)}: expected a whole number from 1 to 65536")
         if self.scores not in get_args(Scores):
             raise UsageError(f"fusion.scores {shown(self.scores)}: expected one of {', '.join(get_args(Scores))}")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from thaw.errors import UsageError
 from thaw.models.families import FamilySpec, ResidualSpec
+from thaw.quoting import shown
 from thaw.training.compute import autocast
 from thaw.training.replicas import Part
 from thaw.training.stages import PlainSettings, PlainStage, check_positive
@@ -40,7 +41,7 @@ class DistilSettings:
     def __post_init__(self) -> None:
         check_positive("distil", teacher_epochs=self.teacher_epochs, temperature=self.temperature)
         if not 0.0 <= self.share <= 1.0:
-            raise UsageError(f"distil.share {self.share}: expected a share from 0 to 1")
+            raise UsageError(f"distil.share {shown(self.share)}: expected a share from 0 to 1")
 
     def teacher(self, plain: PlainSettings) -> PlainSettings:
         """How the teacher is trained."""

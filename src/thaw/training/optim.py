@@ -50,9 +50,9 @@ class FitSettings:
             )
         for name in ("momentum", "ema", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"fit.{name} {getattr(self, name)}: expected a number from 0 to below 1")
+                raise UsageError(f"fit.{name} {shown(getattr(self, name))}: expected a number from 0 to below 1")
         if not 0.0 <= self.weight_decay < math.inf:
-            raise UsageError(f"fit.weight_decay {self.weight_decay}: expected a finite number from 0")
+            raise UsageError(f"fit.weight_decay {shown(self.weight_decay)}: expected a finite number from 0")
 
 
 def make_optimizer(module: nn.Module, fit: FitSettings, learning_rate: float) -> torch.optim.Optimizer:

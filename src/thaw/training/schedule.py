@@ -30,9 +30,9 @@ class Schedule:
         if self.kind not in get_args(ScheduleKind):
             raise UsageError(f"schedule.kind {shown(self.kind)}: expected one of {', '.join(get_args(ScheduleKind))}")
         if not 0.0 <= self.warmup < 1.0:
-            raise UsageError(f"schedule.warmup {self.warmup}: expected a share from 0 to below 1")
+            raise UsageError(f"schedule.warmup {shown(self.warmup)}: expected a share from 0 to below 1")
         if not 0.0 <= self.final <= 1.0:
-            raise UsageError(f"schedule.final {self.final}: expected a share from 0 to 1")
+            raise UsageError(f"schedule.final {shown(self.final)}: expected a share from 0 to 1")
 
 
 def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> float:

@@ -20,7 +20,7 @@ from thaw.data.batches import Batch, View
 from thaw.data.mix import cross_entropy
 from thaw.errors import UsageError
 from thaw.models.fusion import DualModel, UnifiedModel, unit_names, units
-from thaw.quoting import shown
+from thaw.quoting import listed, shown
 from thaw.training.compute import Lanes, autocast
 from thaw.training.optim import FitSettings, make_optimizer
 from thaw.training.replicas import Part, Replicas, split
@@ -40,7 +40,7 @@ def check_positive(where: str, **values: float) -> None:
     """
     for name, value in values.items():
         if not 0 < value < math.inf:
-            raise UsageError(f"{where}.{name} {value}: expected a finite number above 0")
+            raise UsageError(f"{where}.{name} {shown(value)}: expected a finite number above 0")
 
 
 def check_view(where: str, view: str) -> None:
@@ -160,11 +160,11 @@ class UnfreezeSettings:
     def __post_init__(self) -> None:
         check_positive("unfreeze", batch_size=self.batch_size, patience=self.patience)
         if not 0.0 <= self.momentum < 1.0:
-            raise UsageError(f"unfreeze.momentum {self.momentum}: expected a number from 0 to below 1")
+            raise UsageError(f"unfreeze.momentum {shown(self.momentum)}: expected a number from 0 to below 1")
         check_view("unfreeze", self.view)
         names = [step.thaws for step in self.steps]
         if len(set(names)) != len(names):
-            raise UsageError(f"unfreeze.steps thaw {', '.join(names)}: a unit can thaw only once")
+            raise UsageError(f"unfreeze.steps thaw {listed(names)}: a unit can thaw only once")
 
     def check_units(self, units: Sequence[str]) -> None:
         """Refuse steps that do not follow `units`, the thawing order of the joined network.
@@ -177,7 +177,7 @@ class UnfreezeSettings:
             names = names[:-1]
         if names != list(units[: len(names)]):
             raise UsageError(
-                f"unfreeze.steps thaw {', '.join(step.thaws for step in self.steps)}: "
+                f"unfreeze.steps thaw {listed(step.thaws for step in self.steps)}: "
                 f'expected the order {", ".join(units)}, which may end early or in "all"'
             )
 

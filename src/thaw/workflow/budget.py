@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from thaw.errors import UsageError
 from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost, LayerCost
-from thaw.quoting import shown
+from thaw.quoting import given, shown
 
 EXAMPLE = "params=15000,ram=8KB,flash=32KB,macs=1M"
 
@@ -118,10 +118,10 @@ def _parse_limit(name: str, text: str) -> int:
     found = _VALUE.fullmatch(text)
     unit = _UNITS[name].get(found[2].lower()) if found else None
     if found is None or unit is None:
-        raise UsageError(f"budget {name}={text}: expected {_EXPECTED[name]}")
+        raise UsageError(f"budget {name}={given(text)}: expected {_EXPECTED[name]}")
     limit = int(Fraction(found[1]) * unit)
     if not 1 <= limit <= _LARGEST:
-        raise UsageError(f"budget {name}={text}: expected at least 1 and at most {_LARGEST:,}")
+        raise UsageError(f"budget {name}={given(text)}: expected at least 1 and at most {_LARGEST:,}")
     return limit
 
 

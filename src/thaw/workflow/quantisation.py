@@ -29,6 +29,7 @@ from thaw.graph.operation import Weighted
 from thaw.graph.quantize import Range, quantize
 from thaw.graph.tensors import SOFTMAX_QUANTIZATION
 from thaw.graph.trainable import TrainableGraph
+from thaw.quoting import shown
 from thaw.seeds import numpy_generator
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Setting, StageSummary, summarise
@@ -55,9 +56,9 @@ class QuantizeSettings:
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
-            raise UsageError(f"quantize.calibration_images {self.calibration_images}: expected at least 1")
+            raise UsageError(f"quantize.calibration_images {shown(self.calibration_images)}: expected at least 1")
         if not 0.0 <= self.qat_threshold < math.inf:
-            raise UsageError(f"quantize.qat_threshold {self.qat_threshold}: expected a finite number from 0")
+            raise UsageError(f"quantize.qat_threshold {shown(self.qat_threshold)}: expected a finite number from 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -287,12 +287,19 @@ def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
         value = float(value)
     if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
         raise TypeError(f"settings of type {hint} are not known here")
+    faults.extend(f"{name} = {shown(value)}: expected {expected}" for expected in _plain_faults(hint, value))
+    return value
+
+
+def _plain_faults(hint: type[Any], value: Any) -> list[str]:
+    """What a plain value of the type `hint` should be, where it is not that."""
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        faults.append(f"{name} = {shown(value)}: expected {names.get(hint, hint.__name__)}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        faults.append(f"{name} = {shown(value)}: expected a finite number")
-    return value
+        return [names.get(hint, hint.__name__)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return ["a finite number"]
+    # Larger ones cannot be meant, and those of some thousand digits cannot even be shown.
+    return [f"at most {_LARGEST_WHOLE:,}"] if isinstance(value, int) and abs(value) > _LARGEST_WHOLE else []
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, name: str, faults: list[str]) -> Any:

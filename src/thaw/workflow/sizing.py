@@ -68,9 +68,11 @@ class SizingSettings:
         if self.macs < 1 or self.last_map < 1:
             raise UsageError(f"sizing.macs {self.macs}, sizing.last_map {self.last_map}: expected at least 1")
         if not self.sides or self.sides != tuple(sorted(set(self.sides))):
-            raise UsageError(f"sizing.sides {list(self.sides)}: expected different sides, from the smallest")
+            raise UsageError(f"sizing.sides {shown(list(self.sides))}: expected different sides, from the smallest")
         if not _SMALLEST_SIDE <= self.sides[0] <= self.sides[-1] <= MAX_SIDE:
-            raise UsageError(f"sizing.sides {list(self.sides)}: expected sides from {_SMALLEST_SIDE} to {MAX_SIDE}")
+            raise UsageError(
+                f"sizing.sides {shown(list(self.sides))}: expected sides from {_SMALLEST_SIDE} to {MAX_SIDE}"
+            )
 
     @property
     def is_open(self) -> bool:
