@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import command, error_of, metrics
+from data_samples import write_folder
 from PIL import Image
 
 import thaw as library
@@ -170,6 +172,58 @@ def test_data_looks_at_a_source(call, tmp_path):
     assert not (tmp_path / "runs").exists()
     (tmp_path / "file").write_text("")
     error_of(["contact sheet", "file/one.png"], call("data", "digits", "--sheet", "file/one.png", "--json"), 1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes of photographs larger than any usual input."""
+    return write_folder(tmp_path_factory.mktemp("photos") / "photos", count=12, shape=(90, 70, 3))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"recipe": "paper"},
+        {"recipe": "balanced"},
+        {"budget": "ram=24KB"},
+        {"budget": "params=2000,ram=12KB"},
+        {"recipe": "balanced", "budget": "macs=400k", "overrides": ["sizing.sides=[32,48]"]},
+        {"overrides": ["data.input=40x24x3", "data.fit=crop"]},
+    ],
+    ids=str,
+)
+def test_data_describes_the_input_that_would_train(call, photos, words):
+    prepared = library.load(photos, **words).contract
+    options = [word for key in ("recipe", "budget") if key in words for word in (f"--{key}", words[key])]
+    options += [word for each in words.get("overrides", ()) for word in ("--set", each)]
+    code, out, err = call("data", photos, *options, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["input"], told["fit"]) == (str(prepared), prepared.fit)
+    if "recipe" in words:
+        assert told["recipe"] == words["recipe"]
+    assert f"input {prepared}" in call("data", photos, *options)[1]
+
+
+def test_data_refuses_what_train_refuses(call, photos):
+    for words in (("--recipe", "nothing"), ("--set", "dual.epoch=1"), ("--budget", "ram=1x")):
+        code, out, err = call("data", photos, *words)
+        assert (code, out) == (2, ""), err
+        assert err == call("train", photos, *words)[2]
+
+
+def test_data_fails_where_there_are_errors(call, photos, tmp_path):
+    broken = Path(shutil.copytree(photos, tmp_path / "broken"))
+    (broken / "cat" / "bad.png").write_bytes(b"no image")
+    code, out, _ = call("data", broken)
+    assert code == 1
+    assert "error: " in out
+    code, out, _ = call("data", broken, "--json")
+    assert (code, json.loads(out)["usable"]) == (1, False)
+    code, out, _ = call("data", broken, "--skip-broken", "--json")
+    assert (code, json.loads(out)["usable"]) == (0, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
 
 
 # From Python, with the same words
