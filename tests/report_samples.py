@@ -12,16 +12,31 @@ def int8_of(quality: Quality) -> dict[str, Any]:
     return {
         "method": "mse",
         "candidates": [
-            {"method": method, "validation_accuracy": 0.9861, "squared_error": 3.1e-6} for method in ("minmax", "mse")
+            {
+                "method": method,
+                "validation_accuracy": 0.9861,
+                "validation_balanced_accuracy": 0.9853,
+                "squared_error": 3.1e-6,
+            }
+            for method in ("minmax", "mse")
         ],
+        "selected_by": "accuracy",
         "calibration_images": 1_000,
         "qat": None,
         "weight_bytes": 15_102,
-        "validation": {"float_accuracy": 0.9861, "accuracy": 0.9861, "count": 288},
+        "validation": {
+            "float_accuracy": 0.9861,
+            "accuracy": 0.9861,
+            "float_balanced_accuracy": 0.9853,
+            "balanced_accuracy": 0.9853,
+            "count": 288,
+        },
         "test": {
             "float_accuracy": quality.accuracy,
             "accuracy": quality.accuracy,
             "accuracy_ci95": list(quality.accuracy_ci95),
+            "float_balanced_accuracy": quality.balanced_accuracy,
+            "balanced_accuracy": quality.balanced_accuracy,
             "count": quality.count,
             "agreement": 1.0,
             "per_class": [

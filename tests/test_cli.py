@@ -52,7 +52,8 @@ def test_the_metrics_have_the_documented_names(finished):
         assert set(stage) == documented_names("stages")
     for record in history(finished.path):
         assert set(record) == documented_names("history.jsonl")
-    assert {"count", "accuracies", "mean", "std", "ci95"} == documented_names("folds")
+    folds = {"count", "accuracies", "mean", "std", "ci95", "balanced_accuracies", "balanced_mean"}
+    assert folds == documented_names("folds")
 
 
 def test_the_metrics_say_what_happened(finished):

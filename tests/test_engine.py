@@ -272,9 +272,14 @@ def test_patience_ends_a_stage(lanes):
     assert run.best.epoch == 1
 
 
+def hits(accuracy: float) -> np.ndarray:
+    """So many of the 100 validation images, recognized."""
+    return np.arange(100) < round(100 * accuracy)
+
+
 def test_patience_starts_again_with_each_better_epoch(lanes, monkeypatch):
     scripted = iter([0.5, 0.4, 0.6, 0.6, 0.5, 0.1])
-    monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": next(scripted)}, 1.0))
+    monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": hits(next(scripted))}, 1.0))
     run = dual_run(lanes, images=40, epochs=9, patience=3)
     assert [record.best for record in run.epochs()] == [True, False, True, False, False, False]
     assert run.epoch == 6
@@ -292,7 +297,7 @@ def test_the_best_epoch_comes_back(lanes, monkeypatch):
 
     def validate(run):
         accuracy, loss = next(scripted)
-        return {"original": accuracy - 0.05, "augmented": accuracy + 0.05}, loss
+        return {"original": hits(accuracy - 0.05), "augmented": hits(accuracy + 0.05)}, loss
 
     monkeypatch.setattr(StageRun, "_validate", validate)
     run = dual_run(lanes, family="odd", images=64, epochs=5, patience=5)
@@ -401,7 +406,7 @@ def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends(lanes, monkeypa
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_stage(lanes, monkeypatch):
-    monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": 0.5}, math.inf))
+    monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": hits(0.5)}, math.inf))
     run = dual_run(lanes, images=40)
     with pytest.raises(TrainingError, match="validation loss"):
         list(run.epochs())

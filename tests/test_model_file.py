@@ -266,7 +266,7 @@ def test_models_of_three_channels_and_other_sizes(tmp_path):
     labels = np.arange(120) % 3
     images = (chance.integers(0, 120, (120, 20, 26, 3)) + labels[:, None, None, None] * 60).astype(np.uint8)
     overrides = [*TINY_OVERRIDES, "model.filters=[4, 6]", "data.normalise=unit"]
-    run = thaw.train((images, labels), overrides=overrides, out=tmp_path / "run")
+    run = thaw.train((images, labels), recipe="paper", overrides=overrides, out=tmp_path / "run")
     model = run.model
     assert model.contract == InputContract(height=20, width=26, channels=3)
     assert model.spec.filters == (4, 6)

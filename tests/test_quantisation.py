@@ -86,21 +86,31 @@ def test_the_better_of_both_methods_on_validation_is_taken(model, data):
     assert found.qat is None
     assert [each.method for each in found.candidates] == ["minmax", "mse"]
     for each in found.candidates:
-        assert each.accuracy == accuracy_of(each.graph, data.validation)
-        assert (each.accuracy, -each.squared_error) <= (found.chosen.accuracy, -found.chosen.squared_error)
+        assert each.scores.accuracy == accuracy_of(each.graph, data.validation)
+        assert each.rank("accuracy") <= found.chosen.rank("accuracy")
     expected = model.probabilities(data.validation.images)
-    assert found.float_accuracy == (expected.argmax(axis=1) == data.validation.labels).mean()
+    assert found.float_scores.accuracy == (expected.argmax(axis=1) == data.validation.labels).mean()
     scores = run(found.graph, data.validation.images)["probabilities"]
     assert found.chosen.squared_error == pytest.approx((((scores + 128.0) / 256.0 - expected) ** 2).mean())
 
 
 def test_of_equal_accuracies_the_nearer_to_float_is_taken():
     far, near, better = (
-        quantisation.Candidate(method=name, graph=None, accuracy=accuracy, squared_error=error)
-        for name, accuracy, error in (("far", 0.9, 0.2), ("near", 0.9, 0.1), ("better", 0.91, 0.3))
+        quantisation.Candidate(
+            method=name,
+            graph=None,
+            scores=quantisation.Scores(accuracy=accuracy, balanced_accuracy=balanced),
+            squared_error=error,
+        )
+        for name, accuracy, balanced, error in (
+            ("far", 0.9, 0.7, 0.2),
+            ("near", 0.9, 0.7, 0.1),
+            ("better", 0.91, 0.6, 0.3),
+        )
     )
-    assert max((far, near), key=lambda each: each.rank) is near
-    assert max((far, near, better), key=lambda each: each.rank) is better
+    assert max((far, near), key=lambda each: each.rank("accuracy")) is near
+    assert max((far, near, better), key=lambda each: each.rank("accuracy")) is better
+    assert max((far, near, better), key=lambda each: each.rank("balanced_accuracy")) is near
 
 
 @pytest.fixture
@@ -123,13 +133,13 @@ QAT = QuantizeSettings(qat=QatSettings(epochs=3, batch_size=32, learning_rate=0.
 def test_what_loses_too_much_is_trained_on_and_the_better_graph_kept(model, data, spoilt):
     with lanes_of(2) as lanes:
         records, found = to_its_end(quantise(model, setting_of(data, lanes), QAT, AugmentSettings()))
-    before = max(each.accuracy for each in found.candidates[:2])
-    assert before < found.float_accuracy - 0.003
+    before = max(each.scores.accuracy for each in found.candidates[:2])
+    assert before < found.float_scores.accuracy - 0.003
     assert [record.kind for record in records] == ["qat"] * len(records)
     assert found.qat.epochs == len(records) > 0
     assert found.chosen.method == "qat"
-    assert found.chosen.accuracy > before
-    assert found.chosen.accuracy == accuracy_of(found.graph, data.validation)
+    assert found.chosen.scores.accuracy > before
+    assert found.chosen.scores.accuracy == accuracy_of(found.graph, data.validation)
 
 
 def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt):
@@ -137,7 +147,7 @@ def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt)
     with lanes_of(1) as lanes:
         records, found = to_its_end(quantise(model, setting_of(data, lanes), hasty, AugmentSettings()))
     assert len(records) == 1
-    assert found.candidates[2].accuracy < found.chosen.accuracy
+    assert found.candidates[2].scores.accuracy < found.chosen.scores.accuracy
     assert found.chosen.method in ("minmax", "mse")
 
 
@@ -146,7 +156,7 @@ def test_training_on_that_is_not_finite_costs_nothing_but_itself(model, data, sp
     with Lanes(1, CPU) as lanes:
         _, found = to_its_end(quantise(model, setting_of(data, lanes), settings, AugmentSettings()))
     assert found.chosen.method in {"minmax", "mse", "qat"}
-    assert found.chosen.accuracy == max(each.accuracy for each in found.candidates)
+    assert found.chosen.scores.accuracy == max(each.scores.accuracy for each in found.candidates)
     assert found.qat is None or found.qat.epochs < 3
 
 

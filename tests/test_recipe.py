@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,8 +206,12 @@ def test_a_file_that_is_not_toml(tmp_path, content):
 
 def test_the_recipe_of_a_source():
     assert default_recipe("digits") == "digits"
-    for source in ("mnist", "owner/digits", (np.zeros(3), np.zeros(3)), np.zeros((2, 2)), {"train": ()}):
+    for source in ("mnist", "fashion_mnist", "cifar10"):
         assert default_recipe(source) == "paper"
+        assert default_recipe(source, has_budget=True) == "balanced"
+    photos = ("photos/", Path("photos"), "./mnist", "owner/digits", "ylecun/mnist")
+    for source in (*photos, (np.zeros(3), np.zeros(3)), np.zeros((2, 2)), {"train": ()}):
+        assert default_recipe(source) == "balanced"
 
 
 def test_a_recipe_without_stage_two_is_refused():

@@ -49,12 +49,14 @@ def history_of(plan: list[tuple[str, str, int]], seed: int = 0) -> list[dict[str
                     "train_loss": sum(losses.values()),
                     "losses": losses,
                     "validation_accuracy": float(np.mean(list(accuracies.values()))),
+                    "validation_balanced_accuracy": float(np.mean(list(accuracies.values()))),
                     "validation_loss": loss * 0.8,
                     "validation": accuracies,
                     "learning_rate": 0.001,
                     "images_per_second": 21_345.6,
                     "seconds": 1.25,
                     "best": epoch == epochs - 1 or epochs == 1,
+                    "best_by": "accuracy",
                 }
             )
     return records
@@ -94,7 +96,9 @@ def run_of(
             "seconds": 1.25 * epochs,
             "images_per_second": 21_345.6,
             "trains": ["conv1", "conv2", "dense"] if kind == "dual" else ["head", name],
+            "selected_by": "accuracy",
             "validation_accuracy": 0.9812,
+            "validation_balanced_accuracy": 0.9744,
             **({"validation": {"original": 0.986, "augmented": 0.974}} if kind == "dual" else {}),
             "stopped_early": kind == "dual",
         }
@@ -160,7 +164,13 @@ def run_of(
         },
         "budget": {"params": 15_000, "ram": 2_048, "flash": None, "macs": None},
         "stages": stages,
-        "validation": {"accuracy": 0.9861, "accuracy_ci95": list(wilson_interval(284, 288)), "count": 288},
+        "validation": {
+            "accuracy": 0.9861,
+            "accuracy_ci95": list(wilson_interval(284, 288)),
+            "balanced_accuracy": 0.9853,
+            "count": 288,
+        },
+        "findings": [],
         "test": quality.as_dict(),
         "int8": int8_of(quality),
         "latency": {
@@ -175,6 +185,8 @@ def run_of(
         "folds": {
             "count": 5,
             "accuracies": [0.98, 0.97, 0.99, 0.985, 0.975],
+            "balanced_accuracies": [0.979, 0.971, 0.988, 0.984, 0.973],
+            "balanced_mean": 0.979,
             "mean": 0.98,
             "std": 0.0079,
             "ci95": [0.9702, 0.9898],

@@ -35,7 +35,7 @@ from thaw.errors import RunError
 from thaw.files import write_atomically
 from thaw.graph.graph_file import read_graph
 from thaw.training.checkpoint import read_tensors
-from thaw.workflow.pipeline import EpochDone, _fold_summary
+from thaw.workflow.pipeline import EpochDone, FoldDone, _fold_summary
 from thaw.workflow.run_folder import RunFolder, locked
 
 FINAL_NAMES = {
@@ -50,6 +50,8 @@ FINAL_NAMES = {
     "report.html",
     "run.json",
 }
+
+PAPER = ("--recipe", "paper")
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -289,7 +291,7 @@ def write_class_folders(root: Path, shade: int = 0) -> None:
 
 def test_a_run_whose_data_changed_is_not_resumed(tmp_path, call):
     write_class_folders(tmp_path / "images")
-    code, _, err = call("train", "images", *TINY, "--out", "run")
+    code, _, err = call("train", "images", *PAPER, *TINY, "--out", "run")
     assert code == 0, err
     assert metrics(tmp_path / "run")["data"]["source"] == "images"
     write_class_folders(tmp_path / "images", shade=3)
@@ -300,7 +302,7 @@ def test_a_run_is_resumed_from_another_folder_and_past_a_folder_of_the_same_name
     (tmp_path / "digits").mkdir()
     write_class_folders(tmp_path / "images")
     for source in ("digits", "images"):
-        assert call("train", source, *TINY, "--out", f"run-{source}")[0] == 0
+        assert call("train", source, *PAPER, *TINY, "--out", f"run-{source}")[0] == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     for source in ("digits", "images"):
@@ -335,7 +337,7 @@ def test_a_full_disk_stops_a_run_on_arrays_that_goes_on_later(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         full_after(patch, writes)
         with pytest.raises(RunError, match="No space left on device"):
-            library.train(arrays, overrides=TINY_OVERRIDES)
+            library.train(arrays, recipe="paper", overrides=TINY_OVERRIDES)
     assert_whole_files(run)
     assert not list(run.rglob("*.tmp"))
     assert not (run / "metrics.json").exists()
@@ -409,10 +411,10 @@ def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
     longer = ("--set", "dual.epochs=20", "--set", "dual.patience=20")
     folds = ("--folds", "3")
     for run, more in ((plain, ()), (folded, folds)):
-        done = thaw("train", "images", *TINY, *longer, *more, "--out", run, cwd=tmp_path)
+        done = thaw("train", "images", *PAPER, *TINY, *longer, *more, "--out", run, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "fold 2 of 3: accuracy" in done.stderr
-    process = start("train", "images", *TINY, *longer, *folds, "--out", killed, cwd=tmp_path)
+    process = start("train", "images", *PAPER, *TINY, *longer, *folds, "--out", killed, cwd=tmp_path)
     wait_for((killed / "folds" / "fold-1.json").exists, process)
     kill(process)
     assert not (killed / "folds" / "fold-3.json").exists()
@@ -422,6 +424,9 @@ def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
     result = metrics(folded)["folds"]
     assert result["count"] == len(result["accuracies"]) == 3
     assert result["mean"] == pytest.approx(np.mean(result["accuracies"]))
+    assert result["balanced_mean"] == pytest.approx(np.mean(result["balanced_accuracies"]))
+    # The classes have equally many images, in every fold too.
+    assert result["balanced_accuracies"] == pytest.approx(result["accuracies"], abs=0.05)
     assert result["std"] == pytest.approx(np.std(result["accuracies"], ddof=1))
     low, high = result["ci95"]
     assert 0 <= low <= result["mean"] <= high <= 1
@@ -431,7 +436,8 @@ def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
 
 @pytest.mark.parametrize("accuracies", [[0.98, 1.0, 1.0], [0.0, 0.01, 0.0]])
 def test_the_interval_over_folds_stays_within_what_an_accuracy_can_be(accuracies):
-    low, high = _fold_summary(accuracies)["ci95"]
+    folds = [FoldDone(number, 3, accuracy, accuracy) for number, accuracy in enumerate(accuracies, start=1)]
+    low, high = _fold_summary(folds)["ci95"]
     assert 0.0 <= low < high <= 1.0
 
 

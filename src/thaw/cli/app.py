@@ -103,7 +103,8 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe's name or file; without it, balanced with --budget, digits for digits, and paper else.",
+            help="A recipe's name or file; default balanced, but without --budget digits for digits, and paper for "
+            "mnist, fashion_mnist and cifar10.",
             show_default=False,
         ),
     ] = None,

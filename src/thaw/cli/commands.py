@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from thaw.cli.progress import Progress
 from thaw.data.images import InputContract, parse_shape
 from thaw.data.prepare import load_images
 from thaw.errors import RunError, TrainingError, UsageError
+from thaw.evidence.findings import Finding
 from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost
 from thaw.graph.lower import layer_table
 from thaw.quoting import csv_line, given, json_text, printable, shell_command
@@ -126,18 +127,23 @@ def _finish(finished: Finished, *, as_json: bool) -> None:
         print_json(finished.metrics)
         return
     metrics, folder = finished.metrics, finished.folder
+    _print_findings(map(Finding.from_dict, metrics["findings"]))
     test, cost = metrics["test"], metrics["cost"]
     low, high = test["accuracy_ci95"]
     accuracy = f"{test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, {test['count']:,} images)"
     in_int8 = metrics["int8"]["test"]
     agreement = f"the same answer for {in_int8['agreement']:.2%} of the images"
     weights = f"{cost['weight_bytes_float32']:,} bytes in float32, {cost['weight_bytes_int8']:,} in int8"
-    rows = [("test accuracy", accuracy), ("validation accuracy", f"{metrics['validation']['accuracy']:.2%}")]
-    rows.insert(1, ("in int8", f"{in_int8['accuracy']:.2%}, {agreement}"))
+    validation = metrics["validation"]
+    on_validation = f"{validation['accuracy']:.2%}, balanced {validation['balanced_accuracy']:.2%}"
+    rows = [("test accuracy", accuracy), ("validation accuracy", on_validation)]
+    balanced = f"{in_int8['accuracy']:.2%}, balanced {in_int8['balanced_accuracy']:.2%}; {agreement}"
+    rows.insert(1, ("in int8", balanced))
+    rows.insert(1, ("balanced accuracy", f"{test['balanced_accuracy']:.2%} (mean recall over classes)"))
     if metrics["folds"]:
         folds = metrics["folds"]
         spread = f"standard deviation {folds['std']:.2%} over {folds['count']} folds"
-        rows.append(("cross-validation", f"{folds['mean']:.2%}, {spread}"))
+        rows.append(("cross-validation", f"{folds['mean']:.2%}, {spread}; balanced {folds['balanced_mean']:.2%}"))
     rows += [
         ("parameters", f"{metrics['parameters']:,}"),
         ("multiply-accumulates", f"{metrics['macs']:,}"),
@@ -148,6 +154,14 @@ def _finish(finished: Finished, *, as_json: bool) -> None:
         ("report", str(folder.report)),
     ]
     print_text("\n" + columns(rows))
+
+
+def _print_findings(findings: Iterable[Finding]) -> None:
+    """Before everything else, so that no accuracy is read without them."""
+    for finding in findings:
+        print_text(str(finding))
+        if finding.remedies:
+            print_text(f"  try: {printable('; '.join(finding.remedies))}")
 
 
 def data(
@@ -227,13 +241,20 @@ def evaluate(run: Path, source: str, *, data_root: Path | None, skip_broken: boo
         )
     if as_json:
         print_json(
-            {"source": source, "test": quality.as_dict(), "problems": [problem.as_dict() for problem in problems]}
+            {
+                "source": source,
+                "test": quality.as_dict(),
+                "findings": [finding.as_dict() for finding in quality.findings],
+                "problems": [problem.as_dict() for problem in problems],
+            }
         )
         return
+    _print_findings(quality.findings)
     for problem in problems:
         print_text(f"{problem.severity}: {problem}")
     low, high = quality.accuracy_ci95
     print_text(f"accuracy {quality.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {quality.count:,} images)")
+    print_text(f"balanced accuracy {quality.balanced_accuracy:.2%} (mean recall over the classes that have images)")
     calibration = f"expected calibration error {quality.expected_calibration_error:.4f}"
     print_text(f"{calibration}, cross-entropy {quality.cross_entropy:.4f}")
     rows = [

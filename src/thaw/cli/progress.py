@@ -50,12 +50,13 @@ class Progress:
         elif isinstance(event, EpochDone):
             self._epoch(event)
         elif isinstance(event, FoldDone):
-            self.say(f"fold {event.fold} of {event.folds}: accuracy {event.accuracy:.2%} on the images held out")
+            figures = f"accuracy {event.accuracy:.2%}, balanced {event.balanced_accuracy:.2%}"
+            self.say(f"fold {event.fold} of {event.folds}: {figures} on the images held out")
         elif isinstance(event, QatEpochDone):
             self._line((event.record.stage,), _describe(event.record))
         elif isinstance(event, Int8Done):
             found = event.quantised
-            shown = f"validation {found.chosen.accuracy:.2%}, in float32 {found.float_accuracy:.2%}"
+            shown = f"validation {found.chosen.scores.accuracy:.2%}, in float32 {found.float_scores.accuracy:.2%}"
             self.say(f"int8   {found.chosen.method}: {shown}")
 
     def _started(self, event: Started) -> None:
@@ -132,9 +133,12 @@ class Progress:
 
 def _describe(record: EpochRecord) -> str:
     losses = " ".join(f"{name} {loss:.4f}" for name, loss in record.losses.items())
+    val = f"{record.validation_accuracy:.2%}"
+    if record.best_by != "accuracy":
+        val += f" balanced {record.validation_balanced_accuracy:.2%}"
     return (
         f"{record.stage:<6} epoch {record.epoch:>2}/{record.epochs}  loss {losses}"
-        f"  val {record.validation_accuracy:.2%}{'*' if record.best else ' '}  {record.images_per_second:,.0f} img/s"
+        f"  val {val}{'*' if record.best else ' '}  {record.images_per_second:,.0f} img/s"
     )
 
 

@@ -93,19 +93,25 @@ def _chosen(x: Tensor, where: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).index_select(0, where).permute(0, 3, 1, 2)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, mix: Mix | None, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, mix: Mix | None, label_smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     """The mean over the batch of share * CE(own label) + (1 - share) * CE(partner's label), in nats.
+
+    With weights, each CE is multiplied by the weight of its label, and the sum is still divided by B: torch divides by
+    the sum of the weights, and parts of a batch would then no longer add up to the whole.
 
     Args:
         logits: float [B, K].
         labels: int64 [B] in 0..K-1, each image's own.
         mix: how the images were mixed; None where they were not.
         label_smoothing: the part of each target that is spread evenly over all classes, 0 to 1.
+        weights: float32 [K], of an image by its label; None where all are 1.
 
     Returns:
-        A scalar; without mix and smoothing it is `torch.nn.functional.cross_entropy(logits, labels)` to the bit.
+        A scalar; with none of the three it is `torch.nn.functional.cross_entropy(logits, labels)` to the bit.
     """
-    return Targets.of(labels, mix).cross_entropy(logits, label_smoothing)
+    return Targets.of(labels, mix).cross_entropy(logits, label_smoothing, weights)
 
 
 @dataclass(frozen=True)
@@ -135,12 +141,17 @@ class Targets:
             return Targets(self.labels[part])
         return Targets(self.labels[part], self.partners[part], self.shares[part])
 
-    def cross_entropy(self, logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def cross_entropy(self, logits: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
         """As the function of this name, for logits float [B, K]."""
         if self.partners is None or self.shares is None:
-            return F.cross_entropy(logits, self.labels, label_smoothing=label_smoothing)
-        own, partners = (
-            F.cross_entropy(logits, chosen, reduction="none", label_smoothing=label_smoothing)
-            for chosen in (self.labels, self.partners)
-        )
+            if weights is None:
+                return F.cross_entropy(logits, self.labels, label_smoothing=label_smoothing)
+            return _of_each(logits, self.labels, label_smoothing, weights).mean()
+        own, partners = (_of_each(logits, chosen, label_smoothing, weights) for chosen in (self.labels, self.partners))
         return (self.shares * own + (1.0 - self.shares) * partners).mean()
+
+
+def _of_each(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None) -> Tensor:
+    """The cross-entropy of each image, times the weight of its label: float [B]."""
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return losses if weights is None else losses * weights[labels]

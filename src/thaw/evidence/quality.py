@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from thaw.data.balance import mean_recall
 from thaw.errors import DataError, UsageError
+from thaw.evidence.findings import Finding, result_findings
 from thaw.quoting import shown
 
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
@@ -63,6 +65,7 @@ class Quality:
     Attributes:
         accuracy: share of images whose most probable class is the true one (of equals, the first counts), 0 to 1.
         accuracy_ci95: Wilson's 95 % interval of the accuracy.
+        balanced_accuracy: mean recall of the classes that have images, 0 to 1 (`thaw.data.balance.mean_recall`).
         count: N.
         per_class: K entries in class order.
         confusion: int64 [K, K], true classes in rows, predicted ones in columns.
@@ -74,6 +77,7 @@ class Quality:
 
     accuracy: float
     accuracy_ci95: tuple[float, float]
+    balanced_accuracy: float
     count: int
     per_class: tuple[ClassQuality, ...]
     confusion: npt.NDArray[np.int64]
@@ -82,11 +86,17 @@ class Quality:
     mistakes: tuple[Mistake, ...]
     cross_entropy: float
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the accuracy alone hides, such as a class that is never recognized; empty where there is nothing."""
+        return result_findings(self.confusion, [entry.name for entry in self.per_class])
+
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form: the `test` part of metrics.json."""
         return {
             "accuracy": self.accuracy,
             "accuracy_ci95": list(self.accuracy_ci95),
+            "balanced_accuracy": self.balanced_accuracy,
             "count": self.count,
             "per_class": [asdict(entry) for entry in self.per_class],
             "confusion": self.confusion.tolist(),
@@ -178,6 +188,7 @@ def evaluate(
     return Quality(
         accuracy=hits / count,
         accuracy_ci95=wilson_interval(hits, count),
+        balanced_accuracy=mean_recall(confusion.diagonal(), confusion.sum(axis=1)),
         count=count,
         per_class=_per_class(confusion, classes),
         confusion=confusion,

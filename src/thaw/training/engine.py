@@ -9,19 +9,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thaw.data.balance import class_counts, mean_recall
 from thaw.data.batches import BatchSource
 from thaw.errors import TrainingError
 from thaw.models.blocks import dropouts
 from thaw.seeds import derive
 from thaw.training.compute import Lanes
+from thaw.training.loss import Score
 from thaw.training.optim import WeightAverage
 from thaw.training.schedule import learning_rate
 from thaw.training.stages import Stage
@@ -41,12 +45,14 @@ class EpochRecord:
     train_loss: float
     losses: dict[str, float]
     validation_accuracy: float
+    validation_balanced_accuracy: float
     validation_loss: float
     validation: dict[str, float]
     learning_rate: float
     images_per_second: float
     seconds: float
     best: bool
+    best_by: Score
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -55,19 +61,42 @@ class EpochRecord:
 
 @dataclass
 class Best:
-    """The best epoch so far, by validation accuracy and then by validation loss, with its weights."""
+    """The best epoch so far, by its score on the validation images and then by their loss, with its weights.
+
+    Attributes:
+        epoch: from 1.
+        accuracy: mean over the outputs, 0 to 1.
+        balanced_accuracy: the same of the mean recall over classes.
+        loss: mean cross-entropy over images and outputs, in nats.
+        weights: what `load_best` loads.
+        hits: by output, bool [N]: which validation images it recognized.
+    """
 
     epoch: int
     accuracy: float
+    balanced_accuracy: float
     loss: float
     weights: dict[str, Tensor]
+    hits: dict[str, npt.NDArray[np.bool_]]
+
+    def rank(self, score: Score) -> tuple[float, float]:
+        """What a better epoch has more of."""
+        return (self.accuracy if score == "accuracy" else self.balanced_accuracy), -self.loss
 
 
 class StageRun:
-    """One stage being trained: `epochs()` goes on from wherever `restore` left it."""
+    """One stage being trained: `epochs()` goes on from wherever `restore` left it; `score` chooses the best epoch."""
 
     def __init__(
-        self, stage: Stage, train: BatchSource, validation: BatchSource, *, seed: int, lanes: Lanes, dtype: torch.dtype
+        self,
+        stage: Stage,
+        train: BatchSource,
+        validation: BatchSource,
+        *,
+        seed: int,
+        lanes: Lanes,
+        dtype: torch.dtype,
+        score: Score = "accuracy",
     ) -> None:
         self.stage = stage
         self.train = train
@@ -75,6 +104,7 @@ class StageRun:
         self.seed = seed
         self.lanes = lanes
         self.dtype = dtype
+        self.score: Score = score
         self.optimizer = stage.optimizer()
         self.average = WeightAverage(stage.module, stage.ema) if stage.ema else None
         self.epoch = 0
@@ -111,15 +141,16 @@ class StageRun:
         seconds = time.perf_counter() - started
         # What is validated is what is kept: the running mean of the weights, where there is one.
         with self.average.applied() if self.average else contextlib.nullcontext():
-            accuracies, loss = self._validate()
+            hits, loss = self._validate()
             if not math.isfinite(loss):
                 raise self._not_finite("validation loss")
             self.epoch += 1
-            accuracy = sum(accuracies.values()) / len(accuracies)
-            better = self.best is None or (accuracy, -loss) > (self.best.accuracy, -self.best.loss)
+            accuracies = {name: int(each.sum()) / len(each) for name, each in hits.items()}
+            found = Best(self.epoch, _mean(accuracies.values()), self._balanced(hits), loss, {}, hits)
+            better = self.best is None or found.rank(self.score) > self.best.rank(self.score)
             if better:
-                weights = {name: tensor.detach().clone() for name, tensor in self.stage.module.state_dict().items()}
-                self.best = Best(self.epoch, accuracy, loss, weights)
+                self.best = found
+                found.weights = {name: each.detach().clone() for name, each in self.stage.module.state_dict().items()}
         return EpochRecord(
             stage=self.stage.name,
             kind=self.stage.kind,
@@ -127,13 +158,15 @@ class StageRun:
             epochs=self.stage.epochs,
             train_loss=sum(losses.values()),
             losses=losses,
-            validation_accuracy=accuracy,
+            validation_accuracy=found.accuracy,
+            validation_balanced_accuracy=found.balanced_accuracy,
             validation_loss=loss,
             validation=accuracies,
             learning_rate=rate,
             images_per_second=len(self.train.images) / seconds,
             seconds=time.perf_counter() - started,
             best=better,
+            best_by=self.score,
         )
 
     def _train_epoch(self) -> tuple[dict[str, float], float]:
@@ -166,16 +199,22 @@ class StageRun:
             raise self._not_finite("training loss")
         return means, rate
 
-    def _validate(self) -> tuple[dict[str, float], float]:
-        """Validation accuracies by output, and the mean over the outputs of the cross-entropy."""
-        correct: dict[str, int] = {}
+    def _validate(self) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
+        """By output which validation images it recognizes, bool [N], and the outputs' mean cross-entropy."""
+        hits: dict[str, list[npt.NDArray[np.bool_]]] = {}
         total_loss = 0.0
         for batch in self.validation.ordered():
             for name, logits in self.stage.logits(batch.views["original"], self.lanes).items():
-                correct[name] = correct.get(name, 0) + int((logits.argmax(1) == batch.labels).sum())
+                hits.setdefault(name, []).append((logits.argmax(1) == batch.labels).cpu().numpy())
                 total_loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
         count = len(self.validation.images)
-        return {name: hits / count for name, hits in correct.items()}, total_loss / (count * len(correct))
+        return {name: np.concatenate(parts) for name, parts in hits.items()}, total_loss / (count * len(hits))
+
+    def _balanced(self, hits: dict[str, npt.NDArray[np.bool_]]) -> float:
+        """The mean over the outputs of the mean recall over classes, for what they recognize of the images."""
+        labels, classes = self.validation.images.labels, len(self.validation.images.classes)
+        counts = class_counts(labels, classes)
+        return _mean([mean_recall(class_counts(labels[each], classes), counts) for each in hits.values()])
 
     def _not_finite(self, what: str) -> TrainingError:
         kept = "the last finished epoch is kept" if self.epoch else "no epoch of this stage was finished"
@@ -191,7 +230,9 @@ class StageRun:
         numbers: dict[str, Any] = {"stage": self.stage.name, "epoch": self.epoch, "best": None}
         if self.best is not None:
             tensors |= {f"best.{name}": tensor for name, tensor in self.best.weights.items()}
-            numbers["best"] = {"epoch": self.best.epoch, "accuracy": self.best.accuracy, "loss": self.best.loss}
+            tensors |= {f"hits.{name}": torch.from_numpy(each) for name, each in self.best.hits.items()}
+            figures = ("epoch", "accuracy", "balanced_accuracy", "loss")
+            numbers["best"] = {name: getattr(self.best, name) for name in figures}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
             numbers["average_steps"] = self.average.steps
@@ -203,20 +244,26 @@ class StageRun:
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.stage.module.load_state_dict(_under(tensors, "module."))
+        self.stage.module.load_state_dict(under(tensors, "module."))
         if self.average is not None:
-            self.average.restore(_under(tensors, "average."), numbers["average_steps"])
+            self.average.restore(under(tensors, "average."), numbers["average_steps"])
         if self.stage.frozen is not None:
-            self.stage.frozen.load_state_dict(_under(tensors, "frozen."))
+            self.stage.frozen.load_state_dict(under(tensors, "frozen."))
         slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under(tensors, "optimizer.").items():
+        for name, tensor in under(tensors, "optimizer.").items():
             index, slot = name.split(".", 1)
             slots.setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.epoch = numbers["epoch"]
         if numbers["best"] is not None:
-            self.best = Best(**numbers["best"], weights=_under(tensors, "best."))
+            hits = {name: tensor.numpy() for name, tensor in under(tensors, "hits.").items()}
+            self.best = Best(**numbers["best"], weights=under(tensors, "best."), hits=hits)
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

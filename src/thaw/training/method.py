@@ -14,10 +14,13 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from thaw.data.augment import AugmentSettings
+from thaw.data.balance import class_counts
 from thaw.data.batches import BatchSource, View
 from thaw.data.images import ImageSet, InputContract
 from thaw.errors import ModelFileError
@@ -27,7 +30,8 @@ from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, average, bui
 from thaw.seeds import derive
 from thaw.training.compute import Lanes
 from thaw.training.distil import DistillStage, DistilSettings
-from thaw.training.engine import EpochRecord, StageRun
+from thaw.training.engine import EpochRecord, StageRun, under
+from thaw.training.loss import LossSettings, Score
 from thaw.training.stages import (
     DualSettings,
     DualStage,
@@ -98,6 +102,7 @@ class Setting:
         dtype: what convolutions compute in.
         lanes: that run independent branches at once.
         fused: whether normalisation is computed with what comes after it (`thaw.models.fused`).
+        loss: how classes are weighted, and which figure chooses.
     """
 
     train: ImageSet
@@ -108,17 +113,30 @@ class Setting:
     dtype: torch.dtype
     lanes: Lanes
     fused: bool = False
+    loss: LossSettings = field(default_factory=LossSettings)
 
     @property
     def classes(self) -> int:
         """K."""
         return len(self.train.classes)
 
+    @property
+    def score(self) -> Score:
+        """The validation figure that chooses."""
+        return self.loss.score(class_counts(self.train.labels, self.classes))
+
+    @property
+    def class_weights(self) -> npt.NDArray[np.float32] | None:
+        """The weight of a training image's loss by its label, float32 [K]; None where all are 1."""
+        return self.loss.weights(class_counts(self.train.labels, self.classes))
+
     def run(self, stage: Stage, augment: AugmentSettings) -> StageRun:
-        """`stage` on this data."""
+        """`stage` on this data, its loss weighted by class."""
+        weights = self.class_weights
+        stage.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
         train = self._source(self.train, stage.batch_size, augment, stage.views)
         validation = self._source(self.validation, VALIDATION_BATCH, augment)
-        return StageRun(stage, train, validation, seed=self.seed, lanes=self.lanes, dtype=self.dtype)
+        return StageRun(stage, train, validation, seed=self.seed, lanes=self.lanes, dtype=self.dtype, score=self.score)
 
     def measure_statistics(self, module: nn.Module, batch_size: int) -> None:
         """Move a module's normalisation statistics to those of training images as they are, in batches of this size."""
@@ -167,7 +185,9 @@ class StageSummary:
     seconds: float
     images_per_second: float
     trains: tuple[str, ...]
+    selected_by: Score
     validation_accuracy: float
+    validation_balanced_accuracy: float
     validation: dict[str, float]
     stopped_early: bool
 
@@ -178,10 +198,18 @@ class StageSummary:
 
 @dataclass
 class Progress:
-    """How far the method has come: epochs trained so far, and the stages that are done."""
+    """How far the method has come.
+
+    Attributes:
+        records: epochs trained so far.
+        summaries: stages that are done.
+        submodel_hits: by submodel of the two stages, which validation images it recognizes, bool [N]; empty before
+            stage 1 is over.
+    """
 
     records: list[EpochRecord] = field(default_factory=list)
     summaries: list[StageSummary] = field(default_factory=list)
+    submodel_hits: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 class Method:
@@ -237,6 +265,8 @@ class Method:
                 yield record
             self._run.load_best()
             self.progress.summaries.append(summarise(self._run, self.progress.records))
+            if self._run.stage.kind == DualStage.kind and self._run.best is not None:
+                self.progress.submodel_hits = self._run.best.hits
             if self._index + 1 >= len(self._names):
                 self.network.requires_grad_(False).eval()
                 return
@@ -264,6 +294,7 @@ class Method:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-ready numbers for `restore`."""
         tensors, numbers = self._run.state()
+        tensors |= {f"submodels.{name}": torch.from_numpy(hits) for name, hits in self.progress.submodel_hits.items()}
         return tensors, {
             "run": numbers,
             "records": [record.as_dict() for record in self.progress.records],
@@ -280,6 +311,8 @@ class Method:
             self._index = self._names.index(numbers["run"]["stage"])
             self._run = self._begin(self._index)
             self._run.restore(tensors, numbers["run"])
+            hits = under(tensors, "submodels.")
+            self.progress.submodel_hits = {name: tensor.numpy() for name, tensor in hits.items()}
             self.progress.records = [EpochRecord(**record) for record in numbers["records"]]
             self.progress.summaries = [
                 StageSummary(**{**summary, "trains": tuple(summary["trains"])}) for summary in numbers["summaries"]
@@ -306,7 +339,9 @@ def summarise(run: StageRun, records: list[EpochRecord]) -> StageSummary:
         seconds=seconds,
         images_per_second=sum(record.images_per_second * record.seconds for record in own) / seconds,
         trains=stage.trains,
+        selected_by=run.score,
         validation_accuracy=best.accuracy,
+        validation_balanced_accuracy=best.balanced_accuracy,
         validation=own[best.epoch - 1].validation,
         stopped_early=len(own) < stage.epochs,
     )

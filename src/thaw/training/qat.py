@@ -82,7 +82,8 @@ class QatStage(Stage):
         parameters = list(self.module.parameters())
 
         def job(part: Part) -> tuple[Tensor, Sequence[Tensor]]:
-            loss = part.targets.cross_entropy(self.module(part.x)) * (len(part.targets) / len(batch))
+            loss = part.targets.cross_entropy(self.module(part.x), weights=self.class_weights)
+            loss = loss * (len(part.targets) / len(batch))
             # A gradient of its own for each part, to be added in order.
             return loss.detach(), torch.autograd.grad(loss, parameters)
 

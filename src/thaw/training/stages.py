@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeVar, get_args
 
 import torch
@@ -94,6 +94,8 @@ class PlainSettings:
     Attributes:
         epochs: at most this many.
         batch_size: images a step.
+        most_steps: optimizer steps that are enough: a run on so many images that `epochs` are more has fewer epochs
+            (`settled`). 0 for no such limit.
         learning_rate: the optimiser's.
         schedule: how the rate moves.
         patience: epochs without a better validation accuracy after which it ends.
@@ -103,6 +105,7 @@ class PlainSettings:
 
     epochs: int = 30
     batch_size: int = 128
+    most_steps: int = 0
     learning_rate: float = 0.03
     schedule: Schedule = field(default_factory=lambda: Schedule(kind="cosine", warmup=0.1))
     patience: int = 1000
@@ -118,6 +121,15 @@ class PlainSettings:
             patience=self.patience,
         )
         check_view("plain", self.view)
+        if self.most_steps < 0:
+            raise UsageError(f"plain.most_steps {self.most_steps}: expected at least 0")
+
+    def settled(self, images: int) -> PlainSettings:
+        """The same for a number of training images: as many whole epochs, at least one, as `most_steps` allows."""
+        if not self.most_steps:
+            return self
+        steps = -(-images // self.batch_size)
+        return replace(self, epochs=max(1, min(self.epochs, self.most_steps // steps)), most_steps=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +204,7 @@ class Stage(ABC):
         trains: names of the units that train, for the record.
         ema: decay a step of the running mean of the weights that is validated and kept, or 0.
         frozen: a module that the stage reads and does not train, which a checkpoint has to hold too; or None.
+        class_weights: float32 [K], the weight of an image's loss by its label; None where all are 1.
     """
 
     kind: ClassVar[str]
@@ -207,6 +220,7 @@ class Stage(ABC):
     trains: tuple[str, ...]
     ema: float = 0.0
     frozen: nn.Module | None = None
+    class_weights: Tensor | None = None
 
     def _follow(self, settings: DualSettings | PlainSettings) -> None:
         """Take over what is the same for all stages that train from fresh weights."""
@@ -264,7 +278,8 @@ class DualStage(Stage):
         def job(branch: nn.Module, view: View) -> Tensor:
             with autocast(dtype, batch.labels.device):
                 logits = branch(batch.views[view])
-            loss = cross_entropy(logits.float(), batch.labels, batch.mixes.get(view), self.fit.label_smoothing)
+            mix, smoothing = batch.mixes.get(view), self.fit.label_smoothing
+            loss = cross_entropy(logits.float(), batch.labels, mix, smoothing, self.class_weights)
             loss.backward()
             return loss.detach()
 
@@ -329,7 +344,7 @@ class UnfreezeStage(Stage):
             self._thaw(module)
             with autocast(dtype, part.x.device):
                 logits = module(part.x)
-            return part.targets.cross_entropy(logits.float())
+            return part.targets.cross_entropy(logits.float(), weights=self.class_weights)
 
         return {"unified": self._replicas.backward(loss, _parts(batch, self.views[0]), lanes)}
 
@@ -343,7 +358,8 @@ class UnfreezeStage(Stage):
 
         scores = lanes.run([_bind(forward, index) for index in range(len(module.branches))])
         leaves = [score.detach().requires_grad_(score.requires_grad) for score in scores]
-        loss = cross_entropy(module.decide(leaves), batch.labels, batch.mixes.get(self.views[0]), 0.0)
+        mix = batch.mixes.get(self.views[0])
+        loss = cross_entropy(module.decide(leaves), batch.labels, mix, weights=self.class_weights)
         loss.backward()
         pairs = [(score, leaf) for score, leaf in zip(scores, leaves, strict=True) if score.requires_grad]
         lanes.run([_bind(score.backward, leaf.grad) for score, leaf in pairs])
@@ -402,7 +418,7 @@ class PlainStage(Stage):
 
     def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - for what else computes
         """What is minimised, the mean over a part of a batch; logits float32 [B, K]."""
-        return part.targets.cross_entropy(logits, self.fit.label_smoothing)
+        return part.targets.cross_entropy(logits, self.fit.label_smoothing, self.class_weights)
 
     def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
         """The one output."""

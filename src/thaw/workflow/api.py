@@ -12,6 +12,7 @@ from thaw.data.prepare import PreparedData, open_image_set
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, RunError, UsageError
+from thaw.evidence.findings import Finding
 from thaw.evidence.quality import Quality
 from thaw.quoting import shell_command
 from thaw.training.model import Model
@@ -35,6 +36,11 @@ class Run:
     path: Path
     metrics: dict[str, Any]
     report: Path
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What to know before the accuracy is believed, such as that the model learned nothing; mostly empty."""
+        return tuple(map(Finding.from_dict, self.metrics["findings"]))
 
     @property
     def model(self) -> Model:
@@ -102,8 +108,8 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
 
     Args:
         source: as for `load`; with `resume`, needed only where the run was trained from arrays.
-        recipe: a recipe's name or file, or a Recipe (then `overrides` must be empty); by default "balanced" within a
-            budget, else "digits" for digits and "paper".
+        recipe: a recipe's name or file, or a Recipe (then `overrides` must be empty); by default "balanced", but
+            without a budget "digits" for digits and "paper" for the other named data sets.
         overrides: settings such as "dual.epochs=5".
         seed: of everything random in the run.
         out: the run folder; by default runs/<source>-<recipe>-<n>.

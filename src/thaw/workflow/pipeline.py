@@ -46,6 +46,7 @@ from thaw.training.compute import (
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, Setting
 from thaw.training.model import Model, network_probabilities
+from thaw.workflow.findings import run_findings
 from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
 from thaw.workflow.report import ReportPictures, write_report
 from thaw.workflow.request import TrainRequest
@@ -90,6 +91,7 @@ class FoldDone:
     fold: int
     folds: int
     accuracy: float
+    balanced_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -194,18 +196,24 @@ def _run(
             classes=data.train.classes,
             header=_model_header(request, data),
         )
-        accuracies = yield from _folds(folder, request, data, setting)
+        folds = yield from _folds(folder, request, data, setting)
         model.save(folder.model)
         seconds = earlier_seconds + time.perf_counter() - started
         int8 = yield from _quantise(request, setting, model)
         write_graph(folder.int8, int8.graph, _int8_header(model, int8))
         yield Int8Done(int8)
-    metrics = _measure(request, data, method, model, cost, accuracies, seconds)
+    metrics = _measure(request, data, method, model, cost, folds, seconds)
     test = data.test.open()
     probabilities = model.probabilities(test.images)
     names = [test.name(index) for index in range(len(test))]
-    metrics["test"] = evaluate(probabilities, test.labels, test.classes, names).as_dict()
-    metrics["int8"] = {**int8.as_dict(), "test": compare_on_test(int8, test, probabilities)}
+    quality, in_int8 = (
+        evaluate(probabilities, test.labels, test.classes, names),
+        compare_on_test(int8, test, probabilities),
+    )
+    findings = run_findings(request.recipe_name, request.recipe, method, model, quality, in_int8)
+    metrics["findings"] = [finding.as_dict() for finding in findings]
+    metrics["test"] = quality.as_dict()
+    metrics["int8"] = {**int8.as_dict(), "test": in_int8}
     mistakes = [np.asarray(test.images[entry["index"]]) for entry in metrics["test"]["mistakes"]]
     samples = sample_views(
         data.train, request.recipe.augment, count=SAMPLES_SHOWN, seed=derive(request.seed, "samples")
@@ -272,7 +280,7 @@ def _quantise(request: TrainRequest, setting: Setting, model: Model) -> Generato
 
 
 def _int8_header(model: Model, quantised: Quantised) -> GraphHeader:
-    facts = {"method": quantised.chosen.method, "validation accuracy": quantised.chosen.accuracy}
+    facts = {"method": quantised.chosen.method, "validation accuracy": quantised.chosen.scores.accuracy}
     return graph_header(model, {**facts, MODEL_DIGEST: model.digest})
 
 
@@ -297,14 +305,14 @@ def measure_quality(model: Model, images: ImageSet) -> Quality:
 
 def _folds(
     folder: RunFolder, request: TrainRequest, data: PreparedData, setting: Setting
-) -> Generator[Event, None, list[float]]:
-    """Cross-validation over the training part: the accuracy on each fold's images, which its training never saw.
+) -> Generator[Event, None, list[FoldDone]]:
+    """Cross-validation over the training part: how good each is on its fold's images, which its training never saw.
 
     The validation part stays what decides on the best epoch, so that the images held out decide nothing.
     """
     if not request.folds:
         return []
-    accuracies: list[float] = []
+    done: list[FoldDone] = []
     splits = k_folds(data.train.labels, request.folds, derive(request.seed, "folds"), data.train_groups)
     for number, (kept, held) in enumerate(splits, start=1):
         path = folder.fold(number)
@@ -317,14 +325,16 @@ def _folds(
                 yield EpochDone(record, number)
             held_out = _rows(data.train, held)
             probabilities = network_probabilities([method.network], held_out.images, data.contract)
-            share = float((probabilities.argmax(axis=1) == held_out.labels).mean())
-            folder.write_json(path, {"fold": number, "accuracy": share, "count": len(held_out)})
-        accuracy = read_json(path).get("accuracy")
-        if not isinstance(accuracy, float):
+            quality = evaluate(probabilities, held_out.labels, held_out.classes)
+            figures = {"accuracy": quality.accuracy, "balanced_accuracy": quality.balanced_accuracy}
+            folder.write_json(path, {"fold": number, **figures, "count": len(held_out)})
+        found = read_json(path)
+        accuracy, balanced = found.get("accuracy"), found.get("balanced_accuracy")
+        if not isinstance(accuracy, float) or not isinstance(balanced, float):
             raise RunError(f"{path} holds no accuracy\nremove it to train the fold again")
-        accuracies.append(accuracy)
-        yield FoldDone(number, request.folds, accuracies[-1])
-    return accuracies
+        done.append(FoldDone(number, request.folds, accuracy, balanced))
+        yield done[-1]
+    return done
 
 
 def _rows(images: ImageSet, chosen: Rows) -> ImageSet:
@@ -343,7 +353,7 @@ def _measure(
     method: Method,
     model: Model,
     cost: Cost,
-    accuracies: list[float],
+    folds: list[FoldDone],
     seconds: float,
 ) -> dict[str, Any]:
     """metrics.json but for its `test` part; `docs/metrics.md` describes it."""
@@ -381,10 +391,11 @@ def _measure(
         "validation": {
             "accuracy": validation.accuracy,
             "accuracy_ci95": list(validation.accuracy_ci95),
+            "balanced_accuracy": validation.balanced_accuracy,
             "count": validation.count,
         },
         "latency": latency.as_dict(),
-        "folds": _fold_summary(accuracies),
+        "folds": _fold_summary(folds),
         "command": encodable(request.command),
         "device": device,
         "precision": precision_name(method.setting.dtype),
@@ -401,13 +412,16 @@ def _measure(
     }
 
 
-def _fold_summary(accuracies: list[float]) -> dict[str, Any] | None:
-    if not accuracies:
+def _fold_summary(folds: list[FoldDone]) -> dict[str, Any] | None:
+    if not folds:
         return None
+    accuracies, balanced = [fold.accuracy for fold in folds], [fold.balanced_accuracy for fold in folds]
     mean, half = mean_interval(accuracies)
     return {
         "count": len(accuracies),
         "accuracies": accuracies,
+        "balanced_accuracies": balanced,
+        "balanced_mean": float(np.mean(balanced)),
         "mean": mean,
         "std": float(np.std(accuracies, ddof=1)),
         "ci95": [max(0.0, mean - half), min(1.0, mean + half)],

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.augment import AugmentSettings
+from thaw.data.balance import class_counts, mean_recall
 from thaw.data.images import ImageSet
 from thaw.errors import TrainingError, UsageError
 from thaw.evidence.quality import evaluate
@@ -32,6 +33,7 @@ from thaw.graph.trainable import TrainableGraph
 from thaw.quoting import shown
 from thaw.seeds import numpy_generator
 from thaw.training.engine import EpochRecord
+from thaw.training.loss import Score
 from thaw.training.method import Setting, StageSummary, summarise
 from thaw.training.model import Model
 from thaw.training.qat import QatSettings, QatStage
@@ -45,8 +47,9 @@ class QuantizeSettings:
 
     Attributes:
         calibration_images: training images that ranges are taken from; all where there are fewer.
-        qat_threshold: percentage points of validation accuracy, from 0. Where the int8 network lies further than this
-            below the float one, it is trained on in int8 arithmetic; 100 for never.
+        qat_threshold: percentage points of validation accuracy (of balanced accuracy where that chooses), from 0. Where
+            the int8 network lies further than this below the float one, it is trained on in int8 arithmetic; 100 for
+            never.
         qat: how it is then trained.
     """
 
@@ -62,24 +65,35 @@ class QuantizeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How good a network is on the validation images: `accuracy` and the mean recall over classes, 0 to 1."""
+
+    accuracy: float
+    balanced_accuracy: float
+
+    def by(self, score: Score) -> float:
+        """The figure that chooses."""
+        return self.accuracy if score == "accuracy" else self.balanced_accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """An int8 graph that could be the one.
 
     Attributes:
         method: "minmax" or "mse" (how ranges were cut), or "qat" (ranges of the better one, then trained on).
-        accuracy: on the validation images, 0 to 1.
+        scores: on the validation images.
         squared_error: mean squared difference of its validation probabilities from those of the float network.
     """
 
     method: str
     graph: Graph
-    accuracy: float
+    scores: Scores
     squared_error: float
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """What the better of two has more of: accuracy, and of equals nearness to the float network."""
-        return self.accuracy, -self.squared_error
+    def rank(self, score: Score) -> tuple[float, float]:
+        """What the better of two has more of: the figure that chooses, and of equals nearness to the float network."""
+        return self.scores.by(score), -self.squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +103,8 @@ class Quantised:
     Attributes:
         chosen: one of `candidates`.
         candidates: all that were tried, in order.
-        float_accuracy: of the float network on the validation images, 0 to 1.
+        float_scores: of the float network on the validation images.
+        score: the figure that chose.
         validation_count: validation images.
         calibration_images: training images that the ranges were taken from.
         qat: the stage of training on; None where there was no need, or where not one epoch came out finite.
@@ -97,7 +112,8 @@ class Quantised:
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
-    float_accuracy: float
+    float_scores: Scores
+    score: Score
     validation_count: int
     calibration_images: int
     qat: StageSummary | None
@@ -113,15 +129,23 @@ class Quantised:
         return {
             "method": self.chosen.method,
             "candidates": [
-                {"method": each.method, "validation_accuracy": each.accuracy, "squared_error": each.squared_error}
+                {
+                    "method": each.method,
+                    "validation_accuracy": each.scores.accuracy,
+                    "validation_balanced_accuracy": each.scores.balanced_accuracy,
+                    "squared_error": each.squared_error,
+                }
                 for each in self.candidates
             ],
+            "selected_by": self.score,
             "calibration_images": self.calibration_images,
             "qat": None if self.qat is None else self.qat.as_dict(),
             "weight_bytes": sum(op.weights.nbytes + op.bias.nbytes for op in weighted),
             "validation": {
-                "float_accuracy": self.float_accuracy,
-                "accuracy": self.chosen.accuracy,
+                "float_accuracy": self.float_scores.accuracy,
+                "accuracy": self.chosen.scores.accuracy,
+                "float_balanced_accuracy": self.float_scores.balanced_accuracy,
+                "balanced_accuracy": self.chosen.scores.balanced_accuracy,
                 "count": self.validation_count,
             },
         }
@@ -150,22 +174,23 @@ def quantise(
     graph = float_graph(model)
     images = calibration_images(setting.train, settings.calibration_images, setting.seed)
     ranges = calibrate(graph, images)
-    truth, expected = setting.validation, model.probabilities(setting.validation.images)
+    truth, expected, score = setting.validation, model.probabilities(setting.validation.images), setting.score
     measured = {method: _measured(method, quantize(graph, ranges[method]), truth, expected) for method in METHODS}
-    method = max(METHODS, key=lambda each: measured[each].rank)
+    method = max(METHODS, key=lambda each: measured[each].rank(score))
     candidates, best = list(measured.values()), measured[method]
-    float_accuracy = _accuracy(expected, truth)
+    float_scores = _scores(expected, truth)
     summary: StageSummary | None = None
-    if 100.0 * (float_accuracy - best.accuracy) > settings.qat_threshold:
+    if 100.0 * (float_scores.by(score) - best.scores.by(score)) > settings.qat_threshold:
         trained = yield from _train_on(graph, ranges[method], setting, settings.qat, augment)
         if trained is not None:
             summary = trained[1]
             candidates.append(_measured("qat", trained[0], truth, expected))
-            best = max(candidates, key=lambda each: each.rank)
+            best = max(candidates, key=lambda each: each.rank(score))
     return Quantised(
         chosen=best,
         candidates=tuple(candidates),
-        float_accuracy=float_accuracy,
+        float_scores=float_scores,
+        score=score,
         validation_count=len(truth),
         calibration_images=len(images),
         qat=summary,
@@ -209,6 +234,8 @@ def compare_on_test(quantised: Quantised, test: ImageSet, expected: Probabilitie
         "float_accuracy": in_float.accuracy,
         "accuracy": in_int8.accuracy,
         "accuracy_ci95": list(in_int8.accuracy_ci95),
+        "float_balanced_accuracy": in_float.balanced_accuracy,
+        "balanced_accuracy": in_int8.balanced_accuracy,
         "count": in_int8.count,
         "agreement": float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
         "per_class": [
@@ -239,8 +266,10 @@ def _train_on(
 def _measured(method: str, graph: Graph, truth: ImageSet, expected: Probabilities) -> Candidate:
     found = int8_probabilities(graph, truth.images)
     squared_error = float(((found - expected) ** 2).mean())
-    return Candidate(method=method, graph=graph, accuracy=_accuracy(found, truth), squared_error=squared_error)
+    return Candidate(method=method, graph=graph, scores=_scores(found, truth), squared_error=squared_error)
 
 
-def _accuracy(probabilities: Probabilities, truth: ImageSet) -> float:
-    return float((probabilities.argmax(axis=1) == truth.labels).mean())
+def _scores(probabilities: Probabilities, truth: ImageSet) -> Scores:
+    hits, classes = probabilities.argmax(axis=1) == truth.labels, len(truth.classes)
+    recall = mean_recall(class_counts(truth.labels[hits], classes), class_counts(truth.labels, classes))
+    return Scores(accuracy=float(hits.mean()), balanced_accuracy=recall)

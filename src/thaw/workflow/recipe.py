@@ -18,12 +18,14 @@ import tomli_w
 
 from thaw.data.augment import AugmentSettings
 from thaw.data.settings import DataSettings
+from thaw.data.sources import NAMES
 from thaw.errors import RecipeError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec, PaperSpec
 from thaw.models.fusion import FusionSpec
 from thaw.quoting import PATH_LENGTH, encodable, given, shown
 from thaw.training.compute import ComputeSettings
 from thaw.training.distil import DistilSettings
+from thaw.training.loss import LossSettings
 from thaw.training.method import MethodName, MethodSettings
 from thaw.training.stages import DualSettings, PlainSettings, UnfreezeSettings
 from thaw.workflow.quantisation import QuantizeSettings
@@ -56,6 +58,7 @@ class Recipe:
     unfreeze: UnfreezeSettings = field(default_factory=UnfreezeSettings)
     plain: PlainSettings = field(default_factory=PlainSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
 
@@ -106,11 +109,13 @@ class Recipe:
 def default_recipe(source: object, *, has_budget: bool = False) -> str:
     """The recipe that a source is trained with when none is named.
 
-    Within a budget it is "balanced", which fits its network to that; else "digits" for the bundled digits, and "paper".
+    It is "balanced", which fits its network to the budget and its input to the images. Only the benchmark sets with a
+    name, where there is no budget, have what they are known by: "digits" the recipe of that name, the others "paper".
     """
-    if has_budget:
+    name = str(source) if isinstance(source, str | Path) else ""
+    if has_budget or name not in NAMES:
         return "balanced"
-    return "digits" if isinstance(source, str | Path) and str(source) == "digits" else "paper"
+    return "digits" if name == "digits" else "paper"
 
 
 def _plain(value: Any) -> Any:

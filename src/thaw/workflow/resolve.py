@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from thaw.data.balance import class_counts, imbalance, is_uneven
 from thaw.data.images import InputContract, are_signs
 from thaw.data.ingest import Glance, Progress, glance
 from thaw.data.prepare import PreparedData, prepare
@@ -54,8 +55,46 @@ def prepare_run(request: TrainRequest, progress: Progress | None = None) -> tupl
     if _mirrors_signs(request, data.train.classes):
         recipe = replace(recipe, augment=replace(recipe.augment, flip=False))
         notes = (*notes, Problem("flip", "note", "nothing is mirrored: a mirrored digit or letter is another sign"))
+    recipe, epochs_note = _with_epochs(request, recipe, len(data.train))
+    notes = (*notes, *epochs_note)
     request = replace(request, recipe=recipe, chosen=(*request.chosen, *notes))
-    return request, replace(data, problems=(*data.problems, *request.chosen))
+    return request, replace(data, problems=(*data.problems, *request.chosen, *_balance_note(recipe, data)))
+
+
+def _with_epochs(request: TrainRequest, recipe: Recipe, images: int) -> tuple[Recipe, tuple[Problem, ...]]:
+    """The recipe with the epochs that so many training images get, and a note where these are fewer.
+
+    A number that was asked for beside the recipe stays as it is.
+    """
+    plain = recipe.plain
+    is_asked_for = any(override.replace(" ", "").startswith("plain.epochs=") for override in request.overrides)
+    settled = replace(plain, most_steps=0) if is_asked_for else plain.settled(images)
+    recipe = replace(recipe, plain=settled)
+    if settled.epochs == plain.epochs or "plain" not in recipe.stage_epochs():
+        return recipe, ()
+    message = (
+        f"{settled.epochs} epochs instead of {plain.epochs}: on {images:,} training images these are the "
+        f"{plain.most_steps:,} steps of plain.most_steps (--set plain.epochs={plain.epochs} for all)"
+    )
+    return recipe, (Problem("epochs", "note", message),)
+
+
+def _balance_note(recipe: Recipe, data: PreparedData) -> tuple[Problem, ...]:
+    """What was done where classes are uneven; nothing where they are even."""
+    counts = class_counts(data.train.labels, len(data.train.classes))
+    if not is_uneven(counts):
+        return ()
+    figure = recipe.loss.score(counts).replace("_", " ")
+    weights = recipe.loss.weights(counts)
+    weighted = "no class weights in the loss"
+    if weights is not None:
+        present = weights[counts > 0]
+        weighted = f"the loss of an image is weighted by its class, {present.min():.2f} to {present.max():.2f}"
+    message = (
+        f"classes are uneven: the largest has {imbalance(counts):.1f} times the training images of the smallest; "
+        f"the best epoch is chosen by {figure}, {weighted} (loss.class_weights, loss.select)"
+    )
+    return (Problem("uneven", "note", message),)
 
 
 def settle_input(request: TrainRequest) -> tuple[TrainRequest, str]:

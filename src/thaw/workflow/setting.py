@@ -50,4 +50,5 @@ def training_setting(
         dtype=resolve_precision(recipe.compute.precision, found),
         lanes=lanes,
         fused=normalisation == normalisation_name(fused=True),
+        loss=recipe.loss,
     )

@@ -1,0 +1,70 @@
+"""How evenly images are spread over classes: weights that make up for it, and the mean recall.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+ClassWeights = Literal["none", "sqrt", "balanced", "auto"]
+
+# Classes are uneven where the largest has more than this many times the images of the smallest. Cutting small classes
+# into splits alone makes 4 images of one and 5 of another.
+UNEVEN = 1.5
+
+Counts = npt.NDArray[np.int64]
+
+
+def class_counts(labels: npt.NDArray[np.integer], classes: int) -> Counts:
+    """Images of each class, int64 [K], for labels [N] in 0..K-1."""
+    return np.bincount(labels, minlength=classes).astype(np.int64)
+
+
+def imbalance(counts: Counts) -> float:
+    """Images of the largest class over those of the smallest that has any; 1 where there are no images."""
+    present = counts[counts > 0]
+    return float(present.max() / present.min()) if len(present) else 1.0
+
+
+def is_uneven(counts: Counts) -> bool:
+    """Whether the largest class has more than 1.5 times the images of the smallest that has any."""
+    return imbalance(counts) > UNEVEN
+
+
+def class_weights(counts: Counts, kind: ClassWeights) -> npt.NDArray[np.float32] | None:
+    """The weight of an image's loss, by its class; the mean over the N images is 1.
+
+    With n_k images of class k, "balanced" is N / (K n_k) over the K classes that have images, as scikit-learn's
+    `compute_class_weight("balanced")` (G. King and L. Zeng, "Logistic regression in rare events data", 2001); "sqrt" is
+    proportional to its square root, 1 / sqrt(n_k), scaled so that the mean is 1. "auto" is "sqrt" where classes are
+    uneven (`is_uneven`) and "none" elsewhere.
+
+    Returns:
+        float32 [K], 1 for a class without images; None where all weights are 1.
+    """
+    present = counts > 0
+    if kind == "auto":
+        kind = "sqrt" if is_uneven(counts) else "none"
+    if kind == "none" or imbalance(counts) == 1.0:
+        return None
+    raw = np.where(present, 1.0 / np.maximum(counts, 1) ** (0.5 if kind == "sqrt" else 1.0), 0.0)
+    scaled = raw * (counts.sum() / (raw * counts).sum())
+    return np.where(present, scaled, 1.0).astype(np.float32)
+
+
+def mean_recall(hits: Counts, counts: Counts) -> float:
+    """Balanced accuracy, 0 to 1: the mean of the recalls of the classes that have images, each counting the same.
+
+    As scikit-learn's `balanced_accuracy_score` (K. H. Brodersen et al., "The balanced accuracy and its posterior
+    distribution", ICPR 2010).
+
+    Args:
+        hits: int64 [K], images of each class that were recognized.
+        counts: int64 [K], images of each class; at least one class has some.
+    """
+    present = counts > 0
+    return float((hits[present] / counts[present]).mean())
