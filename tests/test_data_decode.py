@@ -2,13 +2,17 @@
 
 import contextlib
 import io
+import struct
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from web_samples import GREY, GREY_ALPHA, RGB, RGBA, png_file
 
 from thaw.data.decode import UnreadableImageError, decode_image, orient, quiet_decoding
+from thaw.data.wide import is_reduced
 
 COLOURS = np.random.default_rng(5).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREYS = COLOURS[..., 0]
@@ -71,36 +75,138 @@ def test_colour_key_transparency_is_placed_on_white():
     assert grey.pixels.ravel().tolist() == [255, 8]
 
 
-def test_sixteen_bits_keep_the_high_byte():
+def test_sixteen_bits_are_kept():
     values = np.array([[0, 255, 256, 0x1234], [0x80FF, 0xFEFF, 0xFF00, 0xFFFF]], dtype=np.uint16)
-    expected = (values >> 8).astype(np.uint8)
     for kind in ("PNG", "TIFF", "PPM"):
         decoded = decode_image(encode(Image.fromarray(values), kind))
-        assert np.array_equal(decoded.pixels[..., 0], expected), kind
-        assert "16-bit" in decoded.rules or "32-bit" in decoded.rules
+        assert decoded.pixels.dtype == np.uint16, kind
+        assert np.array_equal(decoded.pixels[..., 0], values), kind
+        assert decoded.rules == ("16-bit",)
+    # A camera of 10 bits: as many levels as there are values.
+    ten_bits = np.arange(29_500, 30_300, dtype=np.uint16).reshape(20, 40)
+    assert len(np.unique(decode_image(encode(Image.fromarray(ten_bits), "PNG")).pixels)) == 800
 
 
-def test_sixteen_bit_colour_keeps_the_high_byte():
-    values = np.random.default_rng(2).integers(0, 65536, (4, 5, 3)).astype(">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("kind", "samples"), [(GREY, 1), (RGB, 3), (GREY_ALPHA, 2), (RGBA, 4)])
+def test_png_files_of_sixteen_bits_lose_nothing(kind, samples, interlaced):
+    rng = np.random.default_rng(2)
+    values = rng.integers(0, 65536, (13, 17, samples))
+    decoded = decode_image(png_file(values, 16, kind, interlaced=interlaced))
+    expected = values if samples % 2 else on_white(values)
+    assert decoded.pixels.dtype == np.uint16
+    assert np.array_equal(decoded.pixels, expected)
+    assert decoded.rules == ("16-bit",) if samples % 2 else ("16-bit", "alpha")
 
-    def part(kind, content):
-        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 
-    header = (5).to_bytes(4, "big") + (4).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
-    data = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
-    decoded = decode_image(data)
-    assert np.array_equal(decoded.pixels, (values >> 8).astype(np.uint8))
-    assert decoded.rules == ("16-bit",)
+def on_white(values):
+    colours, alpha = values[..., :-1].tolist(), values[..., -1].tolist()
+    return np.array(
+        [
+            [[(v * a + 65535 * (65535 - a) + 32767) // 65535 for v in pixel] for pixel, a in zip(*rows, strict=True)]
+            for rows in zip(colours, alpha, strict=True)
+        ]
+    )
+
+
+def test_a_colour_key_of_sixteen_bits_is_compared_in_all_of_them():
+    values = np.array([[[300, 20, 30], [44, 20, 30], [300, 20, 31]]])
+    decoded = decode_image(png_file(values, 16, RGB, transparency=struct.pack(">HHH", 300, 20, 30)))
+    assert decoded.pixels.tolist() == [[[65535] * 3, [44, 20, 30], [300, 20, 31]]]
+    grey = decode_image(png_file(values[..., :1], 16, GREY, transparency=struct.pack(">H", 300)))
+    assert grey.pixels.ravel().tolist() == [65535, 44, 65535]
+    # What is transparent does not widen the range.
+    assert grey.span == (44, 44)
+
+
+def tiff_file(values, order="<", *, planes=False, deflate=False):
+    """A TIFF file of values uint16 [H, W, 3 or 4], in one strip, or in a strip for each channel."""
+    height, width, samples = values.shape
+    parts = np.moveaxis(values, 2, 0) if planes else values[None]
+    strips = [part.astype(f"{order}u2").tobytes() for part in parts]
+    strips = [zlib.compress(strip) for strip in strips] if deflate else strips
+    bits_at = 8
+    strips_at = bits_at + 2 * samples + 8 * len(strips)
+    starts = [strips_at + sum(map(len, strips[:place])) for place in range(len(strips))]
+    bits = struct.pack(f"{order}{samples}H", *[16] * samples)
+    where = struct.pack(f"{order}{len(strips)}I", *starts) + struct.pack(f"{order}{len(strips)}I", *map(len, strips))
+    at = bits_at + 2 * samples
+    one = len(strips) == 1
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, samples, bits_at), (259, 3, 1, 8 if deflate else 1)]
+    entries += [(262, 3, 1, 2), (273, 4, len(strips), starts[0] if one else at), (277, 3, 1, samples)]
+    entries += [(278, 4, 1, height), (279, 4, len(strips), len(strips[0]) if one else at + 4 * len(strips))]
+    entries += [(284, 3, 1, 2 if planes else 1)] + ([(338, 3, 1, 2)] if samples == 4 else [])
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        is_short = kind == 3 and count == 1
+        directory += struct.pack(f"{order}HHI", tag, kind, count)
+        directory += struct.pack(f"{order}HH", value, 0) if is_short else struct.pack(f"{order}I", value)
+    body = bits + where + b"".join(strips)
+    body += b"\0" * (len(body) % 2)
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8 + len(body))
+    return head + body + directory + bytes(4)
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("samples", [3, 4])
+def test_colour_tiff_files_of_sixteen_bits_lose_nothing(samples, order, deflate):
+    values = np.random.default_rng(3).integers(0, 65536, (7, 11, samples))
+    decoded = decode_image(tiff_file(values, order, deflate=deflate))
+    assert np.array_equal(decoded.pixels, values if samples == 3 else on_white(values))
+    # Pillow would read the planes of such a file as bytes.
+    with pytest.raises(UnreadableImageError, match="separate planes"):
+        decode_image(tiff_file(values, order, planes=True, deflate=deflate))
+
+
+@pytest.mark.parametrize("largest", [256, 1023, 4095, 65534, 65535])
+@pytest.mark.parametrize("magic", ["P2", "P3", "P5", "P6"])
+def test_portable_maps_are_scaled_from_their_largest_value(magic, largest):
+    samples = 3 if magic in ("P3", "P6") else 1
+    values = np.random.default_rng(4).integers(0, largest + 1, (5, 7, samples))
+    values.flat[:2] = (0, largest)
+    head = f"{magic}\n# a comment\n7 5\n{largest}\n".encode()
+    is_text = magic in ("P2", "P3")
+    body = " ".join(map(str, values.ravel())).encode() if is_text else values.astype(">u2").tobytes()
+    decoded = decode_image(head + (b"# and one more\n" if is_text else b"") + body)
+    expected = [int(Fraction(int(value) * 65535, largest) + Fraction(1, 2)) for value in values.ravel()]
+    assert decoded.pixels.ravel().tolist() == expected
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        decode_image(head + body[: len(body) // 2])
+    if is_text:
+        with pytest.raises(UnreadableImageError, match="expected 0 to"):
+            decode_image(head + b"-7 " + body)
+
+
+def test_what_pillow_reduces_is_told():
+    # CMYK of 16 bits; JPEG 2000 in colour of 12 bits and AVIF of 10 by what their headers say.
+    cmyk = np.random.default_rng(3).integers(0, 65536, (7, 11, 4))
+    content = tiff_file(cmyk).replace(struct.pack("<HHIHH", 262, 3, 1, 2, 0), struct.pack("<HHIHH", 262, 3, 1, 5, 0))
+    content = content.replace(struct.pack("<HHIHH", 338, 3, 1, 2, 0), struct.pack("<HHIHH", 339, 3, 1, 1, 0))
+    assert decode_image(content).rules == ("reduced", "cmyk")
+    if "JPEG2000" in Image.SAVE:
+        content = encode(Image.fromarray(COLOURS), "JPEG2000", no_jp2=True)
+        assert decode_image(content).rules == ()
+        with Image.open(io.BytesIO(content)) as opened:
+            assert not is_reduced(opened, content)
+            depth = content.find(b"\xff\x51") + 40
+            assert is_reduced(opened, content[:depth] + b"\x0b" + content[depth + 1 :])
+    if "AVIF" in Image.SAVE:
+        content = encode(Image.fromarray(COLOURS), "AVIF")
+        assert decode_image(content).rules == ()
+        with Image.open(io.BytesIO(content)) as opened:
+            flags = content.find(b"av1C") + 6
+            assert is_reduced(opened, content[:flags] + bytes([content[flags] | 0x40]) + content[flags + 1 :])
 
 
 def test_thirty_two_bits():
     whole = np.array([[0, 256, 65535]], dtype=np.int32)
-    assert decode_image(encode(Image.fromarray(whole), "TIFF")).pixels.ravel().tolist() == [0, 1, 255]
-    unit = np.array([[0, 0.5, 1]], dtype=np.float32)
-    assert decode_image(encode(Image.fromarray(unit), "TIFF")).pixels.ravel().tolist() == [0, 128, 255]
-    wide = np.array([[0, 1.5, 254.6]], dtype=np.float32)
-    assert decode_image(encode(Image.fromarray(wide), "TIFF")).pixels.ravel().tolist() == [0, 2, 255]
+    decoded = decode_image(encode(Image.fromarray(whole), "TIFF"))
+    assert (decoded.pixels.ravel().tolist(), decoded.rules) == ([0, 256, 65535], ("16-bit",))
+    unit = decode_image(encode(Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)), "TIFF"))
+    assert (unit.pixels.ravel().tolist(), unit.rules) == ([0, 32768, 65535], ("16-bit", "unit-float"))
+    wide = decode_image(encode(Image.fromarray(np.array([[0, 1.5, 254.6]], dtype=np.float32)), "TIFF"))
+    assert (wide.pixels.ravel().tolist(), wide.rules) == ([0, 386, 65432], ("16-bit", "byte-float"))
     for bad in (
         np.array([[0, 70000]], np.int32),
         np.array([[-1, 5]], np.int32),
@@ -172,6 +278,21 @@ def test_broken_files_say_why(tmp_path):
     ):
         with pytest.raises(UnreadableImageError, match=reason):
             decode_image(data)
+
+
+WIDE = COLOURS.astype(int) * 257
+
+
+@pytest.mark.parametrize("content", [png_file(WIDE, 16, RGB), tiff_file(WIDE, deflate=True)], ids=["PNG", "TIFF"])
+def test_damage_to_sixteen_bits_never_escapes_as_another_exception(content):
+    generator = np.random.default_rng(7)
+    with quiet_decoding():
+        for _ in range(200):
+            damaged = bytearray(content)
+            for place in generator.integers(0, len(content), 3):
+                damaged[place] = generator.integers(0, 256)
+            with contextlib.suppress(UnreadableImageError):
+                decode_image(bytes(damaged[: generator.integers(1, len(content) + 1)]))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])

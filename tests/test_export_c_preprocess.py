@@ -15,20 +15,22 @@ from hypothesis import strategies as st
 from thaw.data.images import InputContract
 from thaw.data.resize import MAX_SOURCE_SIDE, resize
 
-GREY8, RGB888, RGB565 = range(3)
-PIXEL_BYTES = {GREY8: 1, RGB888: 3, RGB565: 2}
+GREY8, RGB888, RGB565, GREY16, RGB16 = range(5)
+PIXEL_BYTES = {GREY8: 1, RGB888: 3, RGB565: 2, GREY16: 2, RGB16: 6}
+FULL = (0, 65535)
 
-# Height, width, channels, fit: square and not, one pixel, odd sizes, the widest that a model may have.
+# Height, width, channels, fit, and a range where not all 16 bits are used: square and not, one pixel, odd sizes, the
+# widest that a model may have; a thermal camera, 10 bits, the narrowest and the widest range.
 TARGETS = (
-    (28, 28, 1, "stretch"),
-    (28, 28, 1, "crop"),
-    (32, 32, 3, "stretch"),
-    (12, 7, 3, "crop"),
-    (1, 1, 1, "stretch"),
-    (1, 1, 3, "crop"),
-    (5, 16, 1, "crop"),
-    (3, 1024, 1, "stretch"),
-    (1024, 2, 3, "crop"),
+    (28, 28, 1, "stretch", (29500, 30300)),
+    (28, 28, 1, "crop", FULL),
+    (32, 32, 3, "stretch", (0, 1023)),
+    (12, 7, 3, "crop", FULL),
+    (1, 1, 1, "stretch", FULL),
+    (1, 1, 3, "crop", (65534, 65535)),
+    (5, 16, 1, "crop", (1, 4096)),
+    (3, 1024, 1, "stretch", (0, 1)),
+    (1024, 2, 3, "crop", (300, 65000)),
 )
 
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-pedantic")
@@ -81,8 +83,9 @@ def fragment(name):
 
 
 def translation_unit(target, tail=""):
-    height, width, channels, fit = target
+    height, width, channels, fit, (low, high) = target
     macros = {"HEIGHT": height, "WIDTH": width, "CHANNELS": channels, "FIT_CROP": int(fit == "crop")}
+    macros |= {"RANGE_LOW": f"{low}U", "RANGE_HIGH": f"{high}U"}
     lines = ["#include <stdint.h>", "#include <string.h>"]
     lines += [f"#define THAW_{name} {value}" for name, value in macros.items()]
     return "\n".join([*lines, fragment("preprocess.h"), fragment("preprocess.c"), tail])
@@ -101,7 +104,7 @@ def preprocess(tmp_path_factory):
 
     @cache
     def library(target):
-        path = folder / ("-".join(map(str, target)) + ".so")
+        path = folder / (f"{hash(target)}.so")
         compile_c(translation_unit(target), path, "-O2", "-shared", "-fPIC")
         function = ctypes.CDLL(str(path)).thaw_preprocess
         function.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 3, ctypes.c_int, ctypes.c_void_p]
@@ -118,18 +121,26 @@ def preprocess(tmp_path_factory):
     return run
 
 
-def random_source(width, height, form, padding, rng):
-    """Bytes of an image, the last row without what pads it, and the stride."""
+def random_source(width, height, form, padding, rng, value_range=FULL):
+    """Bytes of an image, the last row without what pads it, and the stride; 16 bits in and about the range."""
     stride = width * PIXEL_BYTES[form] + padding
     extremes = rng.integers(0, 2, stride * height, dtype=np.uint8) * np.uint8(255)
     data = extremes if rng.integers(4) == 0 else rng.integers(0, 256, stride * height, dtype=np.uint8)
+    if form in (GREY16, RGB16) and rng.integers(4):
+        low, high = value_range
+        margin = (high - low) // 8 + 1
+        values = rng.integers(low - margin, high + margin + 1, (height, width, PIXEL_BYTES[form] // 2))
+        rows = data.reshape(height, stride)
+        rows[:, : stride - padding] = values.clip(0, 65535).astype(np.uint16).view(np.uint8).reshape(height, -1)
     return np.ascontiguousarray(data[: len(data) - padding]), stride
 
 
 def unpack(data, width, height, stride, form):
-    """uint8 [H, W, C] of a source's bytes; RGB565 becomes 8 bits first."""
+    """[H, W, C] of a source's bytes, uint8, or uint16 of 16 bits; RGB565 becomes 8 bits first."""
     rows = np.concatenate([data, np.zeros(height * stride - len(data), np.uint8)]).reshape(height, stride)
     pixels = rows[:, : width * PIXEL_BYTES[form]].reshape(height, width, PIXEL_BYTES[form])
+    if form in (GREY16, RGB16):
+        return np.ascontiguousarray(pixels).view(np.uint16)
     if form != RGB565:
         return pixels
     bits = pixels[..., 0].astype(np.uint32) + 256 * pixels[..., 1].astype(np.uint32)
@@ -139,7 +150,8 @@ def unpack(data, width, height, stride, form):
 
 
 def expected(target, data, width, height, stride, form):
-    contract = InputContract(height=target[0], width=target[1], channels=target[2], fit=target[3])
+    height_, width_, channels, fit, value_range = target
+    contract = InputContract(height=height_, width=width_, channels=channels, fit=fit, range=value_range)
     return resize(unpack(data, width, height, stride, form), contract)
 
 
@@ -152,27 +164,33 @@ sides = st.one_of(st.integers(1, 70), st.sampled_from([27, 28, 29, 56, 64, 97, 2
     st.sampled_from(TARGETS),
     sides,
     sides,
-    st.sampled_from([GREY8, RGB888, RGB565]),
+    st.sampled_from(sorted(PIXEL_BYTES)),
     st.integers(0, 5),
     st.integers(0, 2**32 - 1),
 )
-@example((28, 28, 1, "stretch"), 320, 240, RGB565, 0, 0)
-@example((32, 32, 3, "stretch"), 1, 1, GREY8, 0, 1)
-@example((28, 28, 1, "stretch"), 28, 28, RGB888, 3, 2)
-@example((28, 28, 1, "crop"), 32768, 1, GREY8, 0, 3)
-@example((12, 7, 3, "crop"), 1, 32768, RGB888, 1, 4)
-@example((1, 1, 1, "stretch"), 32768, 3, RGB565, 2, 5)
-@example((1024, 2, 3, "crop"), 2, 1023, RGB565, 1, 6)
+@example((28, 28, 1, "stretch", FULL), 320, 240, RGB565, 0, 0)
+@example((32, 32, 3, "stretch", FULL), 1, 1, GREY8, 0, 1)
+@example((28, 28, 1, "stretch", FULL), 28, 28, RGB888, 3, 2)
+@example((28, 28, 1, "crop", FULL), 32768, 1, GREY8, 0, 3)
+@example((12, 7, 3, "crop", FULL), 1, 32768, RGB888, 1, 4)
+@example((1, 1, 1, "stretch", FULL), 32768, 3, RGB565, 2, 5)
+@example((1024, 2, 3, "crop", FULL), 2, 1023, RGB565, 1, 6)
+@example((28, 28, 1, "stretch", (29500, 30300)), 160, 120, GREY16, 0, 7)
+@example((32, 32, 3, "stretch", (0, 1023)), 640, 480, RGB16, 1, 8)
+@example((32, 32, 3, "stretch", (0, 1023)), 32768, 1, GREY16, 3, 9)
+@example((28, 28, 1, "crop", FULL), 1, 32768, RGB16, 0, 10)
 def test_equals_resize(preprocess, target, width, height, form, padding, seed):
-    data, stride = random_source(width, height, form, padding, np.random.default_rng(seed))
+    data, stride = random_source(width, height, form, padding, np.random.default_rng(seed), target[4])
     result, pixels = preprocess(target, data, width, height, stride, form)
     assert result == 0
     assert np.array_equal(pixels, expected(target, data, width, height, stride, form))
 
 
 @needs_compiler
-@pytest.mark.parametrize("form", [GREY8, RGB888, RGB565])
-@pytest.mark.parametrize("target", [(28, 28, 1, "stretch"), (1, 1, 3, "crop"), (32, 32, 3, "stretch")])
+@pytest.mark.parametrize("form", sorted(PIXEL_BYTES))
+@pytest.mark.parametrize(
+    "target", [(28, 28, 1, "stretch", FULL), (1, 1, 3, "crop", FULL), (32, 32, 3, "stretch", FULL)]
+)
 def test_white_stays_white_at_the_largest_sizes(preprocess, target, form):
     # The largest sums that can occur: an overflow would change the result.
     for width, height in ((MAX_SOURCE_SIDE, 40), (40, MAX_SOURCE_SIDE), (2039, 2039)):
@@ -188,11 +206,24 @@ def test_expands_every_rgb565_colour(preprocess):
     values = np.arange(65536, dtype="<u2").reshape(64, 32, 32)
     for block in values:
         data = np.frombuffer(block.tobytes(), np.uint8)
-        _, pixels = preprocess((32, 32, 3, "stretch"), data, 32, 32, 64, RGB565)
+        _, pixels = preprocess((32, 32, 3, "stretch", FULL), data, 32, 32, 64, RGB565)
         assert np.array_equal(pixels, unpack(data, 32, 32, 64, RGB565))
         low = np.stack([block >> 11, block >> 5 & 63, block & 31], axis=-1)
         exact = low * np.array([255 / 31, 255 / 63, 255 / 31])
         assert np.abs(pixels - exact).max() < 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("value_range", [(29500, 30300), (0, 1023), FULL, (0, 1), (65534, 65535)])
+def test_scales_every_16_bit_value(preprocess, value_range):
+    # All 65,536 values, in images that no resizing changes, against the fraction rounded half up.
+    low, high = value_range
+    for block in np.arange(65536, dtype=np.uint16).reshape(64, 32, 32):
+        data = np.frombuffer(block.tobytes(), np.uint8)
+        _, pixels = preprocess((32, 32, 3, "stretch", value_range), data, 32, 32, 64, GREY16)
+        share = (np.clip(block.astype(np.int64), low, high) - low) * 255
+        exact = share // (high - low) + (share % (high - low) * 2 >= high - low)
+        assert np.array_equal(pixels, np.stack([exact] * 3, axis=-1))
 
 
 @needs_compiler
@@ -211,12 +242,14 @@ def test_expands_every_rgb565_colour(preprocess):
         (4, 4, 7, RGB565, -2),
         (4, 4, 0, GREY8, -2),
         (4, 4, -4, GREY8, -2),
-        (4, 4, 12, 3, -3),
+        (4, 4, 7, GREY16, -2),
+        (4, 4, 23, RGB16, -2),
+        (4, 4, 12, 5, -3),
         (4, 4, 12, -1, -3),
     ],
 )
 def test_refuses_and_leaves_the_pixels_alone(preprocess, width, height, stride, form, result):
-    found, pixels = preprocess((28, 28, 1, "stretch"), np.zeros(48, np.uint8), width, height, stride, form)
+    found, pixels = preprocess((28, 28, 1, "stretch", FULL), np.zeros(48, np.uint8), width, height, stride, form)
     assert found == result
     assert (pixels == 171).all()
 
@@ -240,9 +273,10 @@ def test_sanitizers_find_nothing(tmp_path, target):
     sizes = [(1, 1), (320, 240), (MAX_SOURCE_SIDE, 1), (1, MAX_SOURCE_SIDE), target[1::-1]]
     sizes += [tuple(rng.integers(1, 60, 2).tolist()) for _ in range(20)]
     cases = []
-    for width, height in sizes:
-        for form in (GREY8, RGB888, RGB565):
-            data, stride = random_source(width, height, form, int(rng.integers(4)), rng)
+    for number, (width, height) in enumerate(sizes):
+        # Of 16 bits fewer sizes: what differs is how a pixel is read.
+        for form in PIXEL_BYTES if number < 5 or number % 4 == 0 else (GREY8, RGB888, RGB565):
+            data, stride = random_source(width, height, form, int(rng.integers(4)), rng, target[4])
             cases.append((data, width, height, stride, form))
     sent = b"".join(struct.pack("<5i", *facts, len(data)) + data.tobytes() for data, *facts in cases)
     done = subprocess.run([program], input=sent, capture_output=True, timeout=120, check=False)
@@ -261,7 +295,7 @@ def test_compiles_without_a_warning(tmp_path, compiler):
         pytest.skip(f"no {compiler[0]}: install Debian's package of that name")
     if NEWLIB[-1] in compiler and not resources.files("thaw").joinpath(NEWLIB[-1]).is_dir():
         pytest.skip("no headers for bare machines: install libnewlib-arm-none-eabi")
-    for target in ((28, 28, 1, "stretch"), (32, 48, 3, "crop"), (1, 1, 1, "crop")):
+    for target in ((28, 28, 1, "stretch", FULL), (32, 48, 3, "crop", FULL), (1, 1, 1, "crop", FULL)):
         for level in ("-O0", "-Os", "-O3"):
             compile_c(translation_unit(target), tmp_path / "out.o", level, "-c", compiler=compiler)
 
@@ -270,5 +304,5 @@ def test_compiles_without_a_warning(tmp_path, compiler):
 def test_needs_nothing_from_any_library(tmp_path):
     # A link without libraries fails for whatever is not defined: heap, memcpy, stack protection.
     arguments = ("-O2", "-fPIC", "-shared", "-fno-stack-protector", "-nostdlib", "-Wl,-z,defs")
-    for target in ((28, 28, 1, "stretch"), (32, 48, 3, "crop")):
+    for target in ((28, 28, 1, "stretch", FULL), (32, 48, 3, "crop", FULL)):
         compile_c(translation_unit(target), tmp_path / "alone.so", *arguments)

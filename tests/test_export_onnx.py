@@ -14,6 +14,7 @@ import pytest
 from graph_samples import EXTREMES, random_graph, random_images, random_int8_graph
 from onnx_samples import card_for, exported, paper_graphs
 from PIL import Image
+from web_samples import GREY_ALPHA, RGB, RGBA, png_file
 
 from thaw.data.decode import decode_image
 from thaw.data.images import InputContract
@@ -208,22 +209,36 @@ def test_the_example_resizes_as_the_library():
     for _ in range(600):
         height, width, rows, columns = (int(rng.integers(1, rng.choice([3, 12, 70]))) for _ in range(4))
         pixels = rng.integers(0, 256, (height, width, int(rng.choice([1, 3]))), dtype=np.uint8)
+        value_range = None
+        if rng.integers(2):
+            low = int(rng.integers(0, 65_535))
+            value_range = (low, int(rng.integers(low + 1, 65_536))) if rng.integers(3) else None
+            pixels = rng.integers(low // 2, 65_536, pixels.shape).astype(np.uint16)
         contract = InputContract(
-            height=rows, width=columns, channels=int(rng.choice([1, 3])), fit=str(rng.choice(["stretch", "crop"]))
+            height=rows,
+            width=columns,
+            channels=int(rng.choice([1, 3])),
+            fit=str(rng.choice(["stretch", "crop"])),
+            range=value_range,
         )
         made = preprocess().fit(pixels, contract.as_dict())
         np.testing.assert_array_equal(made, resize(pixels, contract))
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16", "TIFF", "P with transparency"])
+@pytest.mark.parametrize(
+    "mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16", "I;16 with key", "TIFF", "P with transparency"]
+)
 @pytest.mark.parametrize("orientation", [None, 3, 6])
 def test_the_example_reads_files_as_the_library(tmp_path, mode, orientation):
     rng = np.random.default_rng(1)
     colours = Image.fromarray(rng.integers(0, 256, (9, 14, 4), dtype=np.uint8), "RGBA")
     path = tmp_path / ({"CMYK": "image.jpg", "TIFF": "image.tif"}.get(mode, "image.png"))
     settings = {}
-    if mode == "I;16":
-        image = Image.fromarray(rng.integers(0, 65_536, (9, 14)).astype(np.uint16))
+    if mode.startswith("I;16"):
+        values = rng.integers(0, 65_536, (9, 14)).astype(np.uint16)
+        image = Image.fromarray(values)
+        if mode != "I;16":
+            settings["transparency"] = int(values[0, 0])
     elif mode.startswith("P"):
         image = colours.convert("RGB").quantize(20)
         if mode != "P":
@@ -239,6 +254,14 @@ def test_the_example_reads_files_as_the_library(tmp_path, mode, orientation):
     image.save(path, **settings)
     expected = decode_image(path).pixels
     np.testing.assert_array_equal(preprocess().read_image(path), np.broadcast_to(expected, (*expected.shape[:2], 3)))
+
+
+@pytest.mark.parametrize(("kind", "samples"), [(RGB, 3), (RGBA, 4), (GREY_ALPHA, 2)])
+def test_the_example_refuses_what_it_would_reduce(tmp_path, kind, samples):
+    content = png_file(np.random.default_rng(3).integers(0, 65_536, (5, 6, samples)), 16, kind)
+    (tmp_path / "wide.png").write_bytes(content)
+    with pytest.raises(ValueError, match="grey of 16 bits"):
+        preprocess().read_image(tmp_path / "wide.png")
 
 
 @pytest.mark.parametrize("precision", ["float", "int8"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -53,6 +54,21 @@ def resize_cases() -> list[tuple[np.ndarray, InputContract]]:
     # Extremes of every intermediate value.
     cases += [(np.full((901, 3, 3), 255, np.uint8), InputContract(height=1024, width=1024, channels=3))]
     cases += [(np.full((3, 32768, 1), 255, np.uint8), InputContract(height=5, width=1023, channels=1))]
+    return cases + wide_cases()
+
+
+def wide_cases() -> list[tuple[np.ndarray, InputContract]]:
+    """Images of 16 bits, in and about the range of a model; and all 65,536 values, which no resizing changes."""
+    rng = np.random.default_rng(12)
+    cases = []
+    for number, value_range in enumerate([(29500, 30300), (0, 1023), None, (0, 1), (65534, 65535), (7, 60001)]):
+        low, high = value_range or (0, 65535)
+        margin = (high - low) // 8 + 1
+        channels, target = (1, 3)[number % 2], (1, 3)[number // 2 % 2]
+        values = rng.integers(low - margin, high + margin, (37, 41, channels)).clip(0, 65535).astype(np.uint16)
+        cases.append((values, InputContract(height=28, width=30, channels=target, fit="crop", range=value_range)))
+        every = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+        cases.append((every, InputContract(height=256, width=256, channels=1, range=value_range)))
     return cases
 
 
@@ -62,15 +78,41 @@ def test_resizing_is_equal_to_the_byte(tmp_path: Path) -> None:
         {
             "bytes": image.tobytes(),
             "shape": dict(zip(("height", "width", "channels"), image.shape, strict=True)),
-            "contract": {key: contract.as_dict()[key] for key in ("height", "width", "channels", "fit")},
+            "contract": contract.as_dict(),
+            "isWide": image.dtype == np.uint16,
         }
         for image, contract in cases
     ]
-    found = images_by_node(
-        tmp_path, RESIZE, "return resize({ ...each.shape, data: bytesOf(`in-${number}`) }, each.contract);", given
+    answer = (
+        "const bytes = bytesOf(`in-${number}`);"
+        "const data = each.isWide ? new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2) : bytes;"
+        "return resize({ ...each.shape, data }, each.contract);"
     )
+    found = images_by_node(tmp_path, RESIZE, answer, given)
     for result, (image, contract) in zip(found, cases, strict=True):
         assert np.array_equal(result, resize(image, contract)), (image.shape, contract)
+
+
+def test_the_page_warns_of_another_depth_or_range(tmp_path: Path) -> None:
+    script = """
+import { depthWarning } from "./resize.js";
+const cases = [
+    [Uint8Array, [5, 6], null], [Uint16Array, [5, 6], null],
+    [Uint8Array, [5, 6], [0, 9]], [Uint16Array, [5, 60], [0, 9]], [Uint16Array, [5, 10, 11], [0, 9]],
+];
+const told = cases.map(([kind, values, range]) => depthWarning({ data: kind.from(values) }, range ? { range } : {}));
+process.stdout.write(JSON.stringify(told));
+"""
+    shutil.copy(WEB / "resize.js", tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "run.js").write_text(script)
+    done = subprocess.run([NODE, "run.js"], cwd=tmp_path, capture_output=True, check=True, timeout=60)
+    same, wide, narrow, inside, outside = json.loads(done.stdout)
+    assert not same
+    assert not inside
+    assert "16-bit image" in wide
+    assert "8-bit image" in narrow
+    assert "range of 0 to 9" in outside
 
 
 def exif_block(orientation: int, order: str = "<", kind: int = 3) -> bytes:
@@ -153,7 +195,7 @@ def test_png_files_are_read_to_the_byte(tmp_path: Path) -> None:
         # An image whose channels are equal is grey there; what becomes of it is the same.
         if expected.shape[2] != result.shape[2]:
             expected = expected.repeat(3, axis=2)
-        if not np.array_equal(result, expected):
+        if result.dtype != expected.dtype or not np.array_equal(result, expected):
             differing.append((name, result[0, :3].tolist(), expected[0, :3].tolist()))
     assert differing == []
 

@@ -41,7 +41,8 @@ for (const [number, each] of cases.entries()) {
     try {
         const result = await answer(each, number);
         writeFileSync(`out-${number}`, result.data);
-        told.push({ height: result.height, width: result.width, channels: result.channels });
+        const bits = 8 * result.data.BYTES_PER_ELEMENT;
+        told.push({ height: result.height, width: result.width, channels: result.channels, bits });
     } catch (error) {
         told.push({ error: error.message });
     }
@@ -51,7 +52,7 @@ writeFileSync("told.json", JSON.stringify(told));
 
 
 def images_by_node(folder: Path, imports: str, answer: str, cases: list[dict[str, Any]]) -> list[np.ndarray | str]:
-    """What the page's modules make of the cases: uint8 [H, W, C], or the message of an error.
+    """What the page's modules make of the cases: uint8 or uint16 [H, W, C], or the message of an error.
 
     `answer` is the body of `async (each, number) => image`; a case's "bytes" lie in the file `in-<number>`.
     """
@@ -70,7 +71,7 @@ def images_by_node(folder: Path, imports: str, answer: str, cases: list[dict[str
         if "error" in told:
             results.append(told["error"])
             continue
-        data = np.frombuffer((folder / f"out-{number}").read_bytes(), np.uint8)
+        data = np.frombuffer((folder / f"out-{number}").read_bytes(), f"u{told['bits'] // 8}")
         results.append(data.reshape(told["height"], told["width"], told["channels"]))
     return results
 

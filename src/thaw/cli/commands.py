@@ -277,7 +277,8 @@ def info_run(run: Path, *, as_json: bool) -> None:
     name = recipe.get("name", "?") if isinstance(recipe, dict) else "?"
     origin = f"trained on {model.header.get('dataset')} with recipe {name}, seed {model.header.get('seed')}"
     print_text(printable(origin))
-    print_text(printable(f"input {model.contract} ({model.contract.fit}); classes: {', '.join(model.classes)}"))
+    taken = f"input {model.contract} ({model.contract.fit}{model.contract.range_in_words})"
+    print_text(printable(f"{taken}; classes: {', '.join(model.classes)}"))
     _print_cost(cost)
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, Entries, Source, Split, encode_labels
+from thaw.data.scaling import Values
 from thaw.errors import DataError
 from thaw.quoting import shown
 
 _EXPECTED = (
-    'expected (images, labels) or {"train": (images, labels), "test": ...} with images uint8 [N, H, W] or [N, H, W, C]'
+    'expected (images, labels) or {"train": (images, labels), "test": ...} with images uint8 (or uint16) '
+    "[N, H, W] or [N, H, W, C]"
 )
 
 
@@ -24,14 +26,15 @@ def array_source(data: Mapping[str, Any] | Sequence[Any]) -> Source:
 
     Args:
         data: `(images, labels)`, or a mapping of split names to such pairs, with class names under "classes" if there
-            are any. Images are uint8 [N, H, W] or [N, H, W, C], C = 1 or 3; labels whole numbers from 0, or texts, [N].
+            are any. Images are uint8 or uint16 [N, H, W] or [N, H, W, C], C = 1 or 3; labels whole numbers from 0, or
+            texts, [N].
 
     Raises:
         DataError: for anything else, with what was found.
     """
     parts = dict(data) if isinstance(data, Mapping) else {"train": data}
     declared = _class_names(parts.pop("classes", None))
-    pairs: dict[Split, tuple[npt.NDArray[np.uint8], list[object]]] = {}
+    pairs: dict[Split, tuple[Values, list[object]]] = {}
     for key, pair in parts.items():
         split = SPLIT_NAMES.get(str(key).lower())
         if split is None or split in pairs:
@@ -90,15 +93,21 @@ def _as_array(value: Any, what: str, expected: str) -> npt.NDArray[Any]:
         raise DataError(f"the {what} are no array, {type(value).__name__} ({reason}): {expected}") from None
 
 
-def _images(value: Any, split: Split) -> npt.NDArray[np.uint8]:
-    images = _as_array(value, f"{split} images", "expected uint8 [N, H, W] or [N, H, W, C], all of one size")
-    if images.dtype != np.uint8:
+def _images(value: Any, split: Split) -> Values:
+    images = _as_array(
+        value, f"{split} images", "expected uint8 (or uint16) [N, H, W] or [N, H, W, C], all of one size"
+    )
+    if images.dtype == np.dtype(np.uint16).newbyteorder():
+        images = images.astype(np.uint16)
+    if images.dtype not in (np.uint8, np.uint16):
         hint = (
             "scale floats to 0..255, round, and convert with astype(numpy.uint8)"
             if images.dtype.kind == "f"
             else _EXPECTED
         )
-        raise DataError(f"the {split} images are {images.dtype} {list(images.shape)}: expected uint8; {hint}")
+        raise DataError(
+            f"the {split} images are {images.dtype} {list(images.shape)}: expected uint8 (or uint16); {hint}"
+        )
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
@@ -124,9 +133,7 @@ def _labels(value: Any, split: Split) -> list[object]:
     return values
 
 
-def _catalogue(
-    pairs: Mapping[Split, tuple[npt.NDArray[np.uint8], list[object]]], declared: Sequence[str] | None
-) -> Catalogue:
+def _catalogue(pairs: Mapping[Split, tuple[Values, list[object]]], declared: Sequence[str] | None) -> Catalogue:
     names = {split: [f"{split}[{row}]" for row in range(len(images))] for split, (images, _) in pairs.items()}
     encoded = encode_labels({split: labels for split, (_, labels) in pairs.items()}, names, declared)
     splits = {

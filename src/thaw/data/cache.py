@@ -22,6 +22,7 @@ import PIL
 from thaw.data.catalogue import Source, slug
 from thaw.data.decode import DECODER_VERSION
 from thaw.data.images import Fit
+from thaw.data.scaling import ValueRange
 from thaw.data.store import STORE_FORMAT, Store, open_store
 from thaw.errors import DataError
 
@@ -48,7 +49,9 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thaw"
 
 
-def store_folder(root: Path, source: Source, wanted_input: str, fit: Fit) -> Path:
+def store_folder(
+    root: Path, source: Source, wanted_input: str, fit: Fit, value_range: ValueRange | None = None
+) -> Path:
     """Where the prepared copy of a source is or will be; the name changes with all that its bytes depend on."""
     facts: dict[str, Any] = {
         "format": STORE_FORMAT,
@@ -58,6 +61,7 @@ def store_folder(root: Path, source: Source, wanted_input: str, fit: Fit) -> Pat
         "source": source.facts,
         "input": source.usual_input if wanted_input == "auto" and source.usual_input else wanted_input,
         "fit": fit,
+        "range": value_range,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     return root / f"{slug(source.name)}-{digest.hexdigest()[:24]}"

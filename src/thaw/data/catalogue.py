@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.problems import Problem
+from thaw.data.scaling import Values
 from thaw.quoting import encodable, printable, shown
 
 Split = Literal["train", "validation", "test"]
@@ -44,13 +45,14 @@ class Entries:
         names: N names for messages.
         labels: int64 [N], 0 to K-1; -1 where the label is missing or out of range (told in the catalogue's problems).
         batches: makes a fresh iterator over all N payloads, some at a time.
-        array: the images themselves, uint8 [N, H, W, C], where they need no decoding; `batches` is not used then.
+        array: the images themselves, uint8 or uint16 [N, H, W, C], where they need no decoding; `batches` is not used
+            then.
     """
 
     names: Sequence[str]
     labels: npt.NDArray[np.int64]
     batches: Callable[[], Iterator[Sequence[Payload]]] = lambda: iter(())
-    array: npt.NDArray[np.uint8] | None = None
+    array: Values | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

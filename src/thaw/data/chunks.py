@@ -13,6 +13,7 @@ from thaw.data.catalogue import Payload
 from thaw.data.decode import UnreadableImageError, decode_image, quiet_decoding
 from thaw.data.images import Fit, InputContract
 from thaw.data.resize import resize
+from thaw.data.scaling import ValueRange, Values, outside_share, used_levels, value_span
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -21,16 +22,27 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What images become: a size, a way to fit, and 1 or 3 channels, or 0 where the images decide."""
+    """What images become: a size, a way to fit, and 1 or 3 channels, or 0 where the images decide.
+
+    `range` is what their values are scaled by where they have more than 8 bits (`thaw.data.scaling`).
+    """
 
     height: int
     width: int
     channels: int
     fit: Fit
+    range: ValueRange | None = None
+
+    @classmethod
+    def of(cls, contract: InputContract) -> Target:
+        """What a model's input contract asks for."""
+        names = ("height", "width", "channels", "fit", "range")
+        return cls(**{name: getattr(contract, name) for name in names})
 
     def contract(self, channels: int) -> InputContract:
         """The contract for images with this many channels of their own."""
-        return InputContract(height=self.height, width=self.width, channels=self.channels or channels, fit=self.fit)
+        channels = self.channels or channels
+        return InputContract(height=self.height, width=self.width, channels=channels, fit=self.fit, range=self.range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,10 @@ class Facts:
         prepared: uint8 [n, 16], a digest of the pixels handed on.
         sums: int64 [n, 3], sum of the prepared pixels a channel (grey ones threefold).
         squares: int64 [n, 3], sum of their squares.
+        wide: bool [n], whether the original has more than 8 bits a channel; what follows is 0 where it has not.
+        spans: uint16 [n, 2], lowest and highest value of the original that count (`scaling.value_span`).
+        levels: int32 [n, 2], levels in use after scaling to bytes, and before (`scaling.used_levels`).
+        outside: float32 [n], share of values outside the range by which they were scaled.
     """
 
     sizes: npt.NDArray[np.int32]
@@ -52,6 +68,10 @@ class Facts:
     prepared: Pixels
     sums: npt.NDArray[np.int64]
     squares: npt.NDArray[np.int64]
+    wide: npt.NDArray[np.bool_]
+    spans: npt.NDArray[np.uint16]
+    levels: npt.NDArray[np.int32]
+    outside: npt.NDArray[np.float32]
 
 
 FACT_SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -61,6 +81,10 @@ FACT_SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
     "prepared": ("|u1", (DIGEST_BYTES,)),
     "sums": ("<i8", (3,)),
     "squares": ("<i8", (3,)),
+    "wide": ("|b1", ()),
+    "spans": ("<u2", (2,)),
+    "levels": ("<i4", (2,)),
+    "outside": ("<f4", ()),
 }
 """dtype and shape of one image's facts, by the names of `Facts`."""
 
@@ -94,6 +118,7 @@ def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
     sizes: list[tuple[int, int]] = []
     grey: list[bool] = []
     digests: list[bytes] = []
+    depths: list[_Depth] = []
     rules: dict[str, list[int]] = {}
     failures: dict[int, str] = {}
     with quiet_decoding():
@@ -113,15 +138,16 @@ def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
             sizes.append((decoded.pixels.shape[0], decoded.pixels.shape[1]))
             grey.append(decoded.pixels.shape[2] == 1)
             digests.append(_digest(decoded.pixels))
+            depths.append(_depth(decoded.pixels, target.range, decoded.span))
             for rule in decoded.rules:
                 rules.setdefault(rule, []).append(place)
     pixels = _stack(parts, target)
-    facts = _facts(pixels, sizes, grey, digests)
+    facts = _facts(pixels, sizes, grey, digests, depths)
     return Chunk(pixels=pixels, facts=facts, kept=kept, modes=modes, rules=rules, failures=failures)
 
 
-def convert_chunk(images: Pixels, target: Target) -> Chunk:
-    """The same for images [n, H, W, C] that are decoded already, without a loop over them where all are alike."""
+def convert_chunk(images: Values, target: Target) -> Chunk:
+    """The same for images uint8 or uint16 [n, H, W, C] that are decoded already, without a loop where all are alike."""
     count, height, width, channels = images.shape
     grey = np.ones(count, dtype=np.bool_)
     originals = images
@@ -133,8 +159,11 @@ def convert_chunk(images: Pixels, target: Target) -> Chunk:
     digests = [
         _digest(original[..., :1] if is_grey else original) for original, is_grey in zip(originals, grey, strict=True)
     ]
-    facts = _facts(small, [(height, width)] * count, grey.tolist(), digests)
-    modes = ["L" if is_grey else "RGB" for is_grey in grey]
+    is_wide = images.dtype == np.uint16
+    depths = [_depth(image, target.range) for image in images] if is_wide else [_EIGHT_BITS] * count
+    facts = _facts(small, [(height, width)] * count, grey.tolist(), digests, depths)
+    of_grey, of_color = ("I;16", "RGB;16") if is_wide else ("L", "RGB")
+    modes = [of_grey if is_grey else of_color for is_grey in grey]
     return Chunk(pixels=small, facts=facts, kept=list(range(count)), modes=modes)
 
 
@@ -146,14 +175,33 @@ def _stack(parts: Sequence[Pixels], target: Target) -> Pixels:
     return pixels
 
 
-def _digest(pixels: Pixels) -> bytes:
+_Depth = tuple[bool, tuple[int, int], tuple[int, int], float]
+"""Of one image: the last four of `Facts`."""
+
+_EIGHT_BITS: _Depth = (False, (0, 0), (0, 0), 0.0)
+
+
+def _depth(pixels: Values, value_range: ValueRange | None, span: tuple[int, int] | None = None) -> _Depth:
+    if pixels.dtype == np.uint8:
+        return _EIGHT_BITS
+    wide = pixels.view(np.uint16)
+    return (True, span or value_span(wide), used_levels(wide, value_range), outside_share(wide, value_range))
+
+
+def _digest(pixels: Values) -> bytes:
     shape = ("x".join(str(side) for side in pixels.shape) + ":").encode()
     digest = hashlib.blake2b(shape, digest_size=DIGEST_BYTES)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
 
 
-def _facts(pixels: Pixels, sizes: Sequence[tuple[int, int]], grey: Sequence[bool], digests: Sequence[bytes]) -> Facts:
+def _facts(
+    pixels: Pixels,
+    sizes: Sequence[tuple[int, int]],
+    grey: Sequence[bool],
+    digests: Sequence[bytes],
+    depths: Sequence[_Depth],
+) -> Facts:
     count = len(pixels)
     # A grey image has the same digest alone and among colour images.
     prepared = [_digest(image[..., :1] if is_grey else image) for image, is_grey in zip(pixels, grey, strict=True)]
@@ -167,6 +215,10 @@ def _facts(pixels: Pixels, sizes: Sequence[tuple[int, int]], grey: Sequence[bool
         prepared=np.frombuffer(b"".join(prepared), dtype=np.uint8).reshape(count, DIGEST_BYTES),
         sums=np.broadcast_to(sums, (count, 3)).copy(),
         squares=np.broadcast_to(squares, (count, 3)).copy(),
+        wide=np.array([each[0] for each in depths], dtype=np.bool_),
+        spans=np.array([each[1] for each in depths], dtype=np.uint16).reshape(count, 2),
+        levels=np.array([each[2] for each in depths], dtype=np.int32).reshape(count, 2),
+        outside=np.array([each[3] for each in depths], dtype=np.float32),
     )
 
 

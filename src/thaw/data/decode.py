@@ -4,12 +4,15 @@ The rules, in this order:
 
 - A file with several frames gives its first (told as "animated", except for the camera format MPO, whose further frames
   are previews).
-- 16 bits a channel become 8 by keeping the high byte. 32-bit whole numbers are read as 16-bit values, and must lie
-  between 0 and 65,535. Floating-point pixels up to 1 are taken as 0 to 1 and scaled by 255, above that as 0 to 255;
-  both are rounded.
+- More than 8 bits a channel are kept, as 16-bit values: `scaling` makes bytes of them, by the range of the data set.
+  PGM and PPM values are scaled from the largest that the header states to 65,535. 32-bit whole numbers must lie between
+  0 and 65,535. Floating-point pixels up to 1 are taken as 0 to 1 and scaled by 65,535, above that as 0 to 255 and
+  scaled by 257; both are rounded. Of color JPEG 2000, AVIF, and CMYK or premultiplied TIFF only the high 8 bits are
+  read.
 - A palette is expanded to its colours. CMYK, YCbCr and HSV become red-green-blue by Pillow's formulas, without colour
   profiles.
-- Transparency is placed on white: `(value * alpha + 255 * (255 - alpha) + 127) // 255`.
+- Transparency is placed on white: `(value * alpha + 255 * (255 - alpha) + 127) // 255`, with 65,535 for 255 and 32,767
+  for 127 in 16 bits.
 - An image whose three channels are equal everywhere is grey, whatever the file calls itself.
 - The EXIF orientation is obeyed.
 """
@@ -25,15 +28,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from thaw.data.resize import MAX_SOURCE_SIDE
+from thaw.data.scaling import Values, value_span
+from thaw.data.wide import has_wide_samples, is_reduced, wide_samples
 from thaw.errors import DataError
 
-Pixels = npt.NDArray[np.uint8]
-
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """Counts changes of the rules above; a cache made by other rules is not used."""
 
 MAX_PIXELS = 89_478_485
@@ -50,13 +52,12 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "P
 
 _ORIENTATION_TAG = 0x0112
 
-# Pillow's tile descriptions name the packing ("RGB;16B"): the only trace of 16 bits in modes that have 8.
-_SIXTEEN_BITS = ";16"
-
 RULES = {
     "animated": "several frames: the first is used",
-    "16-bit": "16 bits a channel: the high byte is used",
-    "32-bit": "32 bits a channel: scaled to 8",
+    "16-bit": "more than 8 bits a channel: scaled to 0..255 by the range of the data set",
+    "unit-float": "floating-point values from 0 to 1: taken as 0 to 65,535",
+    "byte-float": "floating-point values from 0 to 255: taken as 0 to 65,535",
+    "reduced": "more than 8 bits a channel in a format of which only the high 8 are read (save as 16-bit PNG or TIFF)",
     "palette": "palette expanded to its colours",
     "cmyk": "CMYK converted to red-green-blue",
     "colour-space": "other colour space converted to red-green-blue",
@@ -64,6 +65,9 @@ RULES = {
     "orientation": "turned as their EXIF orientation says",
 }
 """What `Decoded.rules` can hold, and how each is told."""
+
+LOSSY_RULES = frozenset({"reduced"})
+"""Those that may cost accuracy: a warning, not a note."""
 
 
 class UnreadableImageError(DataError):
@@ -75,14 +79,17 @@ class Decoded:
     """An image as pixels.
 
     Attributes:
-        pixels: uint8 [H, W, C], C = 1 where the image is grey by content, else 3.
+        pixels: [H, W, C], C = 1 where the image is grey by content, else 3; uint8, or uint16 (0 to 65,535, not scaled)
+            where the file has more than 8 bits a channel.
         mode: Pillow's name of the file's pixel format ("L", "RGB", "P", ...).
         rules: the keys of `RULES` that were applied.
+        span: of uint16 pixels, `scaling.value_span` before transparency was placed on white.
     """
 
-    pixels: Pixels
+    pixels: Values
     mode: str
     rules: tuple[str, ...]
+    span: tuple[int, int] | None = None
 
 
 def decode_image(data: bytes | str | Path | None) -> Decoded:
@@ -97,7 +104,7 @@ def decode_image(data: bytes | str | Path | None) -> Decoded:
     try:
         content = data if isinstance(data, bytes) else Path(data).read_bytes()
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
-            return _decode_opened(image)
+            return _decode_opened(image, content)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
@@ -135,23 +142,27 @@ def _reason(error: Exception) -> str:
     return f"{text or 'damaged'}"[:200]
 
 
-def _decode_opened(image: Image.Image) -> Decoded:
+def _decode_opened(image: Image.Image, content: bytes) -> Decoded:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SOURCE_SIDE:
         raise UnreadableImageError(
             f"{width}x{height} pixels: at most {MAX_PIXELS:,} and sides of {MAX_SOURCE_SIDE:,} are read"
         )
     rules = []
+    pixels: Values
+    alpha: Values | None
     if image.format != "MPO" and getattr(image, "is_animated", False):
         rules.append("animated")
-    if _SIXTEEN_BITS in image.mode or (
-        image.format in ("PNG", "TIFF", "PPM") and _SIXTEEN_BITS in str(getattr(image, "tile", ""))
-    ):
-        rules.append("16-bit")
-    mode = image.mode
-    image.load()
-    pixels, alpha = _to_bytes(image, rules)
-    if alpha is not None and (alpha != 255).any():
+    mode, span = image.mode, None
+    if has_wide_samples(image):
+        pixels, alpha, scale_rule = wide_samples(image, content)
+        span = value_span(pixels, alpha)
+        rules += ["16-bit", *([scale_rule] if scale_rule else [])]
+    else:
+        rules += ["reduced"] if is_reduced(image, content) else []
+        image.load()
+        pixels, alpha = _to_bytes(image, rules)
+    if alpha is not None and (alpha != np.iinfo(alpha.dtype).max).any():
         rules.append("alpha")
         pixels = _on_white(pixels, alpha)
     if pixels.shape[2] == 3 and _is_grey(pixels):
@@ -160,10 +171,10 @@ def _decode_opened(image: Image.Image) -> Decoded:
     if orientation != 1:
         rules.append("orientation")
         pixels = orient(pixels, orientation)
-    return Decoded(np.ascontiguousarray(pixels), mode, tuple(rules))
+    return Decoded(pixels if pixels.flags.c_contiguous else pixels.copy(), mode, tuple(rules), span)
 
 
-def _to_bytes(image: Image.Image, rules: list[str]) -> tuple[Pixels, Pixels | None]:
+def _to_bytes(image: Image.Image, rules: list[str]) -> tuple[Values, Values | None]:
     """Colour or grey bytes [H, W, C], and alpha [H, W, 1] where the image has any."""
     mode = image.mode
     if mode in ("L", "RGB") and "transparency" not in image.info:
@@ -171,12 +182,6 @@ def _to_bytes(image: Image.Image, rules: list[str]) -> tuple[Pixels, Pixels | No
         return (pixels[..., None] if mode == "L" else pixels), None
     if mode == "1":
         return np.asarray(image.convert("L"))[..., None], None
-    if mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint16)
-        return (wide >> 8).astype(np.uint8)[..., None], None
-    if mode in ("I", "F"):
-        rules.append("32-bit")
-        return _from_32_bits(np.asarray(image))[..., None], None
     if mode in ("P", "PA"):
         rules.append("palette")
     elif mode == "CMYK":
@@ -189,24 +194,14 @@ def _to_bytes(image: Image.Image, rules: list[str]) -> tuple[Pixels, Pixels | No
     return np.asarray(image.convert("RGB")), None
 
 
-def _from_32_bits(values: npt.NDArray[np.int32] | npt.NDArray[np.float32]) -> Pixels:
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "i":
-        if low < 0 or high > 65_535:
-            raise UnreadableImageError(f"32-bit pixels from {low} to {high}: expected 0 to 65535")
-        return (values // 256).astype(np.uint8)
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255:
-        raise UnreadableImageError(f"floating-point pixels from {low} to {high}: expected 0 to 1 or 0 to 255")
-    scaled = values.astype(np.float64) * (255 if high <= 1 else 1)
-    return np.floor(scaled + 0.5).astype(np.uint8)
+def _on_white(pixels: Values, alpha: Values) -> Values:
+    white, weight = np.uint32(np.iinfo(pixels.dtype).max), alpha.astype(np.uint32)
+    # At most 65,535 * 65,535 + 32,767, which is below 2**32.
+    placed = (pixels * weight + white * (white - weight) + white // 2) // white
+    return placed.astype(np.uint8) if pixels.dtype == np.uint8 else placed.astype(np.uint16)
 
 
-def _on_white(pixels: Pixels, alpha: Pixels) -> Pixels:
-    weight = alpha.astype(np.uint32)
-    return ((pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
-
-
-def _is_grey(pixels: Pixels) -> bool:
+def _is_grey(pixels: Values) -> bool:
     red = pixels[..., 0]
     # Most colour images show it in their first row, which spares a pass over the whole.
     if not np.array_equal(red[0], pixels[0, :, 1]):
@@ -223,8 +218,8 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def orient(pixels: Pixels, orientation: int) -> Pixels:
-    """Pixels [H, W, C] turned upright from EXIF orientation 1 to 8 (EXIF 2.32, tag 274); 5 to 8 swap H and W."""
+def orient(pixels: Values, orientation: int) -> Values:
+    """Values [H, W, C] turned upright from EXIF orientation 1 to 8 (EXIF 2.32, tag 274); 5 to 8 swap H and W."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     flip_rows, flip_columns = {

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from thaw.data.scaling import ValueRange, check_range
 from thaw.errors import DataError, UsageError
 from thaw.quoting import shown
 
@@ -29,6 +30,9 @@ class InputContract:
 
     `fit` says how: "stretch" scales both sides independently; "crop" first takes the largest centred window that has
     the model's aspect ratio. Pixels then become `(value / 255 - mean) / std`, one mean and deviation a channel.
+
+    `range` is (low, high), the part of 0 to 65,535 that images of more than 8 bits a channel are scaled to bytes by,
+    before anything else (`thaw.data.scaling`); None for a model that was trained on 8-bit images.
     """
 
     height: int
@@ -37,8 +41,11 @@ class InputContract:
     fit: Fit = "stretch"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    range: ValueRange | None = None
 
     def __post_init__(self) -> None:
+        if self.range is not None:
+            object.__setattr__(self, "range", check_range(self.range))
         if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
             raise UsageError(f"input size {self.height}x{self.width}: both sides must be from 1 to {MAX_SIDE} pixels")
         if self.channels not in (1, 3):
@@ -67,7 +74,17 @@ class InputContract:
             "fit": self.fit,
             "mean": list(self.mean),
             "std": list(self.std),
+            **self.range_as_dict(),
         }
+
+    @property
+    def range_in_words(self) -> str:
+        """How 16-bit images become bytes, after a semicolon; "" for a model of 8-bit images."""
+        return "" if self.range is None else f"; 16-bit values {self.range[0]:,} to {self.range[1]:,} become 0 to 255"
+
+    def range_as_dict(self) -> dict[str, list[int]]:
+        """{"range": [low, high]}; {} where there is none, so that what 8-bit models say stays as it is."""
+        return {} if self.range is None else {"range": list(self.range)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputContract:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from thaw.data.cache import cache_root, check_room, open_or_build, store_folder
 from thaw.data.catalogue import NO_LABEL, Catalogue, Entries, Payload, Source, Split
 from thaw.data.chunks import Chunk, Facts, Target, convert_chunk, join_facts
-from thaw.data.decode import RULES, UnreadableImageError, decode_image, quiet_decoding
+from thaw.data.decode import LOSSY_RULES, RULES, UnreadableImageError, decode_image, quiet_decoding
 from thaw.data.images import Fit, parse_shape
-from thaw.data.problems import Problem
+from thaw.data.problems import Problem, Severity
+from thaw.data.scaling import ValueRange, Values
 from thaw.data.settings import parse_input
 from thaw.data.store import ImageFile, Store, image_blocks, map_images, write_tables
 from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
@@ -31,6 +32,19 @@ _GLANCED = 64
 
 class _SizesDifferError(Exception):
     """Images were assumed to be of one size, and are not."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the caller asks images to become."""
+
+    input: str
+    fit: Fit
+    range: ValueRange | None
+
+    def target(self, height: int, width: int, channels: int) -> Target:
+        """The target of that size; 0 channels where the images decide."""
+        return Target(height=height, width=width, channels=channels, fit=self.fit, range=self.range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +80,7 @@ def read_store(
     *,
     wanted_input: str,
     fit: Fit,
+    value_range: ValueRange | None = None,
     cache_dir: str | Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -76,6 +91,7 @@ def read_store(
         source: what `open_source` found.
         wanted_input: "auto", HEIGHTxWIDTHxCHANNELS or HEIGHTxWIDTHxauto.
         fit: how images of another aspect ratio are fitted.
+        value_range: what images of more than 8 bits are scaled by; None for all of 0 to 65,535.
         cache_dir: instead of the usual cache folder.
         workers: processes that decode; all cores by default.
         progress: told after every chunk that is decoded.
@@ -84,21 +100,22 @@ def read_store(
         DataError: when the source cannot be read at all, or the cache not be written. Single unreadable images do
             not raise; the store lists them.
     """
+    wanted = _Wanted(wanted_input, fit, value_range)
     if source.facts is None:
-        return _convert(source, source.read(), wanted_input, fit, progress)
-    folder = store_folder(cache_root(cache_dir), source, wanted_input, fit)
+        return _convert(source, source.read(), wanted, progress)
+    folder = store_folder(cache_root(cache_dir), source, wanted_input, fit, value_range)
 
     def build(making: Path) -> Store:
         catalogue = source.read()
         if any(entries.array is not None for entries in catalogue.splits.values()):
-            store = _convert(source, catalogue, wanted_input, fit, progress)
+            store = _convert(source, catalogue, wanted, progress)
             file = ImageFile(making / "images.bin", *store.shape)
             for images in store.images.values():
                 for block in image_blocks(images):
                     file.append(block)
             write_tables(making, store, file.close())
             return store
-        return _decode(making, source, catalogue, (wanted_input, fit), workers, progress)
+        return _decode(making, source, catalogue, wanted, workers, progress)
 
     return open_or_build(folder, build)
 
@@ -172,16 +189,14 @@ def _some_shapes(entries: Entries, every: int) -> Iterator[tuple[int, ...]]:
             start += len(batch)
 
 
-def _choose(source: Source, splits: Mapping[Split, Entries], wanted_input: str, fit: Fit) -> _Choice:
-    if wanted_input == "auto" and source.usual_input:
-        height, width, channels = parse_shape(source.usual_input)
-        target = Target(height=height, width=width, channels=channels, fit=fit)
+def _choose(source: Source, splits: Mapping[Split, Entries], wanted: _Wanted) -> _Choice:
+    if wanted.input == "auto" and source.usual_input:
+        target = wanted.target(*parse_shape(source.usual_input))
         return _Choice(target=target, reason=f"the usual size for {source.name}")
-    if wanted_input != "auto":
-        height, width, channels = parse_input(wanted_input)
-        return _Choice(target=Target(height=height, width=width, channels=channels, fit=fit))
+    if wanted.input != "auto":
+        return _Choice(target=wanted.target(*parse_input(wanted.input)))
     shapes = [shape for shape in (first_shape(entries) for entries in splits.values()) if shape is not None]
-    usual = Target(height=USUAL_SIDE, width=USUAL_SIDE, channels=0, fit=fit)
+    usual = wanted.target(USUAL_SIDE, USUAL_SIDE, 0)
     if not shapes:
         return _Choice(target=usual)
     if len(set(shapes)) > 1:
@@ -190,12 +205,12 @@ def _choose(source: Source, splits: Mapping[Split, Entries], wanted_input: str, 
     if max(height, width) > LARGEST_OWN_SIDE:
         return _Choice(target=usual, reason=f"the images have sides of over {LARGEST_OWN_SIDE} pixels")
     reason = "the images' own size"
-    return _Choice(target=Target(height=height, width=width, channels=0, fit=fit), reason=reason, own_size=True)
+    return _Choice(target=wanted.target(height, width, 0), reason=reason, own_size=True)
 
 
-def _convert(source: Source, catalogue: Catalogue, wanted_input: str, fit: Fit, progress: Progress | None) -> Store:
+def _convert(source: Source, catalogue: Catalogue, wanted: _Wanted, progress: Progress | None) -> Store:
     """Arrays: a view of what came in, where nothing has to change."""
-    choice = _choose(source, catalogue.splits, wanted_input, fit)
+    choice = _choose(source, catalogue.splits, wanted)
     arrays = {split: entries.array for split, entries in catalogue.splits.items() if entries.array is not None}
     total, done = sum(len(array) for array in arrays.values()), 0
     findings = _Findings()
@@ -210,7 +225,8 @@ def _convert(source: Source, catalogue: Catalogue, wanted_input: str, fit: Fit, 
             chunk = convert_chunk(used, choice.target)
             findings.add(split, (places + start).tolist(), names, chunk)
             # Pixels that did not change are not kept twice.
-            blocks[split].append(chunk.pixels if not whole or not np.shares_memory(chunk.pixels, block) else block[:0])
+            is_kept = whole and np.shares_memory(chunk.pixels, block)
+            blocks[split].append(chunk.pixels[:0] if is_kept else chunk.pixels)
             start += len(block)
             done += len(block)
             if progress is not None:
@@ -223,12 +239,11 @@ def _convert(source: Source, catalogue: Catalogue, wanted_input: str, fit: Fit, 
 
 
 def _joined(
-    array: npt.NDArray[np.uint8], blocks: Sequence[npt.NDArray[np.uint8]], shape: tuple[int, int, int]
+    array: Values, blocks: Sequence[npt.NDArray[np.uint8]], shape: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:
-    if array.shape[1:3] == shape[:2] and not any(len(block) for block in blocks):
-        view = array[..., : shape[2]]
+    if array.dtype == np.uint8 and array.shape[1:3] == shape[:2] and not any(len(block) for block in blocks):
+        view = array[..., : shape[2]].view(np.uint8)
         if view.shape[3] == shape[2]:
-            view = view.view()
             view.flags.writeable = False
             return view
     result = np.empty((sum(len(block) for block in blocks), *shape), dtype=np.uint8)
@@ -244,12 +259,12 @@ def _decode(
     folder: Path,
     source: Source,
     catalogue: Catalogue,
-    wanted: tuple[str, Fit],
+    wanted: _Wanted,
     workers: int | None,
     progress: Progress | None,
 ) -> Store:
     """Encoded images into `folder`, a chunk at a time; once, or twice where small images turn out to differ in size."""
-    choice = _choose(source, catalogue.splits, *wanted)
+    choice = _choose(source, catalogue.splits, wanted)
     total = sum(len(entries.labels) for entries in catalogue.splits.values())
     processes = usual_workers() if workers is None else workers
     if total < SMALLEST_PARALLEL:
@@ -257,8 +272,7 @@ def _decode(
     try:
         findings, shape, written = _decode_as(folder, catalogue, choice, processes, progress)
     except _SizesDifferError:
-        target = Target(height=USUAL_SIDE, width=USUAL_SIDE, channels=0, fit=wanted[1])
-        choice = _Choice(target=target, reason="the images differ in size")
+        choice = _Choice(target=wanted.target(USUAL_SIDE, USUAL_SIDE, 0), reason="the images differ in size")
         findings, shape, written = _decode_as(folder, catalogue, choice, processes, progress)
     counts = {split: len(findings.kept.get(split, [])) for split in catalogue.splits}
     store = _store(source, catalogue, choice, findings, map_images(folder, shape, counts), shape)
@@ -301,6 +315,24 @@ def _labelled(entries: Entries, asked: list[list[int]]) -> Iterator[Sequence[Pay
         start += len(batch)
 
 
+def conversions(rules: Mapping[str, Sequence[str]]) -> list[Problem]:
+    """What was converted by which of `RULES`, from the names of the images by rule.
+
+    The range of 16-bit images is told by `thaw.data.ranges`, which knows it.
+    """
+    problems = []
+    for rule, names in rules.items():
+        if rule != "16-bit":
+            severity: Severity = "warning" if rule in LOSSY_RULES else "note"
+            told = f"{len(names):,} image{'' if len(names) == 1 else 's'}: {RULES[rule]}"
+            problems.append(Problem(rule, severity, told, tuple(names)))
+    if {"unit-float", "byte-float"} <= set(rules):
+        few = min((rules["unit-float"], rules["byte-float"]), key=len)
+        message = "floating-point values up to 1 in some images and up to 255 in others are scaled differently"
+        problems.append(Problem("float-scale", "warning", message, tuple(few)))
+    return problems
+
+
 def _store(
     source: Source,
     catalogue: Catalogue,
@@ -310,10 +342,6 @@ def _store(
     shape: tuple[int, int, int],
 ) -> Store:
     kept = {split: np.array(findings.kept.get(split, []), dtype=np.int64) for split in catalogue.splits}
-    conversions = [
-        Problem(rule, "note", f"{len(names):,} image{'' if len(names) == 1 else 's'}: {RULES[rule]}", tuple(names))
-        for rule, names in findings.rules.items()
-    ]
     grey = all(part.grey.all() for parts in findings.facts.values() for part in parts)
     reason = choice.reason
     if reason and not choice.target.channels:
@@ -324,6 +352,7 @@ def _store(
         named=catalogue.named,
         shape=shape,
         fit=choice.target.fit,
+        range=choice.target.range,
         chosen=reason,
         images=images,
         labels={split: entries.labels[kept[split]] for split, entries in catalogue.splits.items()},
@@ -331,5 +360,5 @@ def _store(
         facts={split: join_facts(findings.facts.get(split, [])) for split in catalogue.splits},
         modes=dict(findings.modes),
         unreadable=tuple(findings.unreadable),
-        problems=(*catalogue.problems, *conversions),
+        problems=(*catalogue.problems, *conversions(findings.rules)),
     )

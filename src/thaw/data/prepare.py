@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy.typing as npt
 from thaw.data.cache import cache_root, take_rows
 from thaw.data.catalogue import SPLITS, Split
 from thaw.data.checks import LEFT_OUT_KINDS, as_skippable, find_problems, fold_problems, unusable_images
-from thaw.data.chunks import Target
-from thaw.data.decode import RULES
+from thaw.data.chunks import Target, join_facts
 from thaw.data.folders import path_batches, split_images, walk_files
 from thaw.data.images import ImageSet, InputContract
-from thaw.data.ingest import Progress, read_store
+from thaw.data.ingest import Progress, conversions, read_store
 from thaw.data.problems import Problem, raise_errors
+from thaw.data.ranges import find_range, told_of_training, told_of_use
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
 from thaw.data.splits import Rows, cut_off, identical_groups
@@ -70,8 +71,8 @@ class PreparedData:
         train_groups: int64 [len(train)]; identical images have equal numbers, which folds must not separate.
         contract: the model's input, with mean and deviation of the training part where the settings ask for it.
         name: what the source is called, one printable line.
-        fingerprint: SHA-256 over classes, input shape, prepared pixels and labels in the source's order and splits; it
-            does not depend on the seed.
+        fingerprint: SHA-256 over classes, input shape, range, prepared pixels and labels in the source's order and
+            splits; it does not depend on the seed, unless the range was found on training images that the seed chose.
         problems: everything that was found, errors excepted (they stop).
         splits: for each split "count", "origin" ("source", or "cut" from the training split), and the "fraction" and
             "seed" by which it was cut, else None.
@@ -128,9 +129,16 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
     if folds < 0:
         raise UsageError(f"folds {folds}: expected at least 2, or 0 for none")
     opened = open_source(source, settings, data_root=data_root)
-    store = read_store(
-        opened, wanted_input=settings.input, fit=settings.fit, cache_dir=cache_dir, workers=workers, progress=progress
+    read = partial(
+        read_store,
+        opened,
+        wanted_input=settings.input,
+        fit=settings.fit,
+        cache_dir=cache_dir,
+        workers=workers,
+        progress=progress,
     )
+    store = read(value_range=settings.fixed_range)
     problems = [*opened.problems, *find_problems(store, skip_broken=skip_broken, folds=folds)]
     raise_errors(store.name, problems)
     groups = identical_groups(store.facts["train"].originals)
@@ -148,6 +156,12 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
         rows["train"], rows[split] = train[kept], train[cut]
         cut_by[split] = {"origin": "cut", "fraction": fraction, "seed": seed}
     raise_errors(store.name, fold_problems(store, rows["train"], groups, folds))
+    # Labels and splits do not depend on the range, so it can wait until the training images are known.
+    if settings.fixed_range is None and (found := find_range(store.facts["train"], rows["train"])) is not None:
+        first, store = store, read(value_range=found)
+        if store.names != first.names:
+            raise DataError(f"{store.name} changed while it was read: start again")
+    problems += told_of_training(store, rows["train"], is_set=settings.fixed_range is not None)
     root = cache_root(cache_dir)
     sets = {
         split: _image_set(store, split if split in store.labels else "train", rows[split], root) for split in SPLITS
@@ -178,7 +192,7 @@ def _image_set(store: Store, split: Split, rows: Rows, root: Path) -> ImageSet:
 def _contract(store: Store, settings: DataSettings, train: Rows) -> InputContract:
     """The input contract; "standard" statistics are exact up to the last division, from whole-number sums."""
     height, width, channels = store.shape
-    contract = InputContract(height=height, width=width, channels=channels, fit=store.fit)
+    contract = InputContract(height=height, width=width, channels=channels, fit=store.fit, range=store.range)
     if settings.normalise == "unit":
         return contract
     facts = store.facts["train"]
@@ -195,7 +209,8 @@ def _contract(store: Store, settings: DataSettings, train: Rows) -> InputContrac
 
 
 def _fingerprint(store: Store) -> str:
-    digest = hashlib.sha256(json.dumps([store.classes, store.shape, store.fit]).encode())
+    value_range = () if store.range is None else (store.range,)
+    digest = hashlib.sha256(json.dumps([store.classes, store.shape, store.fit, *value_range]).encode())
     for split in SPLITS:
         if split in store.labels:
             digest.update(f"{split}:{len(store.labels[split])}:".encode())
@@ -238,7 +253,13 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     chosen = settings if settings is not None else DataSettings()
     opened = open_source(source, chosen, data_root=data_root)
     store = read_store(
-        opened, wanted_input=str(contract), fit=contract.fit, cache_dir=cache_dir, workers=workers, progress=progress
+        opened,
+        wanted_input=str(contract),
+        fit=contract.fit,
+        value_range=contract.range,
+        cache_dir=cache_dir,
+        workers=workers,
+        progress=progress,
     )
     used: list[Split] = ["test"] if len(store.labels.get("test", ())) else list(store.labels)
     problems = [*opened.problems, *unusable_images(store, skip_broken=skip_broken)]
@@ -252,6 +273,7 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     raise_errors(store.name, problems)
     images = [store.images[split] for split in used]
     names = [name for split in used for name in store.names[split]]
+    problems += told_of_use(join_facts([store.facts[split] for split in used]), names, contract.range)
     joined = images[0] if len(images) == 1 else np.concatenate(images)
     return ImageSet(images=joined, labels=labels, classes=tuple(classes), names=names), tuple(problems)
 
@@ -295,12 +317,12 @@ def load_images(
     names = [encodable(file) for file in files]
     problems = [problem for problem in found if problem.kind not in LEFT_OUT_KINDS]
     problems += as_skippable((problem for problem in found if problem.kind in LEFT_OUT_KINDS), skip_broken=skip_broken)
-    target = Target(height=contract.height, width=contract.width, channels=contract.channels, fit=contract.fit)
     processes = (usual_workers() if workers is None else workers) if len(names) >= SMALLEST_PARALLEL else 1
-    parts, kept, broken, done = [], [], [], 0
+    parts, facts, kept, broken, done = [], [], [], [], 0
     rules: dict[str, list[str]] = {}
-    for chunk in decode_chunks(path_batches(Path(), files), target, processes):
+    for chunk in decode_chunks(path_batches(Path(), files), Target.of(contract), processes):
         parts.append(chunk.pixels)
+        facts.append(chunk.facts)
         kept += [names[done + place] for place in chunk.kept]
         broken += [f"{names[done + place]} ({reason})" for place, reason in sorted(chunk.failures.items())]
         for rule, places in chunk.rules.items():
@@ -311,7 +333,7 @@ def load_images(
     if broken:
         unreadable = Problem("unreadable", "error", "images that cannot be read", tuple(broken))
         problems += as_skippable([unreadable], skip_broken=skip_broken)
-    problems += [Problem(rule, "note", RULES[rule], tuple(told)) for rule, told in rules.items()]
+    problems += [*conversions(rules), *told_of_use(join_facts(facts), kept, contract.range)]
     raise_errors("images", problems)
     if not kept:
         raise DataError(f"no image in {listed(paths) or 'nothing'}: expected image files or folders")

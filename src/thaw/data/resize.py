@@ -2,7 +2,7 @@
 
 Shapes: N images, H rows, W columns, C channels (1 grey, 3 red-green-blue) of the source; h, w, c of the target.
 
-The steps, in this order:
+Values of more than 8 bits become bytes first, each by itself (`thaw.data.scaling`). The steps then, in this order:
 
 1. *Window.* "stretch" takes the whole image; "crop" takes the largest centred window of the target's aspect ratio
    (`window`).
@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.images import Fit, InputContract
+from thaw.data.scaling import Values, scale
 from thaw.errors import DataError
 
 MAX_SOURCE_SIDE = 32_768
@@ -117,12 +118,13 @@ def to_grey(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     ]
 
 
-def resize(images: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.uint8]:
+def resize(values: Values, contract: InputContract) -> npt.NDArray[np.uint8]:
     """Images of any one size as the contract asks.
 
     Args:
-        images: uint8 [H, W, C] or [N, H, W, C], C = 1 or 3, sides from 1 to `MAX_SOURCE_SIDE`.
-        contract: the target's height, width, channels and fit.
+        values: uint8 or uint16 [H, W, C] or [N, H, W, C], C = 1 or 3, sides from 1 to `MAX_SOURCE_SIDE`; uint16 is
+            scaled by the contract's range.
+        contract: the target's height, width, channels, fit and range.
 
     Returns:
         uint8 [h, w, c] or [N, h, w, c]; the very array that came in where nothing had to change.
@@ -130,12 +132,13 @@ def resize(images: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArra
     Raises:
         DataError: for another dtype, number of axes, of channels, or a side outside the bounds.
     """
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] not in (1, 3):
-        found = f"{images.dtype} {list(images.shape)}"
-        raise DataError(f"images to resize are {found}: expected uint8 [H, W, C] or [N, H, W, C] with C = 1 or 3")
-    height, width = images.shape[-3:-1]
+    if values.dtype not in (np.uint8, np.uint16) or values.ndim not in (3, 4) or values.shape[-1] not in (1, 3):
+        found, expected = f"{values.dtype} {list(values.shape)}", "uint8 or uint16 [H, W, C] or [N, H, W, C]"
+        raise DataError(f"images to resize are {found}: expected {expected} with C = 1 or 3")
+    height, width = values.shape[-3:-1]
     if not (1 <= height <= MAX_SOURCE_SIDE and 1 <= width <= MAX_SOURCE_SIDE):
         raise DataError(f"image of {height}x{width} pixels: both sides must be from 1 to {MAX_SOURCE_SIDE}")
+    images = scale(values, contract.range)
     if images.ndim == 3:
         return _resize_block(images, contract)
     if images.shape[1:] == contract.shape or not len(images):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from thaw.data.images import FITS, Fit, InputContract, parse_shape
+from thaw.data.scaling import ValueRange, check_range, parse_range
 from thaw.errors import UsageError
 from thaw.quoting import shown
 
@@ -23,6 +24,8 @@ class DataSettings:
         input: "auto" or HEIGHTxWIDTHxCHANNELS such as "28x28x1". "auto" takes the images' own size where all are equal
             and neither side is over 64 pixels, else 32x32; one channel where every image is grey, else three.
             "28x28xauto" chooses the channels alone.
+        range: (low, high), the values of images of more than 8 bits a channel that become 0 and 255, also as the text
+            "low,high"; "auto" finds it on the training images (`thaw.data.scaling`). 8-bit values are used as they are.
         fit: "stretch" scales both sides independently; "crop" takes the largest centred window of the model's aspect
             ratio.
         normalise: "standard" subtracts the training part's mean and divides by its deviation, a channel each; "unit"
@@ -34,6 +37,7 @@ class DataSettings:
     """
 
     input: str = "auto"
+    range: str | tuple[int, int] = "auto"
     fit: Fit = "stretch"
     normalise: Normalise = "standard"
     validation_fraction: float = 0.1
@@ -45,6 +49,9 @@ class DataSettings:
         for name in ("input", "fit", "normalise", "image_column", "label_column"):
             if not isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} is {shown(getattr(self, name))}: expected text")
+        if self.range != "auto":
+            found = parse_range(self.range) if isinstance(self.range, str) else check_range(self.range)
+            object.__setattr__(self, "range", found)
         if self.fit not in FITS:
             raise UsageError(f"fit {shown(self.fit)}: expected one of {', '.join(FITS)}")
         if self.normalise not in NORMALISATIONS:
@@ -58,6 +65,11 @@ class DataSettings:
             InputContract(height=height, width=width, channels=channels or 1)
         if self.image_column and self.image_column == self.label_column:
             raise UsageError(f"image_column and label_column are both {shown(self.image_column)}: expected two columns")
+
+    @property
+    def fixed_range(self) -> ValueRange | None:
+        """The range that the user named; None for "auto"."""
+        return None if isinstance(self.range, str) else self.range
 
 
 def parse_input(text: str) -> tuple[int, int, int]:

@@ -24,10 +24,11 @@ from thaw.data.catalogue import SPLITS, Split
 from thaw.data.chunks import FACT_SHAPES, Facts
 from thaw.data.images import Fit
 from thaw.data.problems import Problem
+from thaw.data.scaling import ValueRange
 
 Pixels = npt.NDArray[np.uint8]
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 """Counts changes of the files' meaning."""
 
 _BLOCK_BYTES = 4 << 20
@@ -47,6 +48,8 @@ class Store:
         named: False where the classes are numbers without names.
         shape: (h, w, c) of the prepared images.
         fit: how they were fitted to that size.
+        range: by which values of more than 8 bits were scaled to bytes; None where it was not known (then all of 0 to
+            65,535).
         chosen: why they have this shape, where it was chosen automatically; else empty.
         images: uint8 [N, h, w, c] a split; read-only.
         labels: int64 [N] a split.
@@ -62,6 +65,7 @@ class Store:
     named: bool
     shape: tuple[int, int, int]
     fit: Fit
+    range: ValueRange | None
     chosen: str
     images: Mapping[Split, Pixels]
     labels: Mapping[Split, npt.NDArray[np.int64]]
@@ -144,6 +148,7 @@ def write_tables(folder: Path, store: Store, images: tuple[int, list[int]]) -> N
         "named": store.named,
         "shape": store.shape,
         "fit": store.fit,
+        "range": store.range,
         "chosen": store.chosen,
         "names": {split: list(names) for split, names in store.names.items()},
         "modes": dict(store.modes),
@@ -194,6 +199,7 @@ def _from_parts(folder: Path, text: Mapping[str, Any], columns: Mapping[str, npt
         named=text["named"],
         shape=shape,
         fit=text["fit"],
+        range=None if text["range"] is None else (int(text["range"][0]), int(text["range"][1])),
         chosen=text["chosen"],
         images=map_images(folder, shape, {split: len(column) for split, column in labels.items()}),
         labels=labels,
@@ -220,8 +226,8 @@ def map_images(folder: Path, shape: tuple[int, int, int], counts: Mapping[Split,
     return views
 
 
-def image_blocks(images: Pixels, values: int = 1 << 22) -> Iterator[Pixels]:
-    """The same images, some at a time, in views of about `values` bytes."""
+def image_blocks(images: npt.NDArray[Any], values: int = 1 << 22) -> Iterator[npt.NDArray[Any]]:
+    """The same images, some at a time, in views of about `values` values."""
     step = max(1, values // max(1, int(np.prod(images.shape[1:]))))
     for start in range(0, len(images), step):
         yield images[start : start + step]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from thaw.data.contact_sheet import draw_sheet
 from thaw.data.images import ImageSet, InputContract
 from thaw.data.ingest import Progress, read_store
 from thaw.data.problems import Problem
+from thaw.data.ranges import find_range, told_of_training
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
 from thaw.data.store import Store
@@ -98,6 +100,7 @@ class SourceSummary:
             "name": self.name,
             "input": str(self.input),
             "fit": self.input.fit,
+            **self.input.range_as_dict(),
             "classes": list(self.classes),
             "count": self.count,
             "counts": {split: dict(counts) for split, counts in self.counts.items()},
@@ -129,17 +132,28 @@ def look(
         UsageError: for a data root that is no folder.
     """
     opened = open_source(source, settings, data_root=data_root)
-    store = read_store(
-        opened, wanted_input=settings.input, fit=settings.fit, cache_dir=cache_dir, workers=workers, progress=progress
+    read = partial(
+        read_store,
+        opened,
+        wanted_input=settings.input,
+        fit=settings.fit,
+        cache_dir=cache_dir,
+        workers=workers,
+        progress=progress,
     )
+    store = read(value_range=settings.fixed_range)
+    # A run finds the range on the images that are left for training when its seed has cut the splits.
+    train = np.arange(len(store.labels[_main_split(store)]))
+    found = None if settings.fixed_range else find_range(store.facts[_main_split(store)], train)
+    store = store if found is None else read(value_range=found)
     counts = {split: np.bincount(labels, minlength=len(store.classes)) for split, labels in store.labels.items()}
     sizes = np.concatenate([facts.sizes for facts in store.facts.values()])
-    main = counts.get("train", next(iter(counts.values())))
+    main = counts[_main_split(store)]
     present = main[main > 0]
     height, width, channels = store.shape
     return SourceSummary(
         name=store.name,
-        input=InputContract(height=height, width=width, channels=channels, fit=store.fit),
+        input=InputContract(height=height, width=width, channels=channels, fit=store.fit, range=store.range),
         classes=store.classes,
         counts={split: dict(zip(store.classes, count.tolist(), strict=True)) for split, count in counts.items()},
         heights=_spread(sizes[:, 0]),
@@ -148,7 +162,11 @@ def look(
         modes=store.modes,
         grey_images=sum(int(facts.grey.sum()) for facts in store.facts.values()),
         balance=float(present.max() / present.min()) if len(present) else 0.0,
-        problems=(*opened.problems, *find_problems(store, skip_broken=skip_broken, folds=0)),
+        problems=(
+            *opened.problems,
+            *find_problems(store, skip_broken=skip_broken, folds=0),
+            *told_of_training(store, train, is_set=settings.fixed_range is not None),
+        ),
         preview=_preview(store),
     )
 
@@ -187,9 +205,13 @@ def _spread(values: np.ndarray[Any, np.dtype[np.int32]]) -> tuple[int, float, in
     return (int(values.min()), float(np.median(values)), int(values.max()))
 
 
+def _main_split(store: Store) -> Split:
+    return "train" if "train" in store.labels else next(iter(store.labels))
+
+
 def _preview(store: Store) -> ImageSet:
     """Images of each class, spread evenly over the split."""
-    split: Split = "train" if "train" in store.labels else next(iter(store.labels))
+    split = _main_split(store)
     labels = store.labels[split]
     rows = []
     for label in range(len(store.classes)):

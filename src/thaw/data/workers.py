@@ -140,7 +140,9 @@ def _receive_request(stream: IO[bytes]) -> tuple[list[Payload], Target]:
     header, parts = _receive(stream)
     content = iter(parts)
     payloads = [next(content) if mark is True else mark for mark in header["payloads"]]
-    return payloads, Target(**header["target"])
+    settings = header["target"]
+    # JSON made a list of the range.
+    return payloads, Target(**{**settings, "range": settings["range"] and tuple(settings["range"])})
 
 
 def _send_chunk(stream: IO[bytes], chunk: Chunk) -> None:

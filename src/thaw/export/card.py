@@ -20,7 +20,7 @@ class ModelCard:
         name: such as "mnist-paper"; any text.
         classes: K names, in the order of the scores.
         contract: what the network takes as input; scaling and offset are inside the artefact, so only its size,
-            channels and fit concern who feeds it.
+            channels, fit and the range of 16-bit images concern who feeds it.
         facts: what else there is to say, such as "parameters" or "test accuracy"; values are texts or numbers.
     """
 
@@ -36,6 +36,6 @@ class ModelCard:
             "name": self.name,
             "made_by": f"thaw {__version__}",
             "classes": list(self.classes),
-            "input": {key: contract[key] for key in ("height", "width", "channels", "fit")},
+            "input": {key: contract[key] for key in ("height", "width", "channels", "fit", "range") if key in contract},
             **{key: value for key, value in self.facts.items() if key not in {"name", "classes", "input"}},
         }

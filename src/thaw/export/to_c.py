@@ -15,6 +15,7 @@ from importlib import resources
 
 import numpy as np
 
+from thaw.data.scaling import FULL_RANGE
 from thaw.errors import UsageError
 from thaw.export.c_layers import KERNELS, Emitted, emit_step
 from thaw.export.card import ModelCard, Precision
@@ -71,6 +72,7 @@ class _Program:
     def header(self) -> str:
         """model.h."""
         height, width, channels = self.card.contract.shape
+        low, high = self.card.contract.range or FULL_RANGE
         quantization = self.result.quantization
         values = {
             "NAME": c_comment(self.card.name),
@@ -78,6 +80,8 @@ class _Program:
             "WIDTH": str(width),
             "CHANNELS": str(channels),
             "FIT_CROP": "1" if self.card.contract.fit == "crop" else "0",
+            "RANGE_LOW": f"{low}U",
+            "RANGE_HIGH": f"{high}U",
             "SCORES": str(self.result.elements),
             "CLASSES": str(len(self.card.classes)),
             "ARENA_BYTES": str(self.plan.arena_bytes),

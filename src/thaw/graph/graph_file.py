@@ -220,7 +220,8 @@ def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
 
 def _contract(value: Any) -> InputContract:
     fields = _object_of("input", value)
-    _expect_keys("input", fields, tuple(item.name for item in dataclasses.fields(InputContract)))
+    names = (item.name for item in dataclasses.fields(InputContract))
+    _expect_keys("input", fields, tuple(name for name in names if name != "range" or name in fields))
     sizes = _whole_numbers("input", [fields["height"], fields["width"], fields["channels"]])
     return InputContract(
         height=sizes[0],
@@ -230,6 +231,8 @@ def _contract(value: Any) -> InputContract:
         fit=_text("fit", fields["fit"]),  # type: ignore[arg-type]
         mean=_numbers("mean", fields["mean"]),
         std=_numbers("std", fields["std"]),
+        # What is no range is refused by the contract too.
+        range=fields.get("range"),
     )
 
 

@@ -21,7 +21,9 @@ from torch import nn
 from thaw.data.batches import normalise, to_unit
 from thaw.data.images import InputContract
 from thaw.data.prepare import load_images
+from thaw.data.ranges import warn_of, warn_of_pixels
 from thaw.data.resize import resize
+from thaw.data.scaling import Values
 from thaw.errors import ModelFileError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec
 from thaw.models.fusion import FusionSpec, build_network
@@ -138,13 +140,13 @@ class Model:
         return found.hexdigest()
 
     def predict(
-        self, images: str | Path | Sequence[str | Path] | npt.NDArray[np.uint8], *, skip_broken: bool = False
+        self, images: str | Path | Sequence[str | Path] | Values, *, skip_broken: bool = False
     ) -> list[Prediction]:
         """Predictions for image files and for all images in folders, in natural order, or for pixels of any size.
 
         Args:
             images: paths; or pixels 0 to 255 of one image, uint8 [H, W] or [H, W, C], or of several, [N, H, W, C], with
-                C = 1 or 3. Either is resized as the input contract says.
+                C = 1 or 3; or 0 to 65,535, uint16. They are resized, and scaled from 16 bits, as the contract says.
             skip_broken: leave out files that cannot be read.
 
         Raises:
@@ -153,10 +155,12 @@ class Model:
         if isinstance(images, np.ndarray):
             pixels = images[..., None] if images.ndim == 2 else images
             resized = resize(pixels, self.contract)
+            warn_of_pixels(pixels if pixels.ndim == 4 else pixels[None], self.contract)
             batch = resized[None] if resized.ndim == 3 else resized
             return self.label(batch, [f"[{index}]" for index in range(len(batch))])
         paths = [images] if isinstance(images, str | Path) else list(images)
-        pixels, names, _ = load_images(paths, self.contract, skip_broken=skip_broken)
+        pixels, names, problems = load_images(paths, self.contract, skip_broken=skip_broken)
+        warn_of(problems)
         return self.label(pixels, names)
 
     def label(self, pixels: npt.NDArray[np.uint8], names: Sequence[str]) -> list[Prediction]:

@@ -3,7 +3,7 @@
 import { csvText, printable } from "./csv.js";
 import { decodeImage, ImageError } from "./decode.js";
 import { looksLikeImage } from "./files.js";
-import { resize } from "./resize.js";
+import { depthWarning, resize } from "./resize.js";
 import { count, element, indexOfLargest, made, paintImage, percent } from "./show.js";
 
 const SHOWN_AT_ONCE = 200;
@@ -33,6 +33,7 @@ export class Batch {
         this.entries = [];
         this.unreadable = [];
         this.passedOver = 0;
+        this.doubtful = 0;
         this.tell("");
         this.show();
     }
@@ -46,7 +47,9 @@ export class Batch {
         const { entries, unreadable } = this;
         await this.work(images, async ({ name, file }) => {
             try {
-                const image = resize(await decodeImage(file), this.card.input);
+                const decoded = await decodeImage(file);
+                this.doubtful += depthWarning(decoded, this.card.input) ? 1 : 0;
+                const image = resize(decoded, this.card.input);
                 entries.push({ name, image, ...(await this.answer(image)) });
             } catch (error) {
                 if (!(error instanceof ImageError)) {
@@ -101,6 +104,9 @@ export class Batch {
         const parts = [`${count(this.entries.length)} ${this.entries.length === 1 ? "image" : "images"}`];
         if (this.unreadable.length) {
             parts.push(`${count(this.unreadable.length)} could not be read`);
+        }
+        if (this.doubtful) {
+            parts.push(`${count(this.doubtful)} of another depth or range than the model was trained on`);
         }
         if (this.passedOver) {
             parts.push(`${count(this.passedOver)} other ${this.passedOver === 1 ? "file" : "files"} passed over`);

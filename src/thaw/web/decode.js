@@ -3,7 +3,7 @@
    PNG is read here, to the byte. All other formats are the browser's to decode: the first frame, without colour
    profile, turned upright, transparency placed on white. Lossy formats may come out a few levels off another decoder. */
 
-import { canDecodePng, decodePng, isPng, PngError, pngSize } from "./png.js";
+import { canDecodePng, decodePng, isPng, PngError, pngDepth, pngSize } from "./png.js";
 
 const MAX_SIDE = 32768;
 const MAX_PIXELS = 89478485;
@@ -29,7 +29,13 @@ export async function decodeImage(file) {
     } catch (error) {
         throw new ImageError("the file cannot be read", { cause: error });
     }
-    return isPng(bytes) && canDecodePng() ? readPng(bytes) : readOther(file);
+    if (!isPng(bytes)) {
+        return readOther(file);
+    }
+    if (!canDecodePng() && pngDepth(bytes) === 16) {
+        throw new ImageError("16 bits a channel, of which this browser keeps 8: use a newer one");
+    }
+    return canDecodePng() ? readPng(bytes) : readOther(file);
 }
 
 async function readPng(bytes) {

@@ -68,7 +68,7 @@ export function orient(image, orientation) {
     const { channels } = image;
     const height = isTransposed ? image.width : image.height;
     const width = isTransposed ? image.height : image.width;
-    const data = new Uint8Array(image.data.length);
+    const data = new image.data.constructor(image.data.length);
     for (let y = 0, at = 0; y < height; y++) {
         const row = flipsRows ? height - 1 - y : y;
         for (let x = 0; x < width; x++) {

@@ -5,7 +5,7 @@ import { printable } from "./csv.js";
 import { decodeImage, ImageError } from "./decode.js";
 import { Pad } from "./draw.js";
 import { chosenFiles, droppedFiles } from "./files.js";
-import { resize } from "./resize.js";
+import { depthWarning, resize } from "./resize.js";
 import { SAMPLES } from "./samples.js";
 import { count, element, indexOfLargest, made, paintImage, percent } from "./show.js";
 import { centred, rendered } from "./strokes.js";
@@ -158,7 +158,9 @@ class Page {
             const image = await decodeImage(file);
             if (turn === this.asked) { // nothing else came meanwhile
                 const source = `${name}, ${image.width} × ${image.height} pixels`;
+                const warning = depthWarning(image, this.card.input);
                 await this.answer(resize(image, this.card.input), source);
+                this.trouble(warning && `${name}: ${warning}.`);
             }
         } catch (error) {
             if (!(error instanceof ImageError)) {
@@ -281,10 +283,11 @@ function probabilityRow(name) {
     return row;
 }
 
-function inputWords({ height, width, channels, fit }) {
+function inputWords({ height, width, channels, fit, range }) {
     const colours = channels === 1 ? "grey" : "red, green, blue";
     const how = fit === "crop" ? "its largest centred window of that shape" : "stretched to that size";
-    return `${width} × ${height} pixels, ${colours}; an image of another size is ${fit === "crop" ? "cut to " : ""}${how}`;
+    const depth = range ? `; 16-bit values ${count(range[0])} to ${count(range[1])} become 0 to 255` : "";
+    return `${width} × ${height} pixels, ${colours}; an image of another size is ${fit === "crop" ? "cut to " : ""}${how}${depth}`;
 }
 
 function shortened(classes) {

@@ -1,7 +1,7 @@
 /* PNG files to pixels, to the byte as thaw reads them (data/decode.py, by way of Pillow).
 
    A browser's own decoder would do for opaque 8-bit files, but a canvas keeps colours multiplied by their alpha, which
-   loses bits, and rounds 16-bit channels in its own way. So the format is read here: all depths, colour types and
+   loses bits, and keeps 8 bits of 16-bit channels. So the format is read here: all depths, colour types and
    Adam7 interlacing; of an animation the first frame. Only the decompression is the browser's. */
 
 import { orient, orientationOf, xmpOrientation } from "./exif.js";
@@ -41,7 +41,13 @@ export function pngSize(bytes) {
     return { height: view.getUint32(20), width: view.getUint32(16) };
 }
 
-/* The image of a PNG file, transparency placed on white and turned upright: {height, width, channels, data}. */
+/* The bits of a sample, which stand there too. */
+export function pngDepth(bytes) {
+    return bytes[24];
+}
+
+/* The image of a PNG file, transparency placed on white and turned upright: {height, width, channels, data}. Of 16 bits
+   a channel, data is a Uint16Array; the model's range makes bytes of it (resize.js). */
 export async function decodePng(bytes) {
     const file = readChunks(bytes);
     const passes = file.isInterlaced ? PASSES : [{ top: 0, left: 0, down: 1, across: 1 }];
@@ -50,7 +56,7 @@ export async function decodePng(bytes) {
     const filtered = await inflate(file.compressed, total);
     const channels = file.colourType === GREY || file.colourType === GREY_ALPHA ? 1 : 3;
     const image = { height: file.height, width: file.width, channels, data: null };
-    image.data = new Uint8Array(image.height * image.width * channels);
+    image.data = new (file.depth === 16 ? Uint16Array : Uint8Array)(image.height * image.width * channels);
     const place = placer(file, image);
     let at = 0;
     passes.forEach((pass, index) => {
@@ -198,34 +204,37 @@ function placer(file, image) {
     };
 }
 
-/* A function (row, x, data, at) that writes the pixel x of a row as 1 or 3 bytes to data[at]. */
+/* A function (row, x, data, at) that writes the pixel x of a row as 1 or 3 values to data[at]. */
 function pixelReader(file) {
-    const step = file.depth === 16 ? 2 : 1;
-    // Of 16 bits a channel the high byte is used: the first of the two.
-    const sample = file.depth < 8 ? smallSample(file.depth) : (row, place) => row[place * step];
+    const sample = sampleReader(file.depth);
     if (file.colourType === PALETTE) {
         return paletteReader(file, sample);
     }
     const colours = file.colourType === RGB || file.colourType === RGBA ? 3 : 1;
     const scale = file.depth < 8 ? 255 / (2 ** file.depth - 1) : 1;
+    const white = file.depth === 16 ? 65535 : 255;
     const hasAlpha = file.samples > colours;
     const hidden = transparentColour(file, colours);
     return (row, x, data, at) => {
         const first = x * file.samples;
-        let alpha = hasAlpha ? sample(row, first + colours) : 255;
+        let alpha = hasAlpha ? sample(row, first + colours) : white;
         let isHidden = hidden !== null;
         for (let colour = 0; colour < colours; colour++) {
             data[at + colour] = sample(row, first + colour) * scale;
             isHidden = isHidden && data[at + colour] === hidden[colour];
         }
         alpha = isHidden ? 0 : alpha;
-        for (let colour = 0; alpha !== 255 && colour < colours; colour++) {
-            data[at + colour] = onWhite(data[at + colour], alpha);
+        for (let colour = 0; alpha !== white && colour < colours; colour++) {
+            data[at + colour] = onWhite(data[at + colour], alpha, white);
         }
     };
 }
 
-function smallSample(depth) {
+/* A function (row, place) that gives a sample of a row: as it is, also where it has less than 8 bits. */
+function sampleReader(depth) {
+    if (depth >= 8) {
+        return depth === 8 ? (row, place) => row[place] : (row, place) => 256 * row[2 * place] + row[2 * place + 1];
+    }
     const most = 2 ** depth - 1;
     return (row, place) => {
         const bit = place * depth;
@@ -233,15 +242,18 @@ function smallSample(depth) {
     };
 }
 
-/* The colour that stands for transparency, where a file has one. Pillow compares its low byte with the 8-bit colour,
-   and looks at neither 1-bit nor 16-bit grey; so does this. */
+/* The colour that stands for transparency, where a file has one. Of up to 8 bits Pillow compares its low byte with the
+   8-bit colour, and does not look at 1-bit grey; so does this. */
 function transparentColour(file, colours) {
-    const isGrey = file.colourType === GREY;
-    const canHide = isGrey ? file.depth !== 1 && file.depth !== 16 : file.colourType === RGB;
+    const canHide = file.colourType === GREY ? file.depth !== 1 : file.colourType === RGB;
     if (file.transparency === null || !canHide) {
         return null;
     }
-    return Array.from({ length: colours }, (_, colour) => file.transparency[2 * colour + 1]);
+    const sample = sampleReader(16);
+    return Array.from({ length: colours }, (_, colour) => {
+        const value = sample(file.transparency, colour);
+        return file.depth === 16 ? value : value & 255;
+    });
 }
 
 function paletteReader(file, index) {
@@ -249,7 +261,7 @@ function paletteReader(file, index) {
     colours.set(file.palette.subarray(0, 3 * 256));
     const alphas = new Uint8Array(256).fill(255);
     alphas.set((file.transparency ?? new Uint8Array(0)).subarray(0, 256));
-    const shown = colours.map((value, place) => onWhite(value, alphas[Math.floor(place / 3)]));
+    const shown = colours.map((value, place) => onWhite(value, alphas[Math.floor(place / 3)], 255));
     return (row, x, data, at) => {
         const from = 3 * index(row, x);
         data[at] = shown[from];
@@ -258,6 +270,6 @@ function paletteReader(file, index) {
     };
 }
 
-function onWhite(value, alpha) {
-    return Math.floor((value * alpha + 255 * (255 - alpha) + 127) / 255);
+function onWhite(value, alpha, white) {
+    return Math.floor((value * alpha + white * (white - alpha) + (white - 1) / 2) / white);
 }

@@ -1,11 +1,14 @@
 /* Resizing and grey conversion in whole numbers: the definition of thaw's data/resize.py, to the byte.
 
-   An image is {height, width, channels, data}: data is a Uint8Array [H, W, C], C = 1 (grey) or 3 (red, green, blue).
-   A contract is what a model takes: {height, width, channels, fit}, fit "stretch" or "crop".
+   An image is {height, width, channels, data}: data is a Uint8Array [H, W, C], C = 1 (grey) or 3 (red, green, blue), or
+   a Uint16Array, of which bytes are made first, as data/scaling.py says.
+   A contract is what a model takes: {height, width, channels, fit}, fit "stretch" or "crop", and "range" [low, high] of
+   16-bit values where it was trained on such images.
 
    Whole numbers up to 2^53 are exact here, and so is Math.floor(a / b) for those that occur (below 2^32 or so). */
 
 const GREY_WEIGHTS = [77, 150, 29];
+const FULL_RANGE = [0, 65535];
 
 /* The part of an image that is used: the whole for "stretch", the largest centred window of the target's aspect ratio
    for "crop". */
@@ -66,9 +69,34 @@ export function toGrey(image) {
     return { height: image.height, width: image.width, channels: 1, data };
 }
 
+/* An image of 16 bits as bytes: low becomes 0, high 255, between them rounded half up. */
+export function scaled(image, [low, high]) {
+    const span = high - low;
+    const data = Uint8Array.from(image.data, (value) => {
+        const above = Math.min(Math.max(value - low, 0), span);
+        return Math.floor((above * 510 + span) / (2 * span));
+    });
+    return { ...image, data };
+}
+
+/* What may make the model's answer for an image wrong: its depth or its values differ from those of training; else "". */
+export function depthWarning({ data }, { range }) {
+    const isWide = data instanceof Uint16Array;
+    if (!isWide) {
+        return range ? "an 8-bit image, but the model was trained on 16-bit images; its values are used as they are" : "";
+    }
+    if (!range) {
+        return "a 16-bit image, but the model was trained on 8-bit images; values 0 to 65,535 are scaled to 0 to 255";
+    }
+    const outside = data.reduce((sum, value) => sum + (value < range[0] || value > range[1]), 0);
+    const words = range.map((end) => end.toLocaleString("en")).join(" to ");
+    return 2 * outside > data.length ? `most values lie outside the model's range of ${words}` : "";
+}
+
 /* An image of any size as the contract asks. */
 export function resize(image, contract) {
-    let result = cut(image, usedWindow(image.height, image.width, contract));
+    const bytes = image.data instanceof Uint16Array ? scaled(image, contract.range ?? FULL_RANGE) : image;
+    let result = cut(bytes, usedWindow(image.height, image.width, contract));
     if (contract.channels === 1 && result.channels === 3) {
         result = toGrey(result);
     }

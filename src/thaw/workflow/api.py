@@ -10,6 +10,7 @@ from typing import Any
 
 from thaw.data.prepare import PreparedData, open_image_set
 from thaw.data.problems import Problem
+from thaw.data.ranges import warn_of
 from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, RunError, UsageError
 from thaw.evidence.findings import Finding
@@ -165,7 +166,9 @@ def evaluate(
     Raises:
         DataError: for what is wrong with the data, such as a class that the model does not know.
     """
-    return evaluate_source(model, source, data_root=_path(data_root), skip_broken=skip_broken)[0]
+    quality, problems = evaluate_source(model, source, data_root=_path(data_root), skip_broken=skip_broken)
+    warn_of(problems)
+    return quality
 
 
 def evaluate_source(

@@ -282,8 +282,8 @@ def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, name, faults)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        return _convert_tuple(arguments, value, name, faults)
+    if origin in _CONVERT:
+        return _CONVERT[origin](arguments, value, name, faults)
     if origin is typing.Literal:
         if value not in arguments:
             faults.append(f"{name} = {shown(value)}: expected one of {', '.join(map(str, arguments))}")
@@ -307,6 +307,19 @@ def _plain_faults(hint: type[Any], value: Any) -> list[str]:
     return [f"at most {_LARGEST_WHOLE:,}"] if isinstance(value, int) and abs(value) > _LARGEST_WHOLE else []
 
 
+def _convert_union(arguments: tuple[Any, ...], value: Any, name: str, faults: list[str]) -> Any:
+    """`value` as the first of several types that takes it."""
+    refusals: list[str] = []
+    for hint in arguments:
+        found: list[str] = []
+        converted = _convert(hint, value, name, found)
+        if not found:
+            return converted
+        refusals += [fault.partition("expected ")[2] for fault in found]
+    faults.append(f"{name} = {shown(value)}: expected {' or '.join(dict.fromkeys(refusals))}")
+    return value
+
+
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, name: str, faults: list[str]) -> Any:
     if not isinstance(value, (list, tuple)):
         faults.append(f"{name} = {shown(value)}: expected a list")
@@ -318,3 +331,7 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, name: str, faults: li
         return ()
     items = zip(arguments, value, strict=True)
     return tuple(_convert(hint, item, f"{name}[{index}]", faults) for index, (hint, item) in enumerate(items))
+
+
+_CONVERT = {tuple: _convert_tuple, types.UnionType: _convert_union, typing.Union: _convert_union}
+"""By the origin of a generic type: what converts a value to it."""

@@ -11,6 +11,8 @@
 #define THAW_WIDTH @WIDTH@
 #define THAW_CHANNELS @CHANNELS@ /* 1 grey, 3 red, green, blue */
 #define THAW_FIT_CROP @FIT_CROP@ /* thaw_preprocess: 1 takes the largest centred part of the model's shape, 0 stretches */
+#define THAW_RANGE_LOW @RANGE_LOW@ /* thaw_preprocess: 16-bit values that become 0 and 255 */
+#define THAW_RANGE_HIGH @RANGE_HIGH@
 #define THAW_CLASSES @CLASSES@
 #define THAW_SCORES @SCORES@
 #define THAW_ARENA_BYTES @ARENA_BYTES@

@@ -49,6 +49,18 @@ static thaw_taps thaw_axis_taps(uint32_t position, uint32_t source, uint32_t tar
     return taps;
 }
 
+/* A 16-bit value, in the byte order of the machine, as 8 bits; at most 65535 * 510 + 65535 = 33488385 in between. */
+static uint32_t thaw_scaled(const uint8_t *source)
+{
+    const uint32_t low = THAW_RANGE_LOW;
+    const uint32_t span = THAW_RANGE_HIGH - low;
+    uint16_t value;
+    uint32_t above;
+    memcpy(&value, source, sizeof value);
+    above = value > low ? value - low : 0U;
+    return above < span ? (above * 510U + span) / (2U * span) : 255U;
+}
+
 #if THAW_CHANNELS == 1
 static uint32_t thaw_grey(uint32_t red, uint32_t green, uint32_t blue)
 {
@@ -74,6 +86,20 @@ static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format forma
             value = thaw_grey(pixel[0], pixel[1], pixel[2]);
 #else
             value = pixel[channel];
+#endif
+            sum += value;
+        }
+    } else if (format == THAW_GREY16) {
+        for (; count > 0U; count--, pixel += 2) {
+            value = thaw_scaled(pixel);
+            sum += value;
+        }
+    } else if (format == THAW_RGB16) {
+        for (; count > 0U; count--, pixel += 6) {
+#if THAW_CHANNELS == 1
+            value = thaw_grey(thaw_scaled(pixel), thaw_scaled(pixel + 2), thaw_scaled(pixel + 4));
+#else
+            value = thaw_scaled(pixel + 2U * channel);
 #endif
             sum += value;
         }
@@ -122,7 +148,12 @@ int thaw_preprocess(const uint8_t *source, int32_t width, int32_t height, int32_
         pixel_bytes = 3U;
     } else if (format == THAW_RGB565) {
         pixel_bytes = 2U;
+    } else if (format == THAW_RGB16) {
+        pixel_bytes = 6U;
     } else if (format == THAW_GREY8) {
+        channels = 1U;
+    } else if (format == THAW_GREY16) {
+        pixel_bytes = 2U;
         channels = 1U;
     } else {
         return -3;

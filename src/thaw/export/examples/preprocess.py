@@ -1,6 +1,6 @@
 """An image file as the pixels that the model takes; needs NumPy and Pillow.
 
-The same whole-number definition of grey and of resizing by which the training images were made, in short.
+The same whole-number definition of depth, of grey and of resizing by which the training images were made, in short.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 
-def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
-    """The colours of an image file, upright, on white where it is transparent: uint8 [height, width, 3]."""
+def read_image(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """The colours of an image file, upright, on white where it is transparent: [height, width, 3].
+
+    uint8, or uint16 of a grey image of 16 bits; `fit` scales those.
+    """
     with Image.open(path) as opened:
+        # Only the name of the packing tells that Pillow drops the low bytes.
+        is_reduced = ";16" in str(opened.tile) and opened.mode in ("RGB", "RGBA", "CMYK")
         opened.load()  # which turns some formats upright itself
         image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I;16"):
-        high_bytes = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(high_bytes[..., None], 3, axis=-1)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{path}: expected 8 or 16 bits a channel, not 32")
+    if is_reduced or image.mode == "F":
+        raise ValueError(f"{path}: expected 8 bits a channel, or grey of 16 bits without alpha")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65_535:
+            raise ValueError(f"{path}: expected values from 0 to 65535, not {grey.min()} to {grey.max()}")
+        grey[grey == image.info.get("transparency", -1)] = 65_535
+        return np.repeat(grey[..., None].astype(np.uint16), 3, axis=-1)
     rgba = np.asarray(image.convert("RGBA")).astype(np.int64)
     colour, alpha = rgba[..., :3], rgba[..., 3:]
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
@@ -34,17 +42,22 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
-def fit(pixels: npt.NDArray[np.uint8], contract: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+def fit(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], contract: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     """An image as the model takes it.
 
     Args:
-        pixels: uint8 [height, width, 1 or 3], of any size.
-        contract: the model's "height", "width", "channels" and "fit" ("stretch" or "crop").
+        pixels: uint8 or uint16 [height, width, 1 or 3], of any size.
+        contract: the model's "height", "width", "channels", "fit" ("stretch" or "crop") and, where it was trained on
+            images of 16 bits, the "range" of values that become 0 to 255.
 
     Returns:
         uint8 [contract's height, width, channels].
     """
     height, width, channels = (int(contract[key]) for key in ("height", "width", "channels"))
+    if pixels.dtype == np.uint16:
+        low, high = contract.get("range", (0, 65_535))
+        above = np.clip(pixels.astype(np.int64), low, high) - low
+        pixels = ((above * 510 + high - low) // (2 * (high - low))).astype(np.uint8)
     if contract["fit"] == "crop":
         pixels = _centre(pixels, height, width)
     values = pixels.astype(np.int64)
@@ -58,7 +71,7 @@ def fit(pixels: npt.NDArray[np.uint8], contract: Mapping[str, Any]) -> npt.NDArr
     return np.ascontiguousarray(np.broadcast_to(values, (height, width, channels)).astype(np.uint8))
 
 
-def _centre(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+def _centre(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
     """The largest centred part whose sides are as height to width."""
     rows, columns = pixels.shape[:2]
     used_rows = min(rows, max(1, columns * height // width))

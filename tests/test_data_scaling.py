@@ -1,0 +1,173 @@
+"""From 16-bit values to bytes, and the range of an image: against fractions, and against a loop over pixels."""
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thaw.data.images import InputContract
+from thaw.data.resize import resize
+from thaw.data.scaling import (
+    FULL_RANGE,
+    check_range,
+    outside_share,
+    parse_range,
+    scale,
+    used_levels,
+    value_span,
+)
+from thaw.errors import UsageError
+
+
+def fraction_of(value, low, high):
+    """(v - low) * 255 / (high - low), rounded half up, and cut off at both ends."""
+    share = Fraction((value - low) * 255, high - low)
+    return min(255, max(0, floor(share + Fraction(1, 2))))
+
+
+@pytest.mark.parametrize("value_range", [(29_500, 30_300), (0, 1023), (0, 1), (65_534, 65_535), (3, 61_000), None])
+def test_every_value_is_scaled_by_the_fraction(value_range):
+    low, high = value_range or (0, 65_535)
+    every = np.arange(65_536, dtype=np.uint16)
+    found = scale(every, value_range)
+    assert found.dtype == np.uint8
+    assert found.tolist() == [fraction_of(value, low, high) for value in range(65_536)]
+    assert (np.diff(found.astype(int)) >= 0).all()
+
+
+def test_without_a_range_bytes_in_sixteen_bits_come_back():
+    # 257 is what an 8-bit value is multiplied by to fill 16 bits.
+    eight = np.arange(256, dtype=np.uint16)
+    assert np.array_equal(scale(eight * 257, None), eight)
+    assert np.array_equal(scale(eight, (0, 255)), eight)
+
+
+def test_values_are_scaled_before_they_are_resized():
+    # A hot pixel is cut off at the range's end before it could spread: the mean of 0, 0, 0 and 255 is 64, rounded.
+    image = np.array([[100, 100], [100, 65_535]], dtype=np.uint16)[..., None]
+    contract = InputContract(height=1, width=1, channels=1, range=(100, 200))
+    assert resize(image, contract).ravel().tolist() == [64]
+    several = resize(np.stack([image, image // 2]), contract)
+    assert several[0].ravel().tolist() == [64]
+
+
+def test_bytes_are_used_as_they_are_whatever_the_range():
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert np.array_equal(resize(image, InputContract(height=2, width=2, channels=3, range=(0, 5))), image)
+
+
+def span_by_loops(pixels, alpha):
+    """`value_span` once more, pixel by pixel."""
+    height, width, channels = pixels.shape
+    lows, highs = [], []
+    for y in range(height):
+        for x in range(width):
+            if not alpha[y, x]:
+                continue
+            for channel in range(channels):
+                near = [
+                    int(pixels[v, u, channel])
+                    for v in range(max(0, y - 1), min(height, y + 2))
+                    for u in range(max(0, x - 1), min(width, x + 2))
+                    if (v, u) != (y, x) and alpha[v, u]
+                ]
+                value = int(pixels[y, x, channel])
+                if height == 1 or width == 1:
+                    near = [value]
+                # A pixel that nothing is beside counts as if it had any value.
+                lows.append(max(value, min(near, default=65_535)))
+                highs.append(min(value, max(near, default=0)))
+    out = len(lows) // 1000
+    return tuple(sorted((sorted(lows)[out], sorted(highs)[-1 - out]))) if lows else (65_535, 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1, 3]),
+    st.sampled_from([2, 50, 65_536]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_span_of_an_image_is_that_of_the_rule(height, width, channels, levels, has_alpha, seed):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, levels, (height, width, channels)).astype(np.uint16)
+    alpha = rng.integers(0, 2 if has_alpha else 1, (height, width, 1)).astype(np.uint16)
+    alpha = alpha if has_alpha else np.full_like(alpha, 65_535)
+    assert value_span(pixels, alpha if has_alpha else None) == span_by_loops(pixels, alpha)
+
+
+def test_dead_and_hot_pixels_do_not_count():
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        clean = rng.integers(29_500, 30_300, (48, 64, 1)).astype(np.uint16)
+        broken = clean.copy()
+        # Places far enough from one another not to touch.
+        places = [(int(y), int(x)) for y, x in zip(rng.permutation(range(1, 48, 3)), range(1, 64, 3), strict=False)]
+        for place, value in zip(places, [0, 65_535] * 8, strict=False):
+            broken[place] = value
+        low, high = value_span(broken)
+        assert 29_500 <= low < 29_600
+        assert 30_200 < high < 30_300
+
+
+def test_a_small_object_counts_and_so_does_a_thin_line():
+    image = np.full((32, 32, 1), 1000, np.uint16)
+    image[5:7, 9:11] = 4000
+    assert value_span(image) == (1000, 4000)
+    line = np.full((32, 32, 1), 1000, np.uint16)
+    line[10, 4:12] = 5000
+    assert value_span(line) == (1000, 5000)
+
+
+def test_the_outermost_thousandth_of_a_large_image_is_left_out():
+    image = np.full((100, 100, 1), 500, np.uint16)
+    image[:2, :5] = 60_000
+    assert value_span(image) == (500, 500)
+    image[2, :5] = 60_000
+    assert value_span(image) == (500, 60_000)
+
+
+def test_levels_are_counted_where_most_values_are():
+    image = np.repeat(np.arange(29_500, 29_600, dtype=np.uint16), 100).reshape(100, 100, 1)
+    image[0, :50, 0] = np.arange(50) * 1000
+    kept, native = used_levels(image, (29_500, 29_599))
+    assert (kept, native) == (99, 99)
+    # 29,500 / 257 is 114.8, 29,599 / 257 is 115.2.
+    assert used_levels(image, FULL_RANGE)[0] == 1
+    assert outside_share(image, (29_500, 29_599)) == pytest.approx(0.005)
+    assert outside_share(image, None) == 0
+
+
+@pytest.mark.parametrize("text", ["29500,30300", " 29500 , 30300 ", "[29500, 30300]", "(29500,30300)"])
+def test_a_range_is_read_from_text(text):
+    assert parse_range(text) == (29_500, 30_300)
+
+
+@pytest.mark.parametrize("text", ["", "5", "1,2,3", "a,b", "-1,5", "0,65536", "5,5", "9,3", "0.5,1", "²,3", "1" * 5000])
+def test_text_that_is_no_range_is_refused(text):
+    with pytest.raises(UsageError, match=r"^range .*expected"):
+        parse_range(text)
+
+
+@pytest.mark.parametrize(
+    "value", [(0, 0), (5, 3), (-1, 3), (0, 65_536), (0, 1.5), (True, 5), ("0", "5"), (1,), (1, 2, 3), 7, {}]
+)
+def test_what_is_no_range_is_refused_by_the_contract(value):
+    with pytest.raises(UsageError, match=r"^range .*expected"):
+        check_range(value)
+    with pytest.raises(UsageError, match="range"):
+        InputContract(height=8, width=8, channels=1, range=value)
+    with pytest.raises(UsageError, match="range"):
+        InputContract.from_dict({**InputContract(height=8, width=8, channels=1).as_dict(), "range": value})
+
+
+def test_the_contract_keeps_its_range():
+    contract = InputContract(height=8, width=8, channels=1, range=(0, 1023))
+    assert contract.as_dict()["range"] == [0, 1023]
+    assert InputContract.from_dict(contract.as_dict()) == contract
+    assert "range" not in InputContract(height=8, width=8, channels=1).as_dict()
