@@ -11,7 +11,7 @@ from thaw.cli.columns import columns
 from thaw.cli.commands import print_json, print_text
 from thaw.cli.interrupt import told_when_stopped
 from thaw.cli.progress import Progress
-from thaw.evidence.verify import FloatComparison, Int8Comparison
+from thaw.evidence.verify import FloatComparison
 from thaw.export.card import Precision
 from thaw.quoting import printable
 from thaw.workflow.benchmark import Bench
@@ -98,16 +98,16 @@ def _row(check: Check) -> tuple[str, ...]:
     if isinstance(comparison, FloatComparison):
         return (*first, *middle, f"{comparison.largest_difference:.1e}", "", check.result)
     bytes_ = f"{comparison.differing_bytes:,} of {comparison.score_bytes:,}"
-    return (*first, *middle, f"{comparison.largest_difference} units", bytes_, check.result + must)
+    result = "within rounding" if check.result == "close" else check.result + must
+    return (*first, *middle, f"{comparison.largest_difference} units", bytes_, result)
 
 
 def _remarks(check: Check) -> list[str]:
     """What there is to say of a check beside its row."""
     name = f"{check.target} {check.precision}{', ' if check.runtime else ''}{check.runtime}"
-    lines = [f"{name}: {'; '.join(check.problem.splitlines())}"] if check.problem else []
-    comparison = check.comparison
-    if isinstance(comparison, Int8Comparison) and comparison.first_difference is not None and not check.is_verified:
-        lines.append(f"{name}: differs {comparison.first_difference}")
+    # What is equal, or close in float32, is told whole by its row.
+    is_told = isinstance(check.comparison, FloatComparison) or check.result == "equal"
+    lines = [] if is_told else [f"{name}: {check.statement}"]
     if check.emulation is not None:
         told = check.emulation
         lines.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +114,7 @@ class McNemar:
     Attributes:
         only_a: images that only the first got right.
         only_b: images that only the second got right.
-        p_value: two-sided, 0 to 1; 1 when they never differ.
+        p_value: two-sided unless asked for otherwise, 0 to 1; 1 when they never differ.
     """
 
     only_a: int
@@ -201,17 +201,23 @@ def evaluate(
     )
 
 
-def mcnemar(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_]) -> McNemar:
+def mcnemar(
+    correct_a: npt.NDArray[np.bool_],
+    correct_b: npt.NDArray[np.bool_],
+    *,
+    alternative: Literal["two-sided", "less"] = "two-sided",
+) -> McNemar:
     """McNemar's test of whether two classifiers are equally often right on the same images.
 
-    Only images on which exactly one is right count, and among them the two-sided binomial test asks for a half each:
-    the exact form of the test.
+    Only images on which exactly one is right count, and among them the binomial test asks for a half each: the exact
+    form of the test.
 
     Source: Q. McNemar, Psychometrika 12 (1947).
 
     Args:
         correct_a: bool [N], whether the first was right on each image.
         correct_b: bool [N], the same for the second.
+        alternative: "two-sided", or "less" for a p-value that is small only where the first is right less often.
 
     Raises:
         UsageError: unless both are bool, one-dimensional, and of the same length of at least 1.
@@ -225,7 +231,7 @@ def mcnemar(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_]) 
         )
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
     pairs = only_a + only_b
-    p_value = float(stats.binomtest(only_a, pairs).pvalue) if pairs else 1.0
+    p_value = float(stats.binomtest(only_a, pairs, alternative=alternative).pvalue) if pairs else 1.0
     return McNemar(only_a=only_a, only_b=only_b, p_value=p_value)
 
 

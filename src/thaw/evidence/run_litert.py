@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
-from thaw.export.litert_file import read_litert
+from thaw.export.litert_file import read_litert, with_all_outputs
 
 _STDERR = 2
 _quiet_lock = threading.Lock()
@@ -42,7 +42,7 @@ class LiteRtRunner:
             raise UsageError(f"{threads} threads: expected at least 1")
         self._file = read_litert(model)
         self._model, self._reference, self._threads = model, reference, threads
-        self._interpreter = self._prepare(keep_all=False)
+        self._interpreter = self._prepare(model)
         self._keeping: Any = None
         self._image = self._interpreter.get_input_details()[0]["index"]
         self._scores = self._interpreter.get_output_details()[0]["index"]
@@ -64,12 +64,12 @@ class LiteRtRunner:
         """Every tensor that the model computes, by the name it has in the graph, [1, ...], for one image [1, H, W, C].
 
         There are some more, which the graph has not; and a vector between two int8 dense layers is [1, 1, 1, C].
-        XNNPACK melts operations together and keeps nothing in between, so without `reference` these are what LiteRT's
-        own fast kernels give, and last bits can differ from those of `run`.
+        They come from a copy of the model that has all of them as outputs, so that the kernels are those of `run`,
+        XNNPACK's too.
         """
         self._check(image)
         if self._keeping is None:
-            self._keeping = self._prepare(keep_all=True)
+            self._keeping = self._prepare(with_all_outputs(self._model))
         self._run_one(self._keeping, image)
         return {tensor.name: self._keeping.get_tensor(index) for index, tensor in self._file.written.items()}
 
@@ -85,23 +85,21 @@ class LiteRtRunner:
         scores: npt.NDArray[Any] = interpreter.get_tensor(self._scores)
         return scores
 
-    def _prepare(self, *, keep_all: bool) -> Any:
-        """An interpreter with its memory; with `keep_all`, one whose tensors can all be read after a run."""
+    def _prepare(self, model: bytes) -> Any:
+        """An interpreter with its memory."""
         try:
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
         except ImportError:
             raise MissingDependencyError(
                 "running LiteRT models needs ai-edge-litert: pip install 'thaw-cnn[litert]'"
             ) from None
-        fast = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_all else OpResolverType.AUTO
-        kernels = OpResolverType.BUILTIN_REF if self._reference else fast
+        kernels = OpResolverType.BUILTIN_REF if self._reference else OpResolverType.AUTO
         try:
             with _quiet():
                 interpreter = Interpreter(
-                    model_content=self._model,
+                    model_content=model,
                     num_threads=self._threads,
                     experimental_op_resolver_type=kernels,
-                    experimental_preserve_all_tensors=keep_all,
                 )
                 interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:

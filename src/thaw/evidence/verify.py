@@ -1,83 +1,28 @@
 """An artefact against the referee: do they give the same scores, and where they do not, which layer is the first.
 
-Nothing here knows a runtime: a runner is whatever takes images and gives scores. What the referee gave is passed in, so
-that it computes a test set once for all artefacts.
+What the referee gave is passed in, so that it computes a test set once for all artefacts.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import ModelFileError, UsageError
+from thaw.evidence.layers import Array, FirstDifference, Images, Runner, first_difference
+from thaw.evidence.rounding_proof import SCORE_STEPS, RoundingProof, prove_rounding
 from thaw.graph.graph import Graph
-from thaw.graph.interpret import execute
-from thaw.graph.ops import Op
 from thaw.graph.tensors import Quantization
-from thaw.quoting import shown
-
-Array: TypeAlias = npt.NDArray[Any]
-Images: TypeAlias = npt.NDArray[np.uint8]
 
 FLOAT_TOLERANCE = 1e-4
 """The most that a probability in float32 may differ between runtimes, which add up sums in orders of their own."""
-LEAST_AGREEMENT = 0.99
-"""The least share of equal labels where int8 kernels may round otherwise than the specification."""
 _OFF_SCALE = 1e-3
 """How far dequantised scores may lie beside a whole number, by the rounding of float32."""
-
-
-class Runner(Protocol):
-    """An artefact in its runtime."""
-
-    def run(self, images: Images) -> Array:
-        """Scores [N, K], float32 or int8, for uint8 [N, H, W, C]."""
-
-    def tensors(self, image: Images) -> Mapping[str, Array]:
-        """What can be had of the intermediate results, [1, ...] by the graph's names, for uint8 [1, H, W, C]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstDifference:
-    """Where an artefact leaves the referee for the first time, in the graph's order.
-
-    Attributes:
-        layer: the operation after which the numbers differ.
-        kind: the operation's, such as "conv2d".
-        fused: operations before it whose results cannot be had, so that it may be any of them as well.
-        tensor: what `layer` writes.
-        image: which of the images, from 0.
-        index: place in the tensor, (row, column, channel) or (channel,), of the first number that differs.
-        expected: what the referee has there, from what the artefact had before.
-        found: what the artefact has there.
-    """
-
-    layer: str
-    kind: str
-    fused: tuple[str, ...]
-    tensor: str
-    image: int
-    index: tuple[int, ...]
-    expected: int
-    found: int
-
-    def __str__(self) -> str:
-        with_ = f" (with {', '.join(self.fused)})" if self.fused else ""
-        place = ", ".join(map(str, self.index))
-        return (
-            f"first in {self.layer}{with_}, image {self.image}, at [{place}]: "
-            f"expected {self.expected}, found {self.found}"
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form."""
-        return {**asdict(self), "fused": list(self.fused), "index": list(self.index)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +44,14 @@ class FloatComparison:
         """Whether no score is further off than `FLOAT_TOLERANCE`."""
         return self.largest_difference <= FLOAT_TOLERANCE
 
+    @property
+    def statement(self) -> str:
+        """What was found, in words."""
+        return (
+            f"probabilities differ by at most {self.largest_difference:.1e} (limit {FLOAT_TOLERANCE:g}); "
+            f"the same label for {self.agreement:.2%} of {self.images:,} images"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
         return asdict(self)
@@ -115,7 +68,8 @@ class Int8Comparison:
         score_bytes: N * K, how many bytes were compared.
         differing_bytes: how many of them differ.
         differing_images: how many images have a byte that differs.
-        first_difference: where it begins; None where nothing differs or nobody could look inside.
+        first_difference: where it begins; None where nothing differs, nobody could look inside, or all is rounding.
+        rounding: what shows that the difference is rounding; None where nothing differs, and where nothing may.
     """
 
     images: int
@@ -125,6 +79,7 @@ class Int8Comparison:
     differing_bytes: int
     differing_images: int
     first_difference: FirstDifference | None = None
+    rounding: RoundingProof | None = None
 
     @property
     def is_equal(self) -> bool:
@@ -133,17 +88,42 @@ class Int8Comparison:
 
     @property
     def is_close(self) -> bool:
-        """Whether the labels of all but a few images (`LEAST_AGREEMENT`) are equal."""
-        return self.agreement >= LEAST_AGREEMENT
+        """Whether nothing differs, or nothing but the rounding of each layer."""
+        is_rounding = self.rounding is not None and self.rounding.is_within and self.first_difference is None
+        return self.is_equal or is_rounding
+
+    @property
+    def statement(self) -> str:
+        """What was found, in words."""
+        if self.is_equal:
+            return f"equal in every byte ({self.score_bytes:,} bytes of {self.images:,} images)"
+        scores = (
+            f"scores differ on {self.differing_images:,} of {self.images:,} images, by at most "
+            f"{self.largest_difference} of {SCORE_STEPS} units"
+        )
+        layer = [] if self.first_difference is None else [f"differs {self.first_difference}"]
+        if self.rounding is None:
+            return "; ".join([scores, *layer])
+        verdict = f"every layer of {self.rounding.traced_images:,} of them is within rounding"
+        if not self.is_close:
+            verdict = "more than rounding: " + ", ".join([*self.rounding.problems(), *layer])
+        return "; ".join([scores, verdict, *self.rounding.findings(self.images)])
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
-        first = self.first_difference
-        return {**asdict(self), "first_difference": None if first is None else first.as_dict()}
+        parts = {"first_difference": self.first_difference, "rounding": self.rounding}
+        return {**asdict(self), **{name: None if part is None else part.as_dict() for name, part in parts.items()}}
 
 
 def verify_int8(
-    graph: Graph, expected: Array, found: Array, runner: Runner, images: Images, *, is_exact: bool = True
+    graph: Graph,
+    expected: Array,
+    found: Array,
+    runner: Runner,
+    images: Images,
+    *,
+    is_exact: bool = True,
+    labels: npt.NDArray[np.integer[Any]] | None = None,
 ) -> Int8Comparison:
     """What an int8 artefact gave against what the referee gave, and the first layer that differs.
 
@@ -153,7 +133,8 @@ def verify_int8(
         found: the artefact's scores, int8 [N, K], or float32 where they come dequantised.
         runner: the artefact, which is asked for its intermediate results where something differs.
         images: uint8 [N, H, W, C], from which the scores come.
-        is_exact: whether the runtime is to give every byte; else its kernels may round otherwise, by a unit a layer.
+        is_exact: whether the runtime is to give every byte; else what differs has to be rounding (`prove_rounding`).
+        labels: true classes, [N], by which right answers are counted where it need not be exact; None for no count.
 
     Raises:
         ModelFileError: for scores of another shape or type. What the runner raises passes.
@@ -162,15 +143,12 @@ def verify_int8(
     result = compare_int8(expected, scores)
     if result.is_equal:
         return result
-    row = int(np.flatnonzero((expected != scores).any(axis=1))[0])
     if not is_exact:
-        # The image that is furthest off shows best what is more than rounding, which is looked for first.
-        row = int(np.abs(expected.astype(np.int64) - scores).max(axis=1).argmax())
-    for tolerance in (0,) if is_exact else (1, 0):
-        first = first_difference(graph, runner, images[row : row + 1], image_number=row, tolerance=tolerance)
-        if first is not None:
-            return replace(result, first_difference=first)
-    return result
+        proof, first = prove_rounding(graph, expected, scores, runner, images, labels)
+        return replace(result, rounding=proof, first_difference=first)
+    row = int(np.flatnonzero((expected != scores).any(axis=1))[0])
+    image = images[row : row + 1]
+    return replace(result, first_difference=first_difference(graph, runner.tensors(image), image, [row]))
 
 
 def as_numbers(scores: Array, quantization: Quantization | None) -> Array:
@@ -221,65 +199,6 @@ def compare_int8(expected: Array, found: Array) -> Int8Comparison:
         differing_bytes=int(differs.sum()),
         differing_images=int(differs.any(axis=1).sum()),
     )
-
-
-def first_difference(
-    graph: Graph, runner: Runner, image: Images, *, image_number: int, tolerance: int = 0
-) -> FirstDifference | None:
-    """The first layer, in the graph's order, that does not compute what the referee computes from the same numbers.
-
-    Each layer is given what the artefact had before it, so that what an earlier one did is not laid at its door.
-
-    Args:
-        graph: int8.
-        runner: the artefact.
-        image: uint8 [1, H, W, C].
-        image_number: for the record.
-        tolerance: units of the last place that are no difference.
-
-    Returns:
-        None when everything that can be seen is right.
-
-    Raises:
-        ModelFileError: when an intermediate result has another size.
-    """
-    found = runner.tensors(image)
-    values: dict[str, Array] = {graph.input: image}
-    for op in graph.ops:
-        reads = [graph.tensor(name) for name in op.inputs]
-        expected = execute(op, reads, [values[name] for name in op.inputs])
-        values[op.output] = expected
-        if op.output not in found:
-            continue
-        seen = np.asarray(found[op.output])
-        if seen.size != expected.size:
-            raise ModelFileError(f"{shown(op.output)} has {seen.size} numbers inside it: expected {expected.size}")
-        seen = seen.reshape(expected.shape)
-        off = np.abs(seen.astype(np.int64) - expected) > tolerance
-        if off.any():
-            index = tuple(int(places[0]) for places in np.nonzero(off[0]))
-            return FirstDifference(
-                layer=op.name,
-                kind=op.kind,
-                fused=tuple(reversed(list(_unseen_before(graph, op, found)))),
-                tensor=op.output,
-                image=image_number,
-                index=index,
-                expected=int(expected[0][index]),
-                found=int(seen[0][index]),
-            )
-        values[op.output] = seen.astype(expected.dtype)
-    return None
-
-
-def _unseen_before(graph: Graph, op: Op, found: Mapping[str, Array]) -> Iterator[str]:
-    """Operations between `op` and the results before it that could be compared, the nearest first."""
-    writers = {writer.output: writer for writer in graph.ops}
-    waiting = [name for name in op.inputs if name in writers and name not in found]
-    while waiting:
-        writer = writers[waiting.pop()]
-        yield writer.name
-        waiting += [name for name in writer.inputs if name in writers and name not in found]
 
 
 def _agreement(expected: Array, found: Array) -> float:

@@ -28,6 +28,8 @@ MOST_VALUES = 1 << 26
 _LEAST_SCALE, _LARGEST_SCALE = float(np.finfo(np.float32).tiny), 2.0**100
 
 _LEAST_BYTES = 16
+_OUTPUTS_FIELD = 8
+"""Where a subgraph's table says where its outputs are listed: after two numbers of 16 bits, its third field."""
 
 _DTYPES = {number: dtype for dtype, number in TYPES.items()}
 _ZERO_POINTS = {"uint8": (0, 255), "int8": (-128, 127), "int32": (0, 0)}
@@ -72,6 +74,23 @@ def walk_litert(model: bytes) -> LiteRtFile:
         ValueError: saying what LiteRT's kernels could fail over.
     """
     return _Reader(litert_schema(), model).read()
+
+
+def with_all_outputs(model: bytes) -> bytes:
+    """A copy of a file that gives every tensor that an operator writes, in the order of their numbers.
+
+    The list of outputs is a new one behind the rest of the file, and the only thing that is changed is where it lies.
+
+    Raises:
+        ModelFileError: as for `read_litert`.
+    """
+    numbers = sorted(read_litert(model).written)
+    subgraph = litert_schema().Model.GetRootAs(model, 0).Subgraphs(0)._tab  # noqa: SLF001 (as generated code does)
+    place = subgraph.Pos + subgraph.Offset(_OUTPUTS_FIELD)
+    start = len(model) + -len(model) % 4
+    listed = struct.pack(f"<I{len(numbers)}i", len(numbers), *numbers)
+    moved = model[:place] + struct.pack("<I", start - place) + model[place + 4 :]
+    return moved.ljust(start, b"\0") + listed
 
 
 class _Reader:

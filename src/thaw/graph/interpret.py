@@ -129,24 +129,29 @@ def _scale(op: Scale, _reads: Sequence[Tensor], arrays: Sequence[Array]) -> Arra
     return (arrays[0].astype(np.float32) / np.float32(255.0) - mean) / std
 
 
-def _conv2d(op: Conv2d, reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
-    filters, rows, columns, channels = op.weights.shape
-    terms = rows * columns * channels
-    x, weights = _operands(op, reads[0], arrays[0], terms)
-    patches = _patches(op, x)
-    sums = patches.reshape(-1, terms) @ weights.reshape(filters, terms).T
-    return _finish(op, reads[0], sums.reshape(*patches.shape[:3], filters))
+def _weighted(op: Weighted, reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
+    x, weights = _operands(op, reads[0], arrays[0], op.weights.size // op.channels)
+    return _finish(op, reads[0], sum_products(op, x, weights))
 
 
-def _depthwise_conv2d(op: DepthwiseConv2d, reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
-    rows, columns, _ = op.weights.shape
-    x, weights = _operands(op, reads[0], arrays[0], rows * columns)
-    return _finish(op, reads[0], np.einsum("nijrsc,rsc->nijc", _patches(op, x), weights))
+def sum_products(op: Weighted, x: Array, weights: Array) -> Array:
+    """What `op` adds up before bias and scale, [N, ..., C'].
 
-
-def _dense(op: Dense, reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
-    x, weights = _operands(op, reads[0], arrays[0], op.weights.shape[1])
-    return _finish(op, reads[0], x @ weights.T)
+    Args:
+        op: a convolution or dense layer, whose geometry counts and nothing else.
+        x: [N, H, W, C] or [N, C], float, its zero point taken off.
+        weights: float, of the shape of the operation's own.
+    """
+    sums: Array
+    if not isinstance(op, Convolution):
+        sums = x @ weights.T
+    elif isinstance(op, DepthwiseConv2d):
+        sums = np.einsum("nijrsc,rsc->nijc", _patches(op, x), weights)
+    else:
+        patches, filters = _patches(op, x), weights.reshape(len(weights), -1)
+        products = patches.reshape(-1, filters.shape[1]) @ filters.T
+        sums = products.reshape(*patches.shape[:3], len(filters))
+    return sums
 
 
 def _operands(op: Weighted, read: Tensor, x: Array, terms: int) -> tuple[Array, Array]:
@@ -192,19 +197,19 @@ def _clamp(numbers: npt.NDArray[np.int64], quantization: Quantization, activatio
 
 
 def _max_pool(op: MaxPool2d, _reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
-    return _reduce(op, arrays[0], np.maximum)
+    return reduce_windows(op, arrays[0], np.maximum)
 
 
 def _average_pool(op: AveragePool2d, reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
     count = math.prod(op.kernel)
     if reads[0].quantization is None:
-        return _reduce(op, arrays[0], np.add) / np.float32(count)
-    sums = _reduce(op, arrays[0].astype(np.int64), np.add)
+        return reduce_windows(op, arrays[0], np.add) / np.float32(count)
+    sums = reduce_windows(op, arrays[0].astype(np.int64), np.add)
     halves_away = np.where(sums > 0, sums + count // 2, sums - count // 2)
     return np.clip(np.trunc(halves_away / count), -128, 127).astype(np.int8)
 
 
-def _reduce(op: MaxPool2d | AveragePool2d, x: Array, combine: Callable[[Array, Array], Array]) -> Array:
+def reduce_windows(op: MaxPool2d | AveragePool2d, x: Array, combine: Callable[[Array, Array], Array]) -> Array:
     """Combine the positions of each window, one position at a time: [N, H, W, C] -> [N, H', W', C]."""
     made: Array | None = None
     for term in _positions(_windows(x, op.kernel, op.stride)):
@@ -275,9 +280,9 @@ def _requantize(op: Requantize, reads: Sequence[Tensor], arrays: Sequence[Array]
 
 _EXECUTE: Mapping[type[Op], Callable[[Any, Sequence[Tensor], Sequence[Array]], Array]] = {
     Scale: _scale,
-    Conv2d: _conv2d,
-    DepthwiseConv2d: _depthwise_conv2d,
-    Dense: _dense,
+    Conv2d: _weighted,
+    DepthwiseConv2d: _weighted,
+    Dense: _weighted,
     MaxPool2d: _max_pool,
     AveragePool2d: _average_pool,
     Add: _add,

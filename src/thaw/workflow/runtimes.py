@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import ModelFileError
+from thaw.evidence.layers import Runner
 from thaw.evidence.run_c import HostCRunner
 from thaw.evidence.run_litert import LiteRtRunner
 from thaw.evidence.run_onnx import OnnxRunner
-from thaw.evidence.verify import Runner
 from thaw.export.card import Precision
 from thaw.graph.graph import Graph
 from thaw.workflow.export_folder import ExportedTarget

@@ -69,6 +69,11 @@ class Check:
         return "close" if self.comparison.is_close and not self.must_be_equal else "differs"
 
     @property
+    def statement(self) -> str:
+        """What is shown of it, in words; why not where it did not run."""
+        return "; ".join(self.problem.splitlines()) if self.comparison is None else self.comparison.statement
+
+    @property
     def is_verified(self) -> bool:
         """Whether it gives what it has to."""
         return self.result in {"equal", "close"}
@@ -81,6 +86,7 @@ class Check:
             "runtime": self.runtime,
             "must_be_equal": self.must_be_equal,
             "result": self.result,
+            "statement": self.statement,
             "problem": self.problem,
             "accuracy": self.accuracy,
             "comparison": None if self.comparison is None else self.comparison.as_dict(),
@@ -258,7 +264,9 @@ class _Verifier:
             if runtime.precision == "float":
                 comparison = compare_float(expected, scores)
             else:
-                comparison = verify_int8(graph, expected, scores, runner, self.images, is_exact=runtime.is_exact)
+                comparison = verify_int8(
+                    graph, expected, scores, runner, self.images, is_exact=runtime.is_exact, labels=self.labels
+                )
         finally:
             close_runner(runner)
         return Check(
