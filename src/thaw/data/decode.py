@@ -23,7 +23,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -112,6 +112,31 @@ def decode_image(data: bytes | str | Path | None) -> Decoded:
     # A damaged file can make a codec raise almost anything (struct.error, SyntaxError, KeyError, zlib.error, ...).
     except Exception as error:  # noqa: BLE001
         raise UnreadableImageError(_reason(error)) from None
+
+
+def decode_pillow(image: Image.Image) -> Decoded:
+    """Decodes an image that a program has opened or made with Pillow, by the rules for a file of it.
+
+    Of several frames it is the one that the program has chosen. Of color with 16 bits a channel, Pillow has kept 8.
+
+    Raises:
+        UnreadableImageError: with the reason.
+    """
+    try:
+        with quiet_decoding():
+            orientation = _orientation(image)
+            frame = image.copy()
+            # Metadata describe the file; the orientation was read above, since a copy does not have all of them.
+            frame.info = {key: value for key, value in image.info.items() if key == "transparency"}
+            decoded = _decode_opened(frame, b"")
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # noqa: BLE001 (as in `decode_image`)
+        raise UnreadableImageError(_reason(error)) from None
+    if orientation == 1:
+        return decoded
+    pixels = orient(decoded.pixels, orientation)
+    return replace(decoded, pixels=pixels.copy(), rules=(*decoded.rules, "orientation"))
 
 
 def looks_like_image(path: Path) -> bool:

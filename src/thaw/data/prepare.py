@@ -295,6 +295,7 @@ def load_images(
     contract: InputContract,
     *,
     skip_broken: bool = False,
+    may_be_none: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[npt.NDArray[np.uint8], list[str], tuple[Problem, ...]]:
@@ -304,6 +305,7 @@ def load_images(
         paths: image files, and folders whose images are taken with all sub-folders, in natural order.
         contract: the model's input.
         skip_broken: leave out what cannot be read.
+        may_be_none: whether it is no error that nothing is left.
         workers: processes that decode.
         progress: told how many images are decoded.
 
@@ -335,9 +337,10 @@ def load_images(
         problems += as_skippable([unreadable], skip_broken=skip_broken)
     problems += [*conversions(rules), *told_of_use(join_facts(facts), kept, contract.range)]
     raise_errors("images", problems)
-    if not kept:
+    if not kept and not may_be_none:
         raise DataError(f"no image in {listed(paths) or 'nothing'}: expected image files or folders")
-    return np.concatenate(parts), kept, tuple(problems)
+    pixels = np.concatenate(parts) if parts else np.empty((0, *contract.shape), np.uint8)
+    return pixels, kept, tuple(problems)
 
 
 def _list_images(paths: Sequence[str | Path]) -> tuple[list[str], list[Problem]]:

@@ -20,10 +20,8 @@ from torch import nn
 
 from thaw.data.batches import normalise, to_unit
 from thaw.data.images import InputContract
-from thaw.data.prepare import load_images
-from thaw.data.ranges import warn_of, warn_of_pixels
-from thaw.data.resize import resize
-from thaw.data.scaling import Values
+from thaw.data.prediction_images import read_images
+from thaw.data.ranges import warn_of
 from thaw.errors import ModelFileError, ThawError, UsageError
 from thaw.models.families import FAMILIES, FamilySpec
 from thaw.models.fusion import FusionSpec, build_network
@@ -139,27 +137,20 @@ class Model:
             found.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()
 
-    def predict(
-        self, images: str | Path | Sequence[str | Path] | Values, *, skip_broken: bool = False
-    ) -> list[Prediction]:
-        """Predictions for image files and for all images in folders, in natural order, or for pixels of any size.
+    def predict(self, images: object, *, skip_broken: bool = False) -> list[Prediction]:
+        """Predictions for image files, for all images in folders in natural order, and for images in memory.
 
         Args:
-            images: paths; or pixels 0 to 255 of one image, uint8 [H, W] or [H, W, C], or of several, [N, H, W, C], with
-                C = 1 or 3; or 0 to 65,535, uint16. They are resized, and scaled from 16 bits, as the contract says.
-            skip_broken: leave out files that cannot be read.
+            images: a path; a `PIL.Image.Image`, of any mode, which is treated as its file would be; an array uint8 or
+                uint16, [H, W] or [H, W, C] of one image or [N, H, W] or [N, H, W, C] of several, with C = 1 or 3 (an
+                array of three axes is one image where its last axis has 1 or 3 entries); or a list or other iterable
+                of these, in any mixture. All are resized, and scaled from 16 bits, as the input contract says.
+            skip_broken: leave out images that cannot be decoded.
 
         Raises:
-            DataError: naming what cannot be read, or for pixels of another type or shape.
+            DataError: naming what cannot be read, or telling what was given instead of an image.
         """
-        if isinstance(images, np.ndarray):
-            pixels = images[..., None] if images.ndim == 2 else images
-            resized = resize(pixels, self.contract)
-            warn_of_pixels(pixels if pixels.ndim == 4 else pixels[None], self.contract)
-            batch = resized[None] if resized.ndim == 3 else resized
-            return self.label(batch, [f"[{index}]" for index in range(len(batch))])
-        paths = [images] if isinstance(images, str | Path) else list(images)
-        pixels, names, problems = load_images(paths, self.contract, skip_broken=skip_broken)
+        pixels, names, problems = read_images(images, self.contract, skip_broken=skip_broken)
         warn_of(problems)
         return self.label(pixels, names)
 

@@ -1,0 +1,156 @@
+"""Whatever a program may give a model to predict, as pixels of the model's input.
+
+Shapes: N images, H rows, W columns, C channels (1 grey, 3 red-green-blue) of what is given; h, w, c of the contract.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from thaw.data.checks import as_skippable
+from thaw.data.decode import UnreadableImageError, decode_pillow
+from thaw.data.images import InputContract
+from thaw.data.prepare import load_images
+from thaw.data.problems import Problem, raise_errors
+from thaw.data.resize import resize
+from thaw.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
+_Part = tuple[Pixels, list[str], tuple[Problem, ...]]
+"""Pixels uint8 [n, h, w, c], the names of the n images, and what was found."""
+
+_EXPECTED = (
+    "expected the path of an image or a folder, a PIL image, an array uint8 [H, W], [H, W, C], [N, H, W] or "
+    "[N, H, W, C] with C = 1 or 3, or a list of these"
+)
+_CHANNELS = (1, 3)
+_HINTS: Mapping[str, str] = {
+    "f": "scale floats to 0..255, round, and convert with astype(numpy.uint8)",
+    "b": "multiply by 255 after astype(numpy.uint8)",
+    "i": "convert values from 0 to 255 with astype(numpy.uint8)",
+    "u": "convert values from 0 to 255 with astype(numpy.uint8)",
+}
+
+
+def read_images(
+    images: object, contract: InputContract, *, skip_broken: bool = False
+) -> tuple[Pixels, list[str], tuple[Problem, ...]]:
+    """Images without labels, from files or from memory.
+
+    An array of three axes is one image [H, W, C] where its last axis has 1 or 3 entries, else N grey images [N, H, W].
+
+    Args:
+        images: a path of an image or of a folder, whose images are taken in natural order; a `PIL.Image.Image`, decoded
+            as its file would be; an array uint8 [H, W], [H, W, C], [N, H, W] or [N, H, W, C], or what NumPy makes one
+            of, such as a tensor; or an iterable of these, in any mixture.
+        contract: what they become.
+        skip_broken: leave out images that cannot be decoded.
+
+    Returns:
+        uint8 [N, h, w, c]; the N names, paths or places ("[0]", "[2][5]" for the sixth image of the third array); and
+        what was found in files.
+
+    Raises:
+        DataError: for anything else, for a path that does not exist, a broken image, or an empty list.
+    """
+    if _is_array(images):
+        pixels, names = _array_images(images, "the array", "", contract)
+        return pixels, names, ()
+    items = [images] if _is_path(images) or _is_image(images) else _items(images)
+    parts = list(_parts(items, contract, skip_broken=skip_broken))
+    names = [name for part in parts for name in part[1]]
+    problems = tuple(problem for part in parts for problem in part[2])
+    if not parts or (not names and problems):
+        raise DataError(f"no image {'could be read' if parts else 'was given'}: {_EXPECTED}")
+    return np.concatenate([part[0] for part in parts]), names, problems
+
+
+def _items(images: object) -> list[object]:
+    if isinstance(images, bytes | bytearray | Mapping) or not isinstance(images, Iterable):
+        raise DataError(f"the images are {type(images).__name__}: {_EXPECTED}")
+    return list(images)
+
+
+def _parts(items: Sequence[object], contract: InputContract, *, skip_broken: bool) -> Iterator[_Part]:
+    """Paths that stand together are read together, which is done in parallel."""
+    for are_paths, group in groupby(enumerate(items), key=lambda item: _is_path(item[1])):
+        if are_paths:
+            paths = [Path(os.fsdecode(cast("Any", item))) for _, item in group]
+            yield load_images(paths, contract, skip_broken=skip_broken, may_be_none=len(items) > len(paths))
+            continue
+        for place, item in group:
+            name = f"[{place}]"
+            if isinstance(item, Image.Image):
+                yield _pillow_image(item, name, contract, skip_broken=skip_broken)
+            elif _is_array(item):
+                yield (*_array_images(item, f"image {name}", name, contract), ())
+            else:
+                raise DataError(f"image {name} is {type(item).__name__}: {_EXPECTED}")
+
+
+def _pillow_image(image: Image.Image, name: str, contract: InputContract, *, skip_broken: bool) -> _Part:
+    try:
+        return resize(decode_pillow(image).pixels, contract)[None], [name], ()
+    except UnreadableImageError as error:
+        broken = Problem("unreadable", "error", "images that cannot be read", (f"{name} ({error})",))
+    problems = tuple(as_skippable([broken], skip_broken=skip_broken))
+    raise_errors("images", problems)
+    return np.empty((0, *contract.shape), np.uint8), [], problems
+
+
+def _array_images(item: Any, what: str, name: str, contract: InputContract) -> tuple[Pixels, list[str]]:
+    """The images of an array, and their names: that of the array, and a number each where it holds several."""
+    array = _as_pixels(item, what)
+    if array.ndim == 3:
+        return resize(array, contract)[None], [name or "[0]"]
+    return resize(array, contract), [f"{name}[{number}]" for number in range(len(array))]
+
+
+def _as_pixels(item: Any, what: str) -> Pixels:
+    """An array uint8 [H, W, C] of one image, or [N, H, W, C] of several, C = 1 or 3."""
+    try:
+        array = np.asarray(item)
+    # Other libraries' arrays raise what they like, such as for memory on another device.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{what} is no array, {type(item).__name__} ({reason}): {_EXPECTED}") from None
+    found = f"{what} is {array.dtype} {list(array.shape)}"
+    if array.dtype != np.uint8:
+        raise DataError(f"{found}: expected uint8; {_HINTS.get(array.dtype.kind, _EXPECTED)}")
+    shape = array.shape
+    if array.ndim not in (2, 3, 4) or (array.ndim == 4 and shape[3] not in _CHANNELS):
+        hint = " (channels last)" if array.ndim == 4 and shape[1] in _CHANNELS else ""
+        raise DataError(f"{found}: expected [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C = 1 or 3{hint}")
+    # A tensor [3, H, W] is one image of a library that has channels first, and no three grey ones.
+    if array.ndim == 3 and shape[0] in _CHANNELS and shape[2] not in _CHANNELS and not isinstance(item, np.ndarray):
+        raise DataError(
+            f"{found}, with channels first: expected [H, W, C]; permute its axes, or give grey images as [N, H, W, 1]"
+        )
+    if array.ndim == 2 or (array.ndim == 3 and shape[2] not in _CHANNELS):
+        array = array[..., None]
+    if 0 in array.shape[-3:]:
+        raise DataError(f"{found}: expected images with at least one row and one column")
+    return array
+
+
+def _is_path(item: object) -> bool:
+    return isinstance(item, str | os.PathLike)
+
+
+def _is_image(item: object) -> bool:
+    return isinstance(item, Image.Image)
+
+
+def _is_array(item: object) -> bool:
+    """Whether it is an array of numbers; one of texts or objects is a list of whatever it holds."""
+    if _is_image(item) or not (hasattr(item, "__array__") or hasattr(item, "__array_interface__")):
+        return False
+    return getattr(item, "ndim", 0) != 1 or getattr(getattr(item, "dtype", None), "kind", "") not in "UOT"
