@@ -30,14 +30,16 @@ def test_evaluate_agrees_with_scikit_learn(count: int, classes: int) -> None:
     predicted = probabilities.argmax(axis=1)
     every = np.arange(classes)
     precision, recall, f1, support = sk.precision_recall_fscore_support(
-        labels, predicted, labels=every, zero_division=0.0
+        labels, predicted, labels=every, zero_division=np.nan
     )
+    # scikit-learn's F1 of a class that was predicted but has no image is 0; here nothing is said of such a class.
+    f1 = np.where(support == 0, np.nan, f1)
     assert quality.accuracy == pytest.approx(sk.accuracy_score(labels, predicted))
     assert quality.count == count
     assert np.array_equal(quality.confusion, sk.confusion_matrix(labels, predicted, labels=every))
-    assert [entry.precision for entry in quality.per_class] == pytest.approx(precision)
-    assert [entry.recall for entry in quality.per_class] == pytest.approx(recall)
-    assert [entry.f1 for entry in quality.per_class] == pytest.approx(f1)
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        found = [getattr(entry, name) for entry in quality.per_class]
+        assert [np.nan if value is None else value for value in found] == pytest.approx(expected, nan_ok=True)
     assert [entry.support for entry in quality.per_class] == support.tolist()
     assert quality.cross_entropy == pytest.approx(sk.log_loss(labels, probabilities, labels=every))
 
@@ -68,11 +70,15 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
     assert [index for index, part in enumerate(parts) if part.count] == [2, 14]
 
 
-def test_shares_of_nothing_are_zero() -> None:
-    quality = evaluate(np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0]]), np.array([0, 1]), ("seen", "missed", "absent"))
-    missed, absent = quality.per_class[1], quality.per_class[2]
-    assert (missed.precision, missed.recall, missed.f1, missed.support) == (0.0, 0.0, 0.0, 1)
-    assert (absent.precision, absent.recall, absent.f1, absent.support) == (0.0, 0.0, 0.0, 0)
+def test_nothing_is_said_of_shares_of_nothing() -> None:
+    probabilities = np.array([[0.9, 0.1, 0.0, 0.0], [0.8, 0.2, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    quality = evaluate(probabilities, np.array([0, 1, 0]), ("seen", "missed", "absent", "only predicted"))
+    seen, missed, absent, predicted = quality.per_class
+    assert (seen.precision, seen.recall, seen.f1, seen.support) == (0.5, 0.5, 0.5, 2)
+    assert (missed.precision, missed.recall, missed.f1, missed.support) == (None, 0.0, 0.0, 1)
+    assert (absent.precision, absent.recall, absent.f1, absent.support) == (None, None, None, 0)
+    assert (predicted.precision, predicted.recall, predicted.f1, predicted.support) == (0.0, None, None, 0)
+    assert json.loads(json.dumps(quality.as_dict(), allow_nan=False))["per_class"][2]["recall"] is None
 
 
 def test_mistakes_are_the_most_confident_wrong_ones() -> None:

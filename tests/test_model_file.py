@@ -276,3 +276,17 @@ def test_models_of_three_channels_and_other_sizes(tmp_path):
     quality = thaw.evaluate(model, (images, labels))
     assert quality.count == 120
     assert quality.accuracy == (model.probabilities(images).argmax(1) == labels).mean()
+
+
+def test_images_in_memory_get_what_their_files_get(model, digit_files):
+    folder, pixels = digit_files
+    files = model.predict(folder)
+    for images in (pixels, pixels[..., 0], list(pixels), [Image.fromarray(each[..., 0]) for each in pixels]):
+        predictions = model.predict(images)
+        assert [prediction.name for prediction in predictions] == [f"[{index}]" for index in range(30)]
+        for prediction, of_file in zip(predictions, files, strict=True):
+            assert np.array_equal(prediction.probabilities, of_file.probabilities)
+    assert model.predict(Image.open(folder / "digit-4.png"))[0].label == files[4].label
+    assert model.predict(pixels[:0]) == []
+    with pytest.raises(DataError, match="NoneType"):
+        model.predict(None)

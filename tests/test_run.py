@@ -49,6 +49,7 @@ FINAL_NAMES = {
     "recipe.toml",
     "report.html",
     "run.json",
+    "training-images.safetensors",
 }
 
 PAPER = ("--recipe", "paper")

@@ -17,11 +17,13 @@ from thaw.data.images import InputContract, parse_shape
 from thaw.data.prepare import load_images
 from thaw.errors import RunError, TrainingError, UsageError
 from thaw.evidence.findings import Finding
+from thaw.evidence.quality import Quality
 from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost
 from thaw.graph.lower import layer_table
 from thaw.quoting import csv_line, given, json_text, printable, shell_command
 from thaw.training.compute import keep_freed_memory
 from thaw.training.model import Model, Prediction
+from thaw.training.seen_file import SEEN_FILE
 from thaw.workflow.api import evaluate_source
 from thaw.workflow.budget import Budget
 from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
@@ -245,6 +247,7 @@ def evaluate(run: Path, source: str, *, data_root: Path | None, skip_broken: boo
                 "source": source,
                 "test": quality.as_dict(),
                 "findings": [finding.as_dict() for finding in quality.findings],
+                "overlap": None if quality.overlap is None else quality.overlap.as_dict(),
                 "problems": [problem.as_dict() for problem in problems],
             }
         )
@@ -255,13 +258,26 @@ def evaluate(run: Path, source: str, *, data_root: Path | None, skip_broken: boo
     low, high = quality.accuracy_ci95
     print_text(f"accuracy {quality.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {quality.count:,} images)")
     print_text(f"balanced accuracy {quality.balanced_accuracy:.2%} (mean recall over the classes that have images)")
+    print_text(_overlap_line(quality))
     calibration = f"expected calibration error {quality.expected_calibration_error:.4f}"
     print_text(f"{calibration}, cross-entropy {quality.cross_entropy:.4f}")
     rows = [
-        (entry.name, f"{entry.precision:.2%}", f"{entry.recall:.2%}", f"{entry.f1:.2%}", f"{entry.support:,}")
+        (entry.name, *map(_share, (entry.precision, entry.recall, entry.f1)), f"{entry.support:,}")
         for entry in quality.per_class
     ]
     print_text(columns([("class", "precision", "recall", "F1", "images"), *rows], right=(1, 2, 3, 4)))
+
+
+def _overlap_line(quality: Quality) -> str:
+    """How many of the images the model was trained on."""
+    if quality.overlap is None:
+        return f"training images unknown: there is no {SEEN_FILE} of this model beside it, as in its run folder"
+    return f"{'warning' if quality.overlap.used else 'note'}: {quality.overlap}"
+
+
+def _share(value: float | None) -> str:
+    """A share in percent; "-" for one of nothing."""
+    return "-" if value is None else f"{value:.2%}"
 
 
 def info_run(run: Path, *, as_json: bool) -> None:

@@ -124,9 +124,11 @@ def decode_pillow(image: Image.Image) -> Decoded:
     """
     try:
         with quiet_decoding():
+            # After the pixels, since Pillow turns those of some formats itself when it loads them, and takes the
+            # orientation away; and of the image itself, since a copy does not have all of the file's metadata.
+            image.load()
             orientation = _orientation(image)
             frame = image.copy()
-            # Metadata describe the file; the orientation was read above, since a copy does not have all of them.
             frame.info = {key: value for key, value in image.info.items() if key == "transparency"}
             decoded = _decode_opened(frame, b"")
     except UnreadableImageError:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ def _parts(items: Sequence[object], contract: InputContract, *, skip_broken: boo
     """Paths that stand together are read together, which is done in parallel."""
     for are_paths, group in groupby(enumerate(items), key=lambda item: _is_path(item[1])):
         if are_paths:
-            paths = [Path(os.fsdecode(cast("Any", item))) for _, item in group]
+            paths = [_path(item) for _, item in group]
             yield load_images(paths, contract, skip_broken=skip_broken, may_be_none=len(items) > len(paths))
             continue
         for place, item in group:
@@ -143,6 +143,13 @@ def _as_pixels(item: Any, what: str) -> Pixels:
 
 def _is_path(item: object) -> bool:
     return isinstance(item, str | os.PathLike)
+
+
+def _path(item: Any) -> Path:
+    text = os.fsdecode(item)
+    if not text:
+        raise DataError(f"the path of an image is empty: {_EXPECTED}")
+    return Path(text)
 
 
 def _is_image(item: object) -> bool:

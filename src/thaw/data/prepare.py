@@ -347,12 +347,17 @@ def _list_images(paths: Sequence[str | Path]) -> tuple[list[str], list[Problem]]
     names: list[str] = []
     problems: list[Problem] = []
     for given in paths:
-        path = Path(given).expanduser()
-        if path.is_dir():
+        try:
+            path = Path(given).expanduser()
+            is_folder, is_file = path.is_dir(), path.is_file()
+        # As for `open_source`.
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{shown(str(given))} is no path that can be read: {error}") from None
+        if is_folder:
             images, stray = split_images(path, walk_files(path)[0])
             names += [str(path / image) for image in images]
             problems += stray
-        elif path.is_file():
+        elif is_file:
             names.append(str(path))
         else:
             raise DataError(f"{given} does not exist or is no file: expected image files or folders")

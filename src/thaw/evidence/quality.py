@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from thaw.errors import DataError, UsageError
 from thaw.evidence.findings import Finding, result_findings
 from thaw.quoting import shown
 
+if TYPE_CHECKING:
+    from thaw.evidence.overlap import Overlap
+
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 CALIBRATION_BINS = 15
 MAX_MISTAKES = 24
@@ -27,12 +30,20 @@ SMALLEST_PROBABILITY = 1e-12  # the cross entropy of a true class that got proba
 
 @dataclass(frozen=True, kw_only=True)
 class ClassQuality:
-    """One class against the rest; every share is from 0 to 1, and a share of nothing (0/0) is 0."""
+    """One class against the rest; shares are from 0 to 1.
+
+    Attributes:
+        name: of the class.
+        precision: share of the images predicted as it that are of it; None where none was.
+        recall: share of its images that were predicted as it; None where it has no image.
+        f1: harmonic mean of the two, 0 where no image was a hit; None where it has no image.
+        support: images of the class.
+    """
 
     name: str
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
     support: int
 
 
@@ -73,6 +84,7 @@ class Quality:
         calibration: the 15 bins it was summed from.
         mistakes: the most confident wrong answers, most confident first, at most 24.
         cross_entropy: mean of -ln(probability of the true class), in nats, probabilities raised to at least 1e-12.
+        overlap: images that the model was trained on, and the accuracy on the others; None where they are not known.
     """
 
     accuracy: float
@@ -85,6 +97,7 @@ class Quality:
     calibration: tuple[CalibrationBin, ...]
     mistakes: tuple[Mistake, ...]
     cross_entropy: float
+    overlap: Overlap | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -308,9 +321,9 @@ def _per_class(confusion: npt.NDArray[np.int64], classes: Sequence[str]) -> tupl
         entries.append(
             ClassQuality(
                 name=name,
-                precision=hits / predicted if predicted else 0.0,
-                recall=hits / support if support else 0.0,
-                f1=2 * hits / (support + predicted) if support + predicted else 0.0,
+                precision=hits / predicted if predicted else None,
+                recall=hits / support if support else None,
+                f1=2 * hits / (support + predicted) if support else None,
                 support=support,
             )
         )

@@ -68,6 +68,7 @@ class Model:
         contract: what it takes as input.
         classes: K names.
         header: what else the file says: "recipe", "fingerprint" of the data, "seed", ...
+        file: where it was opened; None for one that was not.
     """
 
     module: nn.Module
@@ -76,6 +77,7 @@ class Model:
     contract: InputContract
     classes: tuple[str, ...]
     header: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -112,7 +114,9 @@ class Model:
         if any(tensor.dtype != torch.float32 or not torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ModelFileError(f"{file} holds weights that are not finite float32 numbers")
         module.requires_grad_(False).eval()
-        return cls(module=module, spec=spec, fusion=fusion, contract=contract, classes=classes, header=header)
+        return cls(
+            module=module, spec=spec, fusion=fusion, contract=contract, classes=classes, header=header, file=file
+        )
 
     def save(self, path: Path) -> None:
         """Write weights and header, atomically."""

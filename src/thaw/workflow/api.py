@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from thaw.data.ranges import warn_of
 from thaw.data.settings import DataSettings
 from thaw.errors import RecipeError, RunError, UsageError
 from thaw.evidence.findings import Finding
+from thaw.evidence.overlap import overlap
 from thaw.evidence.quality import Quality
 from thaw.quoting import shell_command
 from thaw.training.model import Model
+from thaw.training.seen_file import read_seen
 from thaw.workflow.budget import Budget
-from thaw.workflow.pipeline import DecodeProgress, Event, Finished, measure_quality, resume_run, start_run
+from thaw.workflow.pipeline import DecodeProgress, Event, Finished, quality_of, resume_run, start_run
 from thaw.workflow.recipe import Recipe, default_recipe, load_recipe, recipe_from_dict
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.resolve import prepare_run
@@ -163,6 +165,9 @@ def evaluate(
 ) -> Quality:
     """Measure a model on a source: its test split if it has one, else all of it.
 
+    What it gives has `overlap`, which counts the images that the model was trained on and measures the others alone;
+    None where it is not known what it was trained on, as for a model file without its run folder.
+
     Raises:
         DataError: for what is wrong with the data, such as a class that the model does not know.
     """
@@ -189,7 +194,13 @@ def evaluate_source(
         skip_broken=skip_broken,
         progress=progress,
     )
-    return measure_quality(model, images), problems
+    seen = read_seen(model)
+    probabilities = model.probabilities(images.images)
+    quality = quality_of(probabilities, images)
+    if seen is not None:
+        correct = probabilities.argmax(axis=1) == images.labels
+        quality = replace(quality, overlap=overlap(correct, *seen.find(images.images)))
+    return quality, problems
 
 
 def _data_settings(model: Model) -> DataSettings:

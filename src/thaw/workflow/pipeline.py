@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from thaw.data.batches import sample_views
 from thaw.data.cache import cache_root, take_rows
 from thaw.data.images import ImageSet
 from thaw.data.prepare import PreparedData
+from thaw.data.seen import SeenImages
 from thaw.data.splits import Rows, k_folds
 from thaw.errors import ModelFileError, RunError
 from thaw.evidence.environment import environment
@@ -46,6 +48,7 @@ from thaw.training.compute import (
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, Setting
 from thaw.training.model import Model, network_probabilities
+from thaw.training.seen_file import write_seen
 from thaw.workflow.findings import run_findings
 from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
 from thaw.workflow.report import ReportPictures, write_report
@@ -197,6 +200,8 @@ def _run(
             header=_model_header(request, data),
         )
         folds = yield from _folds(folder, request, data, setting)
+        # Before the model, so that whoever finds that knows its images.
+        write_seen(folder.training_images, SeenImages.of(data.train.images, data.validation.images), model)
         model.save(folder.model)
         seconds = earlier_seconds + time.perf_counter() - started
         int8 = yield from _quantise(request, setting, model)
@@ -205,11 +210,7 @@ def _run(
     metrics = _measure(request, data, method, model, cost, folds, seconds)
     test = data.test.open()
     probabilities = model.probabilities(test.images)
-    names = [test.name(index) for index in range(len(test))]
-    quality, in_int8 = (
-        evaluate(probabilities, test.labels, test.classes, names),
-        compare_on_test(int8, test, probabilities),
-    )
+    quality, in_int8 = quality_of(probabilities, test), compare_on_test(int8, test, probabilities)
     findings = run_findings(request.recipe_name, request.recipe, method, model, quality, in_int8)
     metrics["findings"] = [finding.as_dict() for finding in findings]
     metrics["test"] = quality.as_dict()
@@ -299,8 +300,13 @@ def quantised(model: Model, data: PreparedData, request: TrainRequest) -> tuple[
 
 def measure_quality(model: Model, images: ImageSet) -> Quality:
     """How good `model` is on labelled images of its input's size."""
+    return quality_of(model.probabilities(images.images), images)
+
+
+def quality_of(probabilities: npt.NDArray[np.float64], images: ImageSet) -> Quality:
+    """How good probabilities, float64 [N, K], are for N labelled images."""
     names = [images.name(index) for index in range(len(images))]
-    return evaluate(model.probabilities(images.images), images.labels, images.classes, names)
+    return evaluate(probabilities, images.labels, images.classes, names)
 
 
 def _folds(
@@ -405,6 +411,7 @@ def _measure(
         "files": {
             "model": "model.safetensors",
             "model_int8": "model-int8.safetensors",
+            "training_images": "training-images.safetensors",
             "recipe": "recipe.toml",
             "history": "history.jsonl",
             "report": "report.html",

@@ -6,6 +6,7 @@ history.jsonl       a line an epoch
 checkpoints/        last.safetensors: where to go on from
 folds/              a file a finished fold
 model.safetensors   the trained model
+training-images.safetensors  digests of the images that it was trained on
 model-int8.safetensors  its int8 graph
 metrics.json        see docs/metrics.md
 report.html
@@ -27,6 +28,7 @@ from typing import Any
 from thaw.errors import RunError
 from thaw.files import sweep_unfinished, write_atomically
 from thaw.quoting import json_text
+from thaw.training.seen_file import SEEN_FILE
 from thaw.workflow.export_folder import remove_exports
 
 fcntl: Any
@@ -50,6 +52,7 @@ _OWN_FILES = (
     "metrics.json",
     "model-int8.safetensors",
     "model.safetensors",
+    SEEN_FILE,
     "history.jsonl",
     "recipe.toml",
     "run.json",
@@ -88,6 +91,11 @@ class RunFolder:
     def model(self) -> Path:
         """The trained model."""
         return self.path / "model.safetensors"
+
+    @property
+    def training_images(self) -> Path:
+        """Which images the model was trained on."""
+        return self.path / SEEN_FILE
 
     @property
     def int8(self) -> Path:

@@ -1,0 +1,282 @@
+"""What a program may give a model to predict: each form gives the pixels of the image's file, or an error in words."""
+
+from __future__ import annotations
+
+import io
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import thaw
+from thaw.data.decode import decode_image
+from thaw.data.images import InputContract
+from thaw.data.prediction_images import read_images
+from thaw.data.resize import resize
+
+GREY = InputContract(height=8, width=8, channels=1)
+COLOUR = InputContract(height=8, width=10, channels=3, fit="crop")
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (5, 12, 9, 3), dtype=np.uint8)
+
+
+def expected(pixels, contract=COLOUR):
+    return resize(np.ascontiguousarray(pixels), contract)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index, pixels in enumerate(PIXELS):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("contract", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize(
+    ("images", "same_as", "names"),
+    [
+        (PIXELS, PIXELS, [f"[{index}]" for index in range(5)]),
+        (PIXELS[..., :1], PIXELS[..., :1], [f"[{index}]" for index in range(5)]),
+        (PIXELS[..., 0], PIXELS[..., :1], [f"[{index}]" for index in range(5)]),
+        (PIXELS[0], PIXELS[:1], ["[0]"]),
+        (PIXELS[0, ..., :1], PIXELS[:1, ..., :1], ["[0]"]),
+        (PIXELS[0, ..., 0], PIXELS[:1, ..., :1], ["[0]"]),
+        ([PIXELS[0], PIXELS[1]], PIXELS[:2], ["[0]", "[1]"]),
+        ((PIXELS[0, ..., 0], PIXELS[1:3, ..., 0]), PIXELS[:3, ..., :1], ["[0]", "[1][0]", "[1][1]"]),
+        (PIXELS[::-2, ::-1], PIXELS[::-2, ::-1], ["[0]", "[1]", "[2]"]),
+        (np.asfortranarray(PIXELS), PIXELS, [f"[{index}]" for index in range(5)]),
+        (PIXELS.transpose(0, 2, 1, 3), PIXELS.transpose(0, 2, 1, 3), [f"[{index}]" for index in range(5)]),
+    ],
+    ids=[
+        "[N, H, W, 3]",
+        "[N, H, W, 1]",
+        "[N, H, W]",
+        "[H, W, 3]",
+        "[H, W, 1]",
+        "[H, W]",
+        "list",
+        "tuple of one and several",
+        "negative strides",
+        "Fortran order",
+        "transposed",
+    ],
+)
+def test_arrays(contract, images, same_as, names):
+    pixels, found, problems = read_images(images, contract)
+    assert np.array_equal(pixels, expected(same_as, contract))
+    assert (found, problems) == (names, ())
+
+
+def test_iterators_are_read_once():
+    for images in (iter(PIXELS), (image for image in PIXELS), map(Image.fromarray, PIXELS)):
+        assert np.array_equal(read_images(images, COLOUR)[0], expected(PIXELS))
+
+
+def test_read_only_memory_mapped_and_masked_arrays(tmp_path):
+    np.save(tmp_path / "images.npy", PIXELS)
+    frozen = PIXELS.copy()
+    frozen.flags.writeable = False
+    for images in (np.load(tmp_path / "images.npy", mmap_mode="r"), frozen, np.ma.masked_array(PIXELS)):
+        assert np.array_equal(read_images(images, COLOUR)[0], expected(PIXELS))
+
+
+def test_tensors():
+    torch = pytest.importorskip("torch")
+    assert np.array_equal(read_images(torch.from_numpy(PIXELS), COLOUR)[0], expected(PIXELS))
+    assert np.array_equal(
+        read_images([torch.from_numpy(PIXELS[0, ..., 0])], GREY)[0], expected(PIXELS[:1, ..., :1], GREY)
+    )
+    for wrong, reason in (
+        (torch.from_numpy(PIXELS).permute(0, 3, 1, 2), "channels last"),
+        (torch.from_numpy(PIXELS[0]).permute(2, 0, 1), "channels first"),
+        (torch.rand(2, 8, 8, 3), "scale floats"),
+        (torch.rand(2, 8, 8, 3, requires_grad=True), "no array"),
+    ):
+        with pytest.raises(thaw.DataError, match=reason):
+            read_images(wrong, COLOUR)
+
+
+def modes():
+    colour = Image.fromarray(PIXELS[0])
+    grey = Image.fromarray(PIXELS[0, ..., 0])
+    see_through = Image.merge("RGBA", [*colour.split(), grey])
+    keyed = colour.quantize(16)
+    keyed.info["transparency"] = 3
+    return {
+        "1": (grey.convert("1"), "png"),
+        "L": (grey, "png"),
+        "LA": (Image.merge("LA", [grey, grey]), "png"),
+        "P": (colour.quantize(16), "png"),
+        "P with transparency": (keyed, "png"),
+        "RGB": (colour, "png"),
+        "RGBA": (see_through, "png"),
+        "CMYK": (colour.convert("CMYK"), "tiff"),
+        "YCbCr": (colour.convert("YCbCr"), "tiff"),
+        "LAB": (Image.frombytes("LAB", colour.size, PIXELS[0].tobytes()), "tiff"),
+        "I;16": (Image.fromarray(PIXELS[0, ..., 0].astype(np.uint16) * 257), "png"),
+        "I": (Image.fromarray(PIXELS[0, ..., 0].astype(np.int32) * 257), "tiff"),
+        "F": (Image.fromarray(PIXELS[0, ..., 0].astype(np.float32) / 255), "tiff"),
+    }
+
+
+@pytest.mark.parametrize("mode", modes())
+def test_a_pillow_image_of_any_mode_is_what_its_file_is(mode):
+    image, kind = modes()[mode]
+    file = io.BytesIO()
+    image.save(file, format=kind)
+    for contract in (GREY, COLOUR):
+        of_file = resize(decode_image(file.getvalue()).pixels, contract)
+        for given in (image, Image.open(file)):
+            pixels, names, _ = read_images(given, contract)
+            assert np.array_equal(pixels, of_file[None])
+            assert names == ["[0]"]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "tiff", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_of_a_pillow_image_is_obeyed(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(PIXELS[0]).save(file, format=kind, exif=exif)
+    image = Image.open(file)
+    of_file = resize(decode_image(file.getvalue()).pixels, COLOUR)
+    for _ in range(2):  # an image that was loaded before too
+        assert np.array_equal(read_images([image], COLOUR)[0], of_file[None])
+
+
+def test_the_frame_that_a_program_chose_is_used():
+    file = io.BytesIO()
+    frames = [Image.fromarray(pixels[..., 0]) for pixels in PIXELS[:3]]
+    frames[0].save(file, format="gif", save_all=True, append_images=frames[1:])
+    image = Image.open(file)
+    image.seek(1)
+    assert np.array_equal(read_images(image, GREY)[0], resize(decode_pixels(image), GREY)[None])
+    assert image.tell() == 1
+
+
+def decode_pixels(image):
+    return np.asarray(image.convert("RGB"))[..., :1]
+
+
+def test_a_mixed_list(folder):
+    mixed = [
+        str(folder / "1.png"),
+        folder / "0.png",
+        Image.fromarray(PIXELS[2]),
+        PIXELS[3:5],
+        folder,
+        PIXELS[0, ..., 0],
+    ]
+    pixels, names, problems = read_images(mixed, COLOUR)
+    grey = expected(PIXELS[:1, ..., :1])
+    order = [1, 0, 2, 3, 4, 0, 1, 2, 3, 4]
+    assert np.array_equal(pixels, np.concatenate([expected(PIXELS[order]), grey]))
+    every = [str(folder / f"{index}.png") for index in range(5)]
+    assert names == [every[1], every[0], "[2]", "[3][0]", "[3][1]", *every, "[5]"]
+    assert problems == ()
+
+
+def test_arrays_of_paths(folder):
+    paths = [str(folder / f"{index}.png") for index in range(5)]
+    columns = [np.array(paths), np.array(paths, object), tuple(map(Path, paths))]
+    if find_spec("pandas"):
+        import pandas as pd
+
+        columns += [pd.Series(paths), pd.Index(paths), pd.Series(map(Path, paths))]
+    for given in columns:
+        pixels, names, _ = read_images(given, COLOUR)
+        assert np.array_equal(pixels, expected(PIXELS))
+        assert names == paths
+
+
+def test_no_image_in_an_array_gives_no_row():
+    for shape in ((0, 12, 9, 3), (0, 12, 9), (0, 12, 9, 1)):
+        pixels, names, _ = read_images(np.zeros(shape, np.uint8), COLOUR)
+        assert (pixels.shape, pixels.dtype, names) == ((0, 8, 10, 3), np.uint8, [])
+    pixels, names, _ = read_images([PIXELS[0], PIXELS[:0], PIXELS[1]], COLOUR)
+    assert np.array_equal(pixels, expected(PIXELS[:2]))
+    assert names == ["[0]", "[2]"]
+
+
+class Refusing:
+    """An array of another library that does not let itself be read."""
+
+    def __array__(self, *_args, **_options):
+        raise RuntimeError("memory on another device")
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (None, "the images are NoneType"),
+        (5, "the images are int"),
+        (1.5, "the images are float"),
+        (b"\x89PNG", "the images are bytes"),
+        ({"a": PIXELS[0]}, "the images are dict"),
+        ([], "no image was given"),
+        ((), "no image was given"),
+        (iter(()), "no image was given"),
+        ([None], r"image \[0\] is NoneType"),
+        ([PIXELS[0], 5], r"image \[1\] is int"),
+        ([[1, 2], [3, 4]], r"image \[0\] is list"),
+        ([b"\x89PNG"], r"image \[0\] is bytes"),
+        (np.uint8(5), r"uint8 \[\]: expected \[H, W\]"),
+        (np.zeros(9, np.uint8), r"uint8 \[9\]: expected \[H, W\]"),
+        (np.zeros((1, 1, 8, 8, 3), np.uint8), r"expected \[H, W\]"),
+        (np.zeros((2, 8, 8, 4), np.uint8), r"expected \[H, W\].* C = 1 or 3"),
+        (np.zeros((2, 3, 8, 8), np.uint8), "channels last"),
+        (np.zeros((2, 8, 8, 3)), "float64.*scale floats"),
+        (np.zeros((2, 8, 8, 3), np.float16), "scale floats"),
+        (np.zeros((8, 8), np.int64), "astype"),
+        (np.zeros((8, 8), bool), "multiply by 255"),
+        (np.zeros((8, 8), np.complex64), "complex64.*expected uint8"),
+        (np.array([[None, 1], [2, 3]], object), "object.*expected uint8"),
+        (np.array([PIXELS[0], 5, None], object), r"image \[1\] is int"),
+        (np.zeros((2, 8, 8), [("a", "u1")]), "expected uint8"),
+        (np.array(["2020-01-01"], "datetime64[D]"), "expected uint8"),
+        (np.zeros((2, 0, 8, 3), np.uint8), "at least one row"),
+        (np.zeros((8, 0), np.uint8), "at least one row"),
+        (np.zeros((0, 0), np.uint8), "at least one row"),
+        ([PIXELS[0], np.zeros((0, 8, 3), np.uint8)], r"image \[1\].*at least one row"),
+        (Refusing(), "no array, Refusing .memory on another device"),
+        ("", "is empty"),
+        ("nowhere.png", "does not exist"),
+        ("~nobody-of-that-name/a.png", "no path"),
+        ("a" * 5000, "no path|does not exist"),
+        ("a\0b.png", "no path|does not exist"),
+        ([PIXELS[0], "nowhere.png"], "does not exist"),
+        (Image.new("L", (0, 5)), r"image \[0\]|image of"),
+    ],
+)
+def test_what_is_no_image_is_told_in_words(images, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(thaw.DataError, match=reason):
+        read_images(images, COLOUR)
+
+
+def test_a_closed_pillow_image_is_told_and_may_be_left_out(folder):
+    closed = Image.open(folder / "0.png")
+    closed.close()
+    with pytest.raises(thaw.DataError, match=r"\[1\]"):
+        read_images([PIXELS[0], closed], COLOUR)
+    pixels, names, problems = read_images([PIXELS[0], closed, folder / "1.png"], COLOUR, skip_broken=True)
+    assert np.array_equal(pixels, expected(PIXELS[:2]))
+    assert names == ["[0]", str(folder / "1.png")]
+    assert [problem.severity for problem in problems] == ["warning"]
+    for images in (closed, [closed]):
+        with pytest.raises(thaw.DataError, match="could be read"):
+            read_images(images, COLOUR, skip_broken=True)
+
+
+def test_broken_files_beside_good_arrays_may_be_left_out(folder):
+    broken = folder / "broken.png"
+    broken.write_bytes(b"\x89PNG nothing")
+    pixels, names, problems = read_images([broken, PIXELS[0]], COLOUR, skip_broken=True)
+    assert np.array_equal(pixels, expected(PIXELS[:1]))
+    assert names == ["[1]"]
+    assert "broken.png" in str(problems[0])
+    with pytest.raises(thaw.DataError, match=r"broken\.png"):
+        read_images([broken, PIXELS[0]], COLOUR)
