@@ -359,7 +359,7 @@ def test_every_name_is_documented_and_the_example_is_json() -> None:
     metrics, history, _ = run_of()
     assert [key for key in sorted(keys_of(metrics) | keys_of(history)) if f"`{key}`" not in text] == []
     example, line = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
-    assert keys_of(example) == keys_of(metrics) | {"model", "model_int8", "history", "report"}
+    assert keys_of(example) == keys_of(metrics) | {"model", "model_int8", "training_images", "history", "report"}
     assert keys_of(line) == keys_of(history) - {"unified"}
 
 

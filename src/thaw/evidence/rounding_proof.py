@@ -51,8 +51,8 @@ class RoundingProof:
         median_bound: the median over traced images of the same.
         largest_margin: of images with another label, the most by which the referee's first score is ahead of its score
             for that label; None where no label differs.
-        only_referee: images that only the referee labelled rightly; None without labels.
-        only_artefact: images that only the artefact labelled rightly; None without labels.
+        only_reference: images that only the referee labelled rightly; None without labels.
+        only_runtime: images that only the artefact labelled rightly; None without labels.
         p_value: probability of so few right answers of the artefact, or fewer, among the images that only one of the
             two labelled rightly, were both equally good (one-sided exact McNemar test); None without labels.
     """
@@ -65,8 +65,8 @@ class RoundingProof:
     largest_bound: int
     median_bound: float
     largest_margin: int | None
-    only_referee: int | None = None
-    only_artefact: int | None = None
+    only_reference: int | None = None
+    only_runtime: int | None = None
     p_value: float | None = None
 
     @property
@@ -93,8 +93,8 @@ class RoundingProof:
             told[-1] += f", where the two scores are at most {self.largest_margin} units apart"
         if self.p_value is not None:
             told.append(
-                f"only this runtime is right on {self.only_artefact:,} images, only the reference interpreter on "
-                f"{self.only_referee:,} (McNemar p = {self.p_value:.2g}, at least {LEAST_P_VALUE:g} required)"
+                f"only this runtime is right on {self.only_runtime:,} images, only the reference interpreter on "
+                f"{self.only_reference:,} (McNemar p = {self.p_value:.2g}, at least {LEAST_P_VALUE:g} required)"
             )
         return told
 
@@ -205,4 +205,4 @@ def _tensors(runner: Runner, images: Images) -> Mapping[str, Array]:
 
 def _paired(expected: Array, found: Array, labels: npt.NDArray[Any]) -> dict[str, Any]:
     test = mcnemar(found.argmax(axis=1) == labels, expected.argmax(axis=1) == labels, alternative="less")
-    return {"only_artefact": test.only_a, "only_referee": test.only_b, "p_value": test.p_value}
+    return {"only_runtime": test.only_a, "only_reference": test.only_b, "p_value": test.p_value}
