@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -255,6 +256,21 @@ def test_what_is_no_image_is_told_in_words(images, reason, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(thaw.DataError, match=reason):
         read_images(images, COLOUR)
+
+
+def test_sixteen_bits_are_scaled_by_the_model_s_range_and_other_depths_are_told():
+    values = RNG.integers(29_000, 31_000, (4, 12, 9), dtype=np.uint16)
+    thermal = replace(GREY, range=(29_500, 30_300))
+    of_file = np.stack([resize(each[..., None], thermal) for each in values])
+    pictures = [Image.fromarray(each) for each in values]
+    for images in (values, values.astype(">u2"), list(values), values[..., None], pictures):
+        pixels, _, problems = read_images(images, thermal)
+        assert np.array_equal(pixels, of_file)
+        assert {problem.kind for problem in problems} == {"range"}
+        # A model of 8-bit images is told.
+        assert "depth" in {problem.kind for problem in read_images(images, GREY)[2]}
+    assert {problem.kind for problem in read_images(PIXELS, thermal)[2]} == {"depth"}
+    assert read_images(PIXELS, GREY)[2] == ()
 
 
 def test_a_closed_pillow_image_is_told_and_may_be_left_out(folder):

@@ -16,11 +16,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from thaw.data.checks import as_skippable
+from thaw.data.chunks import Target, convert_chunk
 from thaw.data.decode import UnreadableImageError, decode_pillow
 from thaw.data.images import InputContract
 from thaw.data.prepare import load_images
 from thaw.data.problems import Problem, raise_errors
+from thaw.data.ranges import told_of_use
 from thaw.data.resize import resize
+from thaw.data.scaling import Values
 from thaw.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -28,8 +31,8 @@ _Part = tuple[Pixels, list[str], tuple[Problem, ...]]
 """Pixels uint8 [n, h, w, c], the names of the n images, and what was found."""
 
 _EXPECTED = (
-    "expected the path of an image or a folder, a PIL image, an array uint8 [H, W], [H, W, C], [N, H, W] or "
-    "[N, H, W, C] with C = 1 or 3, or a list of these"
+    "expected the path of an image or a folder, a PIL image, an array uint8 (or uint16) [H, W], [H, W, C], [N, H, W] "
+    "or [N, H, W, C] with C = 1 or 3, or a list of these"
 )
 _CHANNELS = (1, 3)
 _HINTS: Mapping[str, str] = {
@@ -49,21 +52,20 @@ def read_images(
 
     Args:
         images: a path of an image or of a folder, whose images are taken in natural order; a `PIL.Image.Image`, decoded
-            as its file would be; an array uint8 [H, W], [H, W, C], [N, H, W] or [N, H, W, C], or what NumPy makes one
-            of, such as a tensor; or an iterable of these, in any mixture.
+            as its file would be; an array uint8 or uint16 [H, W], [H, W, C], [N, H, W] or [N, H, W, C], or what NumPy
+            makes one of, such as a tensor; or an iterable of these, in any mixture.
         contract: what they become.
         skip_broken: leave out images that cannot be decoded.
 
     Returns:
         uint8 [N, h, w, c]; the N names, paths or places ("[0]", "[2][5]" for the sixth image of the third array); and
-        what was found in files.
+        what was found.
 
     Raises:
         DataError: for anything else, for a path that does not exist, a broken image, or an empty list.
     """
     if _is_array(images):
-        pixels, names = _array_images(images, "the array", "", contract)
-        return pixels, names, ()
+        return _array_images(images, "the array", "", contract)
     items = [images] if _is_path(images) or _is_image(images) else _items(images)
     parts = list(_parts(items, contract, skip_broken=skip_broken))
     names = [name for part in parts for name in part[1]]
@@ -91,14 +93,14 @@ def _parts(items: Sequence[object], contract: InputContract, *, skip_broken: boo
             if isinstance(item, Image.Image):
                 yield _pillow_image(item, name, contract, skip_broken=skip_broken)
             elif _is_array(item):
-                yield (*_array_images(item, f"image {name}", name, contract), ())
+                yield _array_images(item, f"image {name}", name, contract)
             else:
                 raise DataError(f"image {name} is {type(item).__name__}: {_EXPECTED}")
 
 
 def _pillow_image(image: Image.Image, name: str, contract: InputContract, *, skip_broken: bool) -> _Part:
     try:
-        return resize(decode_pillow(image).pixels, contract)[None], [name], ()
+        return _prepared(decode_pillow(image).pixels[None], [name], contract)
     except UnreadableImageError as error:
         broken = Problem("unreadable", "error", "images that cannot be read", (f"{name} ({error})",))
     problems = tuple(as_skippable([broken], skip_broken=skip_broken))
@@ -106,16 +108,24 @@ def _pillow_image(image: Image.Image, name: str, contract: InputContract, *, ski
     return np.empty((0, *contract.shape), np.uint8), [], problems
 
 
-def _array_images(item: Any, what: str, name: str, contract: InputContract) -> tuple[Pixels, list[str]]:
+def _array_images(item: Any, what: str, name: str, contract: InputContract) -> _Part:
     """The images of an array, and their names: that of the array, and a number each where it holds several."""
     array = _as_pixels(item, what)
     if array.ndim == 3:
-        return resize(array, contract)[None], [name or "[0]"]
-    return resize(array, contract), [f"{name}[{number}]" for number in range(len(array))]
+        return _prepared(array[None], [name or "[0]"], contract)
+    return _prepared(array, [f"{name}[{number}]" for number in range(len(array))], contract)
 
 
-def _as_pixels(item: Any, what: str) -> Pixels:
-    """An array uint8 [H, W, C] of one image, or [N, H, W, C] of several, C = 1 or 3."""
+def _prepared(values: Values, names: list[str], contract: InputContract) -> _Part:
+    """Images uint8 or uint16 [N, H, W, C] as the contract asks, and what there is to tell of their depth."""
+    if not len(values) or (values.dtype == np.uint8 and contract.range is None):
+        return resize(values, contract), names, ()
+    chunk = convert_chunk(values, Target.of(contract))
+    return chunk.pixels, names, tuple(told_of_use(chunk.facts, names, contract.range))
+
+
+def _as_pixels(item: Any, what: str) -> Values:
+    """An array uint8 or uint16, [H, W, C] of one image or [N, H, W, C] of several, C = 1 or 3."""
     try:
         array = np.asarray(item)
     # Other libraries' arrays raise what they like, such as for memory on another device.
@@ -123,8 +133,10 @@ def _as_pixels(item: Any, what: str) -> Pixels:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{what} is no array, {type(item).__name__} ({reason}): {_EXPECTED}") from None
     found = f"{what} is {array.dtype} {list(array.shape)}"
-    if array.dtype != np.uint8:
-        raise DataError(f"{found}: expected uint8; {_HINTS.get(array.dtype.kind, _EXPECTED)}")
+    if array.dtype == np.dtype(np.uint16).newbyteorder():
+        array = array.astype(np.uint16)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{found}: expected uint8 (or uint16); {_HINTS.get(array.dtype.kind, _EXPECTED)}")
     shape = array.shape
     if array.ndim not in (2, 3, 4) or (array.ndim == 4 and shape[3] not in _CHANNELS):
         hint = " (channels last)" if array.ndim == 4 and shape[1] in _CHANNELS else ""

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from thaw.data.chunks import Facts, Target, convert_chunk, join_facts
-from thaw.data.images import InputContract
+from thaw.data.chunks import Facts, join_facts
 from thaw.data.problems import Problem
-from thaw.data.scaling import FULL_RANGE, LARGEST_VALUE, ValueRange, Values
+from thaw.data.scaling import FULL_RANGE, LARGEST_VALUE, ValueRange
 from thaw.data.splits import Rows
 from thaw.data.store import Store
 
@@ -129,13 +128,6 @@ def told_of_use(facts: Facts, names: Sequence[str], value_range: ValueRange | No
         )
         problems.append(Problem("depth", "warning", message, _names(names, narrow)))
     return [*problems, *_clipped(facts, names, value_range)]
-
-
-def warn_of_pixels(pixels: Values, contract: InputContract) -> None:
-    """Python warnings of what `told_of_use` warns of, for images uint8 or uint16 [N, H, W, C] from a program."""
-    if len(pixels) and (pixels.dtype == np.uint16 or contract.range is not None):
-        facts = convert_chunk(pixels, Target.of(contract)).facts
-        warn_of(told_of_use(facts, [f"[{index}]" for index in range(len(pixels))], contract.range))
 
 
 def warn_of(problems: Iterable[Problem]) -> None:
