@@ -203,9 +203,6 @@ def test_a_run_on_noise_says_that_it_learned_nothing(tmp_path):
     assert "7.2 times" in notes[0]["message"], "101 of 14, in training"
     page = run.report.read_text("utf-8")
     assert 0 < page.index("the model did not learn") < page.index('id="summary"')
-    again = thaw.train(noise((140, 40, 20)), resume=run.path)
-    assert again.metrics["data"]["problems"] == run.metrics["data"]["problems"]
-    assert again.findings == found
 
 
 def write_folders(root, images, labels) -> None:
@@ -250,8 +247,10 @@ def test_a_class_that_cannot_be_learned_is_named_first(half_known, call):
 
 
 def test_the_terminal_begins_with_it(half_known, call):
-    root, _ = half_known
+    root, run = half_known
     code, out, err = call("train", "--resume", root / "run")
+    again = json.loads((root / "run" / "metrics.json").read_text("utf-8"))
+    assert (again["findings"], again["data"]) == (run.metrics["findings"], run.metrics["data"]), "notes stand once"
     assert code == 0, err
     lines = out.strip().splitlines()
     assert lines[0].startswith("warning: the model does not know 1 of 3 classes")

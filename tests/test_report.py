@@ -170,7 +170,10 @@ def run_of(
             "balanced_accuracy": 0.9853,
             "count": 288,
         },
-        "findings": [],
+        "findings": [
+            {"code": "class-without-hit", "severity": "warning", "message": f"no {text}", "try": [f"more {text}"]}
+            for text in (HOSTILE if classes == HOSTILE else ())
+        ],
         "test": quality.as_dict(),
         "int8": int8_of(quality),
         "latency": {
@@ -287,6 +290,21 @@ def test_names_are_escaped() -> None:
     assert page.count("</style>") == 1
     assert "{{ 7 * 7 }}" in page
     assert "49 мышь" not in page
+
+
+def test_what_has_to_be_known_stands_first() -> None:
+    metrics, history, pictures = run_of()
+    assert '<aside class="findings"' not in render_report(metrics, history, pictures)
+    finding = {"code": "class-without-hit", "severity": "warning", "message": f"no image of {EVIL}"}
+    metrics["findings"] = [{**finding, "try": ["--recipe balanced", EVIL]}]
+    page = render_report(metrics, history, pictures)
+    first, told = (
+        page.index('<aside class="findings"'),
+        page.index(html.escape(f"no image of {EVIL}", quote=False)[:20]),
+    )
+    assert first < told < page.index('id="summary"') < page.index("Balanced accuracy")
+    assert "Try: --recipe balanced; " in page
+    assert "<script" not in page
 
 
 def test_pictures_are_checked() -> None:
