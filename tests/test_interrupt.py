@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from command_line import TINY, start, wait_for
 
 LOST = """
 import os, signal
@@ -57,3 +60,17 @@ def test_a_command_that_is_stopped_says_how_to_go_on(call, finished, monkeypatch
     expected = "stopped" if "data" in arguments else "give the same command again"
     assert expected in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_before_training_begins(tmp_path, stop, code):
+    process = start("train", "digits", *TINY, "--out", "run", cwd=tmp_path)
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(lambda: "libtorch" in maps.read_text(), process)
+    process.send_signal(stop)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "stopped" in err
+    assert not (tmp_path / "run").exists()

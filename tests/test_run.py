@@ -175,20 +175,6 @@ def test_a_signal_saves_and_says_how_to_resume(finished, tmp_path, stop, code):
     assert_same_run(run, finished.path)
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_before_training_begins(tmp_path, stop, code):
-    process = start("train", "digits", *TINY, "--out", "run", cwd=tmp_path)
-    maps = Path(f"/proc/{process.pid}/maps")
-    wait_for(lambda: "libtorch" in maps.read_text(), process)
-    process.send_signal(stop)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert out == ""
-    assert "Traceback" not in err
-    assert "stopped" in err
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.fixture(scope="module")
 def copied(finished, tmp_path_factory):
     """A function that gives a fresh copy of the finished run."""
