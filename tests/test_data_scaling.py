@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thaw.data import scaling
 from thaw.data.images import InputContract
 from thaw.data.resize import resize
 from thaw.data.scaling import (
     FULL_RANGE,
     check_range,
-    outside_share,
     parse_range,
+    range_use,
     scale,
-    used_levels,
     value_span,
 )
 from thaw.errors import UsageError
@@ -135,12 +135,9 @@ def test_the_outermost_thousandth_of_a_large_image_is_left_out():
 def test_levels_are_counted_where_most_values_are():
     image = np.repeat(np.arange(29_500, 29_600, dtype=np.uint16), 100).reshape(100, 100, 1)
     image[0, :50, 0] = np.arange(50) * 1000
-    kept, native = used_levels(image, (29_500, 29_599))
-    assert (kept, native) == (99, 99)
+    assert range_use(image, (29_500, 29_599)) == (99, 99, pytest.approx(0.005))
     # 29,500 / 257 is 114.8, 29,599 / 257 is 115.2.
-    assert used_levels(image, FULL_RANGE)[0] == 1
-    assert outside_share(image, (29_500, 29_599)) == pytest.approx(0.005)
-    assert outside_share(image, None) == 0
+    assert range_use(image, FULL_RANGE) == (1, 99, 0)
 
 
 @pytest.mark.parametrize("text", ["29500,30300", " 29500 , 30300 ", "[29500, 30300]", "(29500,30300)"])
@@ -171,3 +168,11 @@ def test_the_contract_keeps_its_range():
     assert contract.as_dict()["range"] == [0, 1023]
     assert InputContract.from_dict(contract.as_dict()) == contract
     assert "range" not in InputContract(height=8, width=8, channels=1).as_dict()
+
+
+def test_large_images_are_done_in_parts(monkeypatch):
+    image = np.random.default_rng(8).integers(0, 65_536, (50, 61, 3)).astype(np.uint16)
+    scaled, use = scale(image, (700, 50_000)), range_use(image, (700, 50_000))
+    monkeypatch.setattr(scaling, "_BLOCK_VALUES", 1000)
+    assert np.array_equal(scale(image, (700, 50_000)), scaled)
+    assert range_use(image, (700, 50_000)) == use

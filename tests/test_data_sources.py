@@ -58,7 +58,7 @@ def test_arrays_that_need_no_change_are_not_copied():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ((np.zeros((4, 8, 8)), [0, 1, 0, 1]), "float64.*expected uint8; scale"),
+        ((np.zeros((4, 8, 8)), [0, 1, 0, 1]), "float64.*expected uint8 .*; scale"),
         ((np.zeros((4, 8), np.uint8), [0, 1, 0, 1]), r"shape \[4, 8\]"),
         ((np.zeros((4, 3, 8, 8), np.uint8), [0, 1, 0, 1]), "channels last"),
         ((np.zeros((4, 8, 8), np.uint8), [0, 1]), "4 images and 2 labels"),

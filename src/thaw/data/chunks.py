@@ -13,7 +13,7 @@ from thaw.data.catalogue import Payload
 from thaw.data.decode import UnreadableImageError, decode_image, quiet_decoding
 from thaw.data.images import Fit, InputContract
 from thaw.data.resize import resize
-from thaw.data.scaling import ValueRange, Values, outside_share, used_levels, value_span
+from thaw.data.scaling import Use, ValueRange, Values, range_use, value_span
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -58,7 +58,7 @@ class Facts:
         squares: int64 [n, 3], sum of their squares.
         wide: bool [n], whether the original has more than 8 bits a channel; what follows is 0 where it has not.
         spans: uint16 [n, 2], lowest and highest value of the original that count (`scaling.value_span`).
-        levels: int32 [n, 2], levels in use after scaling to bytes, and before (`scaling.used_levels`).
+        levels: int32 [n, 2], levels in use after scaling to bytes, and before (`scaling.Use`).
         outside: float32 [n], share of values outside the range by which they were scaled.
     """
 
@@ -175,17 +175,17 @@ def _stack(parts: Sequence[Pixels], target: Target) -> Pixels:
     return pixels
 
 
-_Depth = tuple[bool, tuple[int, int], tuple[int, int], float]
-"""Of one image: the last four of `Facts`."""
+_Depth = tuple[bool, tuple[int, int], Use]
+"""Of one image: what the last four of `Facts` say."""
 
-_EIGHT_BITS: _Depth = (False, (0, 0), (0, 0), 0.0)
+_EIGHT_BITS: _Depth = (False, (0, 0), Use(0, 0, 0.0))
 
 
 def _depth(pixels: Values, value_range: ValueRange | None, span: tuple[int, int] | None = None) -> _Depth:
     if pixels.dtype == np.uint8:
         return _EIGHT_BITS
     wide = pixels.view(np.uint16)
-    return (True, span or value_span(wide), used_levels(wide, value_range), outside_share(wide, value_range))
+    return (True, span or value_span(wide), range_use(wide, value_range))
 
 
 def _digest(pixels: Values) -> bytes:
@@ -217,8 +217,8 @@ def _facts(
         squares=np.broadcast_to(squares, (count, 3)).copy(),
         wide=np.array([each[0] for each in depths], dtype=np.bool_),
         spans=np.array([each[1] for each in depths], dtype=np.uint16).reshape(count, 2),
-        levels=np.array([each[2] for each in depths], dtype=np.int32).reshape(count, 2),
-        outside=np.array([each[3] for each in depths], dtype=np.float32),
+        levels=np.array([each[2][:2] for each in depths], dtype=np.int32).reshape(count, 2),
+        outside=np.array([each[2].outside for each in depths], dtype=np.float32),
     )
 
 

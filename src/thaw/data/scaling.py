@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import product
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +40,9 @@ FULL_RANGE: ValueRange = (0, LARGEST_VALUE)
 """What 16-bit values are scaled by where no range is known."""
 
 _LEFT_OUT = 1000
-# A level counts as used where it belongs to the fewest levels that hold this share (a 100th) of the values.
 _HELD_PERCENT = 99
+# NumPy makes 64-bit indices of values before it looks them up: so many at a time.
+_BLOCK_VALUES = 1 << 22
 
 Wide = npt.NDArray[np.uint16]
 Values = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -88,7 +89,12 @@ def scale(values: Values, value_range: ValueRange | None) -> npt.NDArray[np.uint
     """Values [...] as bytes uint8 [...]: uint16 by the range, None standing for `FULL_RANGE`; uint8 is handed back."""
     if values.dtype == np.uint8:
         return cast("npt.NDArray[np.uint8]", values)
-    return _table(value_range or FULL_RANGE)[values]
+    table = _table(value_range or FULL_RANGE)
+    result = np.empty(values.shape, dtype=np.uint8)
+    flat, scaled = values.reshape(-1), result.reshape(-1)
+    for start in range(0, len(flat), _BLOCK_VALUES):
+        scaled[start : start + _BLOCK_VALUES] = table[flat[start : start + _BLOCK_VALUES]]
+    return result
 
 
 def value_span(pixels: Wide, alpha: Wide | None = None) -> tuple[int, int]:
@@ -130,22 +136,33 @@ def _neighbors(pixels: Wide, pick: np.ufunc) -> Wide:
     return result
 
 
-def used_levels(pixels: Wide, value_range: ValueRange | None) -> tuple[int, int]:
-    """How many levels hold 99 % of an image's values: after `scale`, and before.
+class Use(NamedTuple):
+    """What an image makes of a range.
 
-    A level is counted with the most frequent ones first, so that a few outliers do not make an image look rich.
+    Attributes:
+        kept: levels that hold 99 % of its values after `scale`, the most frequent first, so that a few outliers do not
+            make an image look rich.
+        native: the same before.
+        outside: share of its values, 0 to 1, that lie below or above the range.
     """
-    counts = np.bincount(pixels.ravel(), minlength=LARGEST_VALUE + 1)
-    kept = np.bincount(_table(value_range or FULL_RANGE), weights=counts).astype(np.int64)
-    return _levels(kept), _levels(counts)
+
+    kept: int
+    native: int
+    outside: float
+
+
+def range_use(pixels: Wide, value_range: ValueRange | None) -> Use:
+    """How an image, uint16 [H, W, C], uses a range; None stands for `FULL_RANGE`."""
+    low, high = value_range or FULL_RANGE
+    counts = np.zeros(LARGEST_VALUE + 1, dtype=np.int64)
+    flat = pixels.reshape(-1)
+    for start in range(0, len(flat), _BLOCK_VALUES):
+        counts += np.bincount(flat[start : start + _BLOCK_VALUES], minlength=LARGEST_VALUE + 1)
+    kept = np.bincount(_table((low, high)), weights=counts).astype(np.int64)
+    outside = int(counts[:low].sum() + counts[high + 1 :].sum())
+    return Use(_levels(kept), _levels(counts), outside / len(flat))
 
 
 def _levels(counts: npt.NDArray[np.int64]) -> int:
     most = np.cumsum(np.sort(counts[counts > 0])[::-1])
     return int(np.searchsorted(most * 100, _HELD_PERCENT * most[-1])) + 1
-
-
-def outside_share(pixels: Wide, value_range: ValueRange | None) -> float:
-    """The share of values, 0 to 1, that lie below or above the range."""
-    low, high = value_range or FULL_RANGE
-    return float(((pixels < low) | (pixels > high)).mean())
