@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from thaw.data.checks import as_skippable
-from thaw.data.chunks import Target, convert_chunk
+from thaw.data.chunks import Facts, Target, convert_chunk, join_facts
 from thaw.data.decode import UnreadableImageError, decode_pillow
 from thaw.data.images import InputContract
 from thaw.data.prepare import load_images
@@ -27,8 +28,6 @@ from thaw.data.scaling import Values
 from thaw.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
-_Part = tuple[Pixels, list[str], tuple[Problem, ...]]
-"""Pixels uint8 [n, h, w, c], the names of the n images, and what was found."""
 
 _EXPECTED = (
     "expected the path of an image or a folder, a PIL image, an array uint8 (or uint16) [H, W], [H, W, C], [N, H, W] "
@@ -41,6 +40,23 @@ _HINTS: Mapping[str, str] = {
     "i": "convert values from 0 to 255 with astype(numpy.uint8)",
     "u": "convert values from 0 to 255 with astype(numpy.uint8)",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Some of the images.
+
+    Attributes:
+        pixels: uint8 [n, h, w, c].
+        names: of these n images.
+        problems: what was found.
+        facts: of images from memory whose depth there is something to tell of.
+    """
+
+    pixels: Pixels
+    names: Sequence[str]
+    problems: Sequence[Problem] = ()
+    facts: Facts | None = None
 
 
 def read_images(
@@ -65,14 +81,19 @@ def read_images(
         DataError: for anything else, for a path that does not exist, a broken image, or an empty list.
     """
     if _is_array(images):
-        return _array_images(images, "the array", "", contract)
-    items = [images] if _is_path(images) or _is_image(images) else _items(images)
-    parts = list(_parts(items, contract, skip_broken=skip_broken))
-    names = [name for part in parts for name in part[1]]
-    problems = tuple(problem for part in parts for problem in part[2])
+        parts = [_array_images(images, "the array", "", contract)]
+    else:
+        items = [images] if _is_path(images) or _is_image(images) else _items(images)
+        parts = list(_parts(items, contract, skip_broken=skip_broken))
+    names = [name for part in parts for name in part.names]
+    problems = [problem for part in parts for problem in part.problems]
     if not parts or (not names and problems):
         raise DataError(f"no image {'could be read' if parts else 'was given'}: {_EXPECTED}")
-    return np.concatenate([part[0] for part in parts]), names, problems
+    told = [(part.names, part.facts) for part in parts if part.facts is not None]
+    if told:
+        facts = join_facts([each for _, each in told])
+        problems += told_of_use(facts, [name for some, _ in told for name in some], contract.range)
+    return np.concatenate([part.pixels for part in parts]), names, tuple(problems)
 
 
 def _items(images: object) -> list[object]:
@@ -86,7 +107,10 @@ def _parts(items: Sequence[object], contract: InputContract, *, skip_broken: boo
     for are_paths, group in groupby(enumerate(items), key=lambda item: _is_path(item[1])):
         if are_paths:
             paths = [_path(item) for _, item in group]
-            yield load_images(paths, contract, skip_broken=skip_broken, may_be_none=len(items) > len(paths))
+            pixels, names, problems = load_images(
+                paths, contract, skip_broken=skip_broken, may_be_none=len(items) > len(paths)
+            )
+            yield _Part(pixels=pixels, names=names, problems=problems)
             continue
         for place, item in group:
             name = f"[{place}]"
@@ -105,7 +129,7 @@ def _pillow_image(image: Image.Image, name: str, contract: InputContract, *, ski
         broken = Problem("unreadable", "error", "images that cannot be read", (f"{name} ({error})",))
     problems = tuple(as_skippable([broken], skip_broken=skip_broken))
     raise_errors("images", problems)
-    return np.empty((0, *contract.shape), np.uint8), [], problems
+    return _Part(pixels=np.empty((0, *contract.shape), np.uint8), names=(), problems=problems)
 
 
 def _array_images(item: Any, what: str, name: str, contract: InputContract) -> _Part:
@@ -117,11 +141,11 @@ def _array_images(item: Any, what: str, name: str, contract: InputContract) -> _
 
 
 def _prepared(values: Values, names: list[str], contract: InputContract) -> _Part:
-    """Images uint8 or uint16 [N, H, W, C] as the contract asks, and what there is to tell of their depth."""
+    """Images uint8 or uint16 [N, H, W, C] as the contract asks, with their facts where one of the two has a range."""
     if not len(values) or (values.dtype == np.uint8 and contract.range is None):
-        return resize(values, contract), names, ()
+        return _Part(pixels=resize(values, contract), names=names)
     chunk = convert_chunk(values, Target.of(contract))
-    return chunk.pixels, names, tuple(told_of_use(chunk.facts, names, contract.range))
+    return _Part(pixels=chunk.pixels, names=names, facts=chunk.facts)
 
 
 def _as_pixels(item: Any, what: str) -> Values:
