@@ -23,14 +23,20 @@ SPECS = {
     "residual": ResidualSpec(widths=(4, 5, 8), blocks=(2, 1, 0)),
     "residual, one stage": ResidualSpec(widths=(3,), blocks=(2,)),
     "residual, average": ResidualSpec(widths=(4, 6, 8), blocks=(1, 0, 0), pooling="average"),
+    "residual, stem stride": ResidualSpec(widths=(4, 6), blocks=(1, 0), stem_reduction="stride"),
+    "residual, stem pool": ResidualSpec(widths=(5, 4), blocks=(1, 1), stem_reduction="pool"),
     "looped": LoopedSpec(stem=4, widths=(4, 6), passes=(2, 3), mixed=2),
     "looped, wide": LoopedSpec(stem=3, widths=(5, 8), passes=(0, 3), mixed=0),
     "looped, one convolution": LoopedSpec(stem=6, widths=(6, 6, 6), passes=(2, 0, 2), shared=True, mixed=3),
     "looped, one convolution, average": LoopedSpec(
         stem=6, widths=(6, 6), passes=(1, 2), pooling="average", shared=True, mixed=2
     ),
+    "looped, one convolution, stem pool": LoopedSpec(
+        stem=6, widths=(6, 6), passes=(1, 2), pooling="average", shared=True, mixed=0, stem_reduction="pool"
+    ),
     "separable": SeparableSpec(widths=(4, 8), blocks=(2, 1)),
     "separable, one channel": SeparableSpec(widths=(1, 3), blocks=(1, 2)),
+    "separable, stem stride": SeparableSpec(widths=(4, 6), blocks=(1, 2), stem_reduction="stride"),
 }
 SHAPES = ((12, 12, 3), (16, 16, 1), (28, 28, 1))
 

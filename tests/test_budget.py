@@ -47,11 +47,14 @@ RECIPE = load_recipe("paper")[1]
         ("ram=1.7KB", (None, 1_740, None, None)),  # 1,740.8
         ("params=1", (1, None, None, None)),
         ("macs=1000000000000", (None, None, None, 10**12)),
+        ("ram=8KB,image=included", (None, 8_192, None, None)),
+        ("image = excluded , ram=8KB", (None, 8_192, None, None)),
     ],
 )
 def test_reads(text, limits):
     budget = Budget.parse(text)
     assert (budget.params, budget.ram, budget.flash, budget.macs) == limits
+    assert budget.counts_image == ("excluded" not in text)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,7 @@ def test_reads(text, limits):
         ("params=1,,ram=2", "expected NAME=LIMIT"),
         ("params=1,", "expected NAME=LIMIT"),
         ("param=1", "did you mean params"),
-        ("latency=1", "expected one of params, ram, flash, macs"),
+        ("latency=1", "expected one of params, ram, flash, macs, image"),
         ("=5", "expected one of"),
         ("ram=8KB,ram=9KB", "ram is given twice"),
         ("ram=", "expected bytes"),
@@ -79,6 +82,11 @@ def test_reads(text, limits):
         ("params=1_000", "expected a count"),
         ("params=1=2", "expected a count"),
         ("params=0", "expected at least 1"),
+        ("ram=8KB,image=no", "expected included or excluded"),
+        ("ram=8KB,image=Excluded", "expected included or excluded"),
+        ("ram=8KB,image=excluded,image=excluded", "image is given twice"),
+        ("flash=8KB,image=excluded", "expected ram=LIMIT beside it"),
+        ("imag=excluded", "did you mean image"),
         ("params=0.4", "expected at least 1"),
         ("flash=2000000MB", "at most 1,000,000,000,000"),
         ("params=" + "9" * 400, "expected a count"),
@@ -91,7 +99,10 @@ def test_refuses_text_in_one_line(text, told):
     assert "\n" not in str(caught.value)
 
 
-@given(st.text(max_size=30) | st.from_regex(r"(params|ram|x)=[0-9.kKMB]{1,8}(,macs=[0-9]{0,20}M?)?", fullmatch=True))
+@given(
+    st.text(max_size=30)
+    | st.from_regex(r"(params|ram|x)=[0-9.kKMB]{1,8}(,macs=[0-9]{0,20}M?|,image=(in|ex)cluded)?", fullmatch=True)
+)
 def test_any_text_is_a_budget_or_a_usage_error(text):
     try:
         budget = Budget.parse(text)
@@ -101,7 +112,19 @@ def test_any_text_is_a_budget_or_a_usage_error(text):
     assert Budget.from_dict(json.loads(json.dumps(budget.as_dict()))) == budget
 
 
-@pytest.mark.parametrize("kept", [{"params": 0}, {"params": 1.5}, {"ram": True}, {"ram": "8KB"}, {"rom": 5}])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"params": 0},
+        {"params": 1.5},
+        {"ram": True},
+        {"ram": "8KB"},
+        {"rom": 5},
+        {"image": "excluded"},
+        {"ram": 5, "image": False},
+        {"ram": 5, "image": "excluded "},
+    ],
+)
 def test_refuses_what_run_json_cannot_hold(kept):
     with pytest.raises(UsageError, match="budget"):
         Budget.from_dict(kept)
@@ -126,11 +149,27 @@ def test_every_broken_limit_is_told_with_where_most_of_it_is():
     assert [line.split(":")[0].strip() for line in text.splitlines()[1:5]] == ["params", "ram", "flash", "macs"]
     assert "branch1.dense has most parameters, 5,010" in text
     assert "branch1.conv2 has most MACs, 217,800" in text
-    assert f"an arena of {PAPER.arena_bytes:,} and {STACK_BYTES:,} allowed for the stack" in text
-    assert "the caller's image takes 784 beside it" in text
+    assert f"(arena {PAPER.arena_bytes:,}, image 784, scores 10, {STACK_BYTES:,} allowed for the stack)" in text
+    assert "image=excluded leaves the image out of ram" in text
     assert f"{PAPER.flash_bytes - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code" in text
     assert "--set model.filters=" in text
     assert "--recipe balanced, which fits its network to the budget" in text
+
+
+def test_ram_counts_the_image_unless_the_budget_says_otherwise():
+    """64 KB of RAM at 64x64x3: the caller's 12 KB are part of it."""
+    shape, all_of_it = (64, 64, 3), "ram=64KB,flash=128KB"
+    recipe = load_recipe("balanced")[1]
+    with_image, without = (
+        layer_table(with_network(recipe, Budget.parse(text), shape, 6)[0].model, None, shape, 6)
+        for text in (all_of_it, f"{all_of_it},image=excluded")
+    )
+    assert with_image.image_bytes == 64 * 64 * 3
+    assert with_image.ram_bytes == with_image.arena_bytes + STACK_BYTES + 64 * 64 * 3 + 6 <= 65_536
+    assert 65_536 < without.ram_bytes <= 65_536 + 64 * 64 * 3
+    with pytest.raises(BudgetError, match=r"without the image of 784.*\)\n(?!.*image=excluded)"):
+        with_network(RECIPE, Budget(ram=PAPER.ram_bytes - 784 - 1, counts_image=False), (28, 28, 1), 10)
+    with_network(RECIPE, Budget(ram=PAPER.ram_bytes - 784, counts_image=False), (28, 28, 1), 10)
 
 
 def no_images(*args, **kwargs):
@@ -141,8 +180,7 @@ def no_images(*args, **kwargs):
 def test_refuses_before_any_image_is_decoded(call, monkeypatch, tmp_path, more):
     monkeypatch.setattr(resolve, "prepare", no_images)
     told = call("train", "digits", "--recipe", "digits", "--budget", "ram=600", *more)
-    error = error_of(("10 classes", "ram: needs"), told, 2, lines=3)
-    assert "caller's image" in error
+    error_of(("10 classes", "ram: needs", "image "), told, 2, lines=3)
     assert not list(tmp_path.iterdir())
 
 
@@ -188,7 +226,8 @@ def test_a_run_keeps_its_budget(within):
     assert json.loads((within.path / "run.json").read_text())["budget"] == LIMITS
     assert within.metrics["budget"] == LIMITS
     assert "--budget params=15k,flash=32KB" in within.metrics["command"]
-    assert within.metrics["cost"]["ram_bytes"] == within.metrics["cost"]["arena_bytes"] + STACK_BYTES
+    cost = within.metrics["cost"]
+    assert cost["ram_bytes"] == cost["arena_bytes"] + STACK_BYTES + 28 * 28 + 10
     page = within.report.read_text()
     section = page[page.index('id="cost"') :]
     section = section[: section.index("</section>")]
@@ -227,15 +266,11 @@ def test_a_request_without_a_budget_says_so():
 def test_info_tells_what_the_c_needs(call):
     code, out, _ = call("info", "--recipe", "paper")
     assert code == 0
-    assert f"RAM of the C in int8 {PAPER.ram_bytes:,} bytes: an arena of {PAPER.arena_bytes:,}" in out
-    assert "the image takes 784 beside it" in out
+    assert f"RAM for the C in int8 {PAPER.ram_bytes:,} bytes: arena {PAPER.arena_bytes:,}, image 784, scores 10" in out
     assert f"flash of the C in int8 {PAPER.flash_bytes:,} bytes" in out
     described = json.loads(call("info", "--recipe", "paper", "--json")[1])
-    assert [described[name] for name in ("ram_bytes", "flash_bytes", "image_bytes")] == [
-        PAPER.ram_bytes,
-        PAPER.flash_bytes,
-        784,
-    ]
+    names = ("ram_bytes", "flash_bytes", "image_bytes", "score_bytes")
+    assert [described[name] for name in names] == [PAPER.ram_bytes, PAPER.flash_bytes, 784, 10]
 
 
 def test_the_documentation_tells_the_allowances():

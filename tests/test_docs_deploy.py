@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from thaw.data.resize import resize
 from thaw.evidence.emulate import missing_tools
+from thaw.graph.cost import STACK_BYTES
 from thaw.graph.interpret import run as run_referee
 from thaw.workflow.deploy import TrainedRun, export
 from thaw.workflow.deployment import read_deployment
@@ -40,6 +41,18 @@ def exported(finished, tmp_path_factory):
     return run
 
 
+def linker_script(ram_bytes: int) -> str:
+    """The page's board with so much RAM, its stack included."""
+    script, count = re.subn(r"(ORIGIN = 0x20000000, LENGTH = )4M", rf"\g<1>{ram_bytes}", block("ld"))
+    assert count == 1
+    return script
+
+
+def links_within(folder: Path, build: list[str], ram_bytes: int) -> bool:
+    (folder / "board.ld").write_text(linker_script(ram_bytes))
+    return subprocess.run(build, cwd=folder, capture_output=True, check=False).returncode == 0
+
+
 @pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {' '.join(missing_tools())}")
 @pytest.mark.parametrize("number", [3, 10])
 def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, number):
@@ -49,7 +62,9 @@ def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, n
     for name in ("model.h", "model.c"):
         shutil.copy(exported / "export" / "c" / name, tmp_path)
     (tmp_path / "main.c").write_text(block("c"))
-    (tmp_path / "board.ld").write_text(block("ld"))
+    # The board's RAM is what the run told, so that the linker says whether that is enough.
+    cost = json.loads((exported / "metrics.json").read_text())["cost"]
+    (tmp_path / "board.ld").write_text(linker_script(cost["ram_bytes"]))
     subprocess.run([sys.executable, "-c", block("python")], cwd=tmp_path, check=True)
     build, size, run = map(shlex.split, block("sh").replace("\\\n", " ").splitlines())
     built = subprocess.run(
@@ -57,6 +72,8 @@ def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, n
     )
     assert built.returncode == 0, built.stderr
     subprocess.run(size, cwd=tmp_path, check=True, capture_output=True)
+    assert not links_within(tmp_path, build, cost["arena_bytes"] + STACK_BYTES)
+    assert links_within(tmp_path, build, cost["ram_bytes"])
 
     firmware = subprocess.Popen(run, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     try:

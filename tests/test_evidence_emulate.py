@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from export_samples import card_of, paper_graph
+from family_samples import family_graph
 from graph_samples import random_images, random_int8_graph
 
 from thaw.errors import MissingDependencyError, UsageError
+from thaw.evidence import emulate as emulator
 from thaw.evidence.emulate import TARGETS, emulate, missing_tools
 from thaw.export.to_c import export_c
 from thaw.graph.cost import count_cost
@@ -28,7 +34,8 @@ def test_the_papers_network_gives_the_bytes_of_the_referee(target):
     np.testing.assert_array_equal(found.scores, run(graph, images)["probabilities"])
     assert found.static_bytes == plan_memory(graph).arena_bytes
     assert 0 < found.stack_bytes < 1024
-    assert found.ram_bytes == found.static_bytes + found.stack_bytes <= 4096
+    assert (found.image_bytes, found.score_bytes) == (784, 10)
+    assert found.ram_bytes == found.static_bytes + found.stack_bytes + 784 + 10 <= 4096
     assert found.flash_bytes == found.text_bytes + found.constant_bytes <= 24 * 1024
     assert found.most_instructions >= found.instructions_per_inference > 100_000
     if target == "cortex-m4":
@@ -79,3 +86,40 @@ def test_flash_stays_within_what_a_budget_allows_for_code():
     assert found.flash_bytes <= cost.flash_bytes
     assert found.stack_bytes <= STACK_BYTES
     assert CODE_BYTES < 8192
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("residual, stem stride", "cortex-m4"),
+        ("residual, stem pool", "cortex-m55"),
+        ("separable, stem stride", "cortex-m7"),
+        ("looped, one convolution, stem pool", "cortex-m3"),
+        ("paper", "cortex-m33"),
+    ],
+)
+def test_ram_is_never_more_than_what_a_budget_counts(name, target):
+    """The linker's figure of a firmware that holds image, scores and arena, and the stack that was measured."""
+    graph = family_graph(name, (16, 16, 1))
+    graph = replace(graph, outputs=graph.outputs[-1:])
+    images = random_images(np.random.default_rng(0), graph, 3)
+    files = export_c({"int8": graph}, card_of(graph))
+    found = emulate(files, images, target)
+    counted = count_cost(family_graph(name, (16, 16, 1), precision="float"))
+    assert found.ram_bytes <= counted.ram_bytes
+    assert (found.image_bytes, found.score_bytes) == (counted.image_bytes, counted.score_bytes)
+    # Beside that, a firmware has its own variables only: here none but what aligns the buffers.
+    static = firmware_static_bytes(files, target)
+    assert found.ram_bytes - found.stack_bytes <= static <= found.ram_bytes - found.stack_bytes + 8
+
+
+def firmware_static_bytes(files, target) -> int:
+    """What arm-none-eabi-size finds in RAM of the whole firmware."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, board = Path(name), TARGETS[target]
+        emulator._write_sources(folder, files, board)
+        emulator._link(folder, board, "whole.elf", ["firmware.o", "model.o"], ["-T", "memory.ld"])
+        command = [f"{emulator.PREFIX}size", "-A", "whole.elf"]
+        listing = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    return sum(int(size) for size in re.findall(r"^\.(?:bss|data)\s+(\d+)", listing, re.MULTILINE))

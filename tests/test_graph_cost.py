@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from thaw.errors import UsageError
-from thaw.graph.cost import count_cost, peak_activation_bytes
+from thaw.graph.cost import STACK_BYTES, count_cost, peak_activation_bytes
 from thaw.graph.graph import Graph
 from thaw.graph.lower import layer_table, lower
 from thaw.graph.ops import Concat, Conv2d, Dense, MaxPool2d, Reshape, Scale, Softmax
@@ -195,6 +195,7 @@ def test_cost_of_a_small_graph_as_json():
     assert list(data) == [
         "layers", "parameters", "macs", "peak_activation_bytes_float32", "peak_activation_bytes_int8",
         "weight_bytes_float32", "weight_bytes_int8", "arena_bytes", "ram_bytes", "flash_bytes", "image_bytes",
+        "score_bytes",
     ]  # fmt: skip
     assert data["layers"][1] == {
         "name": "conv_a",
@@ -204,6 +205,8 @@ def test_cost_of_a_small_graph_as_json():
         "macs": 72,  # 2 * 2 positions * 9 * 2
         "activation_bytes": 32,
     }
+    assert (data["image_bytes"], data["score_bytes"]) == (16, 2)
+    assert data["ram_bytes"] == data["arena_bytes"] + STACK_BYTES + 16 + 2
     assert data["parameters"] == 20 + (3 + 3) + (10 + 2)
     assert data["macs"] == 72 + 4 * 4 * 3 + 10
     assert data["weight_bytes_int8"] == (18 + 3 + 10) + 4 * (2 + 3 + 2)

@@ -194,7 +194,6 @@ def nested(*units):
         (classifier(), {"mean": (0, 0)}, "scale 'scale': .* expected as many finite numbers in both"),
         (classifier(), {"mean": (0, 0), "std": (1, 1)}, "scale 'scale': 2 means and deviations for 1 channels"),
         (classifier(), {"std": (0,)}, "expected numbers above 0"),
-        (classifier(stride=(2, 2)), {}, "first is Conv2d.*: expected stride 1"),
         (classifier(groups=2), {}, "one group"),
         (classifier(dilation=(2, 2)), {}, "no dilation"),
         (classifier(padding="same"), {}, "zero padding given in numbers"),

@@ -1,4 +1,4 @@
-"""Networks and inputs as large as a budget allows: the search, what is told, and runs that leave their size open."""
+"""Networks as large as a budget allows: the search, what is told, and runs that leave their size open."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from functools import cache
 import numpy as np
 import pytest
 from command_line import error_of
-from PIL import Image
+from sizing_samples import draw_photos
 
 import thaw
-from thaw.data.ingest import Glance, glance
 from thaw.data.settings import DataSettings, parse_input
-from thaw.data.sources import open_source
 from thaw.errors import BudgetError, RecipeError, RunError, UsageError
 from thaw.graph.lower import layer_table
 from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
 from thaw.models.fusion import FusionSpec
-from thaw.workflow import resolve
+from thaw.workflow import candidates, resolve
 from thaw.workflow.budget import Budget
 from thaw.workflow.recipe import default_recipe, load_recipe, recipe_from_dict
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.resolve import with_network
-from thaw.workflow.sizing import SizingSettings, evenness, largest_input, largest_member
+from thaw.workflow.sizing import SizingSettings, largest_member
 
 SHAPE = (16, 16, 1)
 BALANCED = load_recipe("balanced")[1]
@@ -87,10 +85,13 @@ def test_of_two_widths_nothing_wider_fits_and_most_of_the_limit_is_used(spec, li
     first, second = found.free_widths
     for wider in ((first + 4, second), (first, second + 4)):
         assert cost(found.with_widths(wider)).parameters > limit
+
+    def evenness(member):
+        shares = [width / usual for width, usual in zip(member.free_widths, spec.free_widths, strict=True)]
+        return min(shares) / max(shares)
+
     as_even = [
-        member
-        for member in grid(spec, 48)
-        if cost(member).parameters <= limit and evenness(member, spec) >= evenness(found, spec)
+        member for member in grid(spec, 48) if cost(member).parameters <= limit and evenness(member) >= evenness(found)
     ]
     assert needed >= 0.85 * max((cost(member).parameters for member in as_even), default=0)
 
@@ -122,9 +123,11 @@ def test_a_limit_that_binds_one_stage_does_not_bind_the_others():
 
 
 def test_a_budget_that_no_network_fits_is_refused_with_the_figures_of_the_smallest():
+    budget = Budget(params=50, macs=10**9)
+    assert largest_member(ResidualSpec(), budget, SHAPE, 3, None) is None
     with pytest.raises(BudgetError) as caught:
-        largest_member(ResidualSpec(), Budget(params=50, macs=10**9), SHAPE, 3, None)
-    smallest = cost(next(iter(ResidualSpec().members())))
+        with_network(BALANCED, budget, SHAPE, 3)
+    smallest = cost(next(iter(BALANCED.model.members())))
     lines = str(caught.value).splitlines()
     assert lines[0] == "the smallest residual network does not fit the budget (input 16x16x1, 3 classes):"
     assert lines[1].startswith(f"  params: needs {smallest.parameters}, allowed are 50")
@@ -161,36 +164,6 @@ def test_free_widths_put_back_give_the_same():
     assert LoopedSpec(widths=(16, 16, 16), shared=True).with_widths((8,)).widths == (8, 8, 8)
 
 
-SHAPES = [(32, 32, 3), (48, 48, 3), (64, 64, 3)]
-
-
-@pytest.mark.parametrize(
-    ("networks", "side", "against"),
-    [
-        ({32: (100, 1.0), 48: (100, 1.0), 64: (90, 0.4)}, 64, ""),
-        ({32: (100, 1.0), 48: (95, 1.0), 64: (89, 1.0)}, 48, "at 64x64 no more than 89 parameters fit"),
-        ({32: (100, 1.0), 48: (95, 1.0), 64: (99, 0.3)}, 48, "at 64x64 some stages would be too narrow"),
-        ({32: (100, 1.0), 48: (80, 1.0)}, 32, "at 48x48 no more than 80 parameters fit"),
-        ({32: (100, 1.0)}, 32, "at 48x48 no network fits"),
-    ],
-)
-def test_the_largest_input_keeps_parameters_and_proportions(networks, side, against):
-    def network(shape):
-        if shape[0] not in networks:
-            raise BudgetError("nothing fits")
-        return networks[shape[0]]
-
-    chosen, told = largest_input(SHAPES, network)
-    assert chosen == (side, side, 3)
-    assert told.startswith(against)
-    assert bool(told) == bool(against)
-
-
-def test_no_input_at_all():
-    with pytest.raises(BudgetError):
-        largest_input(SHAPES, lambda shape: with_network(BALANCED, Budget(params=10), shape, 3))
-
-
 # Settings
 
 
@@ -202,6 +175,14 @@ def test_no_input_at_all():
         ("sizing.budget=params=x", "sizing.budget params=x: expected a count"),
         ("sizing.macs=0", "expected at least 1"),
         ("sizing.last_map=0", "expected at least 1"),
+        ("sizing.least_width=0", "expected at least 1"),
+        ("sizing.trials=-1", "expected at least 0"),
+        ("sizing.trials=100", "at most 16"),
+        ("sizing.trial_share=0.0", "expected above 0"),
+        ("sizing.trial_share=1.5", "at most 1"),
+        ("sizing.stems=[]", "sizing.stems []"),
+        ("sizing.stems=['pool', 'pool']", "expected different ones"),
+        ("sizing.stems=['half']", "expected one of none, pool, stride"),
         ("sizing.sides=[]", "sizing.sides []"),
         ("sizing.sides=[64, 32]", "from the smallest"),
         ("sizing.sides=[4, 32]", "expected sides from 8 to 1024"),
@@ -238,8 +219,8 @@ def test_a_network_that_was_chosen_is_told_and_settled():
     widths = ", ".join(map(str, recipe.model.widths))
     assert [(note.kind, note.severity) for note in notes] == [("network", "note")]
     assert notes[0].message == (
-        f"network residual, widths {widths}, was chosen: the largest within params=19,622 and the 20,000,000 "
-        f"multiply-accumulates of sizing.macs ({parameters:,} parameters); any wider breaks params"
+        f"network residual, widths {widths}, was chosen: the largest within params=19,622 "
+        f"({parameters:,} parameters); any wider breaks params"
     )
     assert not recipe.sizing.is_open
     again, told = with_network(recipe, Budget(params=19_622), (32, 32, 3), 10)
@@ -249,14 +230,26 @@ def test_a_network_that_was_chosen_is_told_and_settled():
 
 def test_without_a_budget_the_recipe_s_own_holds():
     recipe, notes = with_network(BALANCED, None, (32, 32, 3), 10)
-    assert "within params=20,000, ram=262,144 and" in notes[0].message
+    assert "within params=20,000, ram=262,144, macs=20,000,000 (" in notes[0].message
     assert cost(recipe.model, (32, 32, 3), 10).parameters <= 20_000
 
 
-def test_a_limit_on_multiply_accumulates_takes_the_place_of_the_recipe_s():
+def test_only_the_limits_that_are_named_bind():
+    """params=200000 gave 21,657 parameters, since 20 million multiply-accumulates bound where nobody had named them."""
+    budget = Budget.parse("params=200000,ram=256KB,flash=512KB")
+    recipe, notes = with_network(BALANCED, budget, (64, 64, 3), 6)
+    found = cost(recipe.model, (64, 64, 3), 6)
+    assert 190_000 < found.parameters <= 200_000
+    assert found.macs > 20_000_000
+    assert "within params=200,000, ram=262,144, flash=524,288 (" in notes[0].message
     _, notes = with_network(BALANCED, Budget.parse("macs=1M"), (32, 32, 3), 10)
     assert "the largest within macs=1,000,000 (" in notes[0].message
     assert notes[0].message.endswith("any wider breaks macs")
+
+
+def test_a_budget_without_a_bound_on_the_network_s_size_is_told():
+    notes = with_network(BALANCED, Budget.parse("ram=8KB"), (16, 16, 1), 3)[1]
+    assert any(note.kind == "budget" and "flash" in note.message for note in notes)
 
 
 def test_two_stages_keep_the_stages_that_their_steps_name():
@@ -297,76 +290,6 @@ def test_a_named_source_keeps_its_usual_input_and_is_refused_early(call, monkeyp
     error_of(("the smallest residual network", "input 28x28x1, 10 classes"), told, 2, lines=3)
 
 
-# Photographs
-
-
-def draw_photos(folder, sizes, *, grey=False, each=10):
-    """Class folders of blurred noise with a tint a class."""
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(("one", "three", "two")):
-        (folder / name).mkdir(parents=True)
-        for number in range(each):
-            height, width = sizes[number % len(sizes)]
-            pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
-            pixels[..., label] += 100
-            image = Image.fromarray(pixels)
-            (image.convert("L") if grey else image).save(folder / name / f"{number}.png")
-    return folder
-
-
-def chosen_input(source, budget="params=3000", *overrides):
-    recipe = load_recipe("balanced", ["sizing.sides=[16, 24, 32, 96]", *overrides])[1]
-    request = TrainRequest(source=source, recipe_name="balanced", recipe=recipe, budget=Budget.parse(budget))
-    settled, reason = resolve._with_input(request)
-    return settled.recipe.data.input, reason
-
-
-def test_a_glance_sees_sizes_and_colour(tmp_path):
-    entries = open_source(draw_photos(tmp_path / "a", [(70, 90), (60, 40)]), DataSettings()).read().splits
-    assert glance(entries) == Glance(sizes=((70, 90), (60, 40)) * 15, colour=True)
-    assert glance(entries).shorter_side == 55
-    assert glance(entries).own_size is None
-    same = (np.zeros((200, 20, 30, 3), np.uint8), np.arange(200) % 2)
-    seen = glance(open_source(same, DataSettings()).read().splits)
-    assert set(seen.sizes) == {(20, 30)}
-    assert len(seen.sizes) <= 67
-    assert not seen.colour
-    assert seen.own_size == (20, 30)
-
-
-def test_the_input_of_photographs_follows_the_budget(tmp_path):
-    photos = draw_photos(tmp_path / "photos", [(70, 90), (60, 40)])
-    wanted, reason = chosen_input(photos)
-    assert wanted == "32x32x3"
-    assert reason.startswith("the largest of 16, 24, 32 pixels a side for a network within params=3,000 and the 20,000")
-    assert reason.endswith("; the shorter side of the images is 55")
-    wanted, reason = chosen_input(photos, "params=3000,macs=200k")
-    assert wanted == "16x16x3"
-    assert "macs=200,000; at 24x24 " in reason
-    wanted, reason = chosen_input(photos, "params=3000", "sizing.sides=[16, 24]")
-    assert wanted == "24x24x3"
-    assert reason.endswith("sizing.sides has no more")
-    wanted, reason = chosen_input(photos, "params=3000", "sizing.sides=[64, 96]")
-    assert wanted == "64x64x3"
-    assert chosen_input(photos, "params=3000", "data.input=20x20x3") == ("20x20x3", "")
-    assert chosen_input(photos, "params=3000", "sizing.input=as is") == ("auto", "")
-    with pytest.raises(BudgetError, match="input 16x16x3, 3 classes"):
-        chosen_input(photos, "params=20")
-
-
-def test_small_images_of_one_size_keep_it_where_it_fits(tmp_path):
-    photos = draw_photos(tmp_path / "photos", [(40, 30)])
-    assert chosen_input(photos) == ("auto", "")
-    wanted, reason = chosen_input(photos, "params=3000,macs=200k")
-    assert wanted == "16x16x3"
-    assert reason.startswith("the largest of 16, 24, 40 pixels")
-
-
-def test_grey_images_decide_on_their_channels(tmp_path):
-    photos = draw_photos(tmp_path / "photos", [(70, 90), (60, 80)], grey=True)
-    assert chosen_input(photos)[0] == "32x32xauto"
-
-
 QUICK = ("sizing.sides=[16, 24]", "plain.epochs=1", "plain.batch_size=8", "quantize.qat_threshold=100")
 
 
@@ -385,7 +308,7 @@ def open_run(request, tmp_path_factory):
 def test_a_run_that_leaves_its_size_open_tells_what_was_chosen(open_run):
     run, _, channels = open_run
     notes = {problem["kind"]: problem["message"] for problem in run.metrics["data"]["problems"]}
-    assert notes["input"].startswith(f"input 24x24x{channels} was chosen: the largest of 16, 24 pixels a side")
+    assert notes["input"].startswith(f"input 24x24x{channels} was chosen: of 16, 24 pixels a side, the largest")
     assert notes["network"].startswith("network residual, widths ")
     assert f"({run.metrics['parameters']:,} parameters)" in notes["network"]
     assert 2_000 < run.metrics["parameters"] <= 2_500
@@ -396,7 +319,8 @@ def test_a_run_that_leaves_its_size_open_tells_what_was_chosen(open_run):
     assert notes["input"] in page
     assert notes["network"] in page
     kept = json.loads((run.path / "run.json").read_text())
-    assert [note["message"] for note in kept["chosen"]] == [notes["input"], notes["network"]]
+    assert [note["message"] for note in kept["chosen"]] == [notes["input"], notes["network"], notes["width"]]
+    assert "at least 8 channels" in notes["width"]
 
 
 def test_its_recipe_holds_what_was_chosen(open_run):
@@ -418,8 +342,8 @@ def test_a_resume_does_not_search_again(open_run, monkeypatch, tmp_path):
     def no_search(*args, **kwargs):
         raise AssertionError("it searched again")
 
-    monkeypatch.setattr(resolve, "largest_member", no_search)
-    monkeypatch.setattr(resolve, "largest_input", no_search)
+    monkeypatch.setattr(candidates, "largest_member", no_search)
+    monkeypatch.setattr(resolve, "run_trials", no_search)
     before = run.metrics["data"]["problems"]
     (run.path / "metrics.json").unlink()
     resumed = thaw.train(resume=run.path)
@@ -429,7 +353,7 @@ def test_a_resume_does_not_search_again(open_run, monkeypatch, tmp_path):
 
 def test_notes_in_run_json_that_cannot_be_are_refused(open_run):
     kept = json.loads((open_run[0].path / "run.json").read_text())
-    assert len(TrainRequest.from_dict(kept).chosen) == 2
+    assert len(TrainRequest.from_dict(kept).chosen) == 3
     assert TrainRequest.from_dict({**kept, "chosen": None}).chosen == ()
     for wrong in ("none", [5], [{"kind": "input"}]):
         with pytest.raises(RunError, match=r"run\.json has chosen"):

@@ -64,9 +64,9 @@ Limits = Annotated[
     typer.Option(
         "--budget",
         metavar="LIMITS",
-        help="What the network may need at most, such as params=15000,ram=8KB,flash=32KB,macs=1M; a KB is 1,024 bytes, "
-        "k is 1,000 and M 1,000,000. balanced takes the largest network that fits; another recipe is refused if its "
-        "network does not.",
+        help="Upper limits on the network, such as params=15000,ram=8KB,flash=32KB,macs=1M; only those named bind. ram "
+        "counts the image that the caller holds; image=excluded leaves it out. A KB is 1,024 bytes, k is 1,000 and M "
+        "1,000,000. balanced looks for the best network that fits; another recipe is refused if its network does not.",
         show_default=False,
     ),
 ]

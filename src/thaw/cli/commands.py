@@ -18,18 +18,19 @@ from thaw.data.prepare import load_images
 from thaw.errors import RunError, TrainingError, UsageError
 from thaw.evidence.findings import Finding
 from thaw.evidence.quality import Quality
-from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost
+from thaw.graph.cost import CODE_BYTES, Cost
 from thaw.graph.lower import layer_table
 from thaw.quoting import csv_line, given, json_text, printable, shell_command
 from thaw.training.compute import keep_freed_memory
 from thaw.training.model import Model, Prediction
 from thaw.training.seen_file import SEEN_FILE
 from thaw.workflow.api import evaluate_source
-from thaw.workflow.budget import Budget
+from thaw.workflow.budget import Budget, ram_parts
 from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
 from thaw.workflow.recipe import default_recipe, load_recipe
 from thaw.workflow.request import TrainRequest
-from thaw.workflow.resolve import input_note, settle_input, with_network
+from thaw.workflow.resolve import settle_input, with_network
+from thaw.workflow.told import input_note
 
 FORMATS = ("table", "json", "csv")
 
@@ -336,8 +337,7 @@ def _print_cost(cost: Cost) -> None:
     peaks = f"{cost.peak_activation_bytes_float32:,} bytes in float32, {cost.peak_activation_bytes_int8:,} in int8"
     print_text(f"peak activations {peaks}")
     print_text(f"weights {cost.weight_bytes_float32:,} bytes in float32, {cost.weight_bytes_int8:,} in int8")
-    ram = f"an arena of {cost.arena_bytes:,} and {STACK_BYTES:,} allowed for the stack"
-    print_text(f"RAM of the C in int8 {cost.ram_bytes:,} bytes: {ram}; the image takes {cost.image_bytes:,} beside it")
+    print_text(f"RAM for the C in int8 {cost.ram_bytes:,} bytes: {ram_parts(cost)}")
     constants = f"{cost.flash_bytes - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code"
     print_text(f"flash of the C in int8 {cost.flash_bytes:,} bytes: {constants}")
 

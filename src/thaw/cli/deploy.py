@@ -114,7 +114,8 @@ def _remarks(check: Check) -> list[str]:
             f"{check.runtime}: {told['instructions_per_inference']:,.0f} instructions per inference "
             f"({told['instructions_per_mac']:.2f} a multiply-accumulate); "
             f"flash {told['flash_bytes']:,} bytes (code {told['text_bytes']:,}, constants {told['constant_bytes']:,}); "
-            f"RAM {told['ram_bytes']:,} bytes (static {told['static_bytes']:,}, stack {told['stack_bytes']:,})"
+            f"RAM {told['ram_bytes']:,} bytes (static {told['static_bytes']:,}, stack {told['stack_bytes']:,}, "
+            f"image {told['image_bytes']:,}, scores {told['score_bytes']:,})"
         )
     return [printable(line) for line in lines]
 

@@ -15,6 +15,7 @@ from thaw.cli.terminal import unguarded
 from thaw.quoting import printable
 from thaw.training.engine import EpochRecord
 from thaw.workflow.pipeline import EpochDone, Event, FoldDone, Int8Done, QatEpochDone, Started
+from thaw.workflow.trials import Trial, TrialPlan
 
 # Epochs over which the pace is averaged that the time left is worked out from.
 _PACE_EPOCHS = 3
@@ -45,7 +46,13 @@ class Progress:
 
     def show(self, event: Event) -> None:
         """Show one event."""
-        if isinstance(event, Started):
+        if isinstance(event, TrialPlan):
+            what = f"{len(event.candidates)} networks, {event.epochs} epochs of {len(event.data.train):,} images each"
+            self.say(f"comparing {what} (sizing.trials)")
+        elif isinstance(event, Trial):
+            found = f"{event.candidate}: {event.score:.2%} in {_duration(event.seconds)}"
+            self.say(f"trial {event.number} of {event.count}  {found}")
+        elif isinstance(event, Started):
             self._started(event)
         elif isinstance(event, EpochDone):
             self._epoch(event)
@@ -55,9 +62,9 @@ class Progress:
         elif isinstance(event, QatEpochDone):
             self._line((event.record.stage,), _describe(event.record))
         elif isinstance(event, Int8Done):
-            found = event.quantised
-            shown = f"validation {found.chosen.scores.accuracy:.2%}, in float32 {found.float_scores.accuracy:.2%}"
-            self.say(f"int8   {found.chosen.method}: {shown}")
+            int8 = event.quantised
+            told = f"validation {int8.chosen.scores.accuracy:.2%}, in float32 {int8.float_scores.accuracy:.2%}"
+            self.say(f"int8   {int8.chosen.method}: {told}")
 
     def _started(self, event: Started) -> None:
         data = event.data
@@ -70,6 +77,7 @@ class Progress:
         self._print(f"network: {network}; run folder: {event.folder.path}")
         if event.epochs_done:
             self._print(f"going on after {event.epochs_done} epochs")
+        self._print(_time_told(event))
 
     def _print(self, line: str) -> None:
         """One line; the console itself writes what draws, so names are quoted here."""
@@ -140,6 +148,16 @@ def _describe(record: EpochRecord) -> str:
         f"{record.stage:<6} epoch {record.epoch:>2}/{record.epochs}  loss {losses}"
         f"  val {val}{'*' if record.best else ' '}  {record.images_per_second:,.0f} img/s"
     )
+
+
+def _time_told(event: Started) -> str:
+    """About how long training will take, from a few steps that were timed."""
+    stages = [name for name, epochs in event.stages.items() for _ in range(epochs)]
+    own, fold = (sum(event.epoch_seconds[name] for name in left) for left in (stages[event.epochs_done :], stages))
+    epoch = fold / len(stages)
+    each = _duration(epoch) if epoch >= 1 else f"{epoch:.1f} s"
+    folds = f", {event.folds} folds included" if event.folds else ""
+    return f"training: about {each} an epoch, {_duration(own + event.folds * fold)} in all on this machine{folds}"
 
 
 def _duration(seconds: float) -> str:

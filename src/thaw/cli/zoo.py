@@ -54,10 +54,11 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
     rows = [("model", "data set", "accuracy", "in int8", "mean of seeds", "parameters", "MACs", "flash", "RAM")]
     for card in cards:
         accuracies = (f"{card.test.accuracy:.2%}", f"{card.int8.accuracy:.2%}", interval_half(card))
-        costs = (f"{card.parameters:,}", f"{card.macs:,}", f"{card.flash_bytes:,}", f"{card.ram_bytes:,}")
+        costs = (f"{card.parameters:,}", f"{card.macs:,}", f"{card.flash_bytes:,}", f"{card.device_ram_bytes:,}")
         rows.append((f"zoo:{card.name}", card.dataset, *accuracies, *costs))
     print_text(columns(rows, right=(2, 3, 4, 5, 6, 7, 8)))
-    print_text("accuracy on the test set; flash (constants) and RAM in bytes, of the C in int8; thaw zoo NAME for more")
+    costs_told = "flash (constants) and RAM (image included) in bytes, of the C in int8"
+    print_text(f"accuracy on the test set; {costs_told}; thaw zoo NAME for more")
 
 
 @zoo_app.command()

@@ -86,9 +86,11 @@ class Emulation:
         constant_bytes: weights and tables.
         flash_bytes: both.
         preprocess_bytes: what thaw_preprocess adds to that where it is used.
-        static_bytes: memory that is taken all the time: the arena, and nothing else if all is well.
+        static_bytes: memory that the C takes all the time: the arena, and nothing else if all is well.
         stack_bytes: the most that thaw_predict had on the stack, its caller's frame included.
-        ram_bytes: both.
+        image_bytes: the pixels of one image, which the caller holds.
+        score_bytes: the scores of one image, which the caller holds.
+        ram_bytes: these four.
         tools: versions.
     """
 
@@ -103,6 +105,8 @@ class Emulation:
     preprocess_bytes: int
     static_bytes: int
     stack_bytes: int
+    image_bytes: int
+    score_bytes: int
     ram_bytes: int
     tools: Mapping[str, str]
 
@@ -153,6 +157,7 @@ def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.ui
     scores, counts = _run(folder, board, images, files)
     ticks_per_instruction = counts[2] / counts[3]
     mean = counts[1] / counts[0] / ticks_per_instruction
+    image_bytes, score_bytes = (array.nbytes // len(images) for array in (images, scores))
     return Emulation(
         target=target,
         scores=scores,
@@ -165,7 +170,9 @@ def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.ui
         preprocess_bytes=more_text + more_constants - text - constants,
         static_bytes=static,
         stack_bytes=counts[4],
-        ram_bytes=static + counts[4],
+        image_bytes=image_bytes,
+        score_bytes=score_bytes,
+        ram_bytes=static + counts[4] + image_bytes + score_bytes,
         tools=_tools(),
     )
 

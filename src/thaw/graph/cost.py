@@ -80,10 +80,12 @@ class Cost:
         weight_bytes_int8: 1 byte a weight and 4 any other learned number (a bias is int32), and nothing else: no scales
             of activations or of weights that are not shared, zero points or code.
         arena_bytes: the one buffer that the emitted int8 C works in, to the byte (see `plan_memory`).
-        ram_bytes: the arena and `STACK_BYTES`; the caller's image is not in it.
+        ram_bytes: all that running the emitted int8 C takes of a device's RAM: the arena, `STACK_BYTES`, and the
+            caller's buffers for the image and the scores.
         flash_bytes: the weights, biases and multipliers that the emitted int8 C keeps, to the byte, weights that are
             shared once; `CODE_BYTES`; and in deep networks an allowance for each further step.
-        image_bytes: the pixels of one image, in the memory of whoever calls.
+        image_bytes: the pixels of one image, uint8 [H, W, C], which the caller holds.
+        score_bytes: the scores of one image, which the caller holds: int8 [K], or one int32 from an argmax.
     """
 
     layers: tuple[LayerCost, ...]
@@ -97,6 +99,7 @@ class Cost:
     ram_bytes: int
     flash_bytes: int
     image_bytes: int
+    score_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form: the `cost` part of metrics.json."""
@@ -112,6 +115,7 @@ class Cost:
             "ram_bytes": self.ram_bytes,
             "flash_bytes": self.flash_bytes,
             "image_bytes": self.image_bytes,
+            "score_bytes": self.score_bytes,
         }
 
 
@@ -123,6 +127,9 @@ def count_cost(graph: Graph) -> Cost:
     # Artefacts give the last output only, so that nothing else has to be kept to the end.
     plan = plan_memory(replace(graph, outputs=graph.outputs[-1:]))
     further_steps = max(0, len(plan.steps) - _USUAL_STEPS)
+    image_bytes = graph.tensor(graph.input).elements
+    scores = graph.tensor(graph.outputs[-1])
+    score_bytes = scores.elements * (INT32_BYTES if scores.dtype == "int32" else INT8_BYTES)
     return Cost(
         layers=layers,
         parameters=weights + others,
@@ -132,9 +139,10 @@ def count_cost(graph: Graph) -> Cost:
         weight_bytes_float32=FLOAT32_BYTES * (weights + others),
         weight_bytes_int8=INT8_BYTES * weights + INT32_BYTES * others,
         arena_bytes=plan.arena_bytes,
-        ram_bytes=plan.arena_bytes + STACK_BYTES,
+        ram_bytes=plan.arena_bytes + STACK_BYTES + image_bytes + score_bytes,
         flash_bytes=constant_bytes(graph) + CODE_BYTES + _STEP_BYTES * further_steps,
-        image_bytes=graph.tensor(graph.input).elements,
+        image_bytes=image_bytes,
+        score_bytes=score_bytes,
     )
 
 

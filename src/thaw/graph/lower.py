@@ -277,9 +277,12 @@ def _add_normed(
     """A convolution and the normalisation after it as one convolution."""
     if conv.bias is not None:
         raise UsageError(f"{name} has a bias before its normalisation: expected a convolution without one")
-    factor, offset = norm.affine()
-    numbers = (conv.weight * factor.view(-1, 1, 1, 1), offset)
-    return _add_convolution(trace, conv, name, read, activation, numbers, shares=shares)
+    weight, offset = conv.weight.detach(), norm.bias.detach()
+    # On torch's meta device there are no numbers to fold, and arithmetic on none takes as long as all the counting.
+    if not weight.is_meta:
+        factor, offset = norm.affine()
+        weight = weight * factor.view(-1, 1, 1, 1)
+    return _add_convolution(trace, conv, name, read, activation, (weight, offset), shares=shares)
 
 
 def _add_convolution(
@@ -293,14 +296,14 @@ def _add_convolution(
     shares: str = "",
 ) -> str:
     """A convolution of the geometry of `conv` with those weights, [C', C / groups, kh, kw], and biases."""
-    plain = (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")
+    plain = (conv.dilation, conv.padding_mode) == ((1, 1), "zeros")
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     if not plain or isinstance(conv.padding, str) or not (conv.groups == 1 or depthwise):
         raise UsageError(
-            f"{name} is {conv}: expected stride 1, no dilation, one group or one a channel, and zero padding given in "
-            "numbers"
+            f"{name} is {conv}: expected no dilation, one group or one a channel, and zero padding given in numbers"
         )
     rows, columns = conv.padding
+    stride_rows, stride_columns = conv.stride
     weights, bias = numbers
     by_position = weights[:, 0].permute(1, 2, 0) if depthwise else weights.permute(0, 2, 3, 1)
     kind = DepthwiseConv2d if depthwise else Conv2d
@@ -311,6 +314,7 @@ def _add_convolution(
             output=name,
             weights=_array(by_position),
             bias=_bias(bias, name),
+            stride=(stride_rows, stride_columns),
             padding=(rows, rows, columns, columns),
             activation=activation,
             shares=shares,

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Weighted
 from thaw.graph.ops import (
@@ -287,14 +289,13 @@ def _lead_bytes(op: Windowed, pool: MaxPool2d | None, read: Tensor, written: Ten
     if pool is not None:
         step_rows, step_columns = step_rows * pool.stride[0], step_columns * pool.stride[1]
     ahead = 1 if isinstance(op, Conv2d) else 0
-    lead = -read.elements
-    for index in range(rows * columns - ahead):
-        row, column = divmod(index + ahead, columns)
-        # A later row begins further left, but never above this one.
-        first = max(0, row * step_rows - top) * in_columns + max(0, column * step_columns - left)
-        below = max(0, (row + 1) * step_rows - top) * in_columns if row + 1 < rows else first
-        lead = max(lead, (index + 1) * channels - min(first, below) * in_channels)
-    return lead
+    index = np.arange(rows * columns - ahead)
+    row, column = np.divmod(index + ahead, columns)
+    # A later row begins further left, but never above this one.
+    first = np.maximum(0, row * step_rows - top) * in_columns + np.maximum(0, column * step_columns - left)
+    below = np.where(row + 1 < rows, np.maximum(0, (row + 1) * step_rows - top) * in_columns, first)
+    needed = (index + 1) * channels - np.minimum(first, below) * in_channels
+    return int(needed.max(initial=-read.elements))
 
 
 def _scratch_name(index: int) -> str:

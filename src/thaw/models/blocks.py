@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Literal
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from thaw.models.fused import After, Running, can_fuse, normalise
 
 Pooling = Literal["max", "average"]
+StemReduction = Literal["none", "pool", "stride"]
+"""What a stem does to rows and columns: nothing, or halve them by pooling 2x2 after it or by a stride of 2."""
 
 _NORM_EPSILON = 1e-5
 _NORM_MOMENTUM = 0.1
@@ -179,26 +182,38 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution that keeps rows and columns, normalisation, and ReLU where asked: [B, C, H, W] -> [B, C', H, W].
+    """Convolution padded with zeros, normalisation, and ReLU where asked: [B, C, H, W] -> [B, C', H', W'].
+
+    H' is H at stride 1 and (H + 1) // 2 at stride 2; W' likewise.
 
     Args:
         channels_in: C.
         channels_out: C'.
         kernel: side of the kernel, odd.
+        stride: rows and columns from one window to the next.
         groups: 1, or C for a depthwise convolution (then C' = C).
         relu: whether a ReLU ends it.
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, *, kernel: int = 3, groups: int = 1, relu: bool = True
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(
+            channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+        )
         self.norm = Norm(channels_out)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H, W]."""
+        """[B, C, H, W] -> [B, C', H', W']."""
         y: Tensor = self.norm(self.conv(x), "relu" if self.relu else "nothing")
         return y
 
@@ -294,6 +309,17 @@ class Halve(nn.Module):
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         return f"pooling={self.pooling!r}"
+
+
+def make_stem(channels_in: int, channels_out: int, reduction: StemReduction, pooling: Pooling) -> nn.Module:
+    """The convolution that reads the image: [B, C, H, W] -> [B, C', H', W'], sides as `reduced_side` says."""
+    conv = ConvNorm(channels_in, channels_out, stride=2 if reduction == "stride" else 1)
+    return nn.Sequential(OrderedDict(conv=conv, halve=Halve(pooling))) if reduction == "pool" else conv
+
+
+def reduced_side(side: int, reduction: StemReduction) -> int:
+    """Rows (or columns) that a stem gives where it reads `side`."""
+    return {"none": side, "pool": side // 2, "stride": (side + 1) // 2}[reduction]
 
 
 class GlobalPool(nn.Module):

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, TypeAlias, get_args
+from typing import ClassVar, Self, TypeAlias
 
 from torch import nn
 
@@ -28,12 +28,23 @@ from thaw.models.blocks import (
     Pooling,
     Residual,
     Separable,
+    StemReduction,
+    make_stem,
+)
+from thaw.models.stages import (
+    MOST_BLOCKS,
+    WIDEST,
+    Shape,
+    check_alike,
+    check_reduction,
+    check_side,
+    check_stages,
+    lengthened,
+    missing_stages,
+    scaled_widths,
+    stage_units,
 )
 from thaw.quoting import shown
-
-WIDEST = 4096
-_MOST_STAGES = 8
-_MOST_BLOCKS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +71,7 @@ class PaperSpec:
             )
         _check_dropout(self.dropout)
 
-    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    def build(self, shape: Shape, classes: int) -> nn.Sequential:
         """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
 
         Raises:
@@ -82,11 +93,11 @@ class PaperSpec:
             )
         )
 
-    def members(self) -> Iterator[PaperSpec]:
-        """The family from the smallest on: these proportions at every width of the first convolution."""
+    def members(self, least: int = 1) -> Iterator[PaperSpec]:
+        """The family from the smallest on: these proportions at every width of the first convolution from `least`."""
         ratio = self.filters[1] / self.filters[0]
-        for first in range(1, WIDEST + 1):
-            if (second := max(1, round(ratio * first))) <= WIDEST:
+        for first in range(least, WIDEST + 1):
+            if (second := max(least, round(ratio * first))) <= WIDEST:
                 yield replace(self, filters=(first, second))
 
     @property
@@ -98,9 +109,13 @@ class PaperSpec:
         """The same with other `free_widths`."""
         return replace(self, filters=tuple(widths))
 
-    def deepened(self, shape: tuple[int, int, int], last_map: int) -> Self:  # noqa: ARG002 - other families need it
+    def deepened(self, shape: Shape, last_map: int) -> Self:  # noqa: ARG002 - other families need it
         """The same: the paper's submodel has two convolutions, whatever the image."""
         return self
+
+    def with_stems(self, reductions: Sequence[StemReduction]) -> tuple[Self, ...]:  # noqa: ARG002 - as above
+        """The same alone: the paper's submodel has no stem."""
+        return (self,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +129,7 @@ class _BlockSpec(ABC):
         widths: channels of each stage; the first is also the stem's.
         blocks: blocks of each stage, at least `least_blocks`.
         pooling: between the stages, "max" or "average".
+        stem_reduction: "none", or how the stem halves rows and columns: "pool" 2x2 after it, or a "stride" of 2.
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
     """
 
@@ -124,20 +140,21 @@ class _BlockSpec(ABC):
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     pooling: Pooling = "max"
+    stem_reduction: StemReduction = "none"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_stages("widths", self.widths, least=1, most=WIDEST)
-        _check_stages("blocks", self.blocks, least=self.least_blocks, most=_MOST_BLOCKS)
-        _check_alike(self.widths, "blocks", self.blocks)
-        _check_pooling(self.pooling)
+        check_stages("widths", self.widths, least=1, most=WIDEST)
+        check_stages("blocks", self.blocks, least=self.least_blocks, most=MOST_BLOCKS)
+        check_alike(self.widths, "blocks", self.blocks)
+        check_reduction(self.pooling, self.stem_reduction)
         _check_dropout(self.dropout)
 
     @abstractmethod
     def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
         """The parts of one stage, which reads `read` channels and gives `width`; a later one pools first."""
 
-    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    def build(self, shape: Shape, classes: int) -> nn.Sequential:
         """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
 
         Raises:
@@ -148,16 +165,20 @@ class _BlockSpec(ABC):
             self._stage(read, width, count, is_first=not index)
             for index, (read, width, count) in enumerate(zip(reads, self.widths, self.blocks, strict=False))
         ]
-        return _staged(shape, classes, self.widths[0], stages, self.widths[-1], self.dropout)
+        stem = make_stem(shape[2], self.widths[0], self.stem_reduction, self.pooling)
+        return _staged(self, shape, classes, stem, stages, self.widths[-1])
 
     @property
     def units(self) -> tuple[str, ...]:
         """From the image to the logits."""
-        return _stage_units(self.widths)
+        return stage_units(self.widths)
 
-    def members(self) -> Iterator[Self]:
-        """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each)."""
-        for widths in _scaled_widths(self.widths):
+    def members(self, least: int = 1) -> Iterator[Self]:
+        """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each).
+
+        A stage that would have fewer than `least` channels has `least`.
+        """
+        for widths in scaled_widths(self.widths, least):
             yield replace(self, widths=widths)
 
     @property
@@ -169,10 +190,15 @@ class _BlockSpec(ABC):
         """The same with other `free_widths`."""
         return replace(self, widths=tuple(widths))
 
-    def deepened(self, shape: tuple[int, int, int], last_map: int) -> Self:
+    def deepened(self, shape: Shape, last_map: int) -> Self:
         """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
-        more = _missing_stages(shape, len(self.widths), last_map)
-        return replace(self, widths=_lengthened(self.widths, more), blocks=_lengthened(self.blocks, more))
+        more = missing_stages(shape, len(self.widths), last_map, self.stem_reduction)
+        return replace(self, widths=lengthened(self.widths, more), blocks=lengthened(self.blocks, more))
+
+    def with_stems(self, reductions: Sequence[StemReduction]) -> tuple[Self, ...]:
+        """The same with each of these `stem_reduction`s; alone where it has one already."""
+        kinds = reductions if self.stem_reduction == "none" else (self.stem_reduction,)
+        return tuple(replace(self, stem_reduction=kind) for kind in kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +212,7 @@ class ResidualSpec(_BlockSpec):
         widths: channels of each stage.
         blocks: residual blocks (two convolutions each) of each stage; 0 for none.
         pooling: between the stages, "max" or "average".
+        stem_reduction: "none", or how the stem halves rows and columns: "pool" 2x2 after it, or a "stride" of 2.
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
     """
 
@@ -212,6 +239,7 @@ class LoopedSpec:
         widths: channels of each stage.
         passes: passes of each stage's convolution; 0 where a stage only pools and widens.
         pooling: between the stages, "max" or "average".
+        stem_reduction: "none", or how the stem halves rows and columns: "pool" 2x2 after it, or a "stride" of 2.
         shared: one convolution for all stages, which then have to be equally wide, the stem included.
         mixed: 0 for a classifier on the last state; else how many of the last states are mixed by learned factors.
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
@@ -225,16 +253,17 @@ class LoopedSpec:
     widths: tuple[int, ...] = (16, 32, 32)
     passes: tuple[int, ...] = (2, 4, 4)
     pooling: Pooling = "max"
+    stem_reduction: StemReduction = "none"
     shared: bool = False
     mixed: int = 2
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_stages("widths", (self.stem, *self.widths), least=1, most=WIDEST)
-        _check_stages("widths", self.widths, least=1, most=WIDEST)
-        _check_stages("passes", self.passes, least=0, most=_MOST_BLOCKS)
-        _check_alike(self.widths, "passes", self.passes)
-        _check_pooling(self.pooling)
+        check_stages("widths", (self.stem, *self.widths), least=1, most=WIDEST)
+        check_stages("widths", self.widths, least=1, most=WIDEST)
+        check_stages("passes", self.passes, least=0, most=MOST_BLOCKS)
+        check_alike(self.widths, "passes", self.passes)
+        check_reduction(self.pooling, self.stem_reduction)
         if self.shared and len({self.stem, *self.widths}) > 1:
             raise UsageError(
                 f"model.shared: stem {self.stem} and widths {shown(list(self.widths))} have to be equal to "
@@ -251,20 +280,20 @@ class LoopedSpec:
     @property
     def units(self) -> tuple[str, ...]:
         """From the image to the logits."""
-        return ("stem", "loop", "dense") if self.shared else _stage_units(self.widths)
+        return ("stem", "loop", "dense") if self.shared else stage_units(self.widths)
 
-    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    def build(self, shape: Shape, classes: int) -> nn.Sequential:
         """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
 
         Raises:
             UsageError: when the image is too small to be pooled between all stages.
         """
-        _check_side(shape, len(self.widths))
+        stem = make_stem(shape[2], self.stem, self.stem_reduction, self.pooling)
         if self.shared:
             unit: OrderedDict[str, nn.Module] = OrderedDict(
                 loop=Loop(self.stem, self.passes, pooling=self.pooling, mixed=self.mixed)
             )
-            return _staged(shape, classes, self.stem, [unit], self.stem, self.dropout, names=["loop"])
+            return _staged(self, shape, classes, stem, [unit], self.stem, names=["loop"])
         stages = []
         read = self.stem
         for index, (width, passes) in enumerate(zip(self.widths, self.passes, strict=True)):
@@ -275,11 +304,14 @@ class LoopedSpec:
                 parts["loop"] = Loop(width, (passes,), mixed=self.mixed if index == len(self.widths) - 1 else 0)
             stages.append(OrderedDict(parts))
             read = width
-        return _staged(shape, classes, self.stem, stages, read, self.dropout)
+        return _staged(self, shape, classes, stem, stages, read)
 
-    def members(self) -> Iterator[LoopedSpec]:
-        """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each)."""
-        for stem, *widths in _scaled_widths((self.stem, *self.widths)):
+    def members(self, least: int = 1) -> Iterator[LoopedSpec]:
+        """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each).
+
+        A stage that would have fewer than `least` channels has `least`.
+        """
+        for stem, *widths in scaled_widths((self.stem, *self.widths), least):
             yield replace(self, stem=stem, widths=tuple(widths))
 
     @property
@@ -292,10 +324,15 @@ class LoopedSpec:
         stem = widths[0] if self.stem == self.widths[0] else self.stem
         return replace(self, stem=stem, widths=tuple(widths) * (len(self.widths) if self.shared else 1))
 
-    def deepened(self, shape: tuple[int, int, int], last_map: int) -> Self:
+    def deepened(self, shape: Shape, last_map: int) -> Self:
         """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
-        more = _missing_stages(shape, len(self.widths), last_map)
-        return replace(self, widths=_lengthened(self.widths, more), passes=_lengthened(self.passes, more))
+        more = missing_stages(shape, len(self.widths), last_map, self.stem_reduction)
+        return replace(self, widths=lengthened(self.widths, more), passes=lengthened(self.passes, more))
+
+    def with_stems(self, reductions: Sequence[StemReduction]) -> tuple[Self, ...]:
+        """The same with each of these `stem_reduction`s; alone where it has one already."""
+        kinds = reductions if self.stem_reduction == "none" else (self.stem_reduction,)
+        return tuple(replace(self, stem_reduction=kind) for kind in kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +346,7 @@ class SeparableSpec(_BlockSpec):
         widths: channels of each stage; the first is also the stem's.
         blocks: separable blocks of each stage, at least 1.
         pooling: between the stages, "max" or "average".
+        stem_reduction: "none", or how the stem halves rows and columns: "pool" 2x2 after it, or a "stride" of 2.
         dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
     """
 
@@ -333,83 +371,25 @@ FAMILIES: dict[str, type[FamilySpec]] = {
 
 
 def _staged(
-    shape: tuple[int, int, int],
+    spec: _BlockSpec | LoopedSpec,
+    shape: Shape,
     classes: int,
-    stem: int,
+    stem: nn.Module,
     stages: Sequence[OrderedDict[str, nn.Module]],
     features: int,
-    dropout: float,
     names: Sequence[str] = (),
 ) -> nn.Sequential:
     """Stem, stages, the mean over positions at the end of the last (unless it gives that already), and a classifier."""
-    _check_side(shape, len(stages))
+    check_side(shape, len(spec.widths), spec.stem_reduction)
     _check_classes(classes)
     last = stages[-1].get("loop")
     if not (isinstance(last, Loop) and last.mix):
         stages[-1]["pool"] = GlobalPool()
     named = names or [f"stage{number}" for number in range(1, len(stages) + 1)]
-    units: OrderedDict[str, nn.Module] = OrderedDict(stem=ConvNorm(shape[2], stem))
+    units: OrderedDict[str, nn.Module] = OrderedDict(stem=stem)
     units.update((name, nn.Sequential(parts)) for name, parts in zip(named, stages, strict=True))
-    units["dense"] = DenseClassifier((features, 1, 1), classes, dropout)
+    units["dense"] = DenseClassifier((features, 1, 1), classes, spec.dropout)
     return nn.Sequential(units)
-
-
-def _stage_units(widths: Sequence[int]) -> tuple[str, ...]:
-    return ("stem", *(f"stage{number}" for number in range(1, len(widths) + 1)), "dense")
-
-
-def _scaled_widths(widths: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """`widths` in proportion to every width of the widest: 1, 2, 3, and multiples of 4."""
-    widest = max(widths)
-    before: tuple[int, ...] = ()
-    for largest in (1, 2, 3, *range(4, WIDEST + 1, 4)):
-        scaled = tuple(_whole_width(width * largest / widest) for width in widths)
-        if scaled != before:
-            yield scaled
-        before = scaled
-
-
-def _whole_width(width: float) -> int:
-    """The nearest multiple of 4; below 4 the nearest whole number from 1."""
-    return max(1, round(width)) if width < 4 else 4 * round(width / 4)
-
-
-def _missing_stages(shape: tuple[int, int, int], stages: int, last_map: int) -> int:
-    """How many stages more, each behind pooling 2x2, bring the last one to at most `last_map` rows and columns."""
-    height, width, _ = shape
-    more = 0
-    while (
-        max(height, width) >> (stages + more - 1) > last_map
-        and min(height, width) >> (stages + more)
-        and stages + more < _MOST_STAGES
-    ):
-        more += 1
-    return more
-
-
-def _lengthened(values: tuple[int, ...], more: int) -> tuple[int, ...]:
-    return values + values[-1:] * more
-
-
-def _check_stages(name: str, values: Sequence[int], *, least: int, most: int) -> None:
-    if not 1 <= len(values) <= _MOST_STAGES or min(values, default=least) < least or max(values, default=most) > most:
-        raise UsageError(
-            f"model.{name} {shown(list(values))}: expected 1 to {_MOST_STAGES} whole numbers from {least} to {most}, "
-            "one a stage"
-        )
-
-
-def _check_alike(widths: Sequence[int], name: str, values: Sequence[int]) -> None:
-    if len(widths) != len(values):
-        raise UsageError(
-            f"model.widths {shown(list(widths))} and model.{name} {shown(list(values))}: "
-            "expected one of each for every stage"
-        )
-
-
-def _check_pooling(pooling: str) -> None:
-    if pooling not in get_args(Pooling):
-        raise UsageError(f'model.pooling {shown(pooling)}: expected "max" or "average"')
 
 
 def _check_dropout(dropout: float) -> None:
@@ -420,13 +400,3 @@ def _check_dropout(dropout: float) -> None:
 def _check_classes(classes: int) -> None:
     if classes < 2:
         raise UsageError(f"{classes} class: a classifier needs at least 2")
-
-
-def _check_side(shape: tuple[int, int, int], stages: int) -> None:
-    """Pooling between the stages must leave at least one position."""
-    height, width, _ = shape
-    least = 2 ** (stages - 1)
-    if min(height, width) < least:
-        raise UsageError(
-            f"images of {height}x{width} are too small for {stages} stages: at least {least}x{least} are needed"
-        )

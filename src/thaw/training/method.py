@@ -273,6 +273,10 @@ class Method:
             self._index += 1
             self._run = self._begin(self._index)
 
+    def stage_runs(self) -> Iterator[StageRun]:
+        """A run of each stage, before its first epoch, whatever was trained."""
+        return map(self._begin, range(len(self._names)))
+
     def _begin(self, index: int) -> StageRun:
         return self.setting.run(self._stage(self._names[index]), self.settings.augment)
 

@@ -1,5 +1,7 @@
 """What a network may cost at most: `params=15000,ram=8KB,flash=32KB,macs=1M`, and the refusal of one that costs more.
 
+RAM includes the image that the caller holds, unless the budget says `image=excluded`.
+
 Costs follow from the network, the input's size and the number of classes, so a network that does not fit is refused
 before any training.
 """
@@ -29,6 +31,8 @@ _EXPECTED = {
     "flash": "bytes such as 8192, 8KB or 1MB (a KB is 1,024 bytes)",
     "macs": "a count such as 15000, 15k or 1.5M",
 }
+_NAMES = (*_UNITS, "image")
+_IMAGE = {"included": True, "excluded": False}
 _VALUE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _LARGEST = 10**12
 
@@ -39,15 +43,18 @@ class Budget:
 
     Attributes:
         params: parameters.
-        ram: bytes of RAM that the emitted int8 C needs (`Cost.ram_bytes`).
+        ram: bytes of RAM for running the emitted int8 C (`Cost.ram_bytes`).
         flash: bytes of flash that it needs (`Cost.flash_bytes`).
         macs: multiply-accumulates for one image.
+        counts_image: whether `ram` includes the image that the caller holds; not where a camera writes it elsewhere, or
+            it lies in flash.
     """
 
     params: int | None = None
     ram: int | None = None
     flash: int | None = None
     macs: int | None = None
+    counts_image: bool = True
 
     def __post_init__(self) -> None:
         for name in _UNITS:
@@ -57,6 +64,8 @@ class Budget:
                 raise UsageError(
                     f"budget {name} = {shown(limit)}: expected a whole number from 1 to {_LARGEST:,}, or none"
                 )
+        if not self.counts_image and self.ram is None:
+            raise UsageError("budget image=excluded: it changes what ram counts, so expected ram=LIMIT beside it")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -68,40 +77,55 @@ class Budget:
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"budget {shown(text)}: expected limits such as {EXAMPLE}")
         limits: dict[str, int] = {}
+        image: bool | None = None
         for part in text.split(","):
             name, separator, value = (piece.strip() for piece in part.partition("="))
             if not separator:
                 raise UsageError(f"budget {shown(part.strip())}: expected NAME=LIMIT, as in {EXAMPLE}")
-            if name not in _UNITS:
-                close = difflib.get_close_matches(name, _UNITS, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_UNITS)}"
+            if name not in _NAMES:
+                close = difflib.get_close_matches(name, _NAMES, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_NAMES)}"
                 raise UsageError(f"budget {shown(name)} is unknown: {hint}")
-            if name in limits:
+            if name in limits or (name == "image" and image is not None):
                 raise UsageError(f"budget {name} is given twice: expected one limit for each")
-            limits[name] = _parse_limit(name, value)
-        return cls(**limits)
+            if name == "image":
+                image = _parse_image(value)
+            else:
+                limits[name] = _parse_limit(name, value)
+        return cls(**limits, counts_image=image is not False)
 
-    def as_dict(self) -> dict[str, int | None]:
-        """A JSON-ready form that `from_dict` takes back."""
+    def as_dict(self) -> dict[str, int | str | None]:
+        """A JSON-ready form that `from_dict` takes back; it has "image" only where that is excluded."""
+        limits: dict[str, int | str | None] = dict(self.limits())
+        return limits if self.counts_image else limits | {"image": "excluded"}
+
+    def limits(self) -> dict[str, int | None]:
+        """Limit by name, None where there is none."""
         return {name: getattr(self, name) for name in _UNITS}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `as_dict`; an unknown name or a value that is no limit is a UsageError."""
-        unknown = sorted(set(data) - set(_UNITS))
+        unknown = sorted(set(data) - set(_NAMES))
         if unknown:
-            raise UsageError(f"budget {shown(unknown[0])} is unknown: expected {', '.join(_UNITS)}")
-        return cls(**data)
+            raise UsageError(f"budget {shown(unknown[0])} is unknown: expected {', '.join(_NAMES)}")
+        counts_image = _parse_image(data.get("image", "included"))
+        return cls(**{name: limit for name, limit in data.items() if name != "image"}, counts_image=counts_image)
 
     def __str__(self) -> str:
         """The limits in words, such as "params=15,000, ram=8,192"."""
-        limits = {name: limit for name, limit in self.as_dict().items() if limit is not None}
-        return ", ".join(f"{name}={limit:,}" for name, limit in limits.items()) or "no limit"
+        told = [f"{name}={limit:,}" for name, limit in self.limits().items() if limit is not None]
+        return ", ".join([*told, *([] if self.counts_image else ["image=excluded"])]) or "no limit"
+
+    def needs(self, cost: Cost) -> dict[str, int]:
+        """What a network needs of each limit."""
+        ram = cost.ram_bytes if self.counts_image else cost.ram_bytes - cost.image_bytes
+        return {"params": cost.parameters, "ram": ram, "flash": cost.flash_bytes, "macs": cost.macs}
 
     def broken(self, cost: Cost) -> tuple[str, ...]:
         """The names of the limits that a network exceeds."""
-        limits = {name: limit for name, limit in self.as_dict().items() if limit is not None}
-        return tuple(name for name, limit in limits.items() if needs(cost, name) > limit)
+        needed = self.needs(cost)
+        return tuple(name for name, limit in self.limits().items() if limit is not None and needed[name] > limit)
 
 
 def over_budget(
@@ -110,8 +134,14 @@ def over_budget(
     """What a network for images (H, W, C) and K classes needs and what it may, a line for each limit that it breaks."""
     size = "x".join(map(str, shape))
     lines = [f"{what} does not fit the budget (input {size}, {classes} classes):"]
-    lines += [f"  {name}: {_figures(cost, name, getattr(budget, name))}" for name in budget.broken(cost)]
+    lines += [f"  {name}: {_figures(budget, cost, name)}" for name in budget.broken(cost)]
     return "\n".join(lines)
+
+
+def ram_parts(cost: Cost, *, counts_image: bool = True) -> str:
+    """What `Cost.ram_bytes` is made of, in words."""
+    image = f"image {cost.image_bytes:,}" if counts_image else f"without the image of {cost.image_bytes:,}"
+    return f"arena {cost.arena_bytes:,}, {image}, scores {cost.score_bytes:,}, {STACK_BYTES:,} allowed for the stack"
 
 
 def _parse_limit(name: str, text: str) -> int:
@@ -125,22 +155,21 @@ def _parse_limit(name: str, text: str) -> int:
     return limit
 
 
-def needs(cost: Cost, name: str) -> int:
-    """What a network needs of the limit `name`."""
-    counts = {"params": cost.parameters, "ram": cost.ram_bytes, "flash": cost.flash_bytes, "macs": cost.macs}
-    return counts[name]
+def _parse_image(text: object) -> bool:
+    if not isinstance(text, str) or text not in _IMAGE:
+        raise UsageError(f"budget image={given(text)}: expected {' or '.join(_IMAGE)}")
+    return _IMAGE[text]
 
 
-def _figures(cost: Cost, name: str, limit: int) -> str:
+def _figures(budget: Budget, cost: Cost, name: str) -> str:
     """What a network needs and what it may, and where most of it is."""
-    needed = needs(cost, name)
+    needed, limit = budget.needs(cost)[name], budget.limits()[name]
     unit = " bytes" if _UNITS[name] is _BYTE_UNITS else ""
     about = {
         "params": _most(cost, "parameters", lambda layer: layer.parameters),
         "macs": _most(cost, "MACs", lambda layer: layer.macs),
         "flash": f"{needed - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code",
-        "ram": f"an arena of {cost.arena_bytes:,} and {STACK_BYTES:,} allowed for the stack; the caller's image takes "
-        f"{cost.image_bytes:,} beside it",
+        "ram": ram_parts(cost, counts_image=budget.counts_image),
     }
     return f"needs {needed:,}{unit}, allowed are {limit:,} ({about[name]})"
 

@@ -48,14 +48,16 @@ from thaw.training.compute import (
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, Setting
 from thaw.training.model import Model, network_probabilities
+from thaw.training.pace import seconds_per_epoch
 from thaw.training.seen_file import write_seen
 from thaw.workflow.findings import run_findings
 from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
 from thaw.workflow.report import ReportPictures, write_report
 from thaw.workflow.request import TrainRequest
-from thaw.workflow.resolve import prepare_run
+from thaw.workflow.resolve import settle_run
 from thaw.workflow.run_folder import RunFolder, create, locked, open_for_resume, read_json
 from thaw.workflow.setting import normalisation_of, training_setting
+from thaw.workflow.trials import Trial, TrialPlan
 
 CHECKPOINT_VERSION = 1
 MODEL_DIGEST = "model"
@@ -69,7 +71,10 @@ DecodeProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Started:
-    """The data are ready, and training begins or goes on after `epochs_done` epochs; `stages` holds planned epochs."""
+    """The data are ready, and training begins or goes on after `epochs_done` epochs; `stages` holds planned epochs.
+
+    `epoch_seconds` is about how long an epoch of each stage takes on this machine.
+    """
 
     folder: RunFolder
     data: PreparedData
@@ -77,6 +82,7 @@ class Started:
     epochs_done: int
     stages: dict[str, int]
     folds: int
+    epoch_seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Finished:
     metrics: dict[str, Any]
 
 
-Event = Started | EpochDone | FoldDone | QatEpochDone | Int8Done | Finished
+Event = TrialPlan | Trial | Started | EpochDone | FoldDone | QatEpochDone | Int8Done | Finished
 
 
 def start_run(
@@ -132,7 +138,7 @@ def start_run(
             or a full disk. What was written until then stays, and can be resumed.
     """
     resolve_device(request.device)
-    request, data = prepare_run(request, progress)
+    request, data = yield from settle_run(request, progress)
     request.recipe.model.build(data.contract.shape, len(data.train.classes))
     kept = request.as_dict() | {
         "fingerprint": data.fingerprint,
@@ -164,7 +170,7 @@ def resume_run(
         request = TrainRequest.from_dict(kept, source)
         if data_root is not None:
             request = dataclasses.replace(request, data_root=data_root)
-        request, data = prepare_run(request, progress)
+        request, data = yield from settle_run(request, progress)
         if data.fingerprint != kept.get("fingerprint"):
             raise RunError(f"the data of {path} have changed since the run began; start a new run with thaw train")
         # The order in which an operation adds up depends on its number of threads, and with it the last bits; so they
@@ -187,7 +193,9 @@ def _run(
         folder.write_history([record.as_dict() for record in method.progress.records])
         write_atomically(folder.recipe, request.recipe.as_toml())
         cost = layer_table(request.recipe.model, method.settings.joined, data.contract.shape, len(data.train.classes))
-        yield Started(folder, data, cost, len(method.progress.records), request.recipe.stage_epochs(), request.folds)
+        pace = seconds_per_epoch(method.settings, setting)
+        stages = request.recipe.stage_epochs()
+        yield Started(folder, data, cost, len(method.progress.records), stages, request.folds, pace)
         for record in method.epochs():
             _save(folder, method, plan, earlier_seconds + time.perf_counter() - started)
             yield EpochDone(record)

@@ -1,4 +1,4 @@
-"""The largest network of a family, and the largest input for it, within a budget.
+"""What a recipe leaves of its size to the budget, and the largest network of a family within one.
 
 Costs follow from the architecture, so that nothing is trained to find out.
 """
@@ -12,25 +12,22 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from thaw.data.images import MAX_SIDE
-from thaw.errors import BudgetError, UsageError
+from thaw.errors import UsageError
 from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
-from thaw.models.families import WIDEST, FamilySpec
+from thaw.models.blocks import StemReduction
+from thaw.models.families import FamilySpec
 from thaw.models.fusion import FusionSpec
+from thaw.models.stages import WIDEST, Shape
 from thaw.quoting import shown
-from thaw.workflow.budget import Budget, over_budget
-
-Shape = tuple[int, int, int]
+from thaw.workflow.budget import Budget
 
 NetworkSize = Literal["fixed", "largest"]
 InputSize = Literal["as is", "largest"]
 
 _SMALLEST_SIDE = 8
-# A larger input is not worth a network that has less than this share of the parameters that it has on the smallest.
-_KEPT_SHARE = 0.9
-# Nor one whose first stages shrink to a trickle so that they fit: none may be so much narrower, in proportion, than
-# another.
-_LEAST_EVEN = 1 / 3
+_MOST_TRIALS = 16
+_STEMS: tuple[StemReduction, ...] = get_args(StemReduction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +39,14 @@ class SizingSettings:
             budget, whose widths are about in the proportions of that section.
         input: "as is" obeys `data.input` alone; "largest" chooses among `sides` where that is "auto" and the source has
             no usual size.
-        budget: limits that hold where a run is given no budget.
-        macs: multiply-accumulates for one image, where the budget has no limit of its own, so that training on a CPU
-            takes minutes and not hours.
+        budget: limits that hold where a run is given no budget; a run that is given one obeys that alone.
+        macs: multiply-accumulates for one image, a limit beside `budget`, so that training on a CPU takes minutes and
+            not hours; not where a run is given a budget.
         sides: input sides to choose from, in pixels, from the smallest.
+        stems: what to choose from for `model.stem_reduction`, where the family has that and it is "none".
+        least_width: no stage has fewer channels, where any input and any stem lets such a network fit.
+        trials: how many networks a short training on the run's own images compares, 0 for none.
+        trial_share: what that may cost, as a share of the whole training.
         last_map: the last stage works on at most so many rows and columns; a network for larger images has more stages
             like its last.
     """
@@ -55,6 +56,10 @@ class SizingSettings:
     budget: str = "params=20000,ram=256KB"
     macs: int = 20_000_000
     sides: tuple[int, ...] = (32, 40, 48, 64)
+    stems: tuple[StemReduction, ...] = _STEMS
+    least_width: int = 8
+    trials: int = 4
+    trial_share: float = 0.2
     last_map: int = 11
 
     def __post_init__(self) -> None:
@@ -65,8 +70,24 @@ class SizingSettings:
             Budget.parse(self.budget)
         except UsageError as error:
             raise UsageError(f"sizing.{error}") from None
-        if self.macs < 1 or self.last_map < 1:
-            raise UsageError(f"sizing.macs {self.macs}, sizing.last_map {self.last_map}: expected at least 1")
+        bounds = {
+            "macs": (1, 10**12),
+            "least_width": (1, WIDEST),
+            "trials": (0, _MOST_TRIALS),
+            "last_map": (1, MAX_SIDE),
+        }
+        for name, (least, most) in bounds.items():
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(
+                    f"sizing.{name} {getattr(self, name)}: expected at least {least:,} and at most {most:,}"
+                )
+        if not 0.0 < self.trial_share <= 1.0:
+            raise UsageError(f"sizing.trial_share {self.trial_share}: expected above 0 and at most 1")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        if not self.stems or len(set(self.stems)) != len(self.stems):
+            raise UsageError(f"sizing.stems {shown(list(self.stems))}: expected different ones of {', '.join(_STEMS)}")
         if not self.sides or self.sides != tuple(sorted(set(self.sides))):
             raise UsageError(f"sizing.sides {shown(list(self.sides))}: expected different sides, from the smallest")
         if not _SMALLEST_SIDE <= self.sides[0] <= self.sides[-1] <= MAX_SIDE:
@@ -83,33 +104,29 @@ class SizingSettings:
         """The same with nothing left open."""
         return replace(self, network="fixed", input="as is")
 
-    def limits(self, budget: Budget) -> Budget:
-        """The budget, and the limit on multiply-accumulates that stands beside it."""
-        return budget if budget.macs is not None else replace(budget, macs=self.macs)
-
-    def in_words(self, budget: Budget) -> str:
-        """`limits` in words, such as "params=20,000 and the 30,000,000 multiply-accumulates of sizing.macs"."""
-        beside = f" and the {self.macs:,} multiply-accumulates of sizing.macs" if budget.macs is None else ""
-        return f"{budget}{beside}"
+    @property
+    def own_budget(self) -> Budget:
+        """The limits that hold where a run is given none."""
+        own = Budget.parse(self.budget)
+        return own if own.macs is not None else replace(own, macs=self.macs)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def network_cost(spec: FamilySpec, joined: FusionSpec | None, shape: Shape, classes: int) -> Cost:
-    """`layer_table`, remembered: a search asks for neighbours of neighbours."""
+    """`layer_table`, remembered: a search asks for neighbours of neighbours, and again when the classes are known."""
     return layer_table(spec, joined, shape, classes)
 
 
 def largest_member(
-    spec: FamilySpec, budget: Budget, shape: Shape, classes: int, joined: FusionSpec | None
-) -> FamilySpec:
-    """The largest member of a family that breaks no limit, for images (H, W, C).
+    spec: FamilySpec, budget: Budget, shape: Shape, classes: int, joined: FusionSpec | None, *, least: int = 1
+) -> FamilySpec | None:
+    """The largest member of a family that breaks no limit, for images (H, W, C); None where even the smallest does.
 
-    The largest of `spec.members()` that fits is made wider while it still fits: all stages that can be by equally many
-    steps, or else the one stage whose step adds most learned parameters (of equal ones, with fewer
+    The largest of `spec.members(least)` that fits is made wider while it still fits: all stages that can be by equally
+    many steps, or else the one stage whose step adds most learned parameters (of equal ones, with fewer
     multiply-accumulates).
 
     Raises:
-        BudgetError: when no member fits, with the figures of the smallest.
         UsageError: when the image is too small for the network.
     """
 
@@ -119,13 +136,10 @@ def largest_member(
     def fits(member: FamilySpec) -> bool:
         return not budget.broken(cost(member))
 
-    members: list[FamilySpec] = list(spec.members())
+    members: list[FamilySpec] = list(spec.members(least))
     fitting = _leading(len(members), lambda place: fits(members[place]))
     if not fitting:
-        raise BudgetError(
-            over_budget(budget, cost(members[0]), shape, classes, f"the smallest {spec.family} network")
-            + "\nallow more with --budget, or make the input smaller with --set data.input=..."
-        )
+        return None
     found = members[fitting - 1]
     while growing := [place for place in _places(found) if fits(_widened(found, [place], 1))]:
         most = min(_room(found, place) for place in growing)
@@ -153,7 +167,7 @@ def limits_reached(
     """The limits that a member would break that is a step wider in any one stage."""
     costs = [network_cost(_widened(spec, [place], 1), joined, shape, classes) for place in _places(spec)]
     broken = {name for cost in costs for name in budget.broken(cost)}
-    return [name for name in budget.as_dict() if name in broken]
+    return [name for name in budget.limits() if name in broken]
 
 
 def _places(spec: FamilySpec) -> list[int]:
@@ -176,40 +190,3 @@ def _widened(spec: FamilySpec, places: Sequence[int], steps: int) -> FamilySpec:
 def _rank(cost: Cost) -> tuple[int, int]:
     """Of two networks the larger, and of equally large ones that with fewer multiply-accumulates."""
     return cost.parameters, -cost.macs
-
-
-def evenness(spec: FamilySpec, proportions: FamilySpec) -> float:
-    """How far the widths of a member keep to proportions: 1 where all do, 0.5 where one stage is half as wide."""
-    shares = [width / usual for width, usual in zip(spec.free_widths, proportions.free_widths, strict=True)]
-    return min(shares) / max(shares)
-
-
-def largest_input(shapes: Sequence[Shape], network: Callable[[Shape], tuple[int, float]]) -> tuple[Shape, str]:
-    """The largest of `shapes` whose network keeps its parameters and its proportions, and why no larger one.
-
-    Args:
-        shapes: what to choose from, the smallest first.
-        network: the parameters of what would be trained on images of a shape, and its `evenness`; raises BudgetError
-            where nothing fits.
-
-    Returns:
-        The shape, and in words what speaks against the next one; "" for the last.
-
-    Raises:
-        BudgetError: when not even the smallest shape has a network that fits.
-    """
-    least = _KEPT_SHARE * network(shapes[0])[0]
-    against = ""
-    for shape in reversed(shapes[1:]):
-        size = f"{shape[0]}x{shape[1]}"
-        try:
-            parameters, even = network(shape)
-        except BudgetError:
-            against = f"at {size} no network fits"
-            continue
-        if parameters >= least and even >= _LEAST_EVEN:
-            return shape, against
-        against = f"at {size} no more than {parameters:,} parameters fit"
-        if parameters >= least:
-            against = f"at {size} some stages would be too narrow, beside the others, to fit"
-    return shapes[0], against

@@ -217,7 +217,7 @@ def describe(card: ZooCard) -> list[tuple[str, str]]:
         ("parameters", f"{card.parameters:,}"),
         ("multiply-accumulates", f"{card.macs:,}"),
         ("int8 constants", f"{card.flash_bytes:,} bytes in the C{litert}"),
-        ("int8 RAM", f"{card.ram_bytes:,} bytes: arena and stack"),
+        ("int8 RAM", f"{card.device_ram_bytes:,} bytes: arena and stack {card.ram_bytes:,}, the rest image and scores"),
         ("made by", card.command),
         (
             "trained on",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ class ZooCard:
         mean: over the seeds, in float32.
         int8_mean: over the seeds, in int8.
         flash_bytes: weights, biases and multipliers of the int8 network as the C keeps them; code is not in it.
-        ram_bytes: the arena of the int8 C, and what is allowed for its stack.
+        ram_bytes: the arena of the int8 C, and what is allowed for its stack; `device_ram_bytes` is with what the
+            caller holds.
         litert_bytes: of the int8 .tflite file; None where it was not written.
         recipe: name of the shipped recipe.
         overrides: what was set beside it.
@@ -132,6 +134,12 @@ class ZooCard:
     normalisation: str
     seconds: float
     environment: Mapping[str, Any]
+
+    @property
+    def device_ram_bytes(self) -> int:
+        """RAM for the int8 C on a device: `ram_bytes`, the caller's image, uint8 [H, W, C], and scores, int8 [K]."""
+        image = math.prod(int(self.input[side]) for side in ("height", "width", "channels"))
+        return self.ram_bytes + image + len(self.classes)
 
     def as_dict(self) -> dict[str, Any]:
         """What card.json holds."""

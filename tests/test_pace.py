@@ -1,0 +1,52 @@
+"""How long an epoch will take is told before it begins, without a trace in what is trained."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from training_samples import lanes_of, method_of, snapshot
+
+from thaw.models.families import ResidualSpec
+from thaw.training.pace import seconds_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("method", "join"),
+    [
+        ("two-stage", "concatenate"),
+        ("two-stage", "average"),
+        ("two-stage", "distil"),
+        ("plain", "concatenate"),
+        ("distil", "concatenate"),
+    ],
+)
+def test_every_stage_is_timed_and_nothing_of_the_run_changes(method, join):
+    model = ResidualSpec(widths=(4, 6), blocks=(1, 0), dropout=0.1)
+    weights = []
+    for timed in (False, True):
+        with lanes_of(1) as lanes:
+            trained = method_of(lanes, method=method, join=join, model=model)
+            state = torch.get_rng_state()
+            if timed:
+                told = seconds_per_epoch(trained.settings, trained.setting)
+                assert list(told) == list(trained.settings.stage_epochs)
+                assert all(seconds > 0 for seconds in told.values())
+            assert torch.equal(torch.get_rng_state(), state)
+            for _ in trained.epochs():
+                pass
+            weights.append(snapshot(trained.network))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_an_epoch_takes_about_as_long_as_was_told():
+    with lanes_of(1) as lanes:
+        trained = method_of(lanes, method="plain", model=ResidualSpec(widths=(24, 32), blocks=(2, 2)))
+        told = seconds_per_epoch(trained.settings, trained.setting)["plain"]
+        started = time.perf_counter()
+        epochs = sum(1 for _ in trained.epochs())
+        took = (time.perf_counter() - started) / epochs
+    # Of the order, also while other programs run.
+    assert 0.2 < told / took < 5
