@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+FAULTS_ARGS ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test check format bench bench-keras clean
+.PHONY: help demo web test faults check format bench bench-keras clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) and VENV=$(VENV) can be given: make demo PYTHON=python3.12):"
@@ -27,6 +28,9 @@ web: ## fetch onnxruntime-web by npm for the page of thaw demo, where the instal
 
 test: $(DEV_STAMP) ## set up .venv if need be, then run the tests (PYTEST_ARGS=... is passed on)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: $(DEV_STAMP) ## set up .venv if need be, then run the fault campaign (FAULTS_ARGS=... is passed on); see CONTRIBUTING.md
+	@$(BIN)/python tests/faults $(FAULTS_ARGS)
 
 check: $(DEV_STAMP) ## lint, formatting, types, and the floors of the architecture
 	$(BIN)/ruff check .

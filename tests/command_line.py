@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -34,6 +35,7 @@ TINY_OVERRIDES = ("dual.epochs=1", TINY_STEPS)
 TINY = tuple(word for override in TINY_OVERRIDES for word in ("--set", override))
 
 TIMES = ("seconds", "images_per_second")
+DIGEST = "sha256"
 
 
 def command(*arguments: object) -> list[str]:
@@ -80,9 +82,9 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def without_times(value: Any) -> Any:
-    """Metrics or history without what differs from one run to the next: times, and the command that was typed."""
+    """Metrics or history without what differs from one run to the next: times, the command, and so the digest."""
     if isinstance(value, dict):
-        left_out = (*TIMES, "latency", "command")
+        left_out = (*TIMES, DIGEST, "latency", "command")
         return {key: without_times(item) for key, item in value.items() if key not in left_out}
     if isinstance(value, list):
         return [without_times(item) for item in value]
@@ -91,6 +93,13 @@ def without_times(value: Any) -> Any:
 
 def metrics(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
+
+
+def reseal(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON document as somebody would who knows how its digest is made: over all else, keys sorted."""
+    plain = {key: value for key, value in content.items() if key != DIGEST}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**plain, DIGEST: digest}), "utf-8")
 
 
 def assert_same_run(run: Path, other: Path) -> None:

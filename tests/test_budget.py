@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from command_line import TINY_OVERRIDES, error_of
+from command_line import TINY_OVERRIDES, error_of, reseal
 from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
@@ -244,7 +244,7 @@ def test_a_resumed_run_keeps_to_its_budget(within, call, tmp_path):
     assert code == 0, err
     assert json.loads(out)["budget"] == LIMITS
     kept = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps(kept | {"budget": {"params": 100}}))
+    reseal(copy / "run.json", kept | {"budget": {"params": 100}})
     error_of(("params: needs 14,862", "allowed are 100"), call("train", "--resume", copy), 2, lines=3)
 
 

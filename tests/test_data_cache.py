@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,13 +129,46 @@ def test_damage_is_noticed_and_mended(folder, root, builds, file, damage):
     assert only(root).is_dir()
 
 
-def test_large_stores_are_checked_in_part(folder, root, monkeypatch):
+@pytest.mark.parametrize("loaded", [True, False])
+def test_large_stores_are_mapped_and_every_block_is_checked(folder, root, monkeypatch, builds, loaded):
     monkeypatch.setattr(store, "_BLOCK_BYTES", 1000)
-    monkeypatch.setattr(store, "_CHECKED_BYTES", 8000)
+    monkeypatch.setattr(store, "_LOADED_BYTES", 1 << 20 if loaded else 8000)
     first = prepare(folder, SETTINGS, seed=1)
     assert np.array_equal(prepare(folder, SETTINGS, seed=1).train.images, first.train.images)
     checks = json.loads((only(root) / "check.json").read_text())["image_checks"]
     assert len(checks) == 40 * 40 * 40 * 3 / 1000
+    path = only(root) / "images.bin"
+    content = path.read_bytes()
+    for place in range(0, len(content), 24_997):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        built = len(builds)
+        prepare(folder, SETTINGS, seed=1)
+        assert len(builds) == built + 1, place
+
+
+@pytest.mark.parametrize("change", ["flip", "remove"])
+def test_images_in_memory_are_those_that_were_checked(folder, root, change):
+    found = prepare(folder, SETTINGS, seed=1)
+    before = found.train.images.copy(), found.test.open().images.copy()
+    path = only(root) / "images.bin"
+    if change == "flip":
+        with path.open("r+b") as file:
+            file.write(bytes(255 - value for value in path.read_bytes()))
+    else:
+        shutil.rmtree(root)
+    assert np.array_equal(found.train.images, before[0])
+    assert np.array_equal(found.test._images.images, before[1])
+    assert found.is_whole()
+
+
+def test_mapped_images_that_changed_are_noticed(folder, root, monkeypatch):
+    monkeypatch.setattr(store, "_LOADED_BYTES", 8000)
+    found = prepare(folder, SETTINGS, seed=1)
+    assert found.is_whole()
+    with (only(root) / "images.bin").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\0\1\2")
+    assert not found.is_whole()
 
 
 def test_full_disk_is_told_and_leaves_nothing(folder, root, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import TINY_OVERRIDES, error_of
+from command_line import TINY_OVERRIDES, error_of, reseal
 from sklearn.datasets import load_digits
 
 import thaw as library
@@ -170,7 +170,7 @@ def test_artefacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
     }
     assert all(check.problem for check in result.checks if check.result == "failed")
     listed = json.loads((folder / "litert" / MANIFEST).read_text())
-    (folder / "litert" / MANIFEST).write_text(json.dumps({**listed, "complete": False}))
+    reseal(folder / "litert" / MANIFEST, {**listed, "complete": False})
     half = [check for check in verify(TrainedRun.open(run), images=10).checks if check.target == "litert"]
     assert [check.result for check in half] == ["failed"]
     assert "half an export" in half[0].problem
@@ -375,10 +375,10 @@ def test_a_bare_model_file_needs_its_run(run, tmp_path, call):
 
 def test_data_that_are_not_there_or_others_are_told(run):
     request = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**request, "fingerprint": "0" * 64}))
+    reseal(run / "run.json", {**request, "fingerprint": "0" * 64})
     with pytest.raises(RunError, match="have changed"):
         verify(TrainedRun.open(run))
-    (run / "run.json").write_text(json.dumps({**request, "source": None}))
+    reseal(run / "run.json", {**request, "source": None})
     with pytest.raises(RunError, match="source="):
         verify(TrainedRun.open(run))
     digits = load_digits()

@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import pytest
+from command_line import reseal
 
 from thaw.errors import ModelFileError, RunError
 from thaw.workflow import export_folder
@@ -120,7 +121,7 @@ def test_changed_and_missing_files_are_told(tmp_path):
 
 
 def _changed(**changes):
-    return lambda content: json.dumps({**content, **changes})
+    return lambda content: {**content, **changes}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,7 @@ def _changed(**changes):
         lambda content: json.dumps(content)[:-20],
         lambda content: "[" * 100_000,
         lambda content: "[]",
+        lambda content: json.dumps({**content, "precisions": ["int8", "float"]}),
         lambda content: "\x00\xff",
         _changed(version=2),
         _changed(version=None),
@@ -146,7 +148,11 @@ def _changed(**changes):
 def test_a_list_that_is_not_ours_is_refused(tmp_path, change):
     write_target(tmp_path, "c", ("int8",), {"model.c": b"1"})
     path = tmp_path / "c" / MANIFEST
-    path.write_text(change(json.loads(path.read_text())))
+    changed = change(json.loads(path.read_text()))
+    if isinstance(changed, dict):
+        reseal(path, changed)
+    else:
+        path.write_text(changed)
     with pytest.raises(ModelFileError, match=MANIFEST):
         read_target(tmp_path, "c")
     with pytest.raises(RunError, match="--out"):

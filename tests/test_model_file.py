@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +18,8 @@ from sklearn.datasets import load_digits
 
 import thaw
 from thaw.data.images import InputContract
-from thaw.errors import DataError, ModelFileError, UsageError
-from thaw.training.checkpoint import HEADER
+from thaw.errors import DataError, ModelFileError, NotFiniteError, UsageError
+from thaw.training.checkpoint import HEADER, read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -241,11 +244,99 @@ def test_a_file_that_lies_is_refused(finished, tmp_path, how):
         header = json.loads(file.metadata()[HEADER])
     tensors = load_file(finished.path / "model.safetensors")
     HOSTILE[how](header, tensors)
+    # Whether its digest fits or not, what cannot be is refused, and in the same words.
     save_file(tensors, path, {HEADER: json.dumps(header)})
+    told = refusal_of(path)
+    with contextlib.suppress(ValueError):
+        write_tensors(path, tensors, {key: value for key, value in header.items() if key != "sha256"})
+        assert refusal_of(path) == told
+
+
+def refusal_of(path) -> str:
     with pytest.raises(ModelFileError) as caught:
         thaw.Model.load(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+NUMBERS = {
+    "input.mean[0] = True": change_input(mean=[True]),
+    "input.std[0] = 1e-320": change_input(std=[1e-320]),
+    "input.std[0] = 1e-30": change_input(std=[1e-30]),
+    "input.std[0] = -1.0": change_input(std=[-1.0]),
+    "input.std[0] = 1e+300": change_input(std=[1e300]),
+    "input.mean[0] = 9223372036854775808": change_input(mean=[2**63]),
+    "input.mean[0] = None": change_input(mean=[None]),
+    "input.mean has 2 numbers": change_input(mean=[0.5, 0.5]),
+    "input.height = 9223372036854775808": change_input(height=2**63),
+    "input.height = True": change_input(height=True),
+    "input.channels = 1.0": change_input(channels=1.0),
+    "input.fit = 3": change_input(fit=3),
+    "input.more": change_input(more=3),
+    "architecture.model.dropout = True": change_model(dropout=True),
+    "architecture.model.dropout = 1e-320": change_model(dropout=1e-320),
+    "model.dropout 9.2": change_model(dropout=2.0**63),
+    "architecture.model.filters[1] = 9223372036854775808": change_model(filters=[10, 2**63]),
+    "architecture.model.filters[0] = True": change_model(filters=[True, 20]),
+    "architecture.fusion.hidden = True": lambda header, _: header["architecture"]["fusion"].update(hidden=True),
+    "architecture.fusion.hidden = 9223372036854775808": lambda header, _: header["architecture"]["fusion"].update(
+        hidden=2**63
+    ),
+    "architecture.family = ['paper']": lambda header, _: header["architecture"].update(family=["paper"]),
+    "classes = [0, 1]": change_header(classes=[0, 1]),
+}
+
+
+@pytest.mark.parametrize("words", list(NUMBERS))
+def test_a_number_that_cannot_be_is_told_by_its_name(finished, tmp_path, words):
+    path = tmp_path / "model.safetensors"
+    tensors, header = read_tensors(finished.path / "model.safetensors", version=1)
+    NUMBERS[words](header, tensors)
+    write_tensors(path, tensors, header)
+    assert words in refusal_of(path)
+
+
+def test_no_flipped_bit_changes_an_answer(finished, tmp_path, model):
+    path = tmp_path / "model.safetensors"
+    content = (finished.path / "model.safetensors").read_bytes()
+    pixels = np.random.default_rng(3).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
+    expected = model.probabilities(pixels).tobytes()
+    chance = np.random.default_rng(4)
+    for place in chance.integers(0, len(content), 300).tolist():
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            found = thaw.Model.load(path)
+        except ModelFileError:
+            continue
+        assert found.probabilities(pixels).tobytes() == expected
+
+
+@pytest.fixture
+def overflowing(finished, tmp_path) -> Path:
+    """The run with weights that are finite and give NaN for every image."""
+    run = Path(shutil.copytree(finished.path, tmp_path / "overflowing"))
+    tensors, header = read_tensors(run / "model.safetensors", version=1)
+    large = {name: torch.full_like(tensor, 3e38) for name, tensor in tensors.items()}
+    write_tensors(run / "model.safetensors", large, header)
+    return run
+
+
+def test_what_is_not_finite_is_an_error_and_not_the_first_class(overflowing, digit_files, call):
+    for words in (
+        ["predict", overflowing, digit_files[0]],
+        ["predict", overflowing, digit_files[0], "--json"],
+        ["evaluate", overflowing, "digits"],
+        ["export", overflowing, "--to", "onnx"],
+        ["export", overflowing, "--to", "litert", "--float"],
+        ["verify", overflowing, "--images", "2"],
+        ["bench", overflowing],
+    ):
+        code, out, err = call(*words)
+        told = err[err.index("error: ") :] if "error: " in err else err
+        error_of(["computes NaN or infinity", "train again"], (code, out, told), 1)
+    with pytest.raises(NotFiniteError, match="for 2 of 2 images"):
+        thaw.Model.load(overflowing).probabilities(digit_files[1][:2])
 
 
 def test_names_from_a_file_cannot_steer_the_terminal(finished, tmp_path, call, digit_files):

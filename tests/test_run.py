@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import (
+    DIGEST,
     SMALL,
     STAGES,
     TINY,
@@ -25,6 +26,7 @@ from command_line import (
     error_of,
     history,
     metrics,
+    reseal,
     start,
     thaw,
     wait_for,
@@ -218,17 +220,22 @@ def test_a_damaged_checkpoint_is_told(copied, call, damage):
     else:
         kept = json.loads((run / "run.json").read_text())
         kept["recipe"]["model"]["filters"] = [10, 21]
-        (run / "run.json").write_text(json.dumps(kept))
+        reseal(run / "run.json", kept)
     error_of([f"remove {path}"], call("train", "--resume", run), 1)
 
 
 RUN_DAMAGE = {
-    "no JSON": ("{", "it is not JSON"),
-    "deep": ("[" * 100_000, "it is not JSON"),
-    "a list": ("[]", "no JSON object"),
-    "empty": ("", "it is not JSON"),
-    "another version": ('{"version": 99}', "another version"),
-    "nothing else": ('{"version": 1}', "recipe_name = None"),
+    "no JSON": ("{", "not a JSON object"),
+    "deep": ("[" * 100_000, "not a JSON object"),
+    "a list": ("[]", "not a JSON object"),
+    "empty": ("", "not a JSON object"),
+    "no UTF-8": ("\udcff", "not a JSON object"),
+    "NaN": ('{"version": NaN}', "not a JSON object"),
+    "a key twice": ('{"version": 1, "version": 1}', "not a JSON object"),
+    "no digest": ('{"version": 1}', "has no digest"),
+    "another digest": (json.dumps({"version": 1, DIGEST: "0" * 64}), "has changed since thaw wrote it"),
+    "another version": ({"version": 99}, "another version"),
+    "nothing else": ({"version": 1}, "recipe_name = None"),
 }
 
 
@@ -237,7 +244,10 @@ def test_a_damaged_run_json_is_told(tmp_path, call, damage):
     text, words = RUN_DAMAGE[damage]
     run = tmp_path / "run"
     run.mkdir()
-    (run / "run.json").write_text(text)
+    if isinstance(text, dict):
+        reseal(run / "run.json", text)
+    else:
+        (run / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     error_of([words], call("train", "--resume", run), 1)
 
 
@@ -249,12 +259,18 @@ def test_a_damaged_run_json_is_told(tmp_path, call, damage):
         ("source", 5, "source = 5"),
         ("recipe", {"dual": {"epoch": 3}}, "did you mean epochs"),
         ("device", "tpu", "device 'tpu'"),
+        ("threads", 0, "threads = 0"),
+        ("threads", 2**40, "threads = 1099511627776"),
+        ("seed", 2**64, "seed = 18446744073709551616"),
+        ("data_root", "a\0b", "data_root"),
+        ("chosen", [{"kind": 3}], "chosen[0].kind = 3"),
+        ("budget", {"params": "many"}, "params"),
     ],
 )
 def test_a_run_json_with_a_wrong_value_is_told(copied, call, key, value, words):
     run = copied()
     kept = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**kept, key: value}))
+    reseal(run / "run.json", {**kept, key: value})
     outcome = call("train", "--resume", run)
     error_of([words], outcome, outcome[0])
     assert outcome[0] in (1, 2)
@@ -417,7 +433,7 @@ def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
     assert result["std"] == pytest.approx(np.std(result["accuracies"], ddof=1))
     low, high = result["ci95"]
     assert 0 <= low <= result["mean"] <= high <= 1
-    (folded / "metrics.json").write_text(json.dumps(metrics(folded) | {"folds": None}))
+    reseal(folded / "metrics.json", metrics(folded) | {"folds": None})
     assert_same_run(plain, folded)
 
 

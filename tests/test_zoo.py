@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import TINY_OVERRIDES, error_of
+from command_line import DIGEST, TINY_OVERRIDES, error_of, reseal
 from PIL import Image
 from web_samples import needs_vendor
 
@@ -43,7 +43,7 @@ def metrics(path: Path) -> dict:
 
 def edit(path: Path, **changes: object) -> None:
     content = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**content, **changes}), "utf-8")
+    reseal(path, {**content, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,7 @@ def test_one_seed_has_no_interval(runs, tmp_path):
 def test_a_card_is_read_as_it_was_written(made):
     card = read_card(made / "tiny-digits")
     assert ZooCard.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+    assert json.loads((made / "tiny-digits" / "card.json").read_text()).keys() == {*card.as_dict(), DIGEST}
 
 
 def test_hits_are_whole_images():
@@ -284,13 +285,52 @@ def test_an_int8_graph_of_another_model_is_refused(zoo, made, runs, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [("{", "not JSON"), ("[]", "no JSON object"), ('{"schema": 9}', "schema 9"), ('{"schema": 1}', "is no card")],
+    ("content", "words"), [("{", "not a JSON object"), ("[]", "not a JSON object"), ('{"schema": 1}', "has no digest")]
 )
 def test_a_card_that_cannot_be_is_told(content, words, tmp_path):
     (tmp_path / "card.json").write_text(content)
     with pytest.raises(ModelFileError, match=words):
         read_card(tmp_path)
+
+
+CARD_FAULTS = {
+    "schema": (9, "schema 9"),
+    "name": (5, "card.name = 5: expected a string"),
+    "parameters": (True, "card.parameters = True"),
+    "macs": (0, "card.macs = 0"),
+    "seed": (2**63, "card.seed = 9223372036854775808"),
+    "test": ({"accuracy": 0.5, "accuracy_ci95": [0.6, 0.7], "count": 9}, "in order"),
+    "int8": ({}, "int8.accuracy_ci95"),
+    "mean": ({"mean": 1.5, "ci95_half_width": None}, "from 0 to 1"),
+    "seeds": ([{"seed": 1}], r"card.seeds\[0\].accuracy is missing"),
+    "input": ({"height": 28}, "input.fit is missing"),
+    "environment": ({}, "card.environment.cpu"),
+    "more": (1, "card.more is unknown"),
+}
+
+
+@pytest.mark.parametrize("key", list(CARD_FAULTS))
+def test_a_forged_card_is_told_by_the_name_of_what_is_wrong(key, made, tmp_path):
+    value, words = CARD_FAULTS[key]
+    path = Path(shutil.copytree(made / "tiny-digits", tmp_path / "x")) / "card.json"
+    edit(path, **{key: value})
+    with pytest.raises(ModelFileError, match=words):
+        read_card(path.parent)
+
+
+def test_an_edited_card_is_refused_until_it_is_sealed(made, call, tmp_path):
+    path = Path(shutil.copytree(made, tmp_path / "zoo")) / "tiny-digits" / "card.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "command": "thaw train digits --seed 7"}))
+    with pytest.raises(ModelFileError, match=r"(?s)has changed since .*thaw zoo seal tiny-digits"):
+        read_card(path.parent)
+    code, out, err = call("zoo", "seal", "tiny-digits", "--out", tmp_path / "zoo")
+    assert (code, err) == (0, "")
+    assert "thaw train digits --seed 7" in out
+    assert read_card(path.parent).command == "thaw train digits --seed 7"
+    path.write_text(json.dumps({**content, "macs": -1}))
+    error_of(["card.macs = -1"], call("zoo", "seal", "tiny-digits", "--out", tmp_path / "zoo"), 1)
+    error_of(["cannot read"], call("zoo", "seal", "nothing", "--out", tmp_path / "zoo"), 1)
 
 
 def test_every_recipe_of_a_record_has_a_model_in_the_zoo():

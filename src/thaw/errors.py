@@ -37,6 +37,10 @@ class ModelFileError(ThawError):
     """A model file or checkpoint that is truncated, of another version, or not what it says it is."""
 
 
+class NotFiniteError(ThawError):
+    """A network that answers with NaN or infinity, of which no class can be made."""
+
+
 class TrainingError(ThawError):
     """Training that cannot go on: a loss that is not finite, a disk that is full."""
 

@@ -15,10 +15,11 @@ import typer
 
 from thaw._version import __version__
 from thaw.cli.interrupt import StoppedError, exit_code, handle_signals, stopped, was_stopped
+from thaw.cli.machine import in_words, open_streams, silence_output
 from thaw.cli.terminal import guarded_streams
 from thaw.cli.zoo import zoo_app
 from thaw.errors import ThawError, UsageError
-from thaw.quoting import NAME_LENGTH, PATH_LENGTH, clipped, error_text, printable, shell_command, shown
+from thaw.quoting import NAME_LENGTH, clipped, error_text, printable, shell_command
 
 EXIT_INTERRUPTED = StoppedError.exit_code
 EXIT_INTERNAL = 70
@@ -385,6 +386,7 @@ def main() -> NoReturn:
     options_end = given.index("--") if "--" in given else len(given)
     debug = "--debug" in given[:options_end]
     arguments = [argument for argument in given[:options_end] if argument != "--debug"] + given[options_end:]
+    open_streams()
     with guarded_streams():
         code = _run(arguments, debug=debug)
     sys.exit(code)
@@ -401,8 +403,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _tell(stopped("stopped"), debug=debug)
     except BrokenPipeError:
-        # Whoever read the output has gone; without this, the interpreter would fail a second time at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_output()
         return 1
     except ThawError as error:
         return _tell(error, debug=debug)
@@ -434,9 +435,10 @@ def _in_words(error: Exception) -> ThawError:
         told = UsageError(re.sub(r"\S+", lambda word: clipped(word[0], NAME_LENGTH), format_message()))
         told.exit_code = code
         return told
-    if isinstance(error, OSError) and error.filename is not None:
-        # A path that is too long, a folder that is closed, a device that is gone: nothing of ours.
-        return ThawError(f"cannot use {shown(os.fsdecode(error.filename), PATH_LENGTH)}: {error.strerror or error}")
+    foreseen = in_words(error)
+    if foreseen is not None:
+        silence_output()
+        return ThawError(foreseen)
     what = clipped(printable(f"{type(error).__name__}: {error}".splitlines()[0]))
     told = UsageError(f"unexpected {what}\nrun again with --debug for the details")
     told.exit_code = EXIT_INTERNAL

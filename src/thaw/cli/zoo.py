@@ -104,6 +104,20 @@ def add(
 
 
 @zoo_app.command()
+def seal(
+    name: Annotated[str, typer.Argument(help="Of the model whose card.json was edited.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The zoo's folder; by default the one in the package.", show_default=False)
+    ] = None,
+) -> None:
+    """Check an edited card.json and write its digest anew; for those who maintain the zoo."""
+    from thaw.cli.commands import print_text
+    from thaw.workflow.zoo import describe, seal_card
+
+    print_text(columns(describe(seal_card(name, out=out))))
+
+
+@zoo_app.command()
 def plot(
     out: Annotated[Path, typer.Option(help="The .svg file; a page with all sources goes beside it.")] = Path(
         "pareto.svg"

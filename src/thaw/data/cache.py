@@ -43,10 +43,19 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     if chosen := os.environ.get("THAW_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "thaw" / "cache"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "thaw" / "cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "thaw"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thaw"
+        return _home() / "Library" / "Caches" / "thaw"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "thaw"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise DataError(
+            "this user has no home folder to keep prepared images in: name a folder for them by THAW_CACHE"
+        ) from None
 
 
 def store_folder(

@@ -5,6 +5,7 @@ Shapes: N images, H rows, W columns, C channels (1 grey, 3 red-green-blue), K cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -14,12 +15,16 @@ import numpy.typing as npt
 
 from thaw.data.scaling import ValueRange, check_range
 from thaw.errors import DataError, UsageError
+from thaw.plain import from_plain
 from thaw.quoting import shown
 
 Fit = Literal["stretch", "crop"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 
 MAX_SIDE = 1024
+
+# A deviation of pixels from 0 to 1, and what may come of a division by it: far beyond any images, far within float32.
+SMALLEST_STD, LARGEST_STATISTIC = 1e-9, 1e9
 
 _MOST_DIGITS = 9
 
@@ -46,16 +51,18 @@ class InputContract:
     def __post_init__(self) -> None:
         if self.range is not None:
             object.__setattr__(self, "range", check_range(self.range))
-        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
-            raise UsageError(f"input size {self.height}x{self.width}: both sides must be from 1 to {MAX_SIDE} pixels")
-        if self.channels not in (1, 3):
-            raise UsageError(f"input with {self.channels} channels: expected 1 (grey) or 3 (red, green, blue)")
+        sides = (self.height, self.width)
+        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+            raise UsageError(
+                f"input size {shown(self.height)}x{shown(self.width)}: both sides must be from 1 to {MAX_SIDE} pixels"
+            )
+        if type(self.channels) is not int or self.channels not in (1, 3):
+            raise UsageError(f"input with {shown(self.channels)} channels: expected 1 (grey) or 3 (red, green, blue)")
         if self.fit not in FITS:
             raise UsageError(f"fit {shown(self.fit)}: expected one of {', '.join(FITS)}")
         object.__setattr__(self, "mean", tuple(self.mean) or (0.0,) * self.channels)
         object.__setattr__(self, "std", tuple(self.std) or (1.0,) * self.channels)
-        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-            raise UsageError("input contract: one mean and one positive deviation a channel are expected")
+        check_statistics("input", self.mean, self.std, self.channels)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -88,12 +95,33 @@ class InputContract:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputContract:
-        """The inverse of `as_dict`; an unknown or missing key is a UsageError."""
-        try:
-            values = dict(data)
-            return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
-        except (TypeError, KeyError, ValueError) as error:
-            raise UsageError(f"input contract {shown(dict(data))} is not one: {error}") from None
+        """The inverse of `as_dict`; an unknown or missing key is a UsageError, as is a value of another type."""
+        missing = [name for name in ("fit", "mean", "std") if isinstance(data, Mapping) and name not in data]
+        if missing:
+            raise UsageError(f"input.{missing[0]} is missing")
+        return from_plain(cls, data, "input")
+
+
+def check_statistics(where: str, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Refuse means and deviations that pixels from 0 to 1 cannot be normalised by.
+
+    Args:
+        where: what they belong to, for the message.
+        mean: one a channel, from -1e9 to 1e9.
+        std: one a channel, from 1e-9 to 1e9.
+        channels: how many.
+
+    Raises:
+        UsageError: naming the first that is wrong.
+    """
+    for name, values, least in (("mean", mean, -LARGEST_STATISTIC), ("std", std, SMALLEST_STD)):
+        if len(values) != channels:
+            raise UsageError(f"{where}.{name} has {len(values)} numbers: expected one for each of {channels} channels")
+        for index, value in enumerate(values):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or not least <= value <= LARGEST_STATISTIC:
+                expected = f"a number from {least:g} to {LARGEST_STATISTIC:g}"
+                raise UsageError(f"{where}.{name}[{index}] = {shown(value)}: expected {expected}")
 
 
 def are_signs(classes: Sequence[str]) -> bool:

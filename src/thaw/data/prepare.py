@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,7 @@ class PreparedData:
         problems: everything that was found, errors excepted (they stop).
         splits: for each split "count", "origin" ("source", or "cut" from the training split), and the "fraction" and
             "seed" by which it was cut, else None.
+        is_whole: whether the cached images that are mapped are still those that were prepared.
     """
 
     train: ImageSet
@@ -87,6 +88,7 @@ class PreparedData:
     fingerprint: str
     problems: tuple[Problem, ...]
     splits: Mapping[Split, Mapping[str, Any]]
+    is_whole: Callable[[], bool] = lambda: True
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -176,6 +178,7 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
         fingerprint=_fingerprint(store),
         problems=tuple(problems),
         splits={split: {**cut_by.get(split, _FROM_SOURCE), "count": len(rows[split])} for split in SPLITS},
+        is_whole=store.is_whole,
     )
 
 

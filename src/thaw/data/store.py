@@ -3,17 +3,19 @@
 A folder holds `images.bin` (the bytes of all images, split after split), `facts.npz` (labels and `Facts`), `text.json`
 (names, classes, problems) and `check.json` (format, lengths and check sums of the others). It is made under another
 name and renamed when it is complete, so a folder under its final name is whole, unless the disk or a person has changed
-it: `open_store` checks.
+it: `open_store` checks all of it. Images are read into memory unless they are many, so that what was checked is what is
+used, whatever becomes of the folder meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from thaw.data.chunks import FACT_SHAPES, Facts
 from thaw.data.images import Fit
 from thaw.data.problems import Problem
 from thaw.data.scaling import ValueRange
+from thaw.files import parse_object, seal, unseal
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -33,9 +36,8 @@ STORE_FORMAT = 2
 
 _BLOCK_BYTES = 4 << 20
 
-# All of a data set up to this size is compared with its check sums when it is opened; of a larger one as much, spread
-# evenly.
-_CHECKED_BYTES = 256 << 20
+# Images up to this size are read into memory, where nobody else can change or remove them; larger ones are mapped.
+_LOADED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class Store:
         modes: how many images have which pixel format in their files.
         unreadable: "name: reason" of every image that was left out.
         problems: all others.
+        is_whole: whether the images are still those that were prepared; always, where they lie in memory.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Store:
     modes: Mapping[str, int]
     unreadable: tuple[str, ...]
     problems: tuple[Problem, ...]
+    is_whole: Callable[[], bool] = lambda: True
 
 
 class ImageFile:
@@ -157,40 +161,52 @@ def write_tables(folder: Path, store: Store, images: tuple[int, list[int]]) -> N
     }
     (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("facts.npz", "text.json")}
-    check = {"format": STORE_FORMAT, "image_bytes": images[0], "image_checks": images[1], "sha256": sums}
-    (folder / "check.json").write_text(json.dumps(check), encoding="utf-8")
+    check = {"format": STORE_FORMAT, "image_bytes": images[0], "image_checks": images[1], "files": sums}
+    (folder / "check.json").write_text(json.dumps(seal(check)), encoding="utf-8")
 
 
 def open_store(folder: Path) -> Store | None:
-    """Maps a folder into memory; None where there is none or it is damaged."""
+    """Opens a folder, small images in memory and others mapped into it; None where there is none or it is damaged."""
     try:
-        check = json.loads((folder / "check.json").read_text(encoding="utf-8"))
+        check = unseal(parse_object((folder / "check.json").read_bytes()))
         if check["format"] != STORE_FORMAT or (folder / "images.bin").stat().st_size != check["image_bytes"]:
             return None
-        content = {name: (folder / name).read_bytes() for name in check["sha256"]}
-        if any(hashlib.sha256(data).hexdigest() != check["sha256"][name] for name, data in content.items()):
+        content = {name: (folder / name).read_bytes() for name in check["files"]}
+        if any(hashlib.sha256(data).hexdigest() != check["files"][name] for name, data in content.items()):
             return None
-        if not _images_are_whole(folder / "images.bin", check["image_checks"]):
+        images = _read_images(folder / "images.bin")
+        if not _is_whole(images, check["image_checks"]):
             return None
         text = json.loads(content["text.json"])
-        with np.load(folder / "facts.npz", allow_pickle=False) as columns:
-            return _from_parts(folder, text, dict(columns))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        with np.load(io.BytesIO(content["facts.npz"]), allow_pickle=False) as columns:
+            store = _from_parts(images, text, dict(columns))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile):
         return None
+    if isinstance(images, np.memmap):
+        return replace(store, is_whole=lambda: _is_whole(images, check["image_checks"]))
+    return store
 
 
-def _images_are_whole(path: Path, checks: Sequence[int]) -> bool:
-    most = _CHECKED_BYTES // _BLOCK_BYTES
-    blocks = range(len(checks)) if len(checks) <= most else np.linspace(0, len(checks) - 1, most).astype(int).tolist()
-    with path.open("rb") as file:
-        for block in blocks:
-            file.seek(block * _BLOCK_BYTES)
-            if zlib.crc32(file.read(_BLOCK_BYTES)) != checks[block]:
-                return False
-    return True
+def _read_images(path: Path) -> Pixels:
+    """All bytes of the file, read-only."""
+    size = path.stat().st_size
+    if size > _LOADED_BYTES:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    images = np.fromfile(path, dtype=np.uint8)
+    images.flags.writeable = False
+    return images
 
 
-def _from_parts(folder: Path, text: Mapping[str, Any], columns: Mapping[str, npt.NDArray[Any]]) -> Store:
+def _is_whole(images: Pixels, checks: Sequence[int]) -> bool:
+    """Whether every block of the file's bytes is as its check sum says."""
+    starts = range(0, len(images), _BLOCK_BYTES)
+    view = images.data
+    return len(starts) == len(checks) and all(
+        zlib.crc32(view[start : start + _BLOCK_BYTES]) == check for start, check in zip(starts, checks, strict=True)
+    )
+
+
+def _from_parts(images: Pixels, text: Mapping[str, Any], columns: Mapping[str, npt.NDArray[Any]]) -> Store:
     shape = (int(text["shape"][0]), int(text["shape"][1]), int(text["shape"][2]))
     labels = {split: columns[f"{split}.labels"] for split in SPLITS if f"{split}.labels" in columns}
     return Store(
@@ -201,7 +217,7 @@ def _from_parts(folder: Path, text: Mapping[str, Any], columns: Mapping[str, npt
         fit=text["fit"],
         range=None if text["range"] is None else (int(text["range"][0]), int(text["range"][1])),
         chosen=text["chosen"],
-        images=map_images(folder, shape, {split: len(column) for split, column in labels.items()}),
+        images=_by_split(images, shape, {split: len(column) for split, column in labels.items()}),
         labels=labels,
         names={split: text["names"][split] for split in labels},
         facts={split: Facts(**{name: columns[f"{split}.{name}"] for name in FACT_SHAPES}) for split in labels},
@@ -213,11 +229,15 @@ def _from_parts(folder: Path, text: Mapping[str, Any], columns: Mapping[str, npt
 
 def map_images(folder: Path, shape: tuple[int, int, int], counts: Mapping[Split, int]) -> dict[Split, Pixels]:
     """The images of each split as a read-only view of the file; nothing is read yet."""
-    total = sum(counts.values())
+    path = folder / "images.bin"
     # An empty file cannot be mapped.
-    whole: Pixels = np.zeros((0, *shape), dtype=np.uint8)
-    if total:
-        whole = np.memmap(folder / "images.bin", dtype=np.uint8, mode="r", shape=(total, *shape))
+    whole = np.memmap(path, dtype=np.uint8, mode="r") if sum(counts.values()) else np.zeros(0, np.uint8)
+    return _by_split(whole, shape, counts)
+
+
+def _by_split(images: Pixels, shape: tuple[int, int, int], counts: Mapping[Split, int]) -> dict[Split, Pixels]:
+    """Views uint8 [N, h, w, c] of the file's bytes, a split each."""
+    whole = images.reshape(sum(counts.values()), *shape)
     views: dict[Split, Pixels] = {}
     start = 0
     for split, count in counts.items():

@@ -12,7 +12,6 @@ graph it has no "i.weights", since they are those of the one that it names.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -23,23 +22,20 @@ from typing import Any, NoReturn, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from thaw.data.images import InputContract
 from thaw.errors import ModelFileError, ThawError
-from thaw.files import write_atomically
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Operation, Weighted
 from thaw.graph.ops import Op
 from thaw.graph.tensors import Quantization, Tensor
 from thaw.quoting import shown
+from thaw.tensor_file import read_tensor_file, write_tensor_file
 
 GRAPH_VERSION = 1
 HEADER = "thaw graph"
 
-_LARGEST_FILE_BYTES = 1 << 30
-_LARGEST_HEADER_BYTES = 1 << 24
 _MOST_OPS = 4096
 _MOST_ELEMENTS = 1 << 28
 """Values of one tensor of one image: a GiB of float32."""
@@ -92,8 +88,7 @@ def write_graph(path: Path, graph: Graph, header: GraphHeader) -> None:
     }
     # What cannot be read is not written.
     _parse(content, arrays, str(path))
-    content["sha256"] = _digest(content, arrays)
-    write_atomically(path, save(arrays, {HEADER: json.dumps(content)}))
+    write_tensor_file(path, HEADER, content, lambda metadata: save(arrays, metadata))
 
 
 def read_graph(path: str | Path) -> tuple[Graph, GraphHeader]:
@@ -103,16 +98,12 @@ def read_graph(path: str | Path) -> tuple[Graph, GraphHeader]:
         ModelFileError: when it is missing, truncated, changed, of another version, or no graph that could be run; in
             one line.
     """
-    file = Path(path)
-    content, arrays = _open(file)
-    if content.get("version") != GRAPH_VERSION:
-        raise ModelFileError(
-            f"{file} has format version {shown(content.get('version'))}, this thaw reads version {GRAPH_VERSION}"
-        )
-    digest = content.pop("sha256", None)
-    if digest != _digest(content, arrays):
-        raise ModelFileError(f"{file} has changed since it was written: its digest is another")
-    return _parse(content, arrays, str(file))
+    file = read_tensor_file(Path(path), HEADER, load)
+    file.check_version(GRAPH_VERSION)
+    parsed = _parse(file.header, file.tensors, str(file.path))
+    # Last, so that a value that cannot be is told by its name.
+    file.check_digest()
+    return parsed
 
 
 def _arrays(op: Op) -> dict[str, Array]:
@@ -123,52 +114,6 @@ def _arrays(op: Op) -> dict[str, Array]:
     if op.shares and op.quantization is not None:
         del found["weights"]
     return {name: array for name, array in found.items() if array is not None}
-
-
-def _digest(content: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
-
-
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The header, as yet only known to be a JSON object, and the arrays."""
-    try:
-        _check_size(path)
-        with safe_open(path, framework="np") as file:
-            header = (file.metadata() or {})[HEADER]
-            content = json.loads(header, object_pairs_hook=_object, parse_constant=_refuse_constant)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
-    except FileNotFoundError:
-        raise ModelFileError(f"{path} does not exist") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        kind = type(error).__name__
-        raise ModelFileError(f"{path} is truncated or no graph that thaw wrote ({kind})") from error
-    if not isinstance(content, dict):
-        raise ModelFileError(f"{path} is no graph that thaw wrote: its header is no JSON object")
-    return content, arrays
-
-
-def _check_size(path: Path) -> None:
-    """Refuse sizes that no graph has, and a header longer than its file, before anything is read."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-    if size < 8 or header_bytes > min(size - 8, _LARGEST_HEADER_BYTES) or size > _LARGEST_FILE_BYTES:
-        raise ValueError(f"{size} bytes, of which {header_bytes} of header")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return made
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
 
 
 def _describe(graph: Graph) -> dict[str, Any]:
@@ -209,31 +154,13 @@ def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
     scores = graph.tensor(graph.outputs[-1])
     if scores.dtype != "int32" and scores.shape != (len(classes),):
         raise ModelFileError(f"output {shown(scores.name)} has shape {scores.shape} for {len(classes)} classes")
-    contract = _contract(content["input"])
+    contract = InputContract.from_dict(_object_of("input", content["input"]))
     if graph.tensor(graph.input).shape != contract.shape:
         found = graph.tensor(graph.input).shape
         raise ModelFileError(f"the graph takes images of {found}, but its input contract says {contract}")
     _check_plain(content["facts"])
     facts = _object_of("facts", content["facts"])
     return GraphHeader(name=_text("name", content["name"]), classes=classes, contract=contract, facts=facts)
-
-
-def _contract(value: Any) -> InputContract:
-    fields = _object_of("input", value)
-    names = (item.name for item in dataclasses.fields(InputContract))
-    _expect_keys("input", fields, tuple(name for name in names if name != "range" or name in fields))
-    sizes = _whole_numbers("input", [fields["height"], fields["width"], fields["channels"]])
-    return InputContract(
-        height=sizes[0],
-        width=sizes[1],
-        channels=sizes[2],
-        # What is not a fit is refused by the contract itself.
-        fit=_text("fit", fields["fit"]),  # type: ignore[arg-type]
-        mean=_numbers("mean", fields["mean"]),
-        std=_numbers("std", fields["std"]),
-        # What is no range is refused by the contract too.
-        range=fields.get("range"),
-    )
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:

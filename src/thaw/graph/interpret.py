@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import UsageError
+from thaw.finite import check_finite
 from thaw.graph import fixed_point
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Convolution, Weighted
@@ -57,6 +58,7 @@ def run(graph: Graph, images: npt.NDArray[np.uint8], *, batch: int = BATCH) -> d
 
     Raises:
         UsageError: for images of another type or shape.
+        NotFiniteError: when a float graph computes NaN or infinity.
     """
     _check_images(graph, images)
     made: dict[str, Array] = {}
@@ -64,9 +66,13 @@ def run(graph: Graph, images: npt.NDArray[np.uint8], *, batch: int = BATCH) -> d
         tensor = graph.tensor(name)
         made[name] = np.empty((len(images), *tensor.shape), tensor.dtype)
     for start in range(0, len(images), batch):
-        values = trace(graph, images[start : start + batch], keep=graph.outputs)
+        # What overflows is told by its result, below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = trace(graph, images[start : start + batch], keep=graph.outputs)
         for name in graph.outputs:
             made[name][start : start + batch] = values[name]
+    for answers in made.values():
+        check_finite(answers, "the network")
     return made
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+from thaw.data.images import check_statistics
 from thaw.graph.operation import Activation, Convolution, Operation, Weighted, windows
 from thaw.graph.tensors import SOFTMAX_QUANTIZATION, Quantization, Shape, Tensor, is_sizes
 
@@ -36,10 +37,7 @@ class Scale(Operation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.mean) != len(self.std) or not all(map(math.isfinite, (*self.mean, *self.std))):
-            self._refuse(f"mean {self.mean}, std {self.std}: expected as many finite numbers in both")
-        if min(self.std, default=1.0) <= 0:
-            self._refuse(f"std {self.std}: expected numbers above 0")
+        check_statistics(f"graph: {self.kind} {self.name!r}", self.mean, self.std, len(self.mean))
 
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
         """uint8 (H, W, C) -> float32 (H, W, C)."""

@@ -42,7 +42,7 @@ class FusionSpec:
     def __post_init__(self) -> None:
         if self.join not in get_args(Join):
             raise UsageError(f"fusion.join {shown(self.join)}: expected one of {', '.join(get_args(Join))}")
-        if not 1 <= self.hidden <= 65536:
+        if type(self.hidden) is not int or not 1 <= self.hidden <= 65536:
             raise UsageError(f"fusion.hidden {shown(self.hidden)}: expected a whole number from 1 to 65536")
         if self.scores not in get_args(Scores):
             raise UsageError(f"fusion.scores {shown(self.scores)}: expected one of {', '.join(get_args(Scores))}")

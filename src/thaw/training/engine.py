@@ -23,6 +23,8 @@ from thaw.data.balance import class_counts, mean_recall
 from thaw.data.batches import BatchSource
 from thaw.errors import TrainingError
 from thaw.models.blocks import dropouts
+from thaw.plain import from_plain
+from thaw.quoting import shown
 from thaw.seeds import derive
 from thaw.training.compute import Lanes
 from thaw.training.loss import Score
@@ -244,7 +246,8 @@ class StageRun:
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.stage.module.load_state_dict(under(tensors, "module."))
+        module = under(tensors, "module.")
+        self.stage.module.load_state_dict(module)
         if self.average is not None:
             self.average.restore(under(tensors, "average."), numbers["average_steps"])
         if self.stage.frozen is not None:
@@ -253,11 +256,23 @@ class StageRun:
         for name, tensor in under(tensors, "optimizer.").items():
             index, slot = name.split(".", 1)
             slots.setdefault(int(index), {})[slot] = tensor
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        for at, each in slots.items():
+            if any(tensor.shape not in {(), parameters[at].shape} for tensor in each.values()):
+                raise ValueError("moments of another shape than their parameters")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.epoch = numbers["epoch"]
+        if type(self.epoch) is not int or not 0 <= self.epoch <= self.stage.epochs:
+            raise ValueError(f"epoch {shown(self.epoch)}: expected 0 to {self.stage.epochs}")
         if numbers["best"] is not None:
             hits = {name: tensor.numpy() for name, tensor in under(tensors, "hits.").items()}
-            self.best = Best(**numbers["best"], weights=under(tensors, "best."), hits=hits)
+            self.best = from_plain(Best, {**numbers["best"], "weights": under(tensors, "best."), "hits": hits}, "best")
+            if not 1 <= self.best.epoch <= self.epoch or _shapes(self.best.weights) != _shapes(module):
+                raise ValueError(f"best epoch {self.best.epoch}: expected one up to {self.epoch}, of this network")
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _mean(values: Collection[float]) -> float:

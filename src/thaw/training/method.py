@@ -23,10 +23,11 @@ from thaw.data.augment import AugmentSettings
 from thaw.data.balance import class_counts
 from thaw.data.batches import BatchSource, View
 from thaw.data.images import ImageSet, InputContract
-from thaw.errors import ModelFileError
+from thaw.errors import ModelFileError, UsageError
 from thaw.models.blocks import dropouts, fuse_norms
 from thaw.models.families import FamilySpec
 from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, average, build_dual, unify
+from thaw.plain import from_plain
 from thaw.seeds import derive
 from thaw.training.compute import Lanes
 from thaw.training.distil import DistillStage, DistilSettings
@@ -317,14 +318,21 @@ class Method:
             self._run.restore(tensors, numbers["run"])
             hits = under(tensors, "submodels.")
             self.progress.submodel_hits = {name: tensor.numpy() for name, tensor in hits.items()}
-            self.progress.records = [EpochRecord(**record) for record in numbers["records"]]
-            self.progress.summaries = [
-                StageSummary(**{**summary, "trains": tuple(summary["trains"])}) for summary in numbers["summaries"]
-            ]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            records, summaries = numbers["records"], numbers["summaries"]
+            self.progress.records = [from_plain(EpochRecord, each, "record") for each in records]
+            self.progress.summaries = [from_plain(StageSummary, each, "summary") for each in summaries]
+            self._check_progress()
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, UsageError) as error:
             # torch lists every tensor on a line of its own.
             reason = " ".join(str(error).split())[:200]
             raise ModelFileError(f"the checkpoint does not belong to this recipe and data: {reason}") from error
+
+    def _check_progress(self) -> None:
+        """Refuse records and summaries that this cannot be the middle of."""
+        own = sum(record.stage == self._run.stage.name for record in self.progress.records)
+        done = tuple(summary.name for summary in self.progress.summaries)
+        if own != self._run.epoch or done != self._names[: self._index]:
+            raise ValueError(f"it has {own} records at epoch {self._run.epoch}, after {', '.join(done) or 'no stage'}")
 
 
 def summarise(run: StageRun, records: list[EpochRecord]) -> StageSummary:

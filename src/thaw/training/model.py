@@ -6,9 +6,8 @@ Shapes: N images, H rows, W columns, C channels, K classes.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,16 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from thaw.data.batches import normalise, to_unit
 from thaw.data.images import InputContract
 from thaw.data.prediction_images import read_images
 from thaw.data.ranges import warn_of
 from thaw.errors import ModelFileError, ThawError, UsageError
+from thaw.finite import check_finite
 from thaw.models.families import FAMILIES, FamilySpec
 from thaw.models.fusion import FusionSpec, build_network
-from thaw.training.checkpoint import read_tensors, write_tensors
+from thaw.plain import from_plain
+from thaw.quoting import shown
+from thaw.training.checkpoint import open_tensors, write_tensors
 from thaw.training.zoo_file import zoo_folder
 
 MODEL_VERSION = 1
@@ -93,30 +95,36 @@ class Model:
                 raise ModelFileError(
                     f"{path} holds no {MODEL_FILE}: its training has not finished, or it is no run folder"
                 )
-        tensors, header = read_tensors(file, version=MODEL_VERSION)
+        opened = open_tensors(file, version=MODEL_VERSION)
         try:
-            architecture = dict(header["architecture"])
-            contract = InputContract.from_dict(header["input"])
-            classes = tuple(str(name) for name in header["classes"])
-            is_sound = len(set(classes)) == len(classes) and all(map(math.isfinite, (*contract.mean, *contract.std)))
-            spec = FAMILIES[architecture["family"]](**_tuples(architecture["model"]))
-            joined = architecture["fusion"]
-            fusion = None if joined is None else FusionSpec(**joined)
-            # On torch's meta device sizes are free, so a header that lies about them is found before memory is taken.
-            with torch.device("meta"):
-                module = build_network(spec, fusion, contract.shape, len(classes))
-            module.load_state_dict(tensors, strict=True, assign=True)
+            model = cls._from_parts(opened.header, opened.tensors)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError, ThawError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = " ".join((str(error) or type(error).__name__).split())[:300]
             raise ModelFileError(f"{file} is not a model of thaw: {reason}") from error
-        if not is_sound:
-            raise ModelFileError(f"{file} has class names that repeat, or an input contract that is not finite")
+        # Last, so that a value that cannot be is told by its name.
+        opened.check_digest()
+        return replace(model, file=file)
+
+    @classmethod
+    def _from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The model that a file's header and tensors describe; refuses what contradicts itself."""
+        architecture = header["architecture"]
+        contract = InputContract.from_dict(header["input"])
+        classes = _class_names(header["classes"])
+        family = architecture["family"]
+        if not isinstance(family, str) or family not in FAMILIES:
+            raise ModelFileError(f"architecture.family = {shown(family)}: expected one of {', '.join(FAMILIES)}")
+        spec = from_plain(FAMILIES[family], architecture["model"], "architecture.model")
+        joined = architecture["fusion"]
+        fusion = None if joined is None else from_plain(FusionSpec, joined, "architecture.fusion")
+        # On torch's meta device sizes are free, so a header that lies about them is found before memory is taken.
+        with torch.device("meta"):
+            module = build_network(spec, fusion, contract.shape, len(classes))
+        module.load_state_dict(tensors, strict=True, assign=True)
         if any(tensor.dtype != torch.float32 or not torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise ModelFileError(f"{file} holds weights that are not finite float32 numbers")
+            raise ModelFileError("it holds weights that are not finite float32 numbers")
         module.requires_grad_(False).eval()
-        return cls(
-            module=module, spec=spec, fusion=fusion, contract=contract, classes=classes, header=header, file=file
-        )
+        return cls(module=module, spec=spec, fusion=fusion, contract=contract, classes=classes, header=header)
 
     def save(self, path: Path) -> None:
         """Write weights and header, atomically."""
@@ -170,6 +178,7 @@ class Model:
 
         Raises:
             UsageError: for another type or shape.
+            NotFiniteError: when the network computes NaN or infinity.
         """
         pixels = np.asarray(pixels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self.contract.shape:
@@ -194,7 +203,11 @@ class Model:
 def network_probabilities(
     modules: Sequence[nn.Module], pixels: npt.NDArray[np.uint8], contract: InputContract
 ) -> npt.NDArray[np.float64]:
-    """The mean of the modules' class probabilities, float64 [N, K], for pixels uint8 [N, H, W, C] with N at least 1."""
+    """The mean of the modules' class probabilities, float64 [N, K], for pixels uint8 [N, H, W, C] with N at least 1.
+
+    Raises:
+        NotFiniteError: when they are NaN.
+    """
     device = next(modules[0].parameters()).device
     rows: list[npt.NDArray[np.float64]] = []
     for module in modules:
@@ -205,8 +218,14 @@ def network_probabilities(
             x = normalise(to_unit(chunk), contract)
             total = sum(F.softmax(module(x).double(), dim=1) for module in modules) / len(modules)
             rows.append(torch.as_tensor(total).cpu().numpy())
-    return np.concatenate(rows)
+    made = np.concatenate(rows)
+    check_finite(made, "the network")
+    return made
 
 
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+def _class_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise ModelFileError(f"classes = {shown(value)}: expected a list of texts")
+    if len(set(value)) != len(value):
+        raise ModelFileError("classes repeat a name: expected names that differ")
+    return tuple(value)

@@ -53,6 +53,10 @@ export class Model {
         const pixels = new runtime.Tensor("uint8", image.data, [1, height, width, channels]);
         const results = await this.session.run({ [this.session.inputNames[0]]: pixels });
         const probabilities = results[this.session.outputNames[0]].data;
+        // The largest of what is not a number would be the first class.
+        if (!probabilities.every(Number.isFinite)) {
+            throw new Error("the network computes NaN or infinity, of which no class can be made");
+        }
         return { probabilities, milliseconds: performance.now() - begin };
     }
 

@@ -19,7 +19,7 @@ from thaw.data.prepare import PreparedData, prepare
 from thaw.errors import RunError, UsageError
 from thaw.evidence.environment import environment
 from thaw.evidence.quality import mcnemar, mean_interval
-from thaw.files import write_atomically
+from thaw.files import write_atomically, write_document
 from thaw.graph.cost import count_cost
 from thaw.graph.lower import lower
 from thaw.quoting import markdown_code, markdown_text
@@ -126,7 +126,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
             "normalisation": normalisation,
             "environment": environment(resolve_device(device).type),
         }
-        folder.write_json(out / f"{_FILES[study]}.json", result)
+        write_document(out / f"{_FILES[study]}.json", result)
         write_atomically(out / f"{_FILES[study]}.md", page(result))
     yield Compared(result, out / f"{_FILES[study]}.md")
 
@@ -188,7 +188,7 @@ def _check_plan(folder: RunFolder, plan: dict[str, Any], data: PreparedData, see
     plan = json.loads(json.dumps(plan | {"fingerprint": data.fingerprint}))
     if path.is_file() and read_json(path) != plan:
         raise RunError(f"{folder.path} holds arms of another source or recipe; choose another folder with --out")
-    folder.write_json(path, plan)
+    write_document(path, plan)
 
 
 def _compare(

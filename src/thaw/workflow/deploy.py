@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from thaw.data.prepare import PreparedData, prepare
 from thaw.errors import MissingDependencyError, ModelFileError, RunError, UsageError
 from thaw.export.card import ModelCard, Precision
@@ -18,12 +21,15 @@ from thaw.export.to_onnx import export_onnx
 from thaw.export.to_web import export_web
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import read_graph, write_graph
+from thaw.graph.interpret import run as run_referee
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.quoting import shown
+from thaw.seeds import numpy_generator
 from thaw.training.model import Model
 from thaw.training.zoo_file import zoo_folder
 from thaw.workflow.deployment import Part, update_deployment
 from thaw.workflow.export_folder import ALL_TARGETS, TARGETS, ExportedTarget, read_target, write_target
+from thaw.workflow.metrics_file import read_metrics
 from thaw.workflow.pipeline import MODEL_DIGEST, DecodeProgress, quantised
 from thaw.workflow.quantisation import float_graph, graph_header
 from thaw.workflow.recipe import recipe_from_dict
@@ -211,13 +217,19 @@ class TrainedRun:
         return read_json(self.needs_folder("this").request).get("fingerprint")
 
     def graph(self, precision: Precision) -> Graph:
-        """The float32 or the int8 graph, with one output: the scores."""
+        """The float32 or the int8 graph, with one output: the scores.
+
+        Raises:
+            NotFiniteError: when the float32 network computes NaN or infinity.
+        """
         graph = self._float_graph if precision == "float" else self._int8_graph
         return replace(graph, outputs=graph.outputs[-1:])
 
     @cached_property
     def _float_graph(self) -> Graph:
-        return float_graph(self.model)
+        graph = float_graph(self.model)
+        run_referee(graph, probe_images(graph.tensor(graph.input).shape))
+        return graph
 
     @cached_property
     def _int8_graph(self) -> Graph:
@@ -255,16 +267,21 @@ class TrainedRun:
                 "test accuracy in int8": _rounded(self.zoo.int8.accuracy),
             }
         elif self.folder is not None and self.folder.metrics.is_file():
-            metrics = read_json(self.folder.metrics)
-            int8 = metrics.get("int8") or {}
+            metrics = read_metrics(self.folder.metrics)
             facts = {
-                "parameters": metrics.get("parameters"),
-                "macs": metrics.get("macs"),
-                "test accuracy": _rounded((metrics.get("test") or {}).get("accuracy")),
-                "test accuracy in int8": _rounded((int8.get("test") or {}).get("accuracy")),
+                "parameters": metrics["parameters"],
+                "macs": metrics["macs"],
+                "test accuracy": _rounded(metrics["test"]["accuracy"]),
+                "test accuracy in int8": _rounded(metrics["int8"]["test"]["accuracy"]),
             }
-        header = graph_header(self.model, {key: value for key, value in facts.items() if value is not None})
+        header = graph_header(self.model, facts)
         return ModelCard(name=header.name, classes=header.classes, contract=header.contract, facts=header.facts)
+
+
+def probe_images(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Black, white and noise, uint8 [3, H, W, C]: a network that answers one of them with NaN is not exported."""
+    noise = numpy_generator(0, "probe").integers(0, 256, shape, dtype=np.uint8)
+    return np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), noise])
 
 
 def asked_for(targets: Sequence[str] | None, precision: Precision | None) -> dict[str, tuple[Precision, ...]]:
@@ -339,7 +356,7 @@ def keep(run: TrainedRun, part: Part, content: Mapping[str, Any]) -> None:
     folder = run.folder
     known = update_deployment(folder.path, part, content)
     if folder.metrics.is_file():
-        rewrite_deployment(folder.path, read_json(folder.metrics), known)
+        rewrite_deployment(folder.path, read_metrics(folder.metrics), known)
 
 
 def _kept(out: Path, target: str) -> dict[str, Any] | None:
@@ -357,6 +374,6 @@ def _memory(graphs: Mapping[Precision, Graph]) -> dict[str, int]:
     return {"arena_bytes": plan_memory(graph).arena_bytes, "constant_bytes": constant_bytes(graph)}
 
 
-def _rounded(share: object) -> float | None:
+def _rounded(share: float) -> float:
     """A share to a hundredth of a point: what a card says is read by people, and takes room on devices."""
-    return round(share, 4) if isinstance(share, float) else None
+    return round(share, 4)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from thaw.errors import RunError
-from thaw.files import write_atomically
-from thaw.quoting import json_text, shown
-from thaw.workflow.run_folder import DEPLOYMENT_FILE, read_json
+from thaw.files import read_document, write_document
+from thaw.quoting import shown
+from thaw.workflow.run_folder import DEPLOYMENT_FILE
 
 DEPLOYMENT_SCHEMA = 1
 
@@ -30,12 +30,9 @@ def read_deployment(folder: Path) -> dict[str, Any]:
     path = folder / DEPLOYMENT_FILE
     if not path.exists():
         return {"schema": DEPLOYMENT_SCHEMA}
-    try:
-        known = read_json(path)
-    except RunError as error:
-        raise RunError(f"{str(error).splitlines()[0]}\n{_ANEW}") from error
+    known = read_document(path, mend=_ANEW)
     parts = [known.get(part, {}) for part in get_args(Part)]
-    if not all(isinstance(part, dict) and isinstance(part.get("targets", {}), dict) for part in parts):
+    if not all(isinstance(part, dict) and _has_targets(part) for part in parts):
         raise RunError(f"{path} is not what thaw wrote\n{_ANEW}")
     if known.get("schema") != DEPLOYMENT_SCHEMA:
         raise RunError(f"{path} has schema {shown(known.get('schema'))}, this thaw reads {DEPLOYMENT_SCHEMA}\n{_ANEW}")
@@ -52,8 +49,19 @@ def update_deployment(folder: Path, part: Part, content: Mapping[str, Any]) -> d
     if part == "export" and _digests(known.get("export")) != _digests(content):
         known = {"schema": DEPLOYMENT_SCHEMA}
     known[part] = dict(content)
-    write_atomically(folder / DEPLOYMENT_FILE, json_text(known, indent=2) + "\n")
+    write_document(folder / DEPLOYMENT_FILE, known)
     return known
+
+
+def _has_targets(part: Mapping[str, Any]) -> bool:
+    """Whether what a part lists of exported files is by target, file and digest."""
+    targets = part.get("targets", {})
+    return isinstance(targets, dict) and all(
+        isinstance(content, dict)
+        and isinstance(content.get("files"), dict)
+        and all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in content["files"].values())
+        for content in targets.values()
+    )
 
 
 def _digests(part: object) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from typing import Any
 
 from thaw.errors import ModelFileError, RunError
 from thaw.export.card import Precision
-from thaw.files import sweep_unfinished, write_atomically
-from thaw.quoting import json_text, shown
+from thaw.files import document, read_document, seal, sweep_unfinished, write_atomically
+from thaw.quoting import shown
 
 MANIFEST = "export.json"
 EXPORT_VERSION = 1
@@ -146,20 +145,20 @@ def _claim(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
 
 
 def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(folder / MANIFEST, json_text(content, indent=2) + "\n")
+    write_atomically(folder / MANIFEST, document(seal(content)))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """The list of a target's files, checked; None where there is none."""
     path = folder / MANIFEST
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} cannot be read: it is no list that thaw export wrote") from error
-    if not isinstance(content, dict) or content.get("version") != EXPORT_VERSION:
-        found = content.get("version") if isinstance(content, dict) else None
+    try:
+        content = read_document(path, mend="export to another folder")
+    except RunError as error:
+        raise ModelFileError(str(error)) from error
+    if content.get("version") != EXPORT_VERSION:
+        found = content.get("version")
         raise ModelFileError(f"{path} has format version {shown(found)}, this thaw reads version {EXPORT_VERSION}")
     files, precisions = content.get("files"), content.get("precisions")
     if content.get("target") != folder.name or not isinstance(precisions, list) or not _is_listing(files, content):

@@ -14,13 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 from thaw.errors import RunError, UsageError
-from thaw.files import write_atomically
+from thaw.files import read_document, write_atomically
 from thaw.graph.lower import layer_table
 from thaw.quoting import markdown_code, markdown_text
 from thaw.workflow.pareto_plot import Point, draw
 from thaw.workflow.recipe import load_recipe
 from thaw.workflow.reproduce import PUBLISHED, RECIPE
-from thaw.workflow.run_folder import read_json
 from thaw.workflow.zoo_card import ZooCard, read_cards
 
 PAPER_SOURCE = "https://arxiv.org/abs/2501.15547"
@@ -101,23 +100,28 @@ def _of_card(card: ZooCard) -> Point:
 
 
 def _reproduced(path: Path) -> list[Point]:
-    points = []
-    for row in read_json(path).get("rows", ()):
-        mean, half = row["mean"], row["ci95_half_width"]
-        points.append(
-            Point(
-                dataset=row["dataset"],
-                name="paper, reproduced",
-                kind="reproduced",
-                accuracy=mean,
-                parameters=row["parameters"],
-                macs=row["macs"],
-                interval=None if half is None else (max(0.0, mean - half), min(1.0, mean + half)),
-                source="thaw reproduce",
-                note=f"mean of {len(row['accuracies'])} seeds, and its interval",
-            )
-        )
-    return points
+    rows = read_document(path, mend="write it again with thaw reproduce").get("rows", ())
+    try:
+        return [_reproduced_point(row) for row in rows]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RunError(f"{path} has no rows of thaw reproduce: {error}\nwrite it again with thaw reproduce") from error
+
+
+def _reproduced_point(row: Mapping[str, Any]) -> Point:
+    mean, half = float(row["mean"]), row["ci95_half_width"]
+    if row["dataset"] not in PUBLISHED or not 0.0 <= mean <= 1.0 or min(row["parameters"], row["macs"]) < 1:
+        raise ValueError("a data set, an accuracy or a size cannot be")
+    return Point(
+        dataset=row["dataset"],
+        name="paper, reproduced",
+        kind="reproduced",
+        accuracy=mean,
+        parameters=int(row["parameters"]),
+        macs=int(row["macs"]),
+        interval=None if half is None else (max(0.0, mean - half), min(1.0, mean + half)),
+        source="thaw reproduce",
+        note=f"mean of {len(row['accuracies'])} seeds, and its interval",
+    )
 
 
 def _paper() -> list[Point]:

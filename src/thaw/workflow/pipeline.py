@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from thaw.errors import ModelFileError, RunError
 from thaw.evidence.environment import environment
 from thaw.evidence.latency import measure_latency
 from thaw.evidence.quality import Quality, evaluate, mean_interval
-from thaw.files import write_atomically
+from thaw.files import read_document, write_atomically, write_document
 from thaw.graph.cost import Cost
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import GraphHeader, write_graph
@@ -51,18 +51,19 @@ from thaw.training.model import Model, network_probabilities
 from thaw.training.pace import seconds_per_epoch
 from thaw.training.seen_file import write_seen
 from thaw.workflow.findings import run_findings
+from thaw.workflow.metrics_file import METRICS_SCHEMA
 from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
 from thaw.workflow.report import ReportPictures, write_report
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.resolve import settle_run
-from thaw.workflow.run_folder import RunFolder, create, locked, open_for_resume, read_json
+from thaw.workflow.run_folder import RunFolder, create, locked, open_for_resume
 from thaw.workflow.setting import normalisation_of, training_setting
 from thaw.workflow.trials import Trial, TrialPlan
 
 CHECKPOINT_VERSION = 1
 MODEL_DIGEST = "model"
 """The fact in the header of an int8 graph that says which float model it was made of: the model's digest."""
-METRICS_SCHEMA = 1
+_TRAIN_FOLD_AGAIN = "remove it to train the fold again"
 SAMPLES_SHOWN = 12
 LATENCY_BATCH = 256
 
@@ -208,6 +209,7 @@ def _run(
             header=_model_header(request, data),
         )
         folds = yield from _folds(folder, request, data, setting)
+        _check_data(folder, data)
         # Before the model, so that whoever finds that knows its images.
         write_seen(folder.training_images, SeenImages.of(data.train.images, data.validation.images), model)
         model.save(folder.model)
@@ -230,8 +232,17 @@ def _run(
     history = [record.as_dict() for record in method.progress.records]
     write_report(folder.path, metrics, history, ReportPictures(mistakes=mistakes, samples=samples))
     # Last, so that a run with metrics.json is a whole one.
-    folder.write_json(folder.metrics, metrics)
-    yield Finished(folder, metrics)
+    yield Finished(folder, write_document(folder.metrics, metrics))
+
+
+def _check_data(folder: RunFolder, data: PreparedData) -> None:
+    """Refuse a result of images that were changed under the training; its checkpoint goes, since it is of them too."""
+    if not data.is_whole():
+        folder.checkpoint.unlink(missing_ok=True)
+        raise RunError(
+            f"the prepared images in {cache_root()} were damaged while this run trained\n"
+            "its checkpoint was removed: a resume prepares them again and trains from the start"
+        )
 
 
 def _plan(request: TrainRequest, data: PreparedData) -> str:
@@ -253,12 +264,12 @@ def _restore(folder: RunFolder, method: Method, plan: str) -> float:
         found, seconds = header["plan"], float(header["seconds"])
         if found == plan:
             method.restore(tensors, header["method"])
-    except (ModelFileError, KeyError, TypeError, ValueError) as error:
+    except (ModelFileError, LookupError, TypeError, ValueError) as error:
         what = str(error) if isinstance(error, ModelFileError) else f"{folder.checkpoint} lacks something: {error}"
         raise RunError(f"{what}\n{mend}") from error
     if found != plan:
         raise RunError(f"the checkpoint was trained with another recipe, seed or data than run.json says\n{mend}")
-    return seconds
+    return max(0.0, seconds)
 
 
 def _save(folder: RunFolder, method: Method, plan: str, seconds: float) -> None:
@@ -341,14 +352,19 @@ def _folds(
             probabilities = network_probabilities([method.network], held_out.images, data.contract)
             quality = evaluate(probabilities, held_out.labels, held_out.classes)
             figures = {"accuracy": quality.accuracy, "balanced_accuracy": quality.balanced_accuracy}
-            folder.write_json(path, {"fold": number, **figures, "count": len(held_out)})
-        found = read_json(path)
-        accuracy, balanced = found.get("accuracy"), found.get("balanced_accuracy")
-        if not isinstance(accuracy, float) or not isinstance(balanced, float):
-            raise RunError(f"{path} holds no accuracy\nremove it to train the fold again")
+            write_document(path, {"fold": number, **figures, "count": len(held_out)})
+        found = read_document(path, mend=_TRAIN_FOLD_AGAIN)
+        accuracy, balanced = _share(found, "accuracy", path), _share(found, "balanced_accuracy", path)
         done.append(FoldDone(number, request.folds, accuracy, balanced))
         yield done[-1]
     return done
+
+
+def _share(fold: Mapping[str, Any], name: str, path: Path) -> float:
+    share = fold.get(name)
+    if not isinstance(share, float) or not 0.0 <= share <= 1.0:
+        raise RunError(f"{path} holds no {name}: expected a share from 0 to 1\n{_TRAIN_FOLD_AGAIN}")
+    return share
 
 
 def _rows(images: ImageSet, chosen: Rows) -> ImageSet:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,9 +16,10 @@ import tomli_w
 from thaw.data.augment import AugmentSettings
 from thaw.data.settings import DataSettings
 from thaw.data.sources import NAMES
-from thaw.errors import RecipeError, ThawError, UsageError
-from thaw.models.families import FAMILIES, FamilySpec, PaperSpec
+from thaw.errors import RecipeError, UsageError
+from thaw.models.families import FamilySpec, PaperSpec
 from thaw.models.fusion import FusionSpec
+from thaw.plain import build
 from thaw.quoting import PATH_LENGTH, encodable, given, shown
 from thaw.training.compute import ComputeSettings
 from thaw.training.distil import DistilSettings
@@ -30,9 +28,6 @@ from thaw.training.method import MethodName, MethodSettings
 from thaw.training.stages import DualSettings, PlainSettings, UnfreezeSettings
 from thaw.workflow.quantisation import QuantizeSettings
 from thaw.workflow.sizing import SizingSettings
-
-# Every whole number below it is a float too.
-_LARGEST_WHOLE = 2**53
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,136 +197,8 @@ def recipe_from_dict(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> Rec
         RecipeError: listing every fault at once, after `faults` that the caller has found already.
     """
     found = list(faults)
-    recipe = _build(Recipe, tree, "", found)
+    recipe = build(Recipe, tree, "", found)
     if found or not isinstance(recipe, Recipe):
         count = f"{len(found)} faults in the recipe:\n" if len(found) > 1 else "the recipe is not valid: "
         raise RecipeError(count + "\n".join(f"  {fault}" if len(found) > 1 else fault for fault in found))
     return recipe
-
-
-def _build_family(tree: Any, where: str, faults: list[str]) -> Any:
-    """A family's spec from a section whose key "family" chooses it; the paper's where there is none."""
-    if not isinstance(tree, Mapping):
-        faults.append(f"{where}: expected a section, found {shown(tree)}")
-        return None
-    family = tree.get("family", PaperSpec.family)
-    if family not in tuple(FAMILIES):
-        faults.append(f"{where}.family = {shown(family)}: expected one of {', '.join(FAMILIES)}")
-        return None
-    return _build(FAMILIES[family], {key: value for key, value in tree.items() if key != "family"}, where, faults)
-
-
-def _build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:
-    """A dataclass `kind` from a mapping; adds what is wrong to `faults` and then returns None."""
-    if not isinstance(tree, Mapping):
-        faults.append(f"{where}: expected a section, found {shown(tree)}")
-        return None
-    hints = typing.get_type_hints(kind)
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    values: dict[str, Any] = {}
-    before = len(faults)
-    for key, value in tree.items():
-        name = f"{where}.{given(key)}" if where else given(key)
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            known = f"did you mean {close[0]}?" if close else f"known here: {', '.join(fields)}"
-            faults.append(f"{name} is unknown; {known}")
-            continue
-        known_faults = len(faults)
-        converted = _convert(hints[key], value, name, faults)
-        if len(faults) == known_faults:
-            values[key] = converted
-    required = [name for name, item in fields.items() if _required(item)]
-    faults.extend(f"{where}.{name} is missing" for name in required if name not in tree)
-    if all(name in values for name in required):
-        faults.extend(_refusals(kind, values, required))
-    return kind(**values) if len(faults) == before else None
-
-
-def _refusals(kind: type[Any], values: dict[str, Any], required: Sequence[str]) -> list[str]:
-    """What a dataclass has against values of the right types.
-
-    It stops at the first, so each value is also tried alone, beside defaults. That counts only where one of them is
-    what it stops at: else the values contradict each other, and alone they may contradict defaults that were not meant.
-    """
-    together = _refusal(kind, values)
-    if together is None:
-        return []
-    base = {name: values[name] for name in required}
-    alone = [_refusal(kind, {**base, name: value}) for name, value in values.items()]
-    found = [refusal for refusal in alone if refusal is not None]
-    return list(dict.fromkeys(found)) if together in found else [together]
-
-
-def _refusal(kind: type[Any], values: dict[str, Any]) -> str | None:
-    try:
-        kind(**values)
-    except ThawError as error:
-        return str(error)
-    return None
-
-
-def _required(item: dataclasses.Field[Any]) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-
-
-def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
-    """`value` as the type `hint`; the kinds of type that settings use are all here."""
-    if hint == FamilySpec:
-        return _build_family(value, name, faults)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value, name, faults)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in _CONVERT:
-        return _CONVERT[origin](arguments, value, name, faults)
-    if origin is typing.Literal:
-        if value not in arguments:
-            faults.append(f"{name} = {shown(value)}: expected one of {', '.join(map(str, arguments))}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_WHOLE:
-        value = float(value)
-    if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
-        raise TypeError(f"settings of type {hint} are not known here")
-    faults.extend(f"{name} = {shown(value)}: expected {expected}" for expected in _plain_faults(hint, value))
-    return value
-
-
-def _plain_faults(hint: type[Any], value: Any) -> list[str]:
-    """What a plain value of the type `hint` should be, where it is not that."""
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        return [names.get(hint, hint.__name__)]
-    if isinstance(value, float) and not math.isfinite(value):
-        return ["a finite number"]
-    # Larger ones cannot be meant, and those of some thousand digits cannot even be shown.
-    return [f"at most {_LARGEST_WHOLE:,}"] if isinstance(value, int) and abs(value) > _LARGEST_WHOLE else []
-
-
-def _convert_union(arguments: tuple[Any, ...], value: Any, name: str, faults: list[str]) -> Any:
-    """`value` as the first of several types that takes it."""
-    refusals: list[str] = []
-    for hint in arguments:
-        found: list[str] = []
-        converted = _convert(hint, value, name, found)
-        if not found:
-            return converted
-        refusals += [fault.partition("expected ")[2] for fault in found]
-    faults.append(f"{name} = {shown(value)}: expected {' or '.join(dict.fromkeys(refusals))}")
-    return value
-
-
-def _convert_tuple(arguments: tuple[Any, ...], value: Any, name: str, faults: list[str]) -> Any:
-    if not isinstance(value, (list, tuple)):
-        faults.append(f"{name} = {shown(value)}: expected a list")
-        return ()
-    if arguments[-1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(arguments) != len(value):
-        faults.append(f"{name} = {shown(list(value))}: expected {len(arguments)} entries")
-        return ()
-    items = zip(arguments, value, strict=True)
-    return tuple(_convert(hint, item, f"{name}[{index}]", faults) for index, (hint, item) in enumerate(items))
-
-
-_CONVERT = {tuple: _convert_tuple, types.UnionType: _convert_union, typing.Union: _convert_union}
-"""By the origin of a generic type: what converts a value to it."""

@@ -171,7 +171,7 @@ def render_report(
 def _told_in_words() -> Iterator[None]:
     try:
         yield
-    except (jinja2.UndefinedError, AttributeError, KeyError, TypeError, IndexError) as error:
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise RunError(f"the metrics of this run lack what its report shows: {error}; see docs/metrics.md") from error
 
 

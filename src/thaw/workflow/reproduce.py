@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any
 from thaw.data.prepare import prepare
 from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mean_interval
-from thaw.files import write_atomically
-from thaw.quoting import json_text, listed, markdown_code, markdown_text, shown
+from thaw.files import write_atomically, write_document
+from thaw.quoting import listed, markdown_code, markdown_text, shown
 from thaw.training.compute import resolve_device
+from thaw.workflow.metrics_file import read_metrics
 from thaw.workflow.pipeline import DecodeProgress, Event, resume_run, start_run
 from thaw.workflow.recipe import Recipe, load_recipe
 from thaw.workflow.request import TrainRequest
@@ -117,7 +117,7 @@ def reproduce(
             )
             yield from start_run(request, out=path)
     result = _collect(datasets, seeds, out, command)
-    write_atomically(out / "reproduce.json", json_text(result, indent=2) + "\n")
+    write_document(out / "reproduce.json", result)
     write_atomically(out / "reproduce.md", _page(result))
     yield Written(result, out / "reproduce.md")
 
@@ -133,7 +133,7 @@ def _check_same(path: Path, name: str, seed: int, recipe: Recipe) -> None:
 def _collect(datasets: Sequence[str], seeds: Sequence[int], out: Path, command: str) -> dict[str, Any]:
     rows = []
     for name in datasets:
-        runs = [json.loads((out / f"{name}-seed{seed}" / "metrics.json").read_text("utf-8")) for seed in seeds]
+        runs = [read_metrics(out / f"{name}-seed{seed}" / "metrics.json") for seed in seeds]
         accuracies = [run["test"]["accuracy"] for run in runs]
         mean, half = mean_interval(accuracies) if len(accuracies) > 1 else (accuracies[0], None)
         rows.append(

@@ -11,6 +11,7 @@ from typing import Any
 from thaw.data.problems import Problem
 from thaw.data.sources import NAMES
 from thaw.errors import RecipeError, RunError, UsageError
+from thaw.plain import LARGEST_WHOLE, from_plain
 from thaw.quoting import shown
 from thaw.workflow.budget import Budget
 from thaw.workflow.recipe import Recipe, recipe_from_dict
@@ -33,6 +34,10 @@ _KEPT_TYPES: dict[str, type | types.UnionType] = {
     "threads": int,
     "normalisation": str | None,
 }
+
+
+# More threads than any machine has cores; a run is resumed with as many as it began with.
+_MOST_THREADS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,8 @@ class TrainRequest:
         for name, kind in _KEPT_TYPES.items():
             value = data.get(name)
             # To Python, true and false are whole numbers too.
-            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            is_kind = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+            if not is_kind or not _is_in_range(name, value):
                 raise RunError(
                     f"run.json has {name} = {shown(data.get(name))}, which cannot be\nrestore it, or start a new run"
                 )
@@ -143,14 +149,17 @@ class TrainRequest:
             )
         except RecipeError as error:
             raise RunError(f"run.json holds a recipe that cannot be\n{error}") from error
-        except UsageError as error:
+        except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
             raise RunError(f"run.json cannot be: {error}\nrestore it, or start a new run") from error
 
 
+def _is_in_range(name: str, value: object) -> bool:
+    if isinstance(value, str):
+        return "\0" not in value
+    if name == "threads":
+        return isinstance(value, int) and 1 <= value <= _MOST_THREADS
+    return not isinstance(value, int) or abs(value) <= LARGEST_WHOLE
+
+
 def _notes(kept: list[Any] | None) -> tuple[Problem, ...]:
-    try:
-        return tuple(Problem.from_dict(note) for note in kept or ())
-    except (KeyError, TypeError) as error:
-        raise RunError(
-            f"run.json has chosen = {shown(kept)}, which cannot be\nrestore it, or start a new run"
-        ) from error
+    return tuple(from_plain(Problem, note, f"chosen[{index}]") for index, note in enumerate(kept or ()))

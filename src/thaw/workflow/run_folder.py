@@ -17,7 +17,6 @@ deployment.json     what export, verify and bench found
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from thaw.errors import RunError
-from thaw.files import sweep_unfinished, write_atomically
+from thaw.files import read_document, sweep_unfinished, write_atomically, write_document
 from thaw.quoting import json_text
 from thaw.training.seen_file import SEEN_FILE
 from thaw.workflow.export_folder import remove_exports
@@ -124,11 +123,7 @@ class RunFolder:
         """
         if self.request.exists():
             raise RunError(f"{self.path} exists already\nchoose another folder with --out")
-        self.write_json(self.request, request)
-
-    def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
-        """One JSON object, atomically; numbers that are not finite are our own mistake and raise ValueError."""
-        write_atomically(path, json_text(content, indent=2) + "\n")
+        write_document(self.request, request)
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
         """All lines anew: after a kill, lines past the last checkpoint must go."""
@@ -177,19 +172,12 @@ def open_for_resume(path: Path) -> tuple[RunFolder, dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that a run wrote.
+    """A JSON object that a run wrote, without its digest.
 
     Raises:
-        RunError: when it cannot be read, or is not one.
+        RunError: when it cannot be read, is not one, or has been changed.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is not JSON"
-        raise RunError(f"cannot read {path}: {reason}\nrestore the file, or start a new run") from error
-    if not isinstance(content, dict):
-        raise RunError(f"cannot read {path}: it holds no JSON object\nrestore the file, or start a new run")
-    return content
+    return read_document(path, mend="restore the file, or start a new run")
 
 
 @contextlib.contextmanager

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from thaw.data.sources import NAMES
-from thaw.errors import MissingDependencyError, RunError, UsageError
+from thaw.errors import MissingDependencyError, ModelFileError, RunError, UsageError
 from thaw.evidence.quality import mean_interval
 from thaw.export.to_litert import write_litert
-from thaw.files import write_atomically
+from thaw.files import SEAL, parse_object, write_atomically, write_document
 from thaw.graph.cost import STACK_BYTES
 from thaw.graph.plan import constant_bytes, plan_memory
-from thaw.quoting import json_text, shell_command, shown
+from thaw.quoting import shell_command, shown
 from thaw.training.zoo_file import CARD_FILE, ZOO_PREFIX, zoo_root
 from thaw.workflow.deploy import TrainedRun
+from thaw.workflow.metrics_file import read_metrics
 from thaw.workflow.recipe import Recipe, load_recipe, recipe_names
-from thaw.workflow.run_folder import RunFolder, read_json
-from thaw.workflow.zoo_card import Mean, Measured, SeedResult, ZooCard, read_card
+from thaw.workflow.run_folder import RunFolder
+from thaw.workflow.zoo_card import Mean, Measured, SeedResult, ZooCard, card_of, read_card
 
-RESERVED = ("add", "list", "plot", "show")
+RESERVED = ("add", "list", "plot", "seal", "show")
 """Words of the command line, which no model may be called."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}", re.ASCII)
@@ -41,7 +42,7 @@ class _Finished:
         folder = RunFolder(path.expanduser())
         if not folder.metrics.is_file():
             raise RunError(f"{path} is no finished run: it holds no metrics.json\ngive folders that thaw train wrote")
-        return cls(folder=folder, opened=TrainedRun.open(folder.path), metrics=read_json(folder.metrics))
+        return cls(folder=folder, opened=TrainedRun.open(folder.path), metrics=read_metrics(folder.metrics))
 
     @property
     def recipe(self) -> Recipe:
@@ -49,8 +50,7 @@ class _Finished:
 
     @property
     def normalisation(self) -> str:
-        # What metrics.json did not say, before there was another.
-        return str(self.metrics.get("normalisation", "torch"))
+        return str(self.metrics["normalisation"])
 
     @property
     def result(self) -> SeedResult:
@@ -100,7 +100,30 @@ def add_model(name: str, paths: Sequence[Path], *, out: Path | None = None) -> Z
     for source in (best.folder.model, best.folder.int8):
         write_atomically(folder / source.name, source.read_bytes())
     # Last, since it is what makes the folder an entry.
-    write_atomically(folder / CARD_FILE, json_text(card.as_dict(), indent=2) + "\n")
+    write_document(folder / CARD_FILE, card.as_dict())
+    return read_card(folder)
+
+
+def seal_card(name: str, *, out: Path | None = None) -> ZooCard:
+    """Give an edited card.json a new digest, once it is a card: for whoever corrects one by hand.
+
+    Args:
+        name: of the model.
+        out: the zoo's folder; by default that of the package.
+
+    Raises:
+        ModelFileError: when there is no card, or what was edited cannot be one.
+    """
+    folder = (zoo_root() if out is None else out.expanduser()) / name
+    path = folder / CARD_FILE
+    try:
+        content = parse_object(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a JSON object"
+        raise ModelFileError(f"cannot read {path}: {reason}") from error
+    content.pop(SEAL, None)
+    card_of(content, path)
+    write_document(path, content)
     return read_card(folder)
 
 

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thaw.errors import ModelFileError, RunError
+from thaw.data.images import InputContract
+from thaw.errors import ModelFileError, RunError, UsageError
+from thaw.files import read_document
+from thaw.plain import from_plain
 from thaw.quoting import shown
 from thaw.training.zoo_file import CARD_FILE, zoo_folders
-from thaw.workflow.run_folder import read_json
 
 CARD_SCHEMA = 1
+_HALF_WIDTH = {"ci95_half_width": "half_width"}
+_LEAST = {"parameters": 1, "macs": 1, "flash_bytes": 0, "ram_bytes": 0, "litert_bytes": 0, "seed": 0, "seconds": 0}
+_MACHINE = ("cpu", "os", "python", "thaw", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +29,13 @@ class Measured:
     low: float
     high: float
     count: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low <= self.accuracy <= self.high <= 1.0 or self.count < 1:
+            raise UsageError(
+                f"accuracy {self.accuracy}, {self.low} to {self.high}, on {self.count} images: expected shares from 0 "
+                "to 1 in order, and a count from 1"
+            )
 
     @property
     def hits(self) -> int:
@@ -67,14 +79,12 @@ class Mean:
     mean: float
     half_width: float | None
 
-    @classmethod
-    def of(cls, part: Mapping[str, Any]) -> Mean:
-        """From a part of card.json."""
-        half = part["ci95_half_width"]
-        return cls(mean=float(part["mean"]), half_width=None if half is None else float(half))
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.mean <= 1.0 or not 0.0 <= (self.half_width or 0.0) < math.inf:
+            raise UsageError(f"mean {self.mean} ± {self.half_width}: expected shares from 0 to 1")
 
     def as_dict(self) -> dict[str, Any]:
-        """The inverse of `of`."""
+        """A JSON-ready form."""
         return {"mean": self.mean, "ci95_half_width": self.half_width}
 
 
@@ -135,6 +145,15 @@ class ZooCard:
     seconds: float
     environment: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        absent = [key for key in _MACHINE if not isinstance(self.environment.get(key), str)]
+        if absent:
+            raise UsageError(f"card.environment.{absent[0]}: expected a text")
+        for name, limit in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise UsageError(f"card.{name} = {value}: expected a number from {limit}")
+
     @property
     def device_ram_bytes(self) -> int:
         """RAM for the int8 C on a device: `ram_bytes`, the caller's image, uint8 [H, W, C], and scores, int8 [K]."""
@@ -176,20 +195,23 @@ class ZooCard:
         """The inverse of `as_dict`.
 
         Raises:
-            KeyError: for what is missing.
-            TypeError: for what is of another type.
-            ValueError: as TypeError.
+            UsageError: naming what is missing, unknown or of another type.
         """
-        parts = {
-            "classes": tuple(content["classes"]),
-            "test": Measured.of(content["test"]),
-            "int8": Measured.of(content["int8"]),
-            "seeds": tuple(SeedResult(**each) for each in content["seeds"]),
-            "mean": Mean.of(content["mean"]),
-            "int8_mean": Mean.of(content["int8_mean"]),
-            "overrides": tuple(content["overrides"]),
-        }
-        return cls(**{key: value for key, value in {**content, **parts}.items() if key != "schema"})
+        tree = {key: value for key, value in content.items() if key != "schema"}
+        for name in ("test", "int8"):
+            part = tree.get(name)
+            interval = part.get("accuracy_ci95") if isinstance(part, dict) else None
+            if not isinstance(part, dict) or not isinstance(interval, list) or len(interval) != 2:
+                raise UsageError(f"{name}.accuracy_ci95 is not a pair of numbers")
+            rest = {key: value for key, value in part.items() if key != "accuracy_ci95"}
+            tree[name] = {**rest, "low": interval[0], "high": interval[1]}
+        for name in ("mean", "int8_mean"):
+            part = tree.get(name)
+            if isinstance(part, dict):
+                tree[name] = {_HALF_WIDTH.get(key, key): value for key, value in part.items()}
+        card = from_plain(cls, tree, "card")
+        InputContract.from_dict(card.input)
+        return card
 
 
 def read_card(folder: Path) -> ZooCard:
@@ -199,15 +221,25 @@ def read_card(folder: Path) -> ZooCard:
         ModelFileError: when it cannot be read, or is no card.
     """
     path = folder / CARD_FILE
+    mend = f"install thaw again, or seal an edit of your own: thaw zoo seal {folder.name}"
     try:
-        content = read_json(path)
+        content = read_document(path, mend=mend)
     except RunError as error:
-        raise ModelFileError(str(error).splitlines()[0]) from error
+        raise ModelFileError(str(error)) from error
+    return card_of(content, path)
+
+
+def card_of(content: Mapping[str, Any], path: Path) -> ZooCard:
+    """The card that a JSON object is, which was read from `path`.
+
+    Raises:
+        ModelFileError: when it is of another schema, or is no card.
+    """
     if content.get("schema") != CARD_SCHEMA:
         raise ModelFileError(f"{path} has schema {shown(content.get('schema'))}, this thaw reads {CARD_SCHEMA}")
     try:
         return ZooCard.from_dict(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except UsageError as error:
         raise ModelFileError(f"{path} is no card of a model: {error}") from error
 
 

@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> None:
     # An int8 score stands for scale * (number - zero point); a float model's scale is 0.
     scale, zero_point = scores["quantization"]
     probability = scale * (int(numbers[best]) - zero_point) if scale else float(numbers[best])
+    # Of NaN, the largest is whatever comes first.
+    if not 0.0 <= probability <= 1.001:
+        sys.exit(f"{model} computes NaN or infinity: export the model again")
     print(f"{printable(card['classes'][best])} {probability:.4f}")
 
 

@@ -28,6 +28,9 @@ def main(arguments: list[str]) -> None:
     (probabilities,) = session.run(["probabilities"], {"image": pixels[None]})
 
     best = int(probabilities[0].argmax())
+    # Of NaN, the largest is whatever comes first.
+    if not 0.0 <= probabilities[0, best] <= 1.001:
+        sys.exit(f"{model} computes NaN or infinity: export the model again")
     print(f"{printable(facts['classes'][best])} {probabilities[0, best]:.4f}")
 
 

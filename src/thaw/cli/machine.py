@@ -1,0 +1,68 @@
+"""What a machine may lack: standard streams, memory, file descriptors, a home folder, room for the output."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+
+from thaw.quoting import PATH_LENGTH, shown
+
+_MEMORY_WORDS = (
+    *("can't allocate memory", "cannot allocate memory", "failed to map segment"),
+    *("bad_alloc", "out of memory"),
+)
+# What RuntimeErrors say, and what that means.
+_LACKS = {
+    "home directory": "this user has no home folder\nset HOME, or give paths without ~",
+    "can't start new thread": (
+        "the system starts no more threads\nclose other programs, or raise the limit (ulimit -u)"
+    ),
+}
+
+
+def open_streams() -> None:
+    """Give a process that was started without a standard stream (`>&-`) one that leads nowhere.
+
+    Without it, the next file that is opened would be taken for standard output by whatever writes there.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+
+
+def silence_output() -> None:
+    """Let standard output lead nowhere: whoever read it has gone, or it cannot be written.
+
+    Without it, the interpreter would fail a second time when it writes out at its end.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def in_words(error: BaseException) -> str | None:
+    """What the machine lacks, and what to do, where an error comes of that; else None."""
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _MEMORY_WORDS):
+        return "there is not enough memory\nclose other programs, raise the limit (ulimit -v), or use smaller batches"
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    known = (lack for words, lack in _LACKS.items() if isinstance(error, RuntimeError) and words in text)
+    return next(known, None)
+
+
+def _of_the_system(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return f"{reason}\nclose other programs, or raise the limit (ulimit -n)"
+    if error.filename is not None:
+        # A path that is too long, a folder that is closed, a device that is gone: nothing of ours.
+        return f"cannot use {shown(os.fsdecode(error.filename), PATH_LENGTH)}: {reason}"
+    return f"the system refuses: {reason}"

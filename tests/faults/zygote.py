@@ -1,0 +1,204 @@
+"""Commands of thaw in processes that are forked from this one, where torch is imported already but was never used.
+
+A fork takes milliseconds where a fresh interpreter takes seconds, so that thousands of commands can be tried. Nothing
+may compute in this process: threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INTERNAL = 70
+"""The exit code of an error that thaw did not foresee."""
+
+_LEFT_BEHIND_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes:
+        code: exit code; below 0 the signal that ended it.
+        out: standard output.
+        err: standard error.
+        seconds: that it took.
+        timed_out: whether it was ended because it took too long.
+        left_behind: whether a process that it started outlived it.
+    """
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    timed_out: bool = False
+    left_behind: bool = False
+
+    def trouble(self) -> str:
+        """What no command may do, whatever it is given; "" where it did not."""
+        told = (self.out + self.err).strip()
+        troubles = {
+            f"did not end within {self.seconds:.0f} s": self.timed_out,
+            f"ended by signal {-self.code}: {told[-300:]}": self.code < 0,
+            f"traceback: {told[-400:]}": "Traceback (most recent call last)" in told,
+            f"unforeseen error: {told[-400:]}": self.code == INTERNAL,
+            "left a process behind": self.left_behind,
+            f"exit code {self.code} without a word": self.code and not told,
+        }
+        return next((what for what, is_so in troubles.items() if is_so), "")
+
+
+def preload() -> None:
+    """Import what commands need, and compute nothing."""
+    import scipy.stats
+    import sklearn.datasets
+    import torch
+
+    import thaw.cli.commands
+    import thaw.cli.deploy
+    import thaw.cli.studies
+    import thaw.workflow.zoo
+
+    del scipy, sklearn, torch, thaw
+
+
+class Running:
+    """A forked `thaw ARGUMENTS`; its output goes to files in `scratch`."""
+
+    _number = 0
+
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        *,
+        scratch: Path,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        Running._number += 1
+        self._files = [scratch / f"{name}-{Running._number}" for name in ("out", "err")]
+        self.started = time.monotonic()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            self._child([str(each) for each in arguments], cwd, env or {}, before)
+
+    def _child(
+        self, arguments: list[str], cwd: Path, env: Mapping[str, str], before: Callable[[], object] | None
+    ) -> None:
+        """Never returns."""
+        code = INTERNAL
+        try:
+            os.setsid()
+            # What a shell starts in its background ignores interrupts.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for number, path in enumerate(self._files, start=1):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.environ.update(env)
+            os.chdir(cwd)
+            if before is not None:
+                before()
+            code = run_main(arguments)
+        except BaseException:  # noqa: BLE001 - a forked child must not run on in the parent's code
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, limit_s: float) -> Outcome:
+        """Until it ends, or is ended after `limit_s` seconds."""
+        timed_out = False
+        while self.running():
+            if time.monotonic() - self.started > limit_s:
+                timed_out = True
+                self.kill()
+            time.sleep(0.005)
+        _, status = os.waitpid(self.pid, 0)
+        seconds = time.monotonic() - self.started
+        out, err = (path.read_text(errors="replace") if path.exists() else "" for path in self._files)
+        for path in self._files:
+            path.unlink(missing_ok=True)
+        return Outcome(
+            code=os.waitstatus_to_exitcode(status),
+            out=out,
+            err=err,
+            seconds=seconds,
+            timed_out=timed_out,
+            left_behind=not self._group_is_gone(),
+        )
+
+    def _group_is_gone(self) -> bool:
+        """Whether all that it started has ended too, in a while."""
+        end = time.monotonic() + _LEFT_BEHIND_SECONDS
+        while time.monotonic() < end:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.005)
+        os.killpg(self.pid, signal.SIGKILL)
+        return False
+
+
+def run_main(arguments: Sequence[str]) -> int:
+    """`thaw ARGUMENTS` in this process: its exit code."""
+    from thaw.cli import main
+
+    sys.argv = ["thaw", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def call(arguments: Sequence[object], *, scratch: Path, cwd: Path, limit_s: float = 120.0, **more: Any) -> Outcome:
+    """`thaw ARGUMENTS` in a forked process, to its end."""
+    return Running(arguments, scratch=scratch, cwd=cwd, **more).wait(limit_s)
+
+
+def apart(job: Callable[[], object], *, limit_s: float = 300.0) -> str:
+    """`job` in a forked process, to its end: "" where it went well, else the traceback."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        import traceback
+
+        told = ""
+        try:
+            os.close(read)
+            signal.alarm(int(limit_s))
+            job()
+        except BaseException:  # noqa: BLE001 - as above
+            told = traceback.format_exc()
+        finally:
+            os.write(write, told.encode()[-60_000:])
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        told = pipe.read().decode()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return told or (f"ended with {code}" if code else "")
