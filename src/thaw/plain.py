@@ -107,9 +107,11 @@ def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
     if origin is typing.Literal:
         if not isinstance(value, str) or value not in arguments:
             faults.append(f"{name} = {shown(value)}: expected one of {', '.join(map(str, arguments))}")
-    elif not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
+    elif isinstance(origin, type) and not isinstance(value, origin):
+        faults.append(f"{name} = {shown(value)}: expected {origin.__name__}")
+    elif origin is None and not isinstance(hint, type):
         raise TypeError(f"settings of type {hint} are not known here")
-    elif hint is not Any:
+    elif origin is None and hint is not Any:
         return _convert_single(hint, value, name, faults)
     return value
 
