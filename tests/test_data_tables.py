@@ -10,7 +10,7 @@ import pytest
 from data_samples import SETTINGS, picture, png, problem, write_folder, write_parquet
 from PIL import Image
 
-from thaw.data import tables
+from thaw.data import hub
 from thaw.data.prepare import prepare
 from thaw.data.settings import DataSettings
 from thaw.errors import DataError
@@ -100,7 +100,7 @@ def test_ambiguous_columns_list_the_candidates(tmp_path):
     with pytest.raises(DataError, match=r"no column 'fin'.*coarse, fine"):
         prepare(tmp_path / "a.parquet", DataSettings(image_column="image", label_column="fin"), seed=1)
     write_parquet(tmp_path / "b.parquet", [0.5, 1.5], label="score")
-    with pytest.raises(DataError, match="no label column"):
+    with pytest.raises(DataError, match="no label column \\(of whole numbers or texts\\)"):
         prepare(tmp_path / "b.parquet", SETTINGS, seed=1)
 
 
@@ -215,7 +215,7 @@ def test_no_network_is_told_quickly(monkeypatch):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setattr(tables.socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(hub.socket, "getaddrinfo", no_network)
     with pytest.raises(DataError) as caught:
         prepare("mnist", SETTINGS, seed=1)
     lines = str(caught.value).splitlines()

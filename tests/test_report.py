@@ -126,6 +126,7 @@ def run_of(
                 "validation": {"origin": "cut", "fraction": 0.2, "seed": 1},
                 "test": {"origin": "cut", "fraction": 0.2, "seed": 0},
             },
+            "groups": None,
             "problems": [
                 {
                     "kind": "duplicates",

@@ -16,6 +16,18 @@ import typer
 from thaw._version import __version__
 from thaw.cli.interrupt import StoppedError, exit_code, handle_signals, stopped, was_stopped
 from thaw.cli.machine import in_words, open_streams, silence_output
+from thaw.cli.options import (
+    ArtefactFolder,
+    DataRoot,
+    Device,
+    GroupBy,
+    Json,
+    Limits,
+    Overrides,
+    RunPath,
+    SkipBroken,
+    Source,
+)
 from thaw.cli.terminal import guarded_streams
 from thaw.cli.zoo import zoo_app
 from thaw.errors import ThawError, UsageError
@@ -32,45 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="digits, mnist, fashion_mnist, cifar10; a folder of class folders; a parquet file or folder; a Hub id.",
-        show_default=False,
-    ),
-]
-RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, a model file, or zoo:NAME.", show_default=False)
-]
-DataRoot = Annotated[
-    Path | None, typer.Option(envvar="THAW_DATA", help="Folder that holds the named data sets.", show_default=False)
-]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and list them.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-ArtefactFolder = Annotated[
-    Path | None,
-    typer.Option(
-        help="The folder of the artefacts; default RUN/export, of zoo:NAME ./NAME-export.", show_default=False
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Override a setting of the recipe; repeatable.", show_default=False),
-]
-
-Limits = Annotated[
-    str | None,
-    typer.Option(
-        "--budget",
-        metavar="LIMITS",
-        help="Upper limits on the network, such as params=15000,ram=8KB,flash=32KB,macs=1M; only those named bind. ram "
-        "counts the image that the caller holds; image=excluded leaves it out. A KB is 1,024 bytes, k is 1,000 and M "
-        "1,000,000. balanced looks for the best network that fits; another recipe is refused if its network does not.",
-        show_default=False,
-    ),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -120,6 +93,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     data_root: DataRoot = None,
     skip_broken: SkipBroken = False,
     budget: Limits = None,
+    group_by: GroupBy = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with a run that was stopped.", show_default=False)
     ] = None,
@@ -147,13 +121,14 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
         data_root=data_root,
         skip_broken=skip_broken,
         budget=budget,
+        group_by=group_by,
         as_json=as_json,
         command=shell_command(["thaw", *sys.argv[1:]]),
     )
 
 
 @app.command()
-def data(
+def data(  # noqa: PLR0913, PLR0917 - the options are the parameters
     source: Source,
     recipe: Annotated[
         str | None,
@@ -167,6 +142,7 @@ def data(
         typer.Option(metavar="FILE", help="Write a contact sheet there, a PNG of some images.", show_default=False),
     ] = None,
     skip_broken: SkipBroken = False,
+    group_by: GroupBy = None,
     as_json: Json = False,
 ) -> None:
     """Look at a source as training would: counts, classes, sizes, balance, problems; fails where there are errors."""
@@ -180,6 +156,7 @@ def data(
         data_root=data_root,
         sheet=sheet,
         skip_broken=skip_broken,
+        group_by=group_by,
         as_json=as_json,
     )
 

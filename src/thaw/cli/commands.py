@@ -27,7 +27,7 @@ from thaw.training.seen_file import SEEN_FILE
 from thaw.workflow.api import evaluate_source
 from thaw.workflow.budget import Budget, ram_parts
 from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
-from thaw.workflow.recipe import default_recipe, load_recipe
+from thaw.workflow.recipe import default_recipe, grouped, load_recipe
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.resolve import settle_input, with_network
 from thaw.workflow.told import input_note
@@ -48,12 +48,13 @@ def train(  # noqa: PLR0913 - the options of the command
     data_root: Path | None,
     skip_broken: bool,
     budget: str | None,
+    group_by: str | None,
     as_json: bool,
     command: str,
 ) -> None:
     """`thaw train SOURCE`."""
     request = replace(
-        _request(source, recipe, overrides, budget, data_root=data_root, skip_broken=skip_broken),
+        _request(source, recipe, overrides, budget, data_root=data_root, skip_broken=skip_broken, group_by=group_by),
         seed=seed,
         device=device,
         folds=folds,
@@ -73,13 +74,14 @@ def _request(
     *,
     data_root: Path | None,
     skip_broken: bool,
+    group_by: str | None,
 ) -> TrainRequest:
     """What `thaw train` and `thaw data` are asked for alike."""
     name, settings = load_recipe(recipe or default_recipe(source, has_budget=budget is not None), overrides)
     return TrainRequest(
         source=source,
         recipe_name=name,
-        recipe=settings,
+        recipe=grouped(settings, group_by or ""),
         data_root=data_root,
         skip_broken=skip_broken,
         budget=None if budget is None else Budget.parse(budget),
@@ -167,7 +169,7 @@ def _print_findings(findings: Iterable[Finding]) -> None:
             print_text(f"  try: {printable('; '.join(finding.remedies))}")
 
 
-def data(
+def data(  # noqa: PLR0913 - the options of the command
     source: str,
     *,
     recipe: str | None,
@@ -176,12 +178,15 @@ def data(
     data_root: Path | None,
     sheet: Path | None,
     skip_broken: bool,
+    group_by: str | None,
     as_json: bool,
 ) -> None:
     """`thaw data SOURCE`."""
     from thaw.data.summary import contact_sheet, look
 
-    request = _request(source, recipe, overrides, budget, data_root=data_root, skip_broken=skip_broken)
+    request = _request(
+        source, recipe, overrides, budget, data_root=data_root, skip_broken=skip_broken, group_by=group_by
+    )
     with Progress() as progress:
         request, reason = settle_input(request)
         settings = request.recipe.data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, Entries, Source, Split, encode_labels
+from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, Entries, Groups, Source, Split
+from thaw.data.groups import NO_GROUPS, no_groups_here, number_groups
+from thaw.data.labels import encode_labels
+from thaw.data.problems import Problem
 from thaw.data.scaling import Values
+from thaw.data.settings import DataSettings
 from thaw.errors import DataError
 from thaw.quoting import shown
 
@@ -21,33 +25,73 @@ _EXPECTED = (
 )
 
 
-def array_source(data: Mapping[str, Any] | Sequence[Any]) -> Source:
+Parts = tuple[Values, list[object], list[object] | None]
+"""Images, labels, and what groups them."""
+
+
+def array_source(data: Mapping[str, Any], settings: DataSettings) -> Source:
     """Images that are in memory (or memory-mapped) already.
 
     Args:
-        data: `(images, labels)`, or a mapping of split names to such pairs, with class names under "classes" if there
-            are any. Images are uint8 or uint16 [N, H, W] or [N, H, W, C], C = 1 or 3; labels whole numbers from 0, or
-            texts, [N].
+        data: a mapping of split names to `(images, labels)` or `(images, labels, groups)`, with class names under
+            "classes" if there are any. Images are uint8 or uint16 [N, H, W] or [N, H, W, C], C = 1 or 3; labels whole
+            numbers from 0, or texts, [N]; groups anything, [N].
+        settings: whether spellings of a class name are merged.
 
     Raises:
         DataError: for anything else, with what was found.
     """
-    parts = dict(data) if isinstance(data, Mapping) else {"train": data}
-    declared = _class_names(parts.pop("classes", None))
-    pairs: dict[Split, tuple[Values, list[object]]] = {}
+    pairs, declared = _checked(data)
+    return Source(name="arrays", read=partial(_catalogue, pairs, declared, settings))
+
+
+def read_arrays(data: Mapping[str, Any], settings: DataSettings) -> Catalogue:
+    """What `array_source` would read.
+
+    Raises:
+        DataError: as `array_source`.
+    """
+    return _catalogue(*_checked(data), settings)
+
+
+def _checked(data: Mapping[str, Any]) -> tuple[dict[Split, Parts], list[str] | None]:
+    parts = dict(data)
+    declared = class_names(parts.pop("classes", None))
+    pairs: dict[Split, Parts] = {}
     for key, pair in parts.items():
-        split = SPLIT_NAMES.get(str(key).lower())
-        if split is None or split in pairs:
-            raise DataError(f"split {shown(key)}: expected each of train, validation and test at most once")
-        if not isinstance(pair, Sequence) or len(pair) != 2:
+        split = split_key(key, pairs)
+        if not isinstance(pair, Sequence) or len(pair) not in (2, 3):
             raise DataError(f"the {split} split is {type(pair).__name__}: {_EXPECTED}")
-        pairs[split] = (_images(pair[0], split), _labels(pair[1], split))
+        pairs[split] = (_images(pair[0], split), check_labels(pair[1], split), check_groups(pair, split))
         if len(pairs[split][0]) != len(pairs[split][1]):
             counts = f"{len(pairs[split][0])} images and {len(pairs[split][1])} labels"
             raise DataError(f"the {split} split has {counts}: expected one label an image")
     if not pairs:
         raise DataError(f"no images were given: {_EXPECTED}")
-    return Source(name="arrays", read=partial(_catalogue, pairs, declared))
+    return pairs, declared
+
+
+def split_key(key: object, taken: Container[Split]) -> Split:
+    """The split that a key of a mapping means.
+
+    Raises:
+        DataError: where it means none, or one that is taken.
+    """
+    split = SPLIT_NAMES.get(str(key).lower())
+    if split is None or split in taken:
+        raise DataError(f"split {shown(key)}: expected each of train, validation and test at most once")
+    return split
+
+
+def check_groups(pair: Sequence[Any], split: Split) -> list[object] | None:
+    """The third entry of (images, labels, groups), one an image."""
+    if len(pair) < 3 or pair[2] is None:
+        return None
+    groups = _as_array(pair[2], f"{split} groups", "expected [N], one an image")
+    if groups.shape != (len(pair[1]),):
+        raise DataError(f"the {split} groups have shape {list(groups.shape)}: expected [{len(pair[1])}], one an image")
+    result: list[object] = groups.tolist()
+    return result
 
 
 def digits_source() -> Source:
@@ -69,7 +113,12 @@ def _read_digits() -> Catalogue:
     return Catalogue(classes=tuple(str(digit) for digit in range(10)), splits={"train": entries})
 
 
-def _class_names(value: Any) -> list[str] | None:
+def class_names(value: Any) -> list[str] | None:
+    """Class names from Python, different ones.
+
+    Raises:
+        DataError: for anything else.
+    """
     if value is None:
         return None
     names = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes) else None
@@ -118,7 +167,12 @@ def _images(value: Any, split: Split) -> Values:
     return images
 
 
-def _labels(value: Any, split: Split) -> list[object]:
+def check_labels(value: Any, split: Split) -> list[object]:
+    """Labels as plain whole numbers, texts and None, [N].
+
+    Raises:
+        DataError: for anything else.
+    """
     labels = _as_array(value, f"{split} labels", "expected [N], one class number or text an image")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -133,12 +187,21 @@ def _labels(value: Any, split: Split) -> list[object]:
     return values
 
 
-def _catalogue(pairs: Mapping[Split, tuple[Values, list[object]]], declared: Sequence[str] | None) -> Catalogue:
-    names = {split: [f"{split}[{row}]" for row in range(len(images))] for split, (images, _) in pairs.items()}
-    encoded = encode_labels({split: labels for split, (_, labels) in pairs.items()}, names, declared)
+def _catalogue(pairs: Mapping[Split, Parts], declared: Sequence[str] | None, settings: DataSettings) -> Catalogue:
+    names = {split: [f"{split}[{row}]" for row in range(len(images))] for split, (images, *_) in pairs.items()}
+    values = {split: labels for split, (_, labels, _) in pairs.items()}
+    encoded = encode_labels(values, names, declared, merge=settings.merge_spellings)
     splits = {
         split: Entries(names=names[split], labels=encoded.labels[split], array=pairs[split][0])
         for split in SPLITS
         if split in encoded.labels
     }
-    return Catalogue(classes=encoded.classes, splits=splits, problems=encoded.problems, named=encoded.named)
+    given = {split: column for split, (*_, column) in pairs.items() if column is not None and split in splits}
+    groups, grouping = Groups(), list[Problem]()
+    if given and settings.group_by != NO_GROUPS:
+        whole = {split: given.get(split, [None] * len(pairs[split][1])) for split in splits}
+        groups, grouping = number_groups(whole, "the groups given", is_asked_for=True)
+    else:
+        no_groups_here(settings.group_by, "an array")
+    told = (*encoded.problems, *grouping)
+    return Catalogue(classes=encoded.classes, splits=splits, problems=told, named=encoded.named, groups=groups)

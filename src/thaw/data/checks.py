@@ -16,7 +16,7 @@ from thaw.data.store import Store
 # A class this many times larger than another is told.
 _LOPSIDED = 10
 
-LEFT_OUT_KINDS = ("unreadable", "label", "format")
+LEFT_OUT_KINDS = ("unreadable", "label", "format", "link")
 """Kinds of problems whose images are left out where broken images may be skipped."""
 
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
@@ -34,19 +34,23 @@ def find_problems(store: Store, *, skip_broken: bool, folds: int) -> list[Proble
         *unusable_images(store, skip_broken=skip_broken),
         *_classes(store, folds),
         *_duplicates(store),
-        *(problem for problem in store.problems if problem.kind not in LEFT_OUT_KINDS),
+        *(problem for problem in store.problems if not _is_left_out(problem)),
         *_chosen_input(store),
     ]
 
 
 def unusable_images(store: Store, *, skip_broken: bool) -> list[Problem]:
     """Images that cannot be read or have no label: errors, or warnings where they may be skipped."""
-    problems = [problem for problem in store.problems if problem.kind in LEFT_OUT_KINDS]
+    problems = [problem for problem in store.problems if _is_left_out(problem)]
     if store.unreadable:
         count = len(store.unreadable)
         message = f"{count:,} image{'' if count == 1 else 's'} cannot be read"
         problems.insert(0, Problem("unreadable", "error", message, store.unreadable))
     return as_skippable(problems, skip_broken=skip_broken)
+
+
+def _is_left_out(problem: Problem) -> bool:
+    return problem.kind in LEFT_OUT_KINDS and problem.severity != "note"
 
 
 def as_skippable(problems: Iterable[Problem], *, skip_broken: bool) -> list[Problem]:
@@ -134,12 +138,19 @@ def _duplicates(store: Store) -> list[Problem]:
             continue
         found = crossing_pairs(store.facts[one].originals, store.facts[other].originals)
         if found:
-            names = tuple(f"{store.names[one][a]} = {store.names[other][b]}" for a, b in found)
+            names = tuple(_same(store, (one, a), (other, b)) for a, b in found)
             message = f"{len(names):,} {other} image{'' if len(names) == 1 else 's'} also in {one}"
             problems.append(Problem("duplicate", "warning", message, names))
     if "train" in store.facts:
         problems += _repeated(store)
     return problems
+
+
+def _same(store: Store, first: tuple[Split, int], second: tuple[Split, int]) -> str:
+    """Two identical images, and their classes where these differ."""
+    names = [store.names[split][row] for split, row in (first, second)]
+    classes = [store.classes[store.labels[split][row]] for split, row in (first, second)]
+    return f"{names[0]} = {names[1]}" + (f" ({classes[0]}, {classes[1]})" if classes[0] != classes[1] else "")
 
 
 def _repeated(store: Store) -> list[Problem]:

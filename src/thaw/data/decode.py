@@ -32,6 +32,7 @@ from PIL import Image, UnidentifiedImageError
 
 from thaw.data.resize import MAX_SOURCE_SIDE
 from thaw.data.scaling import Values, value_span
+from thaw.data.walk import why_missing
 from thaw.data.wide import has_wide_samples, is_reduced, wide_samples
 from thaw.errors import DataError
 
@@ -51,6 +52,14 @@ SUFFIXES = frozenset(
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "PCX", "TGA", "ICO", "JPEG2000", "AVIF")
 
 _ORIENTATION_TAG = 0x0112
+
+_INSTEAD = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the image: git lfs pull fetches it"),
+    (b"/annex/objects/", "a git-annex pointer, not the image: git annex get fetches it"),
+    (b"<!doctype html", "a web page, not an image"),
+    (b"<html", "a web page, not an image"),
+)
+"""What the first bytes of a file say that it is instead of an image."""
 
 RULES = {
     "animated": "several frames: the first is used",
@@ -103,12 +112,17 @@ def decode_image(data: bytes | str | Path | None) -> Decoded:
     content = b""
     try:
         content = data if isinstance(data, bytes) else Path(data).read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImageError(why_missing(str(data))) from None
+    except (OSError, ValueError) as error:
+        raise UnreadableImageError(_reason(error)) from None
+    try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             return _decode_opened(image, content)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        raise UnreadableImageError("not an image of a known format" if content else "empty file") from None
+        raise UnreadableImageError(_what_instead(content)) from None
     # A damaged file can make a codec raise almost anything (struct.error, SyntaxError, KeyError, zlib.error, ...).
     except Exception as error:  # noqa: BLE001
         raise UnreadableImageError(_reason(error)) from None
@@ -139,6 +153,15 @@ def decode_pillow(image: Image.Image) -> Decoded:
         return decoded
     pixels = orient(decoded.pixels, orientation)
     return replace(decoded, pixels=pixels.copy(), rules=(*decoded.rules, "orientation"))
+
+
+def _what_instead(content: bytes) -> str:
+    """What a file holds that is called like an image and is none."""
+    head = content[:1024].lstrip()
+    if not content:
+        return "empty file"
+    found = next((what for mark, what in _INSTEAD if mark in head.lower()), None)
+    return found or "not an image of a known format"
 
 
 def looks_like_image(path: Path) -> bool:

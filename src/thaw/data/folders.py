@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from thaw.data.catalogue import (
-    SPLIT_NAMES,
-    SPLITS,
-    Catalogue,
-    Entries,
-    Payload,
-    Source,
-    Split,
-    natural_key,
-    source_name,
-)
+from thaw.data.catalogue import SPLITS, Catalogue, Entries, Payload, Source, Split, natural_key, source_name
 from thaw.data.decode import SUFFIXES, looks_like_image
+from thaw.data.groups import groups_by_pattern
+from thaw.data.layout import find_layout
+from thaw.data.pairs import find_pairs
+from thaw.data.pattern import FilePattern, require_match
 from thaw.data.problems import Problem
+from thaw.data.settings import DataSettings
+from thaw.data.spelling import folded, one_spelling
+from thaw.data.walk import FoundFile, Walk, is_hidden, shown_path
 from thaw.errors import DataError
-from thaw.quoting import encodable, printable
+from thaw.quoting import encodable, shown
 
 _FILES_A_BATCH = 32
 
@@ -34,91 +31,55 @@ _UNSUPPORTED = frozenset(
 """Endings of photographs that cannot be read here."""
 
 
-@dataclass(frozen=True)
-class FoundFile:
-    """A regular file below a folder: its path from there with "/" between parts, bytes, and time of change in ns."""
-
-    path: str
-    size: int
-    changed_ns: int
-
-    @property
-    def hidden(self) -> bool:
-        """Whether the file or a folder above it is out of sight, as system files are."""
-        return any(part.startswith(".") or part == "__MACOSX" for part in self.path.split("/"))
+# Endings of broken links that were files of another kind; a broken link with any other may have been a folder.
+_FILE_ENDING = re.compile(r"\.[a-z][a-z0-9]{0,5}")
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Files by split and class, every class folder (also those without images), and what is wrong."""
-
-    files: dict[Split, list[tuple[str, str]]]  # (path, class)
-    classes: list[str]
-    problems: list[Problem]
-
-
-def walk_files(root: Path) -> tuple[list[FoundFile], list[str]]:
-    """All files below `root`, naturally sorted, and all folders; links are followed, each folder once.
-
-    Raises:
-        DataError: when a folder cannot be read.
-    """
-    files: list[FoundFile] = []
-    folders: list[str] = []
-    seen: set[str] = set()
-    waiting = [""]
-    while waiting:
-        prefix = waiting.pop()
-        real = os.path.realpath(root / prefix)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            with os.scandir(root / prefix) as entries:
-                for entry in entries:
-                    path = f"{prefix}{entry.name}"
-                    if entry.is_dir():
-                        folders.append(path)
-                        waiting.append(f"{path}/")
-                    elif entry.is_file():
-                        found = entry.stat()
-                        files.append(FoundFile(path, found.st_size, found.st_mtime_ns))
-                    else:
-                        files.append(FoundFile(path, -1, 0))
-        except OSError as error:
-            raise DataError(f"{_shown(root / prefix)} cannot be read: {error.strerror}") from None
-    return sorted(files, key=lambda file: natural_key(file.path)), sorted(folders, key=natural_key)
-
-
-def folder_source(root: Path) -> Source:
+def folder_source(root: Path, walk: Walk, settings: DataSettings) -> Source:
     """A folder of class folders, with or without split folders above them.
+
+    Args:
+        root: the folder.
+        walk: what lies below it.
+        settings: which files count, how they are grouped, and whether names are merged.
 
     Raises:
         DataError: for an empty folder, or images without class folders.
     """
-    files, folders = walk_files(root)
-    shown = _shown(root)
-    if not files:
-        raise DataError(f"{shown} holds no files: expected a folder with one sub-folder of images for each class")
-    if all(_is_hidden(folder) for folder in folders):
+    where = shown_path(root)
+    if not walk.files:
+        raise DataError(f"{where} holds no files: expected a folder with one sub-folder of images for each class")
+    if all(is_hidden(folder) for folder in walk.folders):
+        broken = [file for file in walk.files if file.broken and not file.hidden and not _is_image_link(file)]
+        reason = f" but {_links(broken)}" if broken else ""
         raise DataError(
-            f"{shown} has no class folders: expected one sub-folder of images for each class, such as {shown}/cats "
-            f"and {shown}/dogs"
+            f"{where} has no class folders{reason}: expected one sub-folder of images for each class, such as "
+            f"{where}/cats and {where}/dogs"
         )
     facts = {
         "folder": str(root.resolve()),
-        "files": [[f.path, f.size, f.changed_ns] for f in files],
-        "folders": folders,
+        "files": [[f.path, f.size, f.changed_ns] for f in walk.files],
+        "folders": [*walk.folders, *walk.loops],
+        "reading": [settings.pattern, settings.group_by, settings.merge_spellings],
     }
-    return Source(name=source_name(root.resolve().name), facts=facts, read=partial(_read, root, files, folders))
+    name = source_name(root.resolve().name)
+    return Source(name=name, facts=facts, read=partial(_read, root, walk, settings), has_files=True)
 
 
 def split_images(root: Path, files: Sequence[FoundFile]) -> tuple[list[str], list[Problem]]:
-    """The paths of the files that are, or claim to be, images; the rest is told."""
-    images, others = [], []
+    """The paths of the files that are, or claim to be, images; the rest is told.
+
+    A broken link counts as the image that it should lead to, so that it is told among those that cannot be read.
+    """
+    images, others, lost = [], [], []
     for file in files:
-        claims = _suffix(file.path) in SUFFIXES
-        if file.size >= 0 and not file.hidden and (claims or looks_like_image(root / file.path)):
+        if file.hidden:
+            others.append(file)
+        elif file.broken and _is_image_link(file):
+            images.append(file.path)
+        elif file.broken and not _FILE_ENDING.fullmatch(_suffix(file.path)):
+            lost.append(file)
+        elif file.size >= 0 and (_suffix(file.path) in SUFFIXES or looks_like_image(root / file.path)):
             images.append(file.path)
         else:
             others.append(file)
@@ -127,6 +88,10 @@ def split_images(root: Path, files: Sequence[FoundFile]) -> tuple[list[str], lis
     stray = [path for path in visible if _suffix(path) not in _UNSUPPORTED]
     hidden = [file.path for file in others if file.hidden]
     problems = []
+    if lost:
+        message = f"{len(lost):,} link{' leads' if len(lost) == 1 else 's lead'} to nothing"
+        told = tuple(f"{encodable(file.path)} ({file.broken})" for file in lost)
+        problems.append(Problem("link", "error", message, told))
     if photos:
         kinds = ", ".join(sorted({_suffix(path)[1:].upper() for path in photos}))
         message = f"{_count(photos)} in a format that cannot be read here ({kinds}; convert to JPEG or PNG)"
@@ -152,96 +117,68 @@ def _printable(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(map(encodable, paths))
 
 
-def _shown(path: Path) -> str:
-    return printable(str(path))
-
-
 def path_batches(root: Path, paths: Sequence[str]) -> Iterator[Sequence[Payload]]:
     """Full paths, some at a time."""
     for start in range(0, len(paths), _FILES_A_BATCH):
         yield [str(root / path) for path in paths[start : start + _FILES_A_BATCH]]
 
 
-def _read(root: Path, files: Sequence[FoundFile], folders: Sequence[str]) -> Catalogue:
-    images, problems = split_images(root, files)
-    if not images:
-        reason = next((f": {problem.message}" for problem in problems if problem.kind == "format"), "")
+def _is_image_link(file: FoundFile) -> bool:
+    """Whether a broken link should lead to an image, by its own name or that of its target."""
+    return _suffix(file.path) in SUFFIXES or _suffix(file.broken.split(" is not there")[0]) in SUFFIXES
+
+
+def _links(files: Sequence[FoundFile]) -> str:
+    return "links that lead to nothing (" + ", ".join(f"{shown_path(f.path)}: {f.broken}" for f in files[:3]) + ")"
+
+
+def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalogue:
+    images, problems = _chosen_images(root, walk, settings)
+    others = {file.path for file in walk.files if not file.hidden} - set(images)
+    layout = find_layout(shown_path(root), images, others, walk.folders)
+    members = [(split, path, name) for split in SPLITS for path, name in layout.files.get(split, ())]
+    counts = Counter(name for *_, name in members)
+    named, merged = one_spelling({name: counts[name] for name in layout.classes}, merge=settings.merge_spellings)
+    classes = sorted(set(named.values()), key=natural_key)
+    if len(classes) < len({folded(name) for name in layout.classes} if settings.merge_spellings else layout.classes):
         raise DataError(
-            f"{_shown(root)} holds {len(files):,} files but no images{reason}: "
+            f"{shown_path(root)} has class folders whose names print alike: rename those that are not UTF-8"
+        )
+    order = {name: index for index, name in enumerate(classes)}
+    splits: dict[Split, Entries] = {}
+    for split in (split for split in SPLITS if split in layout.files):
+        paths = [path for path, _ in layout.files[split]]
+        labels = np.array([order[named[name]] for _, name in layout.files[split]], dtype=np.int64)
+        splits[split] = Entries(names=_printable(paths), labels=labels, batches=partial(path_batches, root, paths))
+    pairs = find_pairs(path for _, path, _ in members)
+    groups, grouping = groups_by_pattern(
+        {split: [path for path, _ in layout.files[split]] for split in splits}, settings.group_by
+    )
+    told = (*problems, *layout.problems, *merged, *grouping, *([pairs] if pairs else []))
+    return Catalogue(classes=tuple(classes), splits=splits, problems=told, groups=groups)
+
+
+def _chosen_images(root: Path, walk: Walk, settings: DataSettings) -> tuple[list[str], list[Problem]]:
+    """The images that the settings choose, and what was found beside them."""
+    found, problems = split_images(root, walk.files)
+    if walk.loops:
+        message = "links to a folder above them are not followed"
+        problems.append(Problem("link", "note", message, _printable(walk.loops)))
+    if not found:
+        reason = next((f": {p}" for p in problems if p.kind in ("format", "link") and p.severity == "error"), "")
+        if not reason and any(_suffix(file.path) == ".dvc" for file in walk.files):
+            reason = " (there are .dvc files: fetch the images with dvc pull)"
+        raise DataError(
+            f"{shown_path(root)} holds {len(walk.files):,} files but no images{reason}: "
             "expected one sub-folder of images for each class"
         )
-    layout = _layout(images, folders)
-    order = {name: index for index, name in enumerate(layout.classes)}
-    splits: dict[Split, Entries] = {}
-    for split in SPLITS:
-        members = layout.files.get(split)
-        if members is None:
-            continue
-        paths = [path for path, _ in members]
-        labels = np.array([order[name] for _, name in members], dtype=np.int64)
-        splits[split] = Entries(names=_printable(paths), labels=labels, batches=partial(path_batches, root, paths))
-    classes = _printable(layout.classes)
-    if len(set(classes)) < len(classes):
-        raise DataError(f"{_shown(root)} has class folders whose names print alike: rename those that are not UTF-8")
-    return Catalogue(classes=classes, splits=splits, problems=(*problems, *layout.problems))
-
-
-def _is_hidden(path: str) -> bool:
-    return FoundFile(path, 0, 0).hidden
-
-
-def _layout(images: Iterable[str], folders: Sequence[str]) -> _Layout:
-    shown = [folder for folder in folders if not _is_hidden(folder)]
-    top = [folder for folder in shown if "/" not in folder]
-    deep = {folder.split("/")[0] for folder in shown if "/" in folder}
-    named = [folder for folder in top if folder.lower() in SPLIT_NAMES and folder in deep]
-    is_split = bool(named) and (
-        len(named) == len(top) or any(SPLIT_NAMES[folder.lower()] == "train" for folder in named)
-    )
-    if not is_split:
-        return _sort_in(images, shown, {"": "train"}, [])
-    unused = [folder for folder in top if folder not in named]
-    problems = []
-    if unused:
-        message = "folders beside the split folders are not used"
-        problems.append(Problem("unused", "warning", message, _printable(unused)))
-    splits: dict[str, Split] = {}
-    for folder in named:
-        split = SPLIT_NAMES[folder.lower()]
-        if split in splits.values():
-            raise DataError(f"two folders for the {split} split, {_shown(Path(folder))} among them: expected one")
-        splits[folder] = split
-    return _sort_in((path for path in images if path.split("/")[0] not in unused), shown, dict(splits), problems)
-
-
-def _sort_in(
-    images: Iterable[str], folders: Iterable[str], prefixes: dict[str, Split], problems: list[Problem]
-) -> _Layout:
-    """Puts each image under its split (by first folder, or the only split) and class (by the folder below)."""
-    depth = 0 if "" in prefixes else 1
-    files: dict[Split, list[tuple[str, str]]] = {split: [] for split in prefixes.values()}
-    classes = {
-        parts[depth]
-        for parts in (folder.split("/") for folder in folders)
-        if len(parts) == depth + 1 and (depth == 0 or parts[0] in prefixes)
-    }
-    outside = []
-    direct: set[str] = set()
-    nested: set[str] = set()
-    for path in images:
-        parts = path.split("/")
-        if len(parts) < depth + 2:
-            outside.append(path)
-        else:
-            files[prefixes[parts[0] if depth else ""]].append((path, parts[depth]))
-            (direct if len(parts) == depth + 2 else nested).add("/".join(parts[: depth + 1]))
-    if deeper := sorted(nested - direct, key=natural_key):
+    if not settings.pattern:
+        return found, problems
+    images = FilePattern.parse(settings.pattern).select(found)
+    require_match(shown_path(root), settings.pattern, found, images)
+    if len(images) < len(found):
         message = (
-            "folders with images in sub-folders only: expected CLASS/IMAGE, or SPLIT/CLASS/IMAGE "
-            "where the split folders are called train, validation (or val) and test"
+            f"data.pattern {shown(settings.pattern)} leaves out {len(found) - len(images):,} of {len(found):,} images"
         )
-        problems.append(Problem("layout", "error", message, _printable(deeper)))
-    if outside:
-        message = f"{len(outside):,} image(s) beside the class folders belong to no class and are not used"
-        problems.append(Problem("unused", "warning", message, _printable(outside)))
-    return _Layout(files, sorted(classes, key=natural_key), problems)
+        problems.append(Problem("pattern", "note", message))
+    return images, problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -361,4 +361,8 @@ def _store(
         modes=dict(findings.modes),
         unreadable=tuple(findings.unreadable),
         problems=(*catalogue.problems, *conversions(findings.rules)),
+        groups=replace(
+            catalogue.groups,
+            numbers={split: column[kept[split]] for split, column in catalogue.groups.numbers.items() if split in kept},
+        ),
     )

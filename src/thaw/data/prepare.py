@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,18 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.cache import cache_root, take_rows
-from thaw.data.catalogue import SPLITS, Split
-from thaw.data.checks import LEFT_OUT_KINDS, as_skippable, find_problems, fold_problems, unusable_images
+from thaw.data.catalogue import SPLITS, Source, Split
+from thaw.data.checks import LEFT_OUT_KINDS, as_skippable, find_problems, unusable_images
 from thaw.data.chunks import Target, join_facts
-from thaw.data.folders import path_batches, split_images, walk_files
+from thaw.data.folders import path_batches, split_images
+from thaw.data.groups import NO_GROUPS
 from thaw.data.images import ImageSet, InputContract
 from thaw.data.ingest import Progress, conversions, read_store
+from thaw.data.pattern import PatternError
 from thaw.data.problems import Problem, raise_errors
 from thaw.data.ranges import find_range, told_of_training, told_of_use
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
-from thaw.data.splits import Rows, cut_off, identical_groups
+from thaw.data.spelling import folded
+from thaw.data.split_plan import plan_splits
+from thaw.data.splits import Rows
 from thaw.data.store import Store
+from thaw.data.walk import shown_path, walk_files, why_missing
 from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
 from thaw.errors import DataError, UsageError
 from thaw.quoting import encodable, listed, shown
@@ -68,7 +74,9 @@ class PreparedData:
         train: what is trained on.
         validation: what choices are made on.
         test: sealed until the end.
-        train_groups: int64 [len(train)]; identical images have equal numbers, which folds must not separate.
+        train_groups: int64 [len(train)]; identical images, and those of one group, have equal numbers, which folds must
+            not separate.
+        grouping: None, or "by" (in words) and how many groups there are in each split.
         contract: the model's input, with mean and deviation of the training part where the settings ask for it.
         name: what the source is called, one printable line.
         fingerprint: SHA-256 over classes, input shape, range, prepared pixels and labels in the source's order and
@@ -83,6 +91,7 @@ class PreparedData:
     validation: ImageSet
     test: SealedTestSet
     train_groups: Rows
+    grouping: Mapping[str, Any] | None
     contract: InputContract
     name: str
     fingerprint: str
@@ -143,21 +152,10 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
     store = read(value_range=settings.fixed_range)
     problems = [*opened.problems, *find_problems(store, skip_broken=skip_broken, folds=folds)]
     raise_errors(store.name, problems)
-    groups = identical_groups(store.facts["train"].originals)
-    rows: dict[Split, Rows] = {split: np.arange(len(labels)) for split, labels in store.labels.items()}
-    cut_by: dict[Split, dict[str, Any]] = {}
-    cuts: tuple[tuple[Split, float], ...] = (
-        ("test", settings.test_fraction),
-        ("validation", settings.validation_fraction),
-    )
-    for split, fraction in cuts:
-        if split in store.labels:
-            continue
-        train = rows["train"]
-        kept, cut = cut_off(store.labels["train"][train], groups[train], fraction, seed, split)
-        rows["train"], rows[split] = train[kept], train[cut]
-        cut_by[split] = {"origin": "cut", "fraction": fraction, "seed": seed}
-    raise_errors(store.name, fold_problems(store, rows["train"], groups, folds))
+    plan = plan_splits(store, settings, seed=seed, folds=folds)
+    raise_errors(store.name, plan.problems)
+    rows = plan.rows
+    problems += plan.problems
     # Labels and splits do not depend on the range, so it can wait until the training images are known.
     if settings.fixed_range is None and (found := find_range(store.facts["train"], rows["train"])) is not None:
         first, store = store, read(value_range=found)
@@ -172,12 +170,13 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
         train=sets["train"],
         validation=sets["validation"],
         test=SealedTestSet(sets["test"]),
-        train_groups=groups[rows["train"]],
+        train_groups=plan.groups[rows["train"]],
+        grouping=plan.grouping,
         contract=_contract(store, settings, rows["train"]),
         name=store.name,
         fingerprint=_fingerprint(store),
         problems=tuple(problems),
-        splits={split: {**cut_by.get(split, _FROM_SOURCE), "count": len(rows[split])} for split in SPLITS},
+        splits={split: {**plan.cut_by.get(split, _FROM_SOURCE), "count": len(rows[split])} for split in SPLITS},
         is_whole=store.is_whole,
     )
 
@@ -219,7 +218,19 @@ def _fingerprint(store: Store) -> str:
             digest.update(f"{split}:{len(store.labels[split])}:".encode())
             digest.update(np.ascontiguousarray(store.facts[split].prepared).tobytes())
             digest.update(store.labels[split].astype("<i8").tobytes())
+            if split in store.groups.numbers:
+                digest.update(b"groups:" + _renumbered(store, split).astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def _renumbered(store: Store, split: Split) -> Rows:
+    """The groups of a split by the order in which all splits' groups first appear, whatever they are called."""
+    order = np.concatenate([store.groups.numbers[name] for name in SPLITS if name in store.groups.numbers])
+    found, first = np.unique(order, return_index=True)
+    rank = np.empty(len(store.groups.names), dtype=np.int64)
+    rank[found[np.argsort(first)]] = np.arange(len(found))
+    result: Rows = rank[store.groups.numbers[split]]
+    return result
 
 
 def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
@@ -243,7 +254,7 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
         source: as for `prepare`.
         contract: the model's input.
         classes: the model's class names.
-        settings: only the columns are used.
+        settings: only the columns are used, and the pattern where it fits.
         data_root: as for `prepare`.
         skip_broken: as for `prepare`.
         cache_dir: as for `prepare`.
@@ -253,8 +264,8 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     Raises:
         DataError: for broken images, a class that the model does not know, or no image at all.
     """
-    chosen = settings if settings is not None else DataSettings()
-    opened = open_source(source, chosen, data_root=data_root)
+    chosen = replace(settings if settings is not None else DataSettings(), group_by=NO_GROUPS)
+    opened = _open_for_evaluation(source, chosen, data_root)
     store = read_store(
         opened,
         wanted_input=str(contract),
@@ -281,10 +292,28 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     return ImageSet(images=joined, labels=labels, classes=tuple(classes), names=names), tuple(problems)
 
 
+def _open_for_evaluation(source: SourceLike, settings: DataSettings, data_root: str | Path | None) -> Source:
+    """The source; a pattern of the training that chooses nothing in it is not meant for it, which is told."""
+    if not settings.pattern:
+        return open_source(source, settings, data_root=data_root)
+    try:
+        opened = open_source(source, settings, data_root=data_root)
+        opened.read()
+    except PatternError as error:
+        opened = open_source(source, replace(settings, pattern=""), data_root=data_root)
+        told = Problem("pattern", "warning", f"all images are used: {error}")
+        return replace(opened, problems=(*opened.problems, told))
+    return opened
+
+
 def _match_classes(store: Store, used: Sequence[Split], classes: Sequence[str]) -> tuple[Rows, tuple[str, ...]]:
     """The labels as the model counts them, and the names of classes it does not know."""
     labels = np.concatenate([store.labels[split] for split in used])
     index = {name: place for place, name in enumerate(classes)}
+    # As in training, a name in another case or Unicode form is the same class, where that is unambiguous.
+    alike = Counter(folded(name) for name in classes)
+    by_fold = {folded(name): place for name, place in index.items() if alike[folded(name)] == 1}
+    index = {name: by_fold[folded(name)] for name in store.classes if folded(name) in by_fold} | index
     present = np.unique(labels).tolist()
     if not store.named and any(store.classes[label] not in index for label in present):
         index = {str(place): place for place in range(len(classes))}
@@ -357,11 +386,12 @@ def _list_images(paths: Sequence[str | Path]) -> tuple[list[str], list[Problem]]
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{shown(str(given))} is no path that can be read: {error}") from None
         if is_folder:
-            images, stray = split_images(path, walk_files(path)[0])
+            images, stray = split_images(path, walk_files(path).files)
             names += [str(path / image) for image in images]
             problems += stray
         elif is_file:
             names.append(str(path))
         else:
-            raise DataError(f"{given} does not exist or is no file: expected image files or folders")
+            reason = why_missing(path) if path.is_symlink() else "does not exist or is no file"
+            raise DataError(f"{shown_path(given)} {reason}: expected image files or folders")
     return names, problems

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from thaw.data.images import FITS, Fit, InputContract, parse_shape
+from thaw.data.pattern import FilePattern
 from thaw.data.scaling import ValueRange, check_range, parse_range
 from thaw.errors import UsageError
 from thaw.quoting import shown
@@ -14,6 +16,8 @@ Normalise = Literal["unit", "standard"]
 NORMALISATIONS: tuple[Normalise, ...] = get_args(Normalise)
 
 _LARGEST_FRACTION = 0.5
+
+_TEXTS = ("input", "fit", "normalise", "image_column", "label_column", "split_column", "group_by", "pattern")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,13 @@ class DataSettings:
         test_fraction: share of all images that is cut off where the source has no test split.
         image_column: name of the image column of a table; needed only where there are several.
         label_column: name of the class column of a table; needed only where there are several.
+        split_column: name of the column of a table that says "train", "validation" or "test"; without it a column
+            called split, set, subset or partition that holds nothing else. "none" for no column.
+        group_by: what must not be separated by a split: the column of a table, "folder" for the folder that an image
+            lies in, or a regular expression of which one group is found in the image's name, else in its path. Without
+            it, a table's column that is called group, groups or group_id. "none" for no groups.
+        pattern: globs with commas between them that choose the images of a folder, such as "*.jpg" or "!*_mask.*".
+        merge_spellings: class names that differ only in case or Unicode form are one class.
     """
 
     input: str = "auto"
@@ -44,14 +55,21 @@ class DataSettings:
     test_fraction: float = 0.2
     image_column: str = ""
     label_column: str = ""
+    split_column: str = ""
+    group_by: str = ""
+    pattern: str = ""
+    merge_spellings: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("input", "fit", "normalise", "image_column", "label_column"):
+        for name in _TEXTS:
             if not isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} is {shown(getattr(self, name))}: expected text")
         if self.range != "auto":
             found = parse_range(self.range) if isinstance(self.range, str) else check_range(self.range)
             object.__setattr__(self, "range", found)
+        if not isinstance(self.merge_spellings, bool):
+            raise UsageError(f"merge_spellings {shown(self.merge_spellings)}: expected true or false")
+        FilePattern.parse(self.pattern)
         if self.fit not in FITS:
             raise UsageError(f"fit {shown(self.fit)}: expected one of {', '.join(FITS)}")
         if self.normalise not in NORMALISATIONS:
@@ -63,8 +81,13 @@ class DataSettings:
         if self.input != "auto":
             height, width, channels = parse_input(self.input)
             InputContract(height=height, width=width, channels=channels or 1)
-        if self.image_column and self.image_column == self.label_column:
-            raise UsageError(f"image_column and label_column are both {shown(self.image_column)}: expected two columns")
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        columns = {name: getattr(self, name) for name in ("image_column", "label_column", "split_column")}
+        for one, other in itertools.combinations(columns, 2):
+            if columns[one] and columns[one] == columns[other]:
+                raise UsageError(f"{one} and {other} are both {shown(columns[one])}: expected two columns")
 
     @property
     def fixed_range(self) -> ValueRange | None:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from thaw.data.arrays import array_source, digits_source
-from thaw.data.catalogue import Source
+from thaw.data.arrays import digits_source
+from thaw.data.catalogue import Source, source_name
+from thaw.data.columns import name_image_files
 from thaw.data.decode import SUFFIXES
 from thaw.data.folders import folder_source
+from thaw.data.groups import no_groups_here
+from thaw.data.hub import hub_source
+from thaw.data.layout import has_class_folders
+from thaw.data.list_files import LIST_SUFFIXES, read_list
+from thaw.data.lists import list_source
+from thaw.data.npz import npz_source
+from thaw.data.objects import memory_source
+from thaw.data.pattern import PatternError
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
-from thaw.data.tables import hub_source, parquet_files, parquet_source
+from thaw.data.tables import parquet_files, parquet_source
+from thaw.data.walk import Walk, shown_path, walk_files, why_missing
 from thaw.errors import DataError, UsageError
 from thaw.quoting import PATH_LENGTH, shown
 
-SourceLike = str | Path | Sequence[Any] | Mapping[str, Any]
-"""A name, path or Hub id; or arrays: (images, labels), or a mapping of splits to such pairs."""
+SourceLike = Any
+"""A name, path or Hub id, or what is in memory (see `memory_source`)."""
 
 HUB_IDS: Mapping[str, str] = {
     "mnist": "ylecun/mnist",
@@ -29,6 +39,9 @@ HUB_IDS: Mapping[str, str] = {
 }
 """Data sets with a name of their own, and where the Hub has them."""
 
+# Larger files beside images, such as annotations, are not looked into.
+_LARGEST_LIST_BYTES = 128 << 20
+
 NAMES = ("digits", *HUB_IDS)
 
 
@@ -36,8 +49,9 @@ def open_source(source: SourceLike, settings: DataSettings, *, data_root: str | 
     """Finds a source; nothing is decoded or downloaded yet.
 
     Args:
-        source: one of `NAMES`, a folder or parquet file, a Hub id (`owner/name`), or arrays.
-        settings: column names for tables.
+        source: one of `NAMES`; a folder; a parquet, CSV, JSON lines or .npz file; a Hub id (`owner/name`); or what is
+            in memory. A source that was opened is passed through.
+        settings: columns, groups, and which files count.
         data_root: a folder with parquet sub-folders for the named data sets; else the environment's `THAW_DATA`.
 
     Raises:
@@ -46,13 +60,24 @@ def open_source(source: SourceLike, settings: DataSettings, *, data_root: str | 
     """
     if data_root is not None and not isinstance(data_root, str | os.PathLike):
         raise UsageError(f"data root {shown(data_root)}: expected the path of a folder")
-    if not isinstance(source, str | Path):
-        return array_source(source)
+    opened = (
+        memory_source(source, settings) if not isinstance(source, str | Path) else _named(source, settings, data_root)
+    )
+    if settings.pattern and not opened.has_files:
+        raise PatternError(
+            f"data.pattern chooses files of a folder or of a table of paths: {opened.name} holds none (pattern "
+            f"{shown(settings.pattern)})"
+        )
+    return opened
+
+
+def _named(source: str | Path, settings: DataSettings, data_root: str | Path | None) -> Source:
+    """A source by its name, path or Hub id."""
     text = str(source)
     if not text.strip():
-        raise UsageError(f"the source is empty: expected a folder, a parquet file, a Hub id, or {', '.join(NAMES)}")
+        raise UsageError(f"the source is empty: expected a folder, a table, a Hub id, or {', '.join(NAMES)}")
     if text in NAMES:
-        opened = digits_source() if text == "digits" else _named_source(text, settings, data_root)
+        opened = _digits(settings) if text == "digits" else _named_source(text, settings, data_root)
         return _with_note(opened, text)
     try:
         path = Path(text).expanduser()
@@ -65,10 +90,17 @@ def open_source(source: SourceLike, settings: DataSettings, *, data_root: str | 
         return _directory_source(path, settings)
     if is_file:
         return _file_source(path, settings)
+    if path.is_symlink():
+        raise DataError(f"{shown_path(path)} cannot be read: {why_missing(path)}")
     if isinstance(source, str) and _can_be_hub_id(text):
         return hub_source(text, settings)
     told = f"{shown(text, PATH_LENGTH)} is neither a path nor a known data set{_suggestion(path)}"
     raise DataError(f"{told}\nKnown: {', '.join(NAMES)}.")
+
+
+def _digits(settings: DataSettings) -> Source:
+    no_groups_here(settings.group_by, "digits")
+    return digits_source()
 
 
 def _with_note(source: Source, name: str) -> Source:
@@ -80,23 +112,45 @@ def _with_note(source: Source, name: str) -> Source:
 
 
 def _directory_source(path: Path, settings: DataSettings) -> Source:
-    tables = parquet_files(path)
-    if not tables:
-        return folder_source(path)
-    if _has_image_folders(path):
+    walk = walk_files(path)
+    tables = [file.path for file in walk.files if file.path.lower().endswith(".parquet") and not file.hidden]
+    images = [file.path for file in walk.files if Path(file.path).suffix.lower() in SUFFIXES and not file.hidden]
+    if tables and any("/" in image for image in images):
         raise DataError(
-            f"{path} holds both parquet files ({tables[0].relative_to(path)}) and folders of images, so what is meant "
-            "is unclear\nGive the path of the parquet file, or move it out of the folder to use the images."
+            f"{shown_path(path)} holds both parquet files ({shown_path(tables[0])}) and folders of images, so what is "
+            "meant is unclear\nGive the path of the parquet file, or move it out of the folder to use the images."
         )
-    return parquet_source(path, settings)
+    if tables:
+        return parquet_source(path, settings)
+    listed = None if has_class_folders(images, walk.folders) else _list_in(path, walk, settings)
+    return listed if listed is not None else folder_source(path, walk, settings)
 
 
-def _has_image_folders(root: Path) -> bool:
-    """Whether any sub-folder that is not hidden holds files that claim to be images."""
-    return any(
-        path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        for path in root.glob("*/**/*")
-    )
+def _list_in(path: Path, walk: Walk, settings: DataSettings) -> Source | None:
+    """The table of paths and labels that lies in a folder without class folders.
+
+    Raises:
+        DataError: where several could be meant.
+    """
+    found = []
+    for file in walk.files:
+        is_text = Path(file.path).suffix.lower() in LIST_SUFFIXES and file.size <= _LARGEST_LIST_BYTES
+        if is_text and "/" not in file.path and not file.hidden:
+            try:
+                is_list = any(map(name_image_files, read_list(path / file.path).values()))
+            except DataError:
+                is_list = False
+            found += [file.path] if is_list else []
+    if len(found) > 1:
+        proposals = " or ".join(shown_path(path / name) for name in found[:3])
+        raise DataError(
+            f"{shown_path(path)} has no class folders but several tables of images: did you mean {proposals}?"
+        )
+    if not found:
+        return None
+    source = list_source(path / found[0], settings)
+    told = Problem("layout", "note", f"there are no class folders: labels are read from {shown_path(found[0])}")
+    return replace(source, name=source_name(path.resolve().name), problems=(told,))
 
 
 def _named_source(name: str, settings: DataSettings, data_root: str | Path | None) -> Source:
@@ -114,9 +168,16 @@ def _named_source(name: str, settings: DataSettings, data_root: str | Path | Non
 def _file_source(path: Path, settings: DataSettings) -> Source:
     if path.suffix.lower() == ".parquet":
         return parquet_source(path, settings)
+    if path.suffix.lower() in LIST_SUFFIXES:
+        return list_source(path, settings)
+    if path.suffix.lower() == ".npz":
+        return npz_source(path, settings)
     if path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path} is a single image: expected a folder with one sub-folder of images for each class")
-    raise DataError(f"{path} is a file of no known kind: expected a folder of class folders, or a parquet file")
+    raise DataError(
+        f"{path} is a file of no known kind: expected a folder of class folders, or a .parquet, .csv, .tsv, .jsonl or "
+        ".npz file"
+    )
 
 
 def _can_be_hub_id(text: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.catalogue import SPLITS, Split
+from thaw.data.catalogue import SPLITS, Groups, Split
 from thaw.data.chunks import FACT_SHAPES, Facts
 from thaw.data.images import Fit
 from thaw.data.problems import Problem
@@ -31,7 +31,7 @@ from thaw.files import parse_object, seal, unseal
 
 Pixels = npt.NDArray[np.uint8]
 
-STORE_FORMAT = 2
+STORE_FORMAT = 3
 """Counts changes of the files' meaning."""
 
 _BLOCK_BYTES = 4 << 20
@@ -60,6 +60,7 @@ class Store:
         modes: how many images have which pixel format in their files.
         unreadable: "name: reason" of every image that was left out.
         problems: all others.
+        groups: which images belong together, where that was asked for.
         is_whole: whether the images are still those that were prepared; always, where they lie in memory.
     """
 
@@ -77,6 +78,7 @@ class Store:
     modes: Mapping[str, int]
     unreadable: tuple[str, ...]
     problems: tuple[Problem, ...]
+    groups: Groups
     is_whole: Callable[[], bool] = lambda: True
 
 
@@ -144,6 +146,8 @@ def write_tables(folder: Path, store: Store, images: tuple[int, list[int]]) -> N
         columns[f"{split}.labels"] = store.labels[split]
         for field in fields(Facts):
             columns[f"{split}.{field.name}"] = getattr(store.facts[split], field.name)
+        if split in store.groups.numbers:
+            columns[f"{split}.groups"] = store.groups.numbers[split]
     with (folder / "facts.npz").open("wb") as file:
         np.savez(file, **columns)  # type: ignore[arg-type]
     text = {
@@ -157,6 +161,7 @@ def write_tables(folder: Path, store: Store, images: tuple[int, list[int]]) -> N
         "names": {split: list(names) for split, names in store.names.items()},
         "modes": dict(store.modes),
         "unreadable": store.unreadable,
+        "groups": {"by": store.groups.by, "names": store.groups.names},
         "problems": [problem.as_dict() for problem in store.problems],
     }
     (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
@@ -224,6 +229,11 @@ def _from_parts(images: Pixels, text: Mapping[str, Any], columns: Mapping[str, n
         modes=text["modes"],
         unreadable=tuple(text["unreadable"]),
         problems=tuple(Problem.from_dict(problem) for problem in text["problems"]),
+        groups=Groups(
+            by=text["groups"]["by"],
+            names=tuple(text["groups"]["names"]),
+            numbers={split: columns[f"{split}.groups"] for split in labels if f"{split}.groups" in columns},
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from thaw.data.problems import Problem
 from thaw.data.ranges import find_range, told_of_training
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
+from thaw.data.split_plan import plan_splits
 from thaw.data.store import Store
 from thaw.errors import RunError, UsageError
 from thaw.files import write_atomically
@@ -150,6 +151,10 @@ def look(
     sizes = np.concatenate([facts.sizes for facts in store.facts.values()])
     main = counts[_main_split(store)]
     present = main[main > 0]
+    problems = [*opened.problems, *find_problems(store, skip_broken=skip_broken, folds=0)]
+    training = told_of_training(store, train, is_set=settings.fixed_range is not None)
+    is_grouped = "train" in store.groups.numbers and not any(problem.severity == "error" for problem in problems)
+    grouping = plan_splits(store, settings, seed=0).problems if is_grouped else ()
     height, width, channels = store.shape
     return SourceSummary(
         name=store.name,
@@ -162,11 +167,7 @@ def look(
         modes=store.modes,
         grey_images=sum(int(facts.grey.sum()) for facts in store.facts.values()),
         balance=float(present.max() / present.min()) if len(present) else 0.0,
-        problems=(
-            *opened.problems,
-            *find_problems(store, skip_broken=skip_broken, folds=0),
-            *told_of_training(store, train, is_set=settings.fixed_range is not None),
-        ),
+        problems=(*problems, *grouping, *training),
         preview=_preview(store),
     )
 

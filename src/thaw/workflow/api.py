@@ -21,7 +21,7 @@ from thaw.training.model import Model
 from thaw.training.seen_file import read_seen
 from thaw.workflow.budget import Budget
 from thaw.workflow.pipeline import DecodeProgress, Event, Finished, quality_of, resume_run, start_run
-from thaw.workflow.recipe import Recipe, default_recipe, load_recipe, recipe_from_dict
+from thaw.workflow.recipe import Recipe, default_recipe, grouped, load_recipe, recipe_from_dict
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.resolve import prepare_run
 
@@ -60,19 +60,23 @@ def load(
     data_root: str | Path | None = None,
     skip_broken: bool = False,
     budget: str = "",
+    group_by: str = "",
 ) -> PreparedData:
     """The images of a source, checked, resized and split as a run with the same arguments would have them.
 
     Args:
-        source: a name ("digits", "mnist", ...), a path, a Hub data set id, or arrays: a pair (images, labels) or a
-            mapping from "train", "validation" and "test" to pairs; images uint8 [N, H, W] or [N, H, W, C], labels
-            integers or texts [N].
+        source: a name ("digits", "mnist", ...), a path, a Hub data set id, or what is in memory: (images, labels) with
+            images uint8 [N, H, W] or [N, H, W, C] and labels integers or texts [N]; (paths, labels); a pandas data
+            frame; a torch data set whose items are (image, label); a `datasets.Dataset`; or a mapping from "train",
+            "validation" and "test" to such. Groups, one an image, may be a third beside images or paths and labels.
         recipe: name or file of the recipe whose data settings apply; by default that of a run.
         overrides: settings such as "data.input=48x48x3".
         seed: of the splits.
         data_root: folder that holds the named data sets; by default the environment's THAW_DATA.
         skip_broken: leave out images that cannot be read, and list them.
         budget: what the network may cost at most, on which the input's size may depend.
+        group_by: a table's column, "folder", or a regular expression for the image's name or path: images of one group
+            stay in one split (`DataSettings.group_by`).
 
     Raises:
         DataError: telling everything that is wrong with the data.
@@ -82,7 +86,7 @@ def load(
     request = TrainRequest(
         source=source,
         recipe_name=name,
-        recipe=settings,
+        recipe=grouped(settings, group_by),
         seed=seed,
         data_root=_path(data_root),
         skip_broken=skip_broken,
@@ -104,6 +108,7 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
     data_root: str | Path | None = None,
     skip_broken: bool = False,
     budget: str = "",
+    group_by: str = "",
     resume: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Run:
@@ -122,6 +127,7 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
         data_root: folder that holds the named data sets; by default the environment's THAW_DATA.
         skip_broken: leave out images that cannot be read, and list them.
         budget: what the network may cost at most, such as "params=15000,ram=8KB,flash=32KB,macs=1M".
+        group_by: as for `load`; groups stay whole in the folds too.
         resume: go on with the run in this folder.
         on_event: called with each event of the run, such as `EpochDone`.
 
@@ -129,7 +135,18 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
         ThawError: for what is wrong in the arguments, the recipe, the data, or the training.
     """
     if resume is not None:
-        if recipe or overrides or seed or out or overwrite or folds or skip_broken or budget or device != "auto":
+        if (
+            recipe
+            or overrides
+            or seed
+            or out
+            or overwrite
+            or folds
+            or skip_broken
+            or budget
+            or group_by
+            or device != "auto"
+        ):
             raise UsageError("resume goes on as the run began: only source, data_root and on_event go with it")
         return _finish(resume_run(Path(resume), source=source, data_root=_path(data_root)), on_event)
     if source is None:
@@ -143,7 +160,7 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
     request = TrainRequest(
         source=source,
         recipe_name=name,
-        recipe=settings,
+        recipe=grouped(settings, group_by),
         seed=seed,
         device=device,
         folds=folds,
@@ -151,7 +168,9 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
         skip_broken=skip_broken,
         budget=Budget.parse(budget) if budget else None,
         overrides=tuple(overrides),
-        command=_command(source, recipe, overrides, seed, folds, skip_broken=skip_broken, budget=budget),
+        command=_command(
+            source, recipe, overrides, seed, folds, skip_broken=skip_broken, budget=budget, group_by=group_by
+        ),
     )
     return _finish(start_run(request, out=_path(out), overwrite=overwrite), on_event)
 
@@ -220,6 +239,7 @@ def _command(
     *,
     skip_broken: bool,
     budget: str,
+    group_by: str,
 ) -> str:
     """The command line that does the same; "" where there is none, for arrays and for recipes made in Python."""
     if not isinstance(source, str | Path) or isinstance(recipe, Recipe):
@@ -229,6 +249,7 @@ def _command(
     words += ["--seed", str(seed), *(["--folds", str(folds)] if folds else [])]
     words += ["--skip-broken"] if skip_broken else []
     words += ["--budget", budget] if budget else []
+    words += ["--group-by", group_by] if group_by else []
     return shell_command(words)
 
 

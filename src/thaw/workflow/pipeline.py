@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from thaw.data.batches import sample_views
 from thaw.data.cache import cache_root, take_rows
+from thaw.data.group_splits import group_folds
 from thaw.data.images import ImageSet
 from thaw.data.prepare import PreparedData
 from thaw.data.seen import SeenImages
@@ -338,7 +339,8 @@ def _folds(
     if not request.folds:
         return []
     done: list[FoldDone] = []
-    splits = k_folds(data.train.labels, request.folds, derive(request.seed, "folds"), data.train_groups)
+    cut = k_folds if data.grouping is None else group_folds
+    splits = cut(data.train.labels, request.folds, derive(request.seed, "folds"), data.train_groups)
     for number, (kept, held) in enumerate(splits, start=1):
         path = folder.fold(number)
         if not path.exists():
@@ -406,6 +408,7 @@ def _measure(
             "test": len(data.test),
             "fingerprint": data.fingerprint,
             "splits": {split: dict(entry) for split, entry in data.splits.items()},
+            "groups": None if data.grouping is None else dict(data.grouping),
             "problems": [problem.as_dict() for problem in data.problems],
             "skipped": list(data.left_out),
         },

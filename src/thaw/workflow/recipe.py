@@ -113,6 +113,11 @@ def default_recipe(source: object, *, has_budget: bool = False) -> str:
     return "digits" if name == "digits" else "paper"
 
 
+def grouped(recipe: Recipe, group_by: str) -> Recipe:
+    """The recipe with what `--group-by` says, where it says anything."""
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, group_by=group_by)) if group_by else recipe
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

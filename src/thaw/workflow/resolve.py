@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from thaw.data.images import are_signs
 from thaw.data.ingest import Glance, Progress, glance
@@ -87,6 +88,9 @@ def settle_run(
         UsageError: when the image is too small for the network.
         DataError: for what is wrong with the data.
     """
+    if not isinstance(request.source, str | Path):
+        # What is in memory is read once: a data set may take long, or give other pixels the next time.
+        request = replace(request, source=open_source(request.source, request.recipe.data))
     request = replace(request, budget=budget_of(request.recipe, request.budget))
     facts = look_at_source(request)
     early = first_choices(request, facts)

@@ -1,0 +1,154 @@
+"""From whatever a class column holds to whole numbers, and class names that are spelled in several ways to one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.catalogue import NO_LABEL, SPLITS, Split, natural_key
+from thaw.data.problems import Problem
+from thaw.data.spelling import one_spelling
+from thaw.quoting import shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Labels as whole numbers, split by split; splits that are not used are left out."""
+
+    classes: tuple[str, ...]
+    labels: Mapping[Split, npt.NDArray[np.int64]]
+    named: bool
+    problems: tuple[Problem, ...] = field(default=())
+
+
+def encode_labels(
+    values: Mapping[Split, Sequence[object]],
+    names: Mapping[Split, Sequence[str]],
+    declared: Sequence[str] | None = None,
+    *,
+    merge: bool = True,
+) -> Encoded:
+    """Whole-number labels from whatever a class column holds.
+
+    With `declared` class names a number is an index into them and a text is one of them; those that no image has are
+    left out. Without, every distinct value is a class, sorted: numbers by size, texts naturally. Names that differ only
+    in case or Unicode form are one class (`one_spelling`), declared ones too. A validation or test split without a
+    single label is left out with a warning where the training split has some.
+
+    Args:
+        values: the raw labels a split: whole numbers, truth values or texts; None where missing.
+        names: the images' names, for the problems.
+        declared: class names that the source states.
+        merge: whether spellings of one name are one class.
+    """
+    values, unlabelled = _without_unlabelled(values)
+    tally = Counter(value for column in values.values() for value in column)
+    numeric = not any(isinstance(value, str) for value in tally)
+    known, classes, merged = (
+        _found_classes(tally, merge=merge and not numeric)
+        if declared is None
+        else _declared_classes(tally, [str(name) for name in declared], numeric=numeric, merge=merge)
+    )
+    labels = {
+        split: np.fromiter((known.get(value, NO_LABEL) for value in column), dtype=np.int64, count=len(column))
+        for split, column in values.items()
+    }
+    missing, outside = [], []
+    for split, column in labels.items():
+        for row in np.flatnonzero(column == NO_LABEL).tolist():
+            value, name = values[split][row], names[split][row]
+            if value is None or value == "":
+                missing.append(name)
+            else:
+                outside.append(f"{name} has {shown(value)}")
+    problems = [*unlabelled, *merged]
+    if missing:
+        problems.append(Problem("label", "error", f"{_count(len(missing), 'image')} without a label", tuple(missing)))
+    if outside:
+        expected = f"expected 0 to {len(declared) - 1}" if declared is not None and numeric else "expected a class"
+        message = f"{_count(len(outside), 'label')} out of range ({expected})"
+        problems.append(Problem("label", "error", message, tuple(outside)))
+    named = declared is not None or not numeric
+    encoded = Encoded(classes=classes, labels=labels, named=named, problems=tuple(problems))
+    return encoded if declared is None else _without_unused(encoded)
+
+
+def _without_unused(encoded: Encoded) -> Encoded:
+    """Leaves out declared classes that no row has: nobody could add images to another's table, or learn the class."""
+    used = np.unique(np.concatenate([labels[labels != NO_LABEL] for labels in encoded.labels.values()]))
+    if len(used) == len(encoded.classes):
+        return encoded
+    unused = tuple(name for index, name in enumerate(encoded.classes) if index not in used)
+    told = Problem("class", "warning", "declared classes without a single image are left out", unused)
+    labels = {
+        split: np.where(column == NO_LABEL, NO_LABEL, np.searchsorted(used, column))
+        for split, column in encoded.labels.items()
+    }
+    classes = tuple(encoded.classes[index] for index in used)
+    return replace(encoded, classes=classes, labels=labels, problems=(*encoded.problems, told))
+
+
+_Known = dict[object, int]
+"""Raw label -> class."""
+
+
+def _found_classes(tally: Counter[object], *, merge: bool) -> tuple[_Known, tuple[str, ...], list[Problem]]:
+    """Every distinct value, or every name of several spellings, is a class."""
+    found = [value for value in tally if _is_label(value)]
+    counts: Counter[str] = Counter()
+    for value in found:
+        counts[str(value)] += tally[value]
+    spelled, problems = one_spelling(counts, merge=merge)
+    classes = tuple(sorted(set(spelled.values()), key=natural_key))
+    index = {name: place for place, name in enumerate(classes)}
+    return {value: index[spelled[str(value)]] for value in found}, classes, problems
+
+
+def _declared_classes(
+    tally: Counter[object], declared: Sequence[str], *, numeric: bool, merge: bool
+) -> tuple[_Known, tuple[str, ...], list[Problem]]:
+    """The declared names, of which the first spelling counts as the more frequent one of equally many."""
+    texts = {value: count for value, count in tally.items() if isinstance(value, str) and value}
+    counts = dict.fromkeys(declared, 0) | texts
+    for place, name in enumerate(declared):
+        # What is declared outweighs how it is written in a column.
+        counts[name] += tally.get(place, 0) if numeric else sum(texts.values()) + 1
+    spelled, problems = one_spelling(counts, merge=merge)
+    classes = tuple(dict.fromkeys(spelled[name] for name in declared))
+    index = {name: place for place, name in enumerate(classes)}
+    if numeric:
+        return {place: index[spelled[name]] for place, name in enumerate(declared)}, classes, problems
+    known: _Known = {text: index[spelled[text]] for text in counts if spelled[text] in index}
+    return known, classes, problems
+
+
+def _without_unlabelled(
+    values: Mapping[Split, Sequence[object]],
+) -> tuple[Mapping[Split, Sequence[object]], list[Problem]]:
+    """Leaves out held-out splits whose labels are all withheld, as is usual for the test splits of contests."""
+    unlabelled = {split for split, column in values.items() if len(column) and all(map(_is_withheld, column))}
+    if "train" not in values or "train" in unlabelled or not unlabelled:
+        return values, []
+    problems = [
+        Problem("unlabelled", "warning", f"the {split} split has no labels and is not used")
+        for split in SPLITS
+        if split in unlabelled
+    ]
+    return {split: column for split, column in values.items() if split not in unlabelled}, problems
+
+
+def _is_withheld(value: object) -> bool:
+    return value is None or value == "" or (isinstance(value, int) and value < 0)
+
+
+def _is_label(value: object) -> bool:
+    """Whether a value can be a class where none are declared: negative numbers mean "no label" by custom."""
+    return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value != "")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

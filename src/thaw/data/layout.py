@@ -1,0 +1,302 @@
+"""Which folders are splits and which are classes, and the folder that was meant where neither fits."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from thaw.data.catalogue import SPLIT_NAMES, Split, natural_key
+from thaw.data.problems import Problem
+from thaw.data.walk import is_hidden
+from thaw.errors import DataError
+from thaw.quoting import encodable, shown
+
+# Words in the names of folders that hold a part of a data set rather than a class.
+_PART_WORDS = frozenset(
+    {*SPLIT_NAMES, "learn", "learning", "eval", "evaluation", "dev", "holdout", "heldout", "unseen"}
+)
+_NUMBERED_PART = re.compile(r"(?:fold|part|set|split|batch|subset)[_-]?[0-9]+")
+
+# Folders beside a data set in a repository, whose pictures belong to its pages.
+_PAGE_FOLDERS = frozenset(
+    {"asset", "assets", "app", "demo", "demos", "doc", "docs", "example", "examples", "figs", "figure", "figures"}
+    | {"media", "notebook", "notebooks", "output", "outputs", "plot", "plots", "report", "reports", "result", "results"}
+    | {"screenshot", "screenshots", "src", "static", "template", "templates", "web", "website"}
+)
+
+_MOST_OF_ALL = 0.9
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Files by split and class, every class folder (also those without images), and what is wrong."""
+
+    files: dict[Split, list[tuple[str, str]]]  # (path, class folder)
+    classes: list[str]
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class FolderTree:
+    """Folders with their sub-folders, and how many images each holds; the root is "".
+
+    Attributes:
+        below: sub-folders that are not hidden, naturally sorted.
+        direct: images in the folder itself.
+        total: these and those in all its sub-folders.
+        other: files in it and its sub-folders that are no images.
+    """
+
+    below: Mapping[str, list[str]]
+    direct: Counter[str]
+    total: Counter[str]
+    other: Counter[str]
+
+    @classmethod
+    def of(cls, images: Iterable[str], others: Iterable[str], folders: Iterable[str]) -> FolderTree:
+        """From relative paths; hidden folders are left out."""
+        below: dict[str, list[str]] = {}
+        for folder in folders:
+            if not is_hidden(folder):
+                below.setdefault(folder.rpartition("/")[0], []).append(folder)
+        direct: Counter[str] = Counter()
+        total: Counter[str] = Counter()
+        other: Counter[str] = Counter()
+        for path in images:
+            direct[path.rpartition("/")[0]] += 1
+            total.update(_above(path))
+        for path in others:
+            other.update(_above(path))
+        return cls(below, direct, total, other)
+
+    def holding(self, folder: str) -> list[str]:
+        """The sub-folders that hold images, at any depth."""
+        return [name for name in self.below.get(folder, []) if self.total[name]]
+
+    def inner(self, folder: str) -> str:
+        """The folder below which things begin: passes folders that hold one folder of images and no image."""
+        while not self.direct[folder] and len(self.holding(folder)) == 1:
+            folder = self.holding(folder)[0]
+        return folder
+
+    def holds_classes(self, folder: str) -> bool:
+        """Whether at least two sub-folders hold images."""
+        return len(self.holding(folder)) > 1
+
+
+def _above(path: str) -> Iterator[str]:
+    """All folders above a path, and "" for the root."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def last_part(path: str) -> str:
+    """A path's last name."""
+    return path.rpartition("/")[2]
+
+
+def find_layout(where: str, images: Sequence[str], others: Iterable[str], folders: Iterable[str]) -> Layout:
+    """Sorts images into splits and classes.
+
+    The layouts are CLASS/.../IMAGE, SPLIT/CLASS/.../IMAGE and CLASS/SPLIT/IMAGE; a folder that only wraps what lies in
+    a split folder is passed.
+
+    Args:
+        where: the root, for messages.
+        images: relative paths.
+        others: relative paths of the other files.
+        folders: relative paths of all folders.
+
+    Raises:
+        DataError: where another folder was meant, or the folders could be parts and classes alike.
+    """
+    tree = FolderTree.of(images, others, folders)
+    splits, unused = _split_folders(tree)
+    if splits:
+        return _sorted_in(tree, images, _class_places(tree, splits), unused)
+    if _splits_lie_in_classes(tree):
+        return _sorted_by_inner_splits(tree, images)
+    doubts = _refuse_other_root(where, tree)
+    layout = _sorted_in(tree, images, {"": "train"}, [])
+    return Layout(layout.files, layout.classes, [*doubts, *layout.problems])
+
+
+def has_class_folders(images: Iterable[str], folders: Iterable[str]) -> bool:
+    """Whether images lie in folders that could be classes: several, which are not the splits of one pile."""
+    tree = FolderTree.of(images, [], folders)
+    places = [tree.inner("")]
+    if all(last_part(folder).lower() in SPLIT_NAMES for folder in tree.holding(places[0])):
+        places = [tree.inner(folder) for folder in tree.holding(places[0])]
+    return any(tree.holds_classes(place) for place in places)
+
+
+def _split_folders(tree: FolderTree) -> tuple[dict[str, Split], list[str]]:
+    """Split folders below the root, and the folders beside them; empty where there are no splits."""
+    top = tree.below.get("", [])
+    named = [folder for folder in top if folder.lower() in SPLIT_NAMES and folder in tree.below]
+    if named and (len(named) == len(top) or any(SPLIT_NAMES[folder.lower()] == "train" for folder in named)):
+        splits: dict[str, Split] = {}
+        for folder in named:
+            if SPLIT_NAMES[folder.lower()] in splits.values():
+                what = f"{SPLIT_NAMES[folder.lower()]} split, {shown(folder)} among them"
+                raise DataError(f"two folders for the {what}: expected one")
+            splits[folder] = SPLIT_NAMES[folder.lower()]
+        return splits, [folder for folder in top if folder not in named]
+    # "training_set" and "test_set", "seg_train" and "seg_test": clear only where they come together.
+    loose = {
+        folder: split for folder in tree.holding("") if not tree.direct[folder] and (split := _loose_split(folder))
+    }
+    if "train" in loose.values() and 1 < len(loose) == len(set(loose.values())):
+        return loose, [folder for folder in top if folder not in loose]
+    return {}, []
+
+
+def _class_places(tree: FolderTree, splits: Mapping[str, Split]) -> dict[str, Split]:
+    """The folders that hold the class folders of each split: its own, or the one that all of it is wrapped in."""
+    inner = {folder: tree.inner(folder) for folder in splits}
+    plain = {last_part(name) for folder in splits if inner[folder] == folder for name in tree.holding(folder)}
+    return {
+        inner[folder]
+        if tree.holds_classes(inner[folder]) and not plain & set(inner[folder].split("/"))
+        else folder: split
+        for folder, split in splits.items()
+    }
+
+
+def _loose_split(name: str) -> Split | None:
+    words = re.split(r"[^a-z]+", name.lower())
+    found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return found.pop() if len(found) == 1 else None
+
+
+def _splits_lie_in_classes(tree: FolderTree) -> bool:
+    """Whether every class folder holds split folders and nothing else."""
+    classes = tree.holding("")
+    inner = [last_part(name).lower() for folder in classes for name in tree.holding(folder)]
+    return (
+        bool(classes)
+        and not any(tree.direct[folder] for folder in classes)
+        and all(name in SPLIT_NAMES for name in inner)
+        and not any(tree.holds_classes(name) for folder in classes for name in tree.holding(folder))
+        and any(SPLIT_NAMES[name] == "train" for name in inner)
+    )
+
+
+def _sorted_by_inner_splits(tree: FolderTree, images: Iterable[str]) -> Layout:
+    """CLASS/SPLIT/IMAGE."""
+    files: dict[Split, list[tuple[str, str]]] = {}
+    outside = []
+    for path in images:
+        parts = path.split("/")
+        if len(parts) < 3:
+            outside.append(path)
+        else:
+            files.setdefault(SPLIT_NAMES[parts[1].lower()], []).append((path, parts[0]))
+    message = "the split folders in the class folders are used as such: CLASS/SPLIT/IMAGE"
+    problems = [Problem("layout", "note", message), *_outside(outside)]
+    classes, unused = _class_folders(tree, [""])
+    return Layout(files, classes, [*problems, *unused])
+
+
+def _refuse_other_root(where: str, tree: FolderTree) -> list[Problem]:
+    """Raises where the class folders lie deeper, and proposes the path; a warning where they may."""
+    top = tree.holding("")
+    if not top:
+        return []
+    largest = max(top, key=lambda folder: tree.total[folder])
+    meant = tree.inner(largest)
+    if tree.direct[largest] or not tree.holds_classes(meant):
+        return []
+    others = [folder for folder in top if folder != largest]
+    path = f"{where}/{encodable(meant)}"
+    if all(folder.lower() in _PAGE_FOLDERS for folder in others):
+        names = ", ".join(encodable(last_part(name)) for name in tree.holding(meant)[:3])
+        raise DataError(
+            f"{where} holds no class folders itself; those in {encodable(meant)} ({names}{_more(tree, meant)}) look "
+            f"like them: did you mean {path}?"
+        )
+    if tree.total[largest] >= _MOST_OF_ALL * tree.total[""] and all(tree.direct[folder] for folder in others):
+        message = f"nearly all images lie in {encodable(largest)}, in sub-folders: did you mean {path}?"
+        return [Problem("layout", "warning", message)]
+    return []
+
+
+def _more(tree: FolderTree, folder: str) -> str:
+    return ", ..." if len(tree.holding(folder)) > 3 else ""
+
+
+def _sorted_in(tree: FolderTree, images: Iterable[str], places: Mapping[str, Split], beside: Sequence[str]) -> Layout:
+    """Puts each image under its split, by the folder that it lies in, and its class, by the folder below that."""
+    files: dict[Split, list[tuple[str, str]]] = {split: [] for split in places.values()}
+    outside = []
+    for path in images:
+        above = next((place for place in places if not place or path.startswith(f"{place}/")), None)
+        if above is not None:
+            name, below, _ = path[len(above) + 1 if above else 0 :].partition("/")
+            if below:
+                files[places[above]].append((path, name))
+                continue
+        elif any(path.startswith(f"{folder}/") for folder in beside):
+            continue
+        outside.append(path)
+    problems = [] if not beside else [_beside(beside)]
+    problems += [*_nested(tree, list(places)), *_outside(outside)]
+    classes, unused = _class_folders(tree, list(places))
+    return Layout(files, classes, [*problems, *unused])
+
+
+def _beside(folders: Sequence[str]) -> Problem:
+    message = "folders beside the split folders are not used"
+    return Problem("unused", "warning", message, tuple(encodable(folder) for folder in folders))
+
+
+def _outside(paths: Sequence[str]) -> list[Problem]:
+    if not paths:
+        return []
+    message = f"{len(paths):,} image(s) beside the class folders belong to no class and are not used"
+    return [Problem("unused", "warning", message, tuple(encodable(path) for path in paths))]
+
+
+def _class_folders(tree: FolderTree, places: Collection[str]) -> tuple[list[str], list[Problem]]:
+    """Class names, sorted; folders that hold files but not one image are none, which is told."""
+    classes: set[str] = set()
+    without: list[str] = []
+    for place in places:
+        for folder in tree.below.get(place, []):
+            if tree.total[folder] or not tree.other[folder]:
+                classes.add(last_part(folder))
+            else:
+                without.append(folder)
+    names = tuple(encodable(folder) for folder in without if last_part(folder) not in classes)
+    message = "folders without an image are no classes and are not used"
+    problems = [Problem("unused", "warning", message, names)] if names else []
+    return sorted(classes, key=natural_key), problems
+
+
+def _nested(tree: FolderTree, places: Sequence[str]) -> list[Problem]:
+    """Class folders that hold images in sub-folders only: told, or refused where they look like parts of a data set."""
+    classes = [folder for place in places for folder in tree.holding(place)]
+    nested = [folder for folder in classes if not tree.direct[folder]]
+    if not nested:
+        return []
+    names = tuple(encodable(folder) for folder in nested)
+    common = set.intersection(*({last_part(name) for name in tree.holding(folder)} for folder in nested))
+    if len(nested) == len(classes) > 1 and len(common) > 1:
+        inner = ", ".join(encodable(name) for name in sorted(common, key=natural_key)[:3])
+        if any(_is_part(last_part(folder)) for folder in nested):
+            message = (
+                "folders with images in sub-folders only: expected CLASS/IMAGE, or SPLIT/CLASS/IMAGE "
+                "where the split folders are called train, validation (or val) and test"
+            )
+            return [Problem("layout", "error", message, names)]
+        message = f"class folders that all have the sub-folders {inner}: if those are the classes, move them up"
+        return [Problem("layout", "warning", message, names)]
+    return [Problem("layout", "note", "images in sub-folders belong to the class folder above them", names)]
+
+
+def _is_part(name: str) -> bool:
+    folded = name.lower()
+    return bool(_PART_WORDS.intersection(re.split(r"[^a-z]+", folded))) or bool(_NUMBERED_PART.fullmatch(folded))

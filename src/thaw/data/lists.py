@@ -1,0 +1,305 @@
+"""Rows that name an image and its class: CSV and JSON lines, data frames, and lists of paths and labels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from thaw.data.catalogue import Catalogue, Payload, Source, Split, source_name
+from thaw.data.columns import Roles, choose_roles, name_image_files, rows_of_splits
+from thaw.data.decode import SUFFIXES
+from thaw.data.list_files import Columns, read_list
+from thaw.data.pattern import FilePattern, require_match
+from thaw.data.problems import Problem
+from thaw.data.row_catalogue import Rows, row_catalogue
+from thaw.data.settings import DataSettings
+from thaw.data.walk import file_state, shown_path
+from thaw.errors import DataError
+from thaw.quoting import encodable, shown
+
+_ROWS_A_BATCH = 32
+_ROWS_LOOKED_AT = 50
+_MOST_FOLDERS = 500
+
+# Columns that may name images without an ending, such as "id_code" in contests.
+_IMAGE_NAMES = frozenset(
+    {
+        "image",
+        "images",
+        "img",
+        "image_id",
+        "image_name",
+        "image_path",
+        "img_id",
+        "img_name",
+        "img_path",
+        "id",
+        "id_code",
+    }
+    | {"file", "files", "file_name", "filename", "file_path", "filepath", "name", "path", "photo", "picture"}
+)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """From what a row says to the file's path."""
+
+    base: Path
+    stems: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, text: str) -> str:
+        """The path; a name without an ending is looked up, and backslashes are those of Windows where that fits."""
+        if text in self.stems:
+            return str(self.base / self.stems[text])
+        path = self.base / text
+        if "\\" in text and not _exists(path) and _exists(turned := self.base / text.replace("\\", "/")):
+            return str(turned)
+        return str(path)
+
+
+def list_source(path: Path, settings: DataSettings) -> Source:
+    """A CSV file or JSON lines; paths start from the file's folder, or the folder below it in which they are found.
+
+    Raises:
+        DataError: for what is no table of images and labels.
+    """
+    columns = read_list(path)
+    where = shown_path(path)
+    if not next(iter(columns.values()), []):
+        raise DataError(f"{where} holds no rows: expected one row an image")
+    return columns_source(columns, settings, where=where, name=path.stem, base=path.parent, searches=True)
+
+
+def columns_source(
+    columns: Columns,
+    settings: DataSettings,
+    *,
+    where: str,
+    name: str,
+    base: Path,
+    searches: bool = False,
+    declared: Sequence[str] | None = None,
+) -> Source:
+    """A table of which one column holds paths of images or encoded images.
+
+    Args:
+        columns: values by column, all of one length.
+        settings: which column is what, and which files count.
+        where: the table, for messages.
+        name: of the source.
+        base: the folder that relative paths start from.
+        searches: whether folders below `base` are tried where the paths lead to nothing.
+        declared: class names, of which labels that are numbers are indices.
+
+    Raises:
+        DataError: where a column is missing or not unambiguous.
+    """
+    raw = {column: [_plain_value(value) for value in values] for column, values in columns.items()}
+    columns = {column: _whole_numbers(values) for column, values in raw.items()}
+    roles = choose_roles(
+        where,
+        list(columns),
+        columns.__getitem__,
+        settings,
+        images=lambda: _image_columns(raw, base, searches=searches),
+        labels=lambda left: _label_columns(columns, left),
+    )
+    # A name of digits alone is a name too, as in "0001" or 17.
+    images = [str(value) if type(value) is int else value for value in raw[roles.image]]
+    columns[roles.image] = images
+    odd = next((value for value in images if value is not None and not isinstance(value, str | bytes)), None)
+    if odd is not None:
+        kind = type(odd).__name__
+        raise DataError(f"{where}: column {shown(roles.image)} holds {kind}: expected paths or encoded images")
+    texts = [value for value in images if isinstance(value, str)]
+    files, notes = _located(base, texts) if searches else (_Files(base), [])
+    payloads: list[Payload] = [files.find(value) if isinstance(value, str) else _as_bytes(value) for value in images]
+    columns, payloads, notes = _chosen_rows(where, roles, settings, columns, payloads, notes)
+    facts = {
+        "rows": _digest(payloads, [columns[column] for column in (roles.label, roles.split, roles.group) if column]),
+        "names": _digest([], [columns[roles.image]] if texts else []),
+        "reading": [settings.group_by, settings.merge_spellings, declared, [str(note) for note in notes]],
+    }
+    read = partial(_read, where, roles, settings, columns, payloads, notes, declared)
+    return Source(name=source_name(name), facts=facts, read=read, has_files=bool(texts))
+
+
+def _as_bytes(value: object) -> bytes | None:
+    return value if isinstance(value, bytes) else None
+
+
+def _whole_numbers(plain: list[object]) -> list[object]:
+    """A column as whole numbers where all its values are such, be it as texts or with ".0"."""
+    present = [value for value in plain if value is not None]
+    if present and all(isinstance(value, str) and _is_number(value) for value in present):
+        plain = [None if value is None else float(str(value)) for value in plain]
+        present = [value for value in plain if value is not None]
+    if present and all(isinstance(value, float) and value.is_integer() for value in present):
+        return [int(value) if isinstance(value, float) else None for value in plain]
+    return plain
+
+
+def _plain_value(value: object) -> object:
+    """A cell as a plain value: None for NaN and empty texts, the content or path of an image for its struct."""
+    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    item = getattr(value, "item", None)
+    if item is not None and getattr(value, "ndim", None) == 0:
+        value = item()
+    if value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number that loses nothing as one: no leading zeros ("007"), few digits."""
+    whole, _, fraction = text.removeprefix("-").partition(".")
+    return (
+        text.isascii()
+        and whole.isdigit()
+        and (whole == "0" or whole[0] != "0")
+        and len(whole) <= 15
+        and (not fraction or fraction.isdigit())
+    )
+
+
+def _image_columns(columns: Columns, base: Path, *, searches: bool) -> list[str]:
+    found = [name for name, values in columns.items() if name_image_files(values)]
+    if not found:
+        found = [name for name, values in columns.items() if any(isinstance(value, bytes) for value in values)]
+    if not found:
+        named = [name for name in columns if name.lower() in _IMAGE_NAMES]
+        texts = {name: [str(value) for value in columns[name] if value is not None] for name in named}
+        found = [name for name in named if texts[name] and searches and _located(base, texts[name])[0].stems]
+    return found
+
+
+def _label_columns(columns: Columns, left: Sequence[str]) -> list[str]:
+    """Columns of whole numbers or texts; of several, those in which some value comes twice."""
+    found = [name for name in left if all(v is None or isinstance(v, int | str) for v in columns[name])]
+    found = [name for name in found if any(value is not None for value in columns[name])]
+    repeated = [name for name in found if len(set(columns[name])) < len(columns[name])]
+    return repeated if len(found) > 1 and repeated else found
+
+
+def _located(base: Path, texts: Sequence[str]) -> tuple[_Files, list[Problem]]:
+    """Where the files lie that rows name: below `base`, else in the one folder below it that has them all."""
+    sample = texts[:_ROWS_LOOKED_AT]
+    usual = _Files(base)
+    if not sample or any(_exists(Path(usual.find(text))) for text in sample):
+        return usual, []
+    found = [files for folder in _folders_below(base) if (files := _fitting(folder, sample)) is not None]
+    if len(found) != 1:
+        return usual, []
+    if found[0].base == base:
+        return found[0], []
+    message = f"the paths in the table start from its folder {encodable(str(found[0].base.relative_to(base)))}"
+    return found[0], [Problem("layout", "note", message)]
+
+
+def _fitting(folder: Path, sample: Sequence[str]) -> _Files | None:
+    """The folder, where it holds all the files of a sample, by their names or by their names without endings."""
+    if all(_exists(folder / text) for text in sample):
+        return _Files(folder)
+    if any(PurePosixPath(text).suffix.lower() in SUFFIXES for text in sample):
+        return None
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    stems = {PurePosixPath(name).stem: name for name in reversed(names)}
+    return _Files(folder, stems) if all(text in stems for text in sample) else None
+
+
+def _folders_below(base: Path) -> list[Path]:
+    """`base` and the visible folders in it, two levels deep; not more than a few hundred."""
+    found = [base]
+    for level in (1, 2):
+        above = [folder for folder in found if len(folder.relative_to(base).parts) == level - 1]
+        for folder in above:
+            try:
+                inner = [entry for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_dir()]
+            except OSError:
+                continue
+            found += sorted(Path(entry.path) for entry in inner)
+    return found[:_MOST_FOLDERS]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _chosen_rows(
+    where: str,
+    roles: Roles,
+    settings: DataSettings,
+    columns: Columns,
+    payloads: list[Payload],
+    notes: list[Problem],
+) -> tuple[Columns, list[Payload], list[Problem]]:
+    """The rows whose paths `data.pattern` chooses."""
+    if not settings.pattern:
+        return columns, payloads, notes
+    paths = [str(value) for value in columns[roles.image] if isinstance(value, str)]
+    chosen = set(FilePattern.parse(settings.pattern).select(paths))
+    require_match(where, settings.pattern, paths, sorted(chosen))
+    rows = [row for row, value in enumerate(columns[roles.image]) if not isinstance(value, str) or value in chosen]
+    message = (
+        f"data.pattern {shown(settings.pattern)} leaves out {len(payloads) - len(rows):,} of {len(payloads):,} rows"
+    )
+    kept = {name: [values[row] for row in rows] for name, values in columns.items()}
+    return kept, [payloads[row] for row in rows], [*notes, Problem("pattern", "note", message)]
+
+
+def _digest(payloads: Sequence[Payload], columns: Sequence[Sequence[object]]) -> str:
+    """A digest of all that the prepared images depend on: content, or path, size and time of change of each file."""
+    digest = hashlib.sha256()
+    for payload in payloads:
+        if isinstance(payload, bytes):
+            digest.update(b"b" + hashlib.sha256(payload).digest())
+        else:
+            state = None if payload is None else file_state(payload)
+            digest.update(repr(state).encode("utf-8", "backslashreplace"))
+    for column in columns:
+        digest.update(repr(list(column)).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def _read(
+    where: str,
+    roles: Roles,
+    settings: DataSettings,
+    columns: Columns,
+    payloads: Sequence[Payload],
+    notes: Sequence[Problem],
+    declared: Sequence[str] | None,
+) -> Catalogue:
+    members: dict[Split, list[int]] = {"train": list(range(len(payloads)))}
+    unused: list[Problem] = []
+    if roles.split:
+        members, unused = rows_of_splits(columns[roles.split], roles.split)
+    images = columns[roles.image]
+    has_paths = any(isinstance(value, str) for value in images)
+
+    def rows_of(split: Split, chosen: Sequence[int]) -> Rows:
+        return Rows(
+            column=lambda name: [columns[name][row] for row in chosen],
+            names=[encodable(value) if isinstance(value := images[row], str) else f"{split}[{row}]" for row in chosen],
+            batches=partial(_batches, [payloads[row] for row in chosen]),
+            paths=(lambda: [str(images[row]) for row in chosen]) if has_paths else None,
+        )
+
+    parts = {split: rows_of(split, chosen) for split, chosen in members.items()}
+    return row_catalogue(where, roles, settings, parts, declared=declared, problems=[*notes, *unused])
+
+
+def _batches(payloads: Sequence[Payload]) -> Iterator[Sequence[Payload]]:
+    for start in range(0, len(payloads), _ROWS_A_BATCH):
+        yield payloads[start : start + _ROWS_A_BATCH]

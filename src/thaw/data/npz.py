@@ -1,0 +1,83 @@
+"""NumPy's archives of arrays (.npz)."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thaw.data.arrays import read_arrays
+from thaw.data.catalogue import SPLIT_NAMES, Catalogue, Source, source_name
+from thaw.data.settings import DataSettings
+from thaw.data.walk import shown_path
+from thaw.errors import DataError
+from thaw.quoting import listed, shown
+
+_IMAGE_WORDS = frozenset({"x", "image", "images", "img", "imgs", "data"})
+_LABEL_WORDS = frozenset({"y", "label", "labels", "target", "targets"})
+_GROUP_WORDS = frozenset({"group", "groups"})
+_CLASS_KEYS = frozenset({"classes", "class_names", "label_names", "target_names"})
+_EXPECTED = "expected images and labels, or x_train, y_train, x_test and y_test"
+
+
+def npz_source(path: Path, settings: DataSettings) -> Source:
+    """An archive with images and labels, or with these for each split (`x_train`, `train_images`, ...).
+
+    Pickled objects in it are not opened.
+    """
+    found = path.stat()
+    facts = {"npz": [str(path.resolve()), found.st_size, found.st_mtime_ns], "merge": settings.merge_spellings}
+    return Source(name=source_name(path.stem), facts=facts, read=lambda: _read(path, settings))
+
+
+def _read(path: Path, settings: DataSettings) -> Catalogue:
+    where = shown_path(path)
+    arrays = _load(path, where)
+    parts: dict[str, dict[str, Any]] = {}
+    given: dict[str, Any] = {}
+    for key, array in arrays.items():
+        split, role = _meaning(key)
+        if role == "classes":
+            given[role] = array.tolist()
+        elif role and role in parts.setdefault(split, {}):
+            raise DataError(f"{where} has several arrays of {split} {role}, {shown(key)} among them: {_EXPECTED}")
+        elif role:
+            parts[split][role] = array
+    keys = listed(arrays)
+    for split, roles in parts.items():
+        lacking = next((role for role in ("images", "labels") if role not in roles), "")
+        if lacking:
+            raise DataError(f"{where} has no {split} {lacking} among {keys}: {_EXPECTED}")
+        given[split] = tuple(roles[role] for role in ("images", "labels", "groups") if role in roles)
+    if not parts:
+        raise DataError(f"{where} holds {keys or 'nothing'}: {_EXPECTED}")
+    return read_arrays(given, settings)
+
+
+def _load(path: Path, where: str) -> dict[str, Any]:
+    """The arrays that mean something."""
+    try:
+        # Of a file that is no archive, np.load would leave the file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] if _meaning(key)[1] else None for key in archive.files}
+    except ValueError as error:
+        reason = "it holds pickled objects, which are not opened" if "pickle" in str(error).lower() else str(error)
+        raise DataError(f"{where} cannot be read: {reason[:200]}") from None
+    except (OSError, EOFError, KeyError, MemoryError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{where} is no readable .npz archive: {str(error)[:200] or type(error).__name__}") from None
+
+
+def _meaning(key: str) -> tuple[str, str]:
+    """The split and the role ("images", "labels", "groups", "classes", or "" for others) that a key's words tell."""
+    if key.lower() in _CLASS_KEYS:
+        return "", "classes"
+    words = re.split(r"[^a-z0-9]+", key.lower())
+    split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
+    for role, known in (("labels", _LABEL_WORDS), ("groups", _GROUP_WORDS), ("images", _IMAGE_WORDS)):
+        if known.intersection(words):
+            return split, role
+    return split, ""

@@ -1,0 +1,99 @@
+"""From the columns of a table to its catalogue, whatever kind of table it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from thaw.data.catalogue import Catalogue, Entries, Groups, Payload, Split
+from thaw.data.columns import Roles
+from thaw.data.groups import NO_GROUPS, groups_by_pattern, no_groups_here, number_groups
+from thaw.data.labels import encode_labels
+from thaw.data.problems import Problem
+from thaw.data.settings import DataSettings
+from thaw.errors import DataError
+from thaw.quoting import given, shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of one split.
+
+    Attributes:
+        column: gives a column's values by its name.
+        names: of the images, for messages.
+        batches: makes an iterator over the images.
+        paths: gives the images' paths; None where the table holds the images themselves.
+    """
+
+    column: Callable[[str], Sequence[object]]
+    names: Sequence[str]
+    batches: Callable[[], Iterator[Sequence[Payload]]]
+    paths: Callable[[], Sequence[str]] | None
+
+
+def row_catalogue(
+    where: str,
+    roles: Roles,
+    settings: DataSettings,
+    parts: Mapping[Split, Rows],
+    *,
+    declared: Sequence[str] | None = None,
+    problems: Iterable[Problem] = (),
+) -> Catalogue:
+    """Entries, labels, classes and groups.
+
+    Args:
+        where: the table, for messages.
+        roles: what its columns are.
+        settings: how to group, and whether spellings are merged.
+        parts: the rows of each split.
+        declared: class names that the table states.
+        problems: what was found before.
+
+    Raises:
+        DataError: for labels that are no classes.
+        UsageError: for a way to group that does not fit.
+    """
+    values = {split: rows.column(roles.label) for split, rows in parts.items()}
+    odd = next(
+        (v for column in values.values() for v in column if v is not None and not isinstance(v, int | str)), None
+    )
+    if odd is not None:
+        raise DataError(
+            f"{where}: column {shown(roles.label)} holds {given(odd)}: expected whole numbers or texts as classes; "
+            "write the class into a column of its own"
+        )
+    names = {split: rows.names for split, rows in parts.items()}
+    encoded = encode_labels(values, names, declared, merge=settings.merge_spellings)
+    used = {split: parts[split] for split in encoded.labels}
+    groups, grouping = _groups(where, roles, settings, used)
+    return Catalogue(
+        classes=encoded.classes,
+        splits={
+            split: Entries(names=rows.names, labels=encoded.labels[split], batches=rows.batches)
+            for split, rows in used.items()
+        },
+        named=encoded.named,
+        problems=(*problems, *encoded.problems, *grouping),
+        groups=groups,
+    )
+
+
+def _groups(
+    where: str, roles: Roles, settings: DataSettings, parts: Mapping[Split, Rows]
+) -> tuple[Groups, list[Problem]]:
+    """Groups by a column, or by a pattern in the paths of a table that has any."""
+    if roles.group:
+        values = {split: rows.column(roles.group) for split, rows in parts.items()}
+        groups, problems = number_groups(values, f"column {shown(roles.group)}", is_asked_for=bool(settings.group_by))
+        if not settings.group_by:
+            message = f"column {shown(roles.group)} is taken for groups, which splits keep whole (--group-by none: not)"
+            problems.append(Problem("groups", "note", message))
+        return groups, problems
+    if settings.group_by in {"", NO_GROUPS}:
+        return Groups(), []
+    paths = {split: rows.paths() for split, rows in parts.items() if rows.paths is not None}
+    if len(paths) < len(parts):
+        no_groups_here(settings.group_by, f"{where} (without a column of that name)")
+    return groups_by_pattern(paths, settings.group_by)

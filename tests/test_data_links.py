@@ -1,0 +1,226 @@
+"""Links in folders of images: pools linked twice, loops, links to nothing, and pointers that were not fetched."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from data_samples import SETTINGS, picture, problem, write_folder, write_parquet
+from PIL import Image
+
+from thaw.data import walk
+from thaw.data.images import InputContract
+from thaw.data.prepare import load_images, prepare
+from thaw.data.settings import DataSettings
+from thaw.data.sources import open_source
+from thaw.data.summary import look
+from thaw.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("THAW_DATA", raising=False)
+
+
+def test_two_splits_that_link_to_one_pool_are_both_there_and_told(tmp_path):
+    write_folder(tmp_path / "pool")
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "set" / split).symlink_to(tmp_path / "pool")
+    summary = look(tmp_path / "set", SETTINGS)
+    assert summary.counts == {"train": {"cat": 12, "dog": 12}, "test": {"cat": 12, "dog": 12}}
+    told = problem(summary, "duplicate")
+    assert (told.severity, len(told.names)) == ("warning", 24)
+    assert "train/cat/cat0.png = test/cat/cat0.png" in told.names
+
+
+def test_class_folders_that_link_to_one_folder_are_both_there_and_told(tmp_path):
+    pool = write_folder(tmp_path / "pool", classes=("cat",))
+    write_folder(tmp_path / "set", classes=("dog",), start=500)
+    for name in ("cat", "kitten"):
+        (tmp_path / "set" / name).symlink_to(pool / "cat")
+    summary = look(tmp_path / "set", SETTINGS)
+    assert summary.counts == {"train": {"cat": 12, "dog": 12, "kitten": 12}}
+    told = problem(summary, "duplicate")
+    assert told.names[0] == "cat/cat0.png = kitten/cat0.png (cat, kitten)"
+    assert len(told.names) == 12
+
+
+def test_a_test_image_of_another_class_in_training_is_told_with_both(tmp_path):
+    write_folder(tmp_path / "set" / "train")
+    write_folder(tmp_path / "set" / "test", count=3, start=500)
+    Image.fromarray(picture(7)).save(tmp_path / "set" / "test" / "dog" / "again.png")
+    told = problem(look(tmp_path / "set", SETTINGS), "duplicate")
+    assert told.names == ("train/cat/cat7.png = test/dog/again.png (cat, dog)",)
+
+
+def test_links_to_a_folder_above_end(tmp_path):
+    root = write_folder(tmp_path / "set")
+    (root / "cat" / "up").symlink_to("..")
+    (root / "dog" / "self").symlink_to("self")
+    (root / "dog" / "out").symlink_to(tmp_path)
+    found = walk.walk_files(root)
+    assert found.loops == ["cat/up", "dog/out/set"]
+    assert sum(file.path.endswith(".png") for file in found.files) == 24
+    summary = look(root, SETTINGS)
+    assert summary.count == 24
+    told = next(p for p in summary.problems if "not followed" in p.message)
+    assert (told.severity, told.names) == ("note", ("cat/up", "dog/out/set"))
+    broken = next(p for p in summary.problems if p.severity == "error")
+    assert broken.names == ("dog/self (broken link: self is not there)",)
+
+
+def test_links_that_multiply_end_in_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(walk, "_MOST_FOLDERS_AGAIN", 500)
+    for level in range(40):
+        (tmp_path / "set" / f"d{level}").mkdir(parents=True)
+    for level in range(39):
+        for name in "ab":
+            (tmp_path / "set" / f"d{level}" / name).symlink_to(f"../d{level + 1}")
+    with pytest.raises(DataError, match="lead to the same folders over and over") as caught:
+        open_source(tmp_path / "set", SETTINGS)
+    assert len(str(caught.value)) < 500
+
+
+def test_parquet_files_behind_a_link_are_found(tmp_path):
+    write_parquet(tmp_path / "pool" / "0.parquet", [0, 1] * 8)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "pool")
+    assert prepare(tmp_path / "set", SETTINGS, seed=1).train.classes == ("0", "1")
+
+
+@pytest.mark.parametrize("others", [0, 12])
+def test_links_to_nothing_stop_the_run_by_name(tmp_path, others):
+    root = tmp_path / "set"
+    for name in ("cat", "dog"):
+        write_folder(root, classes=(name,), count=others, start=len(name) * ord(name[0]))
+        (root / name / "gone.jpg").symlink_to("/nowhere/gone.jpg")
+    with pytest.raises(
+        DataError, match=r"2 images cannot be read .*--skip-broken\): cat/gone.jpg \(broken link: /nowh"
+    ):
+        prepare(root, SETTINGS, seed=1)
+    if others:
+        left_out = prepare(root, SETTINGS, seed=1, skip_broken=True).left_out
+        assert left_out == tuple(f"{n}/gone.jpg (broken link: /nowhere/gone.jpg is not there)" for n in ("cat", "dog"))
+
+
+def test_a_link_that_is_mended_is_read_again(tmp_path):
+    root = write_folder(tmp_path / "set")
+    (root / "cat" / "late.png").symlink_to(tmp_path / "late.png")
+    assert look(root, SETTINGS).count == 24
+    Image.fromarray(picture(99)).save(tmp_path / "late.png")
+    assert look(root, SETTINGS).count == 25
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("../.git/annex/objects/Xk/9/SHA256E-s9--1.jpg", "git annex get fetches it"),
+        ("../.dvc/cache/files/md5/00/11", "dvc pull fetches it"),
+    ],
+)
+def test_links_into_stores_say_what_fetches_them(tmp_path, target, hint):
+    root = write_folder(tmp_path / "set")
+    (root / "cat" / "x.jpg").symlink_to(target)
+    assert problem(look(root, SETTINGS), "unreadable").names == (
+        f"cat/x.jpg (broken link: {target} is not there; {hint})",
+    )
+
+
+def test_folders_that_are_links_to_nothing_stop_the_run_by_name(tmp_path):
+    root = write_folder(tmp_path / "set")
+    (root / "bird").symlink_to("/mnt/old/bird")
+    (root / "v1.5").symlink_to("/mnt/old/v1.5")
+    (root / "cat" / "notes.txt").symlink_to("/nowhere/notes.txt")
+    with pytest.raises(
+        DataError, match=r"2 links lead to nothing .*--skip-broken\): bird \(broken link: /mnt/old/bird"
+    ):
+        prepare(root, SETTINGS, seed=1)
+    data = prepare(root, SETTINGS, seed=1, skip_broken=True)
+    assert data.train.classes == ("cat", "dog")
+    assert len(data.left_out) == 2
+    assert problem(data, "stray").names == ("cat/notes.txt",)
+
+
+def test_nothing_but_folders_that_are_gone(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "cat").symlink_to("/mnt/old/cat")
+    with pytest.raises(DataError, match=r"no class folders but links that lead to nothing \(cat: broken link: /mnt"):
+        open_source(tmp_path / "set", SETTINGS)
+    (tmp_path / "moved").symlink_to("/mnt/old")
+    with pytest.raises(DataError, match=r"moved cannot be read: broken link: /mnt/old is not there"):
+        open_source(tmp_path / "moved", SETTINGS)
+
+
+def test_a_broken_link_for_prediction(tmp_path):
+    contract = InputContract(height=8, width=8, channels=3)
+    (tmp_path / "x.jpg").symlink_to("/nowhere/x.jpg")
+    with pytest.raises(DataError, match=r"broken link: /nowhere/x\.jpg is not there"):
+        load_images([tmp_path / "x.jpg"], contract)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "x.jpg").rename(tmp_path / "set" / "x.jpg")
+    with pytest.raises(DataError, match=r"broken link: /nowhere/x\.jpg is not there"):
+        load_images([tmp_path / "set"], contract)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer, .*git lfs pull"),
+        (b"/annex/objects/SHA256E-s9--00.jpg\n", "a git-annex pointer, .*git annex get"),
+        (b"\n<!DOCTYPE html><html>", "a web page, not an image"),
+    ],
+)
+def test_pointers_say_what_fetches_the_image(tmp_path, content, reason):
+    root = write_folder(tmp_path / "set")
+    (root / "cat" / "x.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"cat/x.jpg \({reason}"):
+        prepare(root, SETTINGS, seed=1)
+
+
+def test_a_folder_under_dvc_that_was_not_pulled(tmp_path):
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    (tmp_path / "set" / "dog").mkdir()
+    (tmp_path / "set" / "images.dvc").write_text("outs:\n- md5: 00\n")
+    with pytest.raises(DataError, match=r"no images \(there are .dvc files: fetch the images with dvc pull\)"):
+        prepare(tmp_path / "set", SETTINGS, seed=1)
+
+
+def test_a_table_that_names_missing_files(tmp_path):
+    root = write_folder(tmp_path / "set")
+    paths = [f"{name}/{name}{i}.png" for i in range(12) for name in ("cat", "dog")]
+    paths[3] = "dog/none.png"
+    write_parquet(root / "a.parquet", ["cat", "dog"] * 12, image="file", images=paths)
+    settings = DataSettings(image_column="file", label_column="label")
+    with pytest.raises(DataError, match=rf"train\[3\] \(No such file: {root}/dog/none.png\)"):
+        prepare(root / "a.parquet", settings, seed=1)
+    data = prepare(root / "a.parquet", settings, seed=1, skip_broken=True)
+    assert len(data.left_out) == 1
+    Image.fromarray(picture(999)).save(root / "dog" / "none.png")
+    assert prepare(root / "a.parquet", settings, seed=1).left_out == ()
+
+
+def test_a_file_that_may_not_be_looked_at_is_told(tmp_path):
+    root = write_folder(tmp_path / "set")
+    if os.geteuid() == 0:
+        pytest.skip("root may look at everything")
+    (root / "cat").chmod(0o600)
+    try:
+        with pytest.raises(DataError, match="Permission denied"):
+            prepare(root, SETTINGS, seed=1)
+    finally:
+        (root / "cat").chmod(0o700)
+
+
+def test_images_behind_links_are_the_images(tmp_path):
+    pool = write_folder(tmp_path / "pool")
+    root = tmp_path / "set"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for path in (pool / name).iterdir():
+            (root / name / f"link-{path.name}").symlink_to(path)
+    data = prepare(root, SETTINGS, seed=1)
+    for row in range(len(data.train)):
+        assert np.array_equal(data.train.images[row], np.asarray(Image.open(root / data.train.name(row))))

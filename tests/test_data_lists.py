@@ -1,0 +1,439 @@
+"""Tables as text that name image files (CSV, JSON lines), and NumPy's archives."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from data_samples import SETTINGS, picture, problem, write_folder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from thaw.data.images import InputContract
+from thaw.data.list_files import read_list
+from thaw.data.prepare import open_image_set, prepare
+from thaw.data.settings import DataSettings
+from thaw.data.sources import open_source
+from thaw.data.summary import look
+from thaw.errors import DataError
+
+COUNT = 24
+LABELS = [("cat", "dog")[row % 2] for row in range(COUNT)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("THAW_DATA", raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """`set/images/<row>.png`, whose seed is the row."""
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for row in range(COUNT):
+        Image.fromarray(picture(row)).save(tmp_path / "set" / "images" / f"{row}.png")
+    return tmp_path / "set"
+
+
+PATHS = [f"images/{row}.png" for row in range(COUNT)]
+
+
+def write_csv(path, columns, *, header=True, delimiter=",", encoding="utf-8", **options):
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=delimiter, **options)
+        if header:
+            writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def write_json(path, columns):
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def assert_holds(data, labels=LABELS):
+    """Every image stands under its path with its own pixels and its own label."""
+    rows = {}
+    for part in (data.train, data.validation, data.test.open()):
+        for place in range(len(part)):
+            row = int(part.name(place).rpartition("/")[2].removesuffix(".png"))
+            assert np.array_equal(part.images[place], picture(row))
+            rows[row] = part.classes[part.labels[place]]
+    assert rows == dict(enumerate(labels))
+
+
+# CSV
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_csv_of_any_delimiter_and_unicode(folder, delimiter, encoding):
+    columns = {"image": PATHS, "kind": LABELS}
+    data = prepare(write_csv(folder / "a.csv", columns, delimiter=delimiter, encoding=encoding), SETTINGS, seed=1)
+    assert (data.name, data.train.classes) == ("a", ("cat", "dog"))
+    assert_holds(data)
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".TSV", ".csv"])
+def test_without_a_header(folder, suffix):
+    columns = {"1": PATHS, "2": LABELS}
+    path = write_csv(folder / f"a{suffix}", columns, header=False, delimiter="\t", lineterminator="\r\n")
+    assert_holds(prepare(path, SETTINGS, seed=1))
+
+
+def test_quotes_blanks_and_empty_lines(folder):
+    odd = folder / "images" / 'a, "b"; c.png'
+    Image.fromarray(picture(777)).save(odd)
+    lines = ["image, label", *(f"{path} , {label}" for path, label in zip(PATHS, LABELS, strict=True))]
+    lines[3:3] = ["", " , ", '"images/a, ""b""; c.png","cat"']
+    (folder / "a.csv").write_text("\n".join(lines) + "\n\n")
+    data = prepare(folder / "a.csv", SETTINGS, seed=1)
+    names = {*data.train.names, *data.validation.names, *data.test.names}
+    assert len(names) == COUNT + 1
+    assert 'images/a, "b"; c.png' in names
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_paths_start_from_the_folder_of_the_table(folder, monkeypatch, tmp_path, absolute):
+    monkeypatch.chdir(tmp_path)
+    paths = [str(folder / path) for path in PATHS] if absolute else PATHS
+    write_csv(folder / "a.csv", {"file": paths, "label": LABELS})
+    assert_holds(prepare("set/a.csv", SETTINGS, seed=1))
+
+
+def test_paths_of_windows_and_names_without_ending_or_folder(folder):
+    write_csv(folder / "a.csv", {"file": [path.replace("/", "\\") for path in PATHS], "label": LABELS})
+    data = prepare(folder / "a.csv", SETTINGS, seed=1)
+    assert sum(map(len, (data.train, data.validation, data.test))) == COUNT
+    write_csv(folder / "b.csv", {"file": [path.removeprefix("images/") for path in PATHS], "label": LABELS})
+    data = prepare(folder / "b.csv", SETTINGS, seed=1)
+    assert_holds(data)
+    assert problem(data, "layout").message == "the paths in the table start from its folder images"
+
+
+@pytest.mark.parametrize("form", ["{}", "x{}", "00{}"])
+def test_names_without_an_ending_are_found(folder, form):
+    for row in range(COUNT):
+        (folder / "images" / f"{row}.png").rename(folder / "images" / f"{form.format(row)}-.png")
+    for row in range(COUNT):
+        (folder / "images" / f"{form.format(row)}-.png").rename(folder / "images" / f"{form.format(row)}.png")
+    write_csv(folder / "a.csv", {"id_code": [form.format(row) for row in range(COUNT)], "diagnosis": LABELS})
+    data = prepare(folder / "a.csv", SETTINGS, seed=1)
+    assert data.train.classes == ("cat", "dog")
+    for place in range(len(data.train)):
+        row = int(data.train.name(place).removeprefix("x"))
+        assert np.array_equal(data.train.images[place], picture(row))
+        assert data.train.classes[data.train.labels[place]] == LABELS[row]
+
+
+@pytest.mark.parametrize("column", ["split", "part"])
+def test_a_column_of_splits(folder, column):
+    splits = ["train"] * 12 + ["Val"] * 4 + [" test "] * 6 + ["extra", ""]
+    write_csv(folder / "a.csv", {"path": PATHS, "label": LABELS, column: splits})
+    data = prepare(folder / "a.csv", DataSettings(split_column="" if column == "split" else column), seed=1)
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 4, 6)
+    assert problem(data, "unused").names == ("extra (1)", "an empty cell (1)")
+    assert list(data.test.names) == PATHS[16:22]
+    assert {part["origin"] for part in data.splits.values()} == {"source"}
+
+
+def test_a_column_called_split_may_be_left_alone(folder):
+    splits = (["train"] * 4 + ["test", "valid"]) * 4
+    write_csv(folder / "a.csv", {"path": PATHS, "label": LABELS, "split": splits})
+    data = prepare(folder / "a.csv", SETTINGS, seed=1)
+    assert Counter(splits) == {"train": len(data.train), "valid": len(data.validation), "test": len(data.test)}
+    cut = prepare(folder / "a.csv", DataSettings(split_column="none", label_column="label"), seed=1)
+    assert cut.splits["test"]["origin"] == "cut"
+    with pytest.raises(DataError, match="none for training: expected train, found cat, dog"):
+        prepare(folder / "a.csv", DataSettings(split_column="label", label_column="split"), seed=1)
+    with pytest.raises(DataError, match="no column 'part': split_column must be one of path, label, split"):
+        prepare(folder / "a.csv", DataSettings(split_column="part"), seed=1)
+
+
+def test_missing_files_and_labels_are_told_by_name(folder):
+    labels = [*LABELS, "cat", ""]
+    write_csv(folder / "a.csv", {"path": [*PATHS, "images/none.png", PATHS[0]], "label": labels})
+    with pytest.raises(DataError) as caught:
+        prepare(folder / "a.csv", SETTINGS, seed=1)
+    assert f"images/none.png (No such file: {folder}/images/none.png)" in str(caught.value)
+    assert "1 image without a label" in str(caught.value)
+    assert len(prepare(folder / "a.csv", SETTINGS, seed=1, skip_broken=True).left_out) == 2
+
+
+def test_a_file_that_comes_later_is_read(folder):
+    write_csv(folder / "a.csv", {"path": [*PATHS, "images/late.png"], "label": [*LABELS, "cat"]})
+    assert look(folder / "a.csv", SETTINGS).count == COUNT
+    Image.fromarray(picture(99)).save(folder / "images" / "late.png")
+    assert look(folder / "a.csv", SETTINGS).count == COUNT + 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["3", "11"], ("3", "11")),
+        (["3.0", "11.0"], ("3", "11")),
+        (["007", "7"], ("007", "7")),
+        (["1e3", "1000"], ("1e3", "1000")),
+        (["9" * 30, "1"], ("1", "9" * 30)),
+    ],
+)
+def test_numbers_as_labels(folder, labels, classes):
+    write_csv(folder / "a.csv", {"path": PATHS, "label": labels * (COUNT // 2)})
+    assert prepare(folder / "a.csv", SETTINGS, seed=1).train.classes == classes
+
+
+def test_measured_values_are_no_classes(folder):
+    write_csv(folder / "a.csv", {"path": PATHS, "value": [row / 10 for row in range(COUNT)]})
+    with pytest.raises(DataError, match=r"no label column \(of whole numbers or texts\) among path, value"):
+        prepare(folder / "a.csv", SETTINGS, seed=1)
+    with pytest.raises(
+        DataError, match=r"column 'value' holds 0.0: expected whole numbers or texts.*column of its own"
+    ):
+        prepare(folder / "a.csv", DataSettings(label_column="value"), seed=1)
+
+
+def test_several_columns_that_could_be_labels(folder):
+    columns = {
+        "path": PATHS,
+        "kind": LABELS,
+        "colour": ["red", "blue", "red"] * 8,
+        "note": [f"n{i}" for i in range(COUNT)],
+    }
+    write_csv(folder / "a.csv", columns)
+    with pytest.raises(DataError, match=r"several label columns: choose data.label_column from kind, colour$"):
+        prepare(folder / "a.csv", SETTINGS, seed=1)
+    assert_holds(prepare(folder / "a.csv", DataSettings(label_column="kind"), seed=1))
+    del columns["colour"]
+    write_csv(folder / "b.csv", columns)
+    assert_holds(prepare(folder / "b.csv", SETTINGS, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"image,label\n", "holds no rows"),
+        (b"image\na.png\n", "has one column"),
+        (b"image,label\na.png,cat,x\n", r"line 2 has 3 cells, the first line 2"),
+        (b"image,label,label\na.png,cat,cat\n", "two columns 'label'"),
+        (b"image,label\n\xff.png,cat\n", r"not UTF-8 text \(line 2\)"),
+        (b'image,label\n"a.png,cat\n', "line 2: .*expected a CSV file"),
+        (b"image,label\n" + b"x" * 200_000 + b",cat\n", "line 2: field larger than field limit"),
+        (b"size,label\n1,cat\n2,dog\n", "no image column among size, label: name one with data.image_column"),
+    ],
+)
+def test_what_is_no_table(folder, content, message):
+    (folder / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        prepare(folder / "a.csv", SETTINGS, seed=1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.binary(max_size=200), st.sampled_from([".csv", ".tsv", ".jsonl", ".json"]))
+def test_any_bytes_are_a_table_or_a_data_error(tmp_path, content, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"image,label\n" + content if content[:1] > b"@" else content)
+    try:
+        columns = read_list(path)
+    except DataError as error:
+        columns = {"told": [str(error)]}
+    assert len({len(values) for values in columns.values()}) == 1
+    assert len(columns.get("told", [""])[0]) < 600
+
+
+def test_hostile_names_reach_no_terminal(folder):
+    write_csv(folder / "a.csv", {"path": [*PATHS, "\x1b[2J.png"], "label": [*LABELS, "\x1b]0;x\x07"]})
+    text = look(folder / "a.csv", SETTINGS).describe()
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+# JSON lines
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json"])
+def test_json_lines(folder, suffix):
+    data = prepare(write_json(folder / f"a{suffix}", {"file_name": PATHS, "label": LABELS}), SETTINGS, seed=1)
+    assert_holds(data)
+
+
+def test_a_json_list_and_missing_keys(folder):
+    rows = [{"file": path, "label": label, "box": [1, 2]} for path, label in zip(PATHS, LABELS, strict=True)]
+    del rows[3]["label"]
+    (folder / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"1 image without a label .*images/3.png"):
+        prepare(folder / "a.json", SETTINGS, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}\nnot json\n', "line 2 is no JSON"),
+        ("[1, 2]", "entry 1 is int: expected objects"),
+        ("[" * 100_000, "is no JSON"),
+        ("", "is empty"),
+        ('{"file": "a.png", "label": NaN}', "no label column"),
+    ],
+)
+def test_what_is_no_json(folder, content, message):
+    (folder / "a.jsonl").write_text(content)
+    with pytest.raises(DataError, match=message):
+        prepare(folder / "a.jsonl", SETTINGS, seed=1)
+
+
+# A folder of images and a table
+
+
+def test_a_folder_of_images_with_one_table_is_read_by_it(folder):
+    write_csv(folder / "labels.csv", {"image": PATHS, "label": LABELS})
+    (folder / "notes.csv").write_text("a,b\n1,2\n")
+    data = prepare(folder, SETTINGS, seed=1)
+    assert data.name == "set"
+    assert problem(data, "layout").message == "there are no class folders: labels are read from labels.csv"
+    assert_holds(data)
+    write_csv(folder / "more.csv", {"image": PATHS, "label": LABELS})
+    with pytest.raises(DataError, match=rf"did you mean {folder}/labels.csv or {folder}/more.csv\?"):
+        open_source(folder, SETTINGS)
+
+
+def test_class_folders_come_before_a_table(tmp_path):
+    root = write_folder(tmp_path / "pets")
+    write_csv(root / "labels.csv", {"image": ["cat/cat0.png"] * 2, "label": ["x", "y"]})
+    data = prepare(root, SETTINGS, seed=1)
+    assert data.train.classes == ("cat", "dog")
+    assert problem(data, "stray").names == ("labels.csv",)
+
+
+def test_piles_of_splits_with_a_table(tmp_path):
+    root = tmp_path / "set"
+    paths = []
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        for row in range(12):
+            Image.fromarray(picture(len(paths))).save(root / split / f"{row}.png")
+            paths.append(f"{split}/{row}.png")
+    write_csv(root / "labels.csv", {"image": paths, "label": LABELS, "split": [path.split("/")[0] for path in paths]})
+    data = prepare(root, SETTINGS, seed=1)
+    assert len(data.test) == 12
+
+
+def test_evaluation_on_a_table_takes_its_test_split(folder):
+    splits = ["train"] * 12 + ["test"] * 12
+    write_csv(folder / "a.csv", {"image": PATHS, "label": LABELS, "split": splits})
+    contract = InputContract(height=10, width=12, channels=3)
+    images, _ = open_image_set(folder / "a.csv", contract, ("dog", "cat"))
+    assert list(images.names) == PATHS[12:]
+    assert images.labels.tolist() == [("dog", "cat").index(label) for label in LABELS[12:]]
+
+
+def test_a_pattern_chooses_rows(folder):
+    write_csv(folder / "a.csv", {"image": PATHS, "label": LABELS})
+    summary = look(folder / "a.csv", DataSettings(pattern="1*.png,!*/19.png"))
+    assert summary.count == 10
+    assert "leaves out 14 of 24 rows" in problem(summary, "pattern").message
+
+
+def test_real_meter_digits_by_a_table_of_ones_own(data_root, tmp_path):
+    source = data_root / "meter_digits"
+    if not (source / "labels.csv").is_file():
+        pytest.skip("no meter_digits in the real data")
+    with (source / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))[:600]
+    # 9.9 is next to 0.0, so it is a nought that has nearly turned.
+    digits = [str(round(float(row["value"])) % 10) for row in rows]
+    columns = {"image": [str(source / row["image"]) for row in rows], "value": [row["value"] for row in rows]}
+    write_csv(tmp_path / "digits.csv", {**columns, "digit": digits})
+    data = prepare(tmp_path / "digits.csv", SETTINGS, seed=1)
+    assert data.train.classes == tuple("0123456789")
+    expected = dict(zip(columns["image"], digits, strict=True))
+    for part in (data.train, data.validation, data.test.open()):
+        for row in range(0, len(part), 40):
+            assert part.classes[part.labels[row]] == expected[part.name(row)]
+            with Image.open(part.name(row)) as image:
+                assert np.array_equal(part.images[row], np.asarray(image.convert("RGB")))
+    with pytest.raises(DataError, match="no label column"):
+        prepare(source, SETTINGS, seed=1)
+
+
+# Archives
+
+
+def archive(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+IMAGES = picture(1, (60, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("X", "y", "X_test", "y_test"),
+        ("images", "labels", "images.testing", "labels.testing"),
+    ],
+)
+def test_archives(tmp_path, names):
+    labels = np.arange(60) % 3
+    arrays = dict(zip(names, (IMAGES[:48], labels[:48], IMAGES[48:], labels[48:, None]), strict=True))
+    data = prepare(
+        archive(tmp_path / "a.npz", **arrays, history=np.array([{"x": 1}])[:0].astype(str)), SETTINGS, seed=1
+    )
+    test = data.test.open()
+    assert np.array_equal(test.images[..., 0], IMAGES[48:])
+    assert test.labels.tolist() == labels[48:].tolist()
+    assert (data.name, len(data.train) + len(data.validation)) == ("a", 48)
+    assert prepare(tmp_path / "a.npz", SETTINGS, seed=1).fingerprint == data.fingerprint
+
+
+def test_class_names_and_groups_in_an_archive(tmp_path):
+    path = archive(
+        tmp_path / "a.npz", images=IMAGES, labels=np.arange(60) % 3, classes=["a", "b", "c"], groups=np.arange(60) // 6
+    )
+    data = prepare(path, SETTINGS, seed=1)
+    assert data.train.classes == ("a", "b", "c")
+    assert data.grouping["count"] == 10
+
+
+def test_what_is_no_archive(tmp_path):
+    cases = {
+        "objects": (
+            {"images": np.array([{}, {}], dtype=object), "labels": [0, 1]},
+            "pickled objects, which are not opened",
+        ),
+        "lacking": ({"images": IMAGES}, "no train labels among images"),
+        "twice": ({"x": IMAGES, "images": IMAGES, "y": [0]}, "several arrays of train images"),
+        "others": ({"weights": IMAGES}, "holds weights: expected images and labels"),
+        "floats": ({"x": IMAGES / 255, "y": np.arange(60) % 3}, "float64.*expected uint8"),
+    }
+    for name, (arrays, message) in cases.items():
+        with pytest.raises(DataError, match=message):
+            prepare(archive(tmp_path / f"{name}.npz", **arrays), SETTINGS, seed=1)
+    whole = archive(tmp_path / "a.npz", images=IMAGES, labels=np.arange(60) % 3).read_bytes()
+    for name, content in {"cut": whole[:900], "empty": b"", "text": b"hello", "damaged": damaged(whole)}.items():
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(DataError, match=r"no readable .npz archive|cannot be read"):
+            prepare(tmp_path / f"{name}.npz", SETTINGS, seed=1)
+
+
+def damaged(whole):
+    """The archive with a header that claims more than there is memory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(
+                name, content.replace(b"(60, 9, 9)", b"(9" + b"9" * 7 + b",)") if name == "images.npy" else content
+            )
+    return buffer.getvalue()
