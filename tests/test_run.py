@@ -235,7 +235,7 @@ RUN_DAMAGE = {
     "no digest": ('{"version": 1}', "has no digest"),
     "another digest": (json.dumps({"version": 1, DIGEST: "0" * 64}), "has changed since thaw wrote it"),
     "another version": ({"version": 99}, "another version"),
-    "nothing else": ({"version": 1}, "recipe_name = None"),
+    "nothing else": ({"version": 1}, "has no source"),
 }
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -133,7 +134,8 @@ def _worker(world: World, root: Path, ledger: Ledger, cases: list[int], pipe: Te
             target = chance.choices(targets, [each.weight for each in targets])[0]
             if target.name not in whole:
                 pipe.write(json.dumps({"preparing": target.name}) + "\n")
-                whole[target.name] = target.ask()
+                with _put_back(target):
+                    whole[target.name] = target.ask()
             _one(target, case, chance, whole[target.name], pipe)
         code = 0
     except BaseException:  # noqa: BLE001 - a forked child must not run on in the parent's code
@@ -145,22 +147,29 @@ def _worker(world: World, root: Path, ledger: Ledger, cases: list[int], pipe: Te
 
 def _one(target: Target, case: int, chance: random.Random, expected: object, pipe: TextIO) -> None:
     """Damage one file, ask, and put everything back."""
-    kept = {path: path.read_bytes() for path in (*target.files, *target.beside) if path.is_file()}
     path = chance.choice(target.files)
-    content, what, forged = _damaged(target, kept[path], chance)
+    content, what, forged = _damaged(target, path.read_bytes(), chance)
     told = {"name": target.name, "case": case, "what": f"{path.name}: {what}{', forged' if forged else ''}"}
     pipe.write(json.dumps(told) + "\n")
-    path.write_bytes(content)
-    try:
+    with _put_back(target):
+        path.write_bytes(content)
         found, note = _asked(target, expected, may_differ=forged or not target.is_ours)
-    finally:
-        for each, data in kept.items():
-            each.parent.mkdir(parents=True, exist_ok=True)
-            each.write_bytes(data)
-        for each in target.beside:
-            if each not in kept:
-                each.unlink(missing_ok=True)
     pipe.write(json.dumps({**told, "found": found, "note": note}) + "\n")
+
+
+@contextlib.contextmanager
+def _put_back(target: Target) -> Iterator[None]:
+    """Afterwards the files are as they were, with what a question writes beside them."""
+    kept = {path: path.read_bytes() for path in (*target.files, *target.beside) if path.is_file()}
+    try:
+        yield
+    finally:
+        for path, data in kept.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        for path in target.beside:
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
 
 def _damaged(target: Target, data: bytes, chance: random.Random) -> tuple[bytes, str, bool]:

@@ -118,7 +118,9 @@ class TrainRequest:
             RunError: when run.json is not whole, or a source in memory was not given again.
         """
         for name, kind in _KEPT_TYPES.items():
-            value = data.get(name)
+            if name not in data:
+                raise RunError(f"run.json has no {name}\nrestore it, or start a new run")
+            value = data[name]
             # To Python, true and false are whole numbers too.
             is_kind = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if not is_kind or not _is_in_range(name, value):
