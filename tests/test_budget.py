@@ -306,7 +306,7 @@ def test_the_c_keeps_to_the_allowances(emitted, core, level):
     # Linked with what it takes of the compiler's library: division, on a core that has no instruction for it.
     folder, cost = emitted
     flags = ["-mthumb", f"-mcpu={core}", level, "-std=c99", "-ffunction-sections", "-fdata-sections"]
-    link = ["--specs=nano.specs", "-nostartfiles", "-Wl,--gc-sections,-e,thaw_predict,-u,thaw_preprocess"]
+    link = ["--specs=nano.specs", "-nostartfiles", "-Wl,--gc-sections,-e,model_predict,-u,model_preprocess"]
     command = ["arm-none-eabi-gcc", *flags, "model.c", *link, "-o", f"{core}{level}.elf"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

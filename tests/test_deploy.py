@@ -75,7 +75,7 @@ def test_everything_is_written_and_told(exported):
     for target, suffix in (("onnx", "onnx"), ("litert", "tflite")):
         assert {f"model-float.{suffix}", f"model-int8.{suffix}", "example.py"} <= set(found[target].files)
         assert found[target].precisions == ("float", "int8")
-    assert {"model.h", "model.c", "main.c", "Makefile"} <= set(found["c"].files)
+    assert {"run.h", "run.c", "model.h", "model.c", "main.c", "Makefile"} <= set(found["c"].files)
     told = read_deployment(exported)
     assert set(told) == {"schema", "export"}
     for target, each in found.items():
@@ -157,7 +157,7 @@ def test_one_changed_byte_in_a_file_is_found_and_its_layer_named(run):
 
 def test_artefacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
     folder = run / "export"
-    for name in ("onnx/model-int8.onnx", "litert/model-int8.tflite", "c/model.c"):
+    for name in ("onnx/model-int8.onnx", "litert/model-int8.tflite", "c/run.c"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
     result = verify(TrainedRun.open(run), images=10)
@@ -174,6 +174,30 @@ def test_artefacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
     half = [check for check in verify(TrainedRun.open(run), images=10).checks if check.target == "litert"]
     assert [check.result for check in half] == ["failed"]
     assert "half an export" in half[0].problem
+
+
+def test_the_c_has_the_prefix_that_is_asked_for_and_what_uses_it_follows(run, call):
+    folder = run / "export" / "c"
+    library.export_run(run, ["c"], prefix="blinker")
+    assert (folder / "blinker.c").is_file()
+    assert not (folder / "run.c").exists()
+    assert "blinker_predict(" in (folder / "README.md").read_text()
+    assert by_runtime(verify(TrainedRun.open(run), images=5))["c", "int8", "C on this machine"].result == "equal"
+    shutil.rmtree(folder)
+    assert call("export", run, "--to", "c", "--prefix", "Lamp_2")[0] == 0
+    assert b"LAMP_2_INPUT_BYTES" in (folder / "Lamp_2.h").read_bytes()
+    with pytest.raises(UsageError, match="keyword"):
+        library.export_run(run, prefix="while")
+
+
+def test_c_with_a_warning_is_timed_but_not_verified(run):
+    path = run / "export" / "c" / "run.c"
+    path.write_bytes(path.read_bytes() + b"static int spare;\n")
+    check = by_runtime(verify(TrainedRun.open(run), images=5))["c", "int8", "C on this machine"]
+    assert check.result == "failed"
+    assert "spare" in check.problem
+    result = bench(TrainedRun.open(run), rounds=1, repeats=1)
+    assert ("C on this machine", "int8") in result.timings
 
 
 def test_what_is_missing_is_told_by_its_package_and_the_rest_goes_on(run, monkeypatch, call):
@@ -404,13 +428,17 @@ def test_what_is_asked_for():
 def test_the_command_line(run, call):
     error_of(["int8 only", "--float"], call("export", run, "--to", "c", "--float"), 2)
     error_of(["exclude"], call("export", run, "--int8", "--float"), 2)
+    error_of(["'int'", "keyword", "'model_int'"], call("export", run, "--prefix", "int"), 2)
+    error_of(["prefix", "add c"], call("export", run, "--to", "onnx", "--prefix", "net"), 2)
+    error_of(["prefix", "add c"], call("export", run, "--float", "--prefix", "net"), 2)
     error_of(["'tflite'", "litert"], call("export", run, "--to", "onnx,tflite"), 2)
     error_of(["'cortex-a53'", "cortex-m4"], call("verify", run, "--target", "cortex-a53"), 2)
     error_of(["--images"], call("verify", run, "--images", 0), 2)
     code, out, err = call("export", run, "--to", "c", "--int8")
     assert (code, err) == (0, "")
     assert "bytes of arena in RAM" in out
-    assert str(run / "export" / "c" / "model.c") in out
+    assert str(run / "export" / "c" / "run.c") in out
+    assert "begin with run_ or RUN_; --prefix" in out
     code, out, err = call("verify", run, "--images", 4)
     assert code == 0
     assert "6 of 6 verified" in out

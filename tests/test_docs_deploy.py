@@ -37,7 +37,8 @@ def block(language: str) -> str:
 def exported(finished, tmp_path_factory):
     run = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(finished.path, run)
-    export(TrainedRun.open(run), targets=["c"])
+    # The page's run is called digits.
+    export(TrainedRun.open(run), targets=["c"], prefix="digits")
     return run
 
 
@@ -59,7 +60,7 @@ def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, n
     grey = np.kron(load_digits().images[number], np.ones((9, 12))).astype(np.uint8) * 15
     photo = np.stack([grey, grey // 2, 255 - grey], axis=-1)
     Image.fromarray(photo).save(tmp_path / "photo.png")
-    for name in ("model.h", "model.c"):
+    for name in ("digits.h", "digits.c"):
         shutil.copy(exported / "export" / "c" / name, tmp_path)
     (tmp_path / "main.c").write_text(block("c"))
     # The board's RAM is what the run told, so that the linker says whether that is enough.

@@ -112,14 +112,14 @@ SANITIZED = """
 #include <stdlib.h>
 int main(void)
 {
-    const size_t bytes = (size_t)THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS;
+    const size_t bytes = MODEL_INPUT_BYTES;
     for (;;) {
         uint8_t *pixels = malloc(bytes);
-        thaw_score *scores = malloc(THAW_SCORES * sizeof *scores);
+        model_score *scores = malloc(MODEL_SCORES * sizeof *scores);
         if (!pixels || !scores) return 1;
         if (fread(pixels, 1, bytes, stdin) != bytes) { free(pixels); free(scores); return 0; }
-        thaw_predict(pixels, (void *)scores);
-        if (fwrite(scores, sizeof *scores, THAW_SCORES, stdout) != THAW_SCORES) return 2;
+        model_predict(pixels, scores);
+        if (fwrite(scores, sizeof *scores, MODEL_SCORES, stdout) != MODEL_SCORES) return 2;
         free(pixels);
         free(scores);
     }
@@ -183,10 +183,10 @@ def test_the_arena_is_that_of_the_plan_and_constants_those_that_were_counted(tmp
     graph = score_output(paper_graph((28, 28, 1)))
     for name, content in emit(graph).items():
         (tmp_path / name).write_bytes(content)
-    assert f"#define THAW_ARENA_BYTES {plan_memory(graph).arena_bytes}\n" in (tmp_path / "model.h").read_text()
+    assert f"#define MODEL_ARENA_BYTES {plan_memory(graph).arena_bytes}\n" in (tmp_path / "model.h").read_text()
     text = (tmp_path / "model.c").read_text()
     sizes = {"int8_t": 1, "int32_t": 4}
-    arrays = re.findall(r"static const (int8_t|int32_t) (?:weights|bias|multiplier|shift)_\d+\[(\d+)\]", text)
+    arrays = re.findall(r"static const (int8_t|int32_t) model_(?:weights|bias|multiplier|shift)_\d+\[(\d+)\]", text)
     assert sum(sizes[kind] * int(count) for kind, count in arrays) == constant_bytes(graph)
 
 
@@ -210,7 +210,7 @@ def test_names_cannot_break_out_of_the_source():
     with HostCRunner(files, graph, flags=("-O0",)) as runner:
         import ctypes
 
-        names = (ctypes.c_char_p * 10).in_dll(runner.library(), "thaw_class_names")
+        names = (ctypes.c_char_p * 10).in_dll(runner.library(), "model_class_names")
         expected = [name.encode().split(b"\0")[0] for name in card.classes]
         assert [name or b"" for name in names] == expected
 
@@ -225,7 +225,7 @@ def test_what_does_not_compile_is_told_in_one_line():
 def test_c_that_crashes_or_does_not_end_takes_nothing_along(monkeypatch):
     graph = paper_graph((28, 28, 1))
     files, images = emit(graph), np.zeros((2, 28, 28, 1), np.uint8)
-    start = b"thaw_predict(const uint8_t *pixels, int8_t *scores)\n{\n"
+    start = b"model_predict(const uint8_t *pixels, model_score *scores)\n{\n"
     assert files["model.c"].count(start) == 1
     for statement, words in [(b"*(volatile int *)0 = 1;", "exit code -"), (b"for (;;) {}", "did not end within")]:
         broken = files | {"model.c": files["model.c"].replace(start, start + statement)}

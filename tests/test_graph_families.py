@@ -215,7 +215,7 @@ def test_the_c_keeps_shared_weights_once(name):
     graph = scores_only(family_graph(name, (16, 16, 1)))
     text = export_c({"int8": graph}, card_of(graph))["model.c"].decode()
     sizes = {"int8_t": 1, "int32_t": 4}
-    arrays = re.findall(r"static const (int8_t|int32_t) (weights|bias|multiplier|shift)_\d+\[(\d+)\]", text)
+    arrays = re.findall(r"static const (int8_t|int32_t) model_(weights|bias|multiplier|shift)_\d+\[(\d+)\]", text)
     assert sum(sizes[kind] * int(count) for kind, _, count in arrays) == constant_bytes(graph)
     weighted = sum(isinstance(op, Weighted) for op in graph.ops)
     assert sum(what == "weights" for _, what, _ in arrays) == weighted - len(sharing(graph))
@@ -233,8 +233,8 @@ def test_the_first_step_has_the_weights_where_steps_are_reordered():
     from thaw.export.c_layers import emit_step
 
     text = "".join(emit_step(graph, swapped, index).constants for index in range(len(swapped.steps)))
-    defined = [int(number) for number in re.findall(r"int8_t weights_(\d+)\[", text)]
-    for match in re.finditer(r"    weights_(\d+), bias_(\d+)", text):
+    defined = [int(number) for number in re.findall(r"int8_t thaw_weights_(\d+)\[", text)]
+    for match in re.finditer(r"    thaw_weights_(\d+), thaw_bias_(\d+)", text):
         assert int(match[1]) in defined
         assert int(match[1]) <= int(match[2])
 

@@ -224,6 +224,15 @@ def export(
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Only the int8 network.")] = False,
     float_: Annotated[bool, typer.Option("--float", help="Only the float32 network.")] = False,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What symbols, macros and files of the C begin with, so that several models link into one program; "
+            "default from the run's name.",
+            show_default=False,
+        ),
+    ] = None,
     out: ArtefactFolder = None,
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -234,7 +243,7 @@ def export(
     if int8 and float_:
         raise UsageError("--int8 and --float exclude each other: without either, both are written")
     precision: Literal["float", "int8"] | None = "int8" if int8 else "float" if float_ else None
-    deploy.export(run, to, precision, out=out, data_root=data_root, as_json=as_json)
+    deploy.export(run, to, precision, prefix=prefix, out=out, data_root=data_root, as_json=as_json)
 
 
 @app.command()

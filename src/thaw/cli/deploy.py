@@ -12,6 +12,7 @@ from thaw.cli.commands import print_json, print_text
 from thaw.cli.interrupt import told_when_stopped
 from thaw.cli.progress import Progress
 from thaw.evidence.verify import FloatComparison
+from thaw.export.c_names import prefix_of_files
 from thaw.export.card import Precision
 from thaw.quoting import printable
 from thaw.workflow.benchmark import Bench
@@ -25,13 +26,20 @@ STOPPED = "stopped; give the same command again"
 
 
 def export(
-    run: Path, to: str | None, precision: Precision | None, *, out: Path | None, data_root: Path | None, as_json: bool
+    run: Path,
+    to: str | None,
+    precision: Precision | None,
+    *,
+    prefix: str | None,
+    out: Path | None,
+    data_root: Path | None,
+    as_json: bool,
 ) -> None:
     """`thaw export RUN`."""
     targets = None if to is None else [name.strip() for name in to.split(",") if name.strip()]
     with Progress() as progress, told_when_stopped(STOPPED):
         opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
-        result = write_artefacts(opened, targets=targets, precision=precision, out=out)
+        result = write_artefacts(opened, targets=targets, precision=precision, out=out, prefix=prefix)
         _tell_missing(progress, result.missing)
     if as_json:
         print_json({**result.as_dict(), "complete": result.is_complete})
@@ -45,6 +53,10 @@ def _print_export(result: Export) -> None:
     for exported in result.targets:
         rows += [(str(result.out / exported.target / name), f"{len(data):,}") for name, data in exported.files.items()]
     print_text(columns(rows, right=(1,)))
+    for exported in result.targets:
+        if exported.target == "c":
+            prefix = prefix_of_files(exported.files)
+            print_text(f"names in the C begin with {prefix}_ or {prefix.upper()}_; --prefix NAME chooses another")
     if result.memory:
         memory = result.memory
         print_text(

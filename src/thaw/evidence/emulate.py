@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
 from thaw.evidence.run_c import STRICT_FLAGS
+from thaw.export.c_names import prefix_of_files, with_prefix
 from thaw.host_c import compile_c
 from thaw.quoting import shown
 
@@ -34,6 +35,8 @@ _PACKAGES = {
     _QEMU: "qemu-system-arm",
 }
 OPTIMISATION = ("-O2", "-ffunction-sections", "-fdata-sections")
+# No exported file is called so, since a prefix has no hyphen.
+_FIRMWARE_SOURCE, _FIRMWARE_OBJECT, _MODEL_OBJECT = "thaw-firmware.c", "thaw-firmware.o", "thaw-model.o"
 _SECONDS_PER_IMAGE = 1.0
 _LEAST_SECONDS = 120.0
 
@@ -150,10 +153,11 @@ def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: s
 
 def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: str) -> Emulation:
     board = TARGETS[target]
+    prefix = prefix_of_files(files)
     _write_sources(folder, files, board)
-    text, constants, static = _sizes(folder, board, "thaw_predict")
-    more_text, more_constants, _ = _sizes(folder, board, "thaw_predict", "thaw_preprocess")
-    _link(folder, board, "firmware.elf", ["firmware.o", "model.o"], ["-T", "memory.ld"])
+    text, constants, static = _sizes(folder, board, f"{prefix}_predict")
+    more_text, more_constants, _ = _sizes(folder, board, f"{prefix}_predict", f"{prefix}_preprocess")
+    _link(folder, board, "firmware.elf", [_FIRMWARE_OBJECT, _MODEL_OBJECT], ["-T", "memory.ld"])
     scores, counts = _run(folder, board, images, files)
     ticks_per_instruction = counts[2] / counts[3]
     mean = counts[1] / counts[0] / ticks_per_instruction
@@ -178,16 +182,19 @@ def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.ui
 
 
 def _write_sources(folder: Path, files: Mapping[str, bytes], board: Target) -> None:
-    for name in ("model.h", "model.c"):
+    prefix = prefix_of_files(files)
+    for name in (f"{prefix}.h", f"{prefix}.c"):
         (folder / name).write_bytes(files[name])
     own = resources.files("thaw.evidence") / "firmware"
-    (folder / "firmware.c").write_bytes((own / "firmware.c").read_bytes())
+    firmware = (own / "firmware.c").read_text("utf-8").replace('"model.h"', f'"{prefix}.h"')
+    (folder / _FIRMWARE_SOURCE).write_text(with_prefix(firmware, prefix), "utf-8")
     script = (own / "memory.ld").read_text("utf-8")
     script = script.replace("@CODE@", hex(board.code)).replace("@DATA@", hex(board.data))
     (folder / "memory.ld").write_text(script, "utf-8")
-    compile_c([*_compiler(board), *STRICT_FLAGS, "-c", "model.c", "-o", "model.o"], folder)
+    compile_c([*_compiler(board), *STRICT_FLAGS, "-c", f"{prefix}.c", "-o", _MODEL_OBJECT], folder)
     # The firmware reads addresses as numbers and calls the host, which no strict C does.
-    compile_c([*_compiler(board), "-std=gnu11", "-Wall", "-Wextra", "-c", "firmware.c", "-o", "firmware.o"], folder)
+    loose = ("-std=gnu11", "-Wall", "-Wextra")
+    compile_c([*_compiler(board), *loose, "-c", _FIRMWARE_SOURCE, "-o", _FIRMWARE_OBJECT], folder)
 
 
 def _compiler(board: Target) -> list[str]:
@@ -201,7 +208,7 @@ def _link(folder: Path, board: Target, name: str, objects: Sequence[str], flags:
 def _sizes(folder: Path, board: Target, *roots: str) -> tuple[int, int, int]:
     """(code, constants, memory) in bytes of these functions and everything that they reach."""
     kept = [flag for root in roots for flag in ("-u", root)]
-    _link(folder, board, "sizes.elf", ["model.o"], [*kept, f"-Wl,-e,{roots[0]}"])
+    _link(folder, board, "sizes.elf", [_MODEL_OBJECT], [*kept, f"-Wl,-e,{roots[0]}"])
     listing = subprocess.run(
         [f"{PREFIX}size", "-A", "sizes.elf"], cwd=folder, capture_output=True, text=True, check=True
     ).stdout
@@ -232,7 +239,9 @@ def _run(
         reason = (done.stderr.strip().splitlines() or ["it faulted"])[0]
         raise ModelFileError(f"the firmware on {board.machine} failed with exit code {done.returncode}: {reason[:200]}")
     counts = np.frombuffer((folder / "counts.bin").read_bytes(), "<u4").tolist()
-    scores_type = "<i4" if b"typedef int32_t thaw_score" in files["model.h"] else "i1"
+    prefix = prefix_of_files(files)
+    is_index = f"typedef int32_t {prefix}_score".encode() in files[f"{prefix}.h"]
+    scores_type = "<i4" if is_index else "i1"
     scores = np.frombuffer((folder / "scores.bin").read_bytes(), scores_type).reshape(len(images), -1)
     if counts[0] != len(images):
         raise ModelFileError(f"the firmware on {board.machine} ran {counts[0]} of {len(images)} images")

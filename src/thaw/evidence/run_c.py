@@ -18,13 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import ModelFileError
+from thaw.export.c_names import prefix_of_files, with_prefix
 from thaw.export.to_c import traced_tensors
 from thaw.graph.graph import Graph
 from thaw.graph.tensors import Tensor
 from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
 
 STRICT_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic")
-"""What the emitted C compiles with, on every target."""
+"""What C that is verified compiles with, on every target."""
+
+_ANY_FLAGS = ("-std=c99", "-w")
+"""What C that is timed compiles with: another compiler's warnings are no reason not to."""
+
+# No exported file is called so, since a prefix has no hyphen.
+_SOURCE = "thaw-program.c"
 
 _RUN_SECONDS = 60.0
 _RUN_SECONDS_AN_IMAGE = 0.02
@@ -32,7 +39,7 @@ _RUN_SECONDS_AN_IMAGE = 0.02
 # From a file of images to a file of scores, or of what each step wrote: a program of its own, so that C which crashes
 # or does not end takes nothing along.
 _PROGRAM = """
-#include "model.h"
+#include "@HEADER@"
 #include <stdio.h>
 
 static FILE *results;
@@ -48,7 +55,7 @@ void thaw_trace(int step, const void *data, int32_t bytes)
 
 int main(int count, char **names)
 {
-    static uint8_t pixels[THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS];
+    static uint8_t pixels[THAW_INPUT_BYTES];
     static thaw_score scores[THAW_SCORES];
     FILE *images;
     if (count != 3) {
@@ -76,8 +83,10 @@ class HostCRunner:
     Args:
         files: what `export_c` gives.
         graph: the int8 graph that it was made from.
-        flags: of the compiler, besides those of `STRICT_FLAGS`.
+        flags: of the compiler, besides those that set language and warnings.
         compiler: by default what `find_compiler` finds.
+        is_strict: whether a warning is an error: for what is verified, not for what is timed.
+        launcher: what starts the program, such as an emulator of another processor; by default nothing.
 
     Raises:
         MissingDependencyError: without a compiler.
@@ -91,29 +100,35 @@ class HostCRunner:
         *,
         flags: Sequence[str] = FAST_FLAGS,
         compiler: str | None = None,
+        is_strict: bool = True,
+        launcher: Sequence[str] = (),
     ) -> None:
         self.graph = graph
         self._files = files
-        self._flags = tuple(flags)
+        self._prefix = prefix_of_files(files)
+        self._flags = (*(STRICT_FLAGS if is_strict else _ANY_FLAGS), *flags)
+        self._launcher = tuple(launcher)
         self._compiler = compiler or find_compiler()
         self._result = graph.tensor(graph.outputs[-1])
         self._folder = tempfile.TemporaryDirectory(prefix="thaw-c-")
         try:
-            self._build("program", "program.c")
+            self._build("program", _SOURCE)
         except BaseException:
             self.close()
             raise
 
     def _build(self, name: str, *extra: str) -> Path:
         folder = Path(self._folder.name)
+        header, source = f"{self._prefix}.h", f"{self._prefix}.c"
         if not (folder / name).exists():
             try:
-                for file in ("model.h", "model.c"):
+                for file in (header, source):
                     (folder / file).write_bytes(self._files[file])
-                (folder / "program.c").write_text(_PROGRAM, encoding="utf-8")
+                program = with_prefix(_PROGRAM, self._prefix).replace("@HEADER@", header)
+                (folder / _SOURCE).write_text(program, encoding="utf-8")
             except OSError as error:
                 raise _unusable(error) from error
-            compile_c([self._compiler, *STRICT_FLAGS, *self._flags, "-o", name, "model.c", *extra], folder)
+            compile_c([self._compiler, *self._flags, "-o", name, source, *extra], folder)
         return folder / name
 
     def __enter__(self) -> Self:
@@ -134,7 +149,7 @@ class HostCRunner:
         Raises:
             ModelFileError: when the C crashes or does not end.
         """
-        return self._read(self._build("program", "program.c"), images, [self._result])[0]
+        return self._read(self._build("program", _SOURCE), images, [self._result])[0]
 
     def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """What each step wrote, [1, ...] by tensor, for uint8 [1, H, W, C]: from a second build that tells.
@@ -143,7 +158,7 @@ class HostCRunner:
             ModelFileError: when the C crashes or does not end.
         """
         tensors = [self.graph.tensor(name) for name in traced_tensors(self.graph)]
-        parts = self._read(self._build("traced", "program.c", "-DTHAW_TRACE"), image, tensors)
+        parts = self._read(self._build("traced", _SOURCE, "-DTHAW_TRACE"), image, tensors)
         return {tensor.name: part for tensor, part in zip(tensors, parts, strict=True)}
 
     def _read(self, program: Path, images: npt.NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
@@ -153,7 +168,11 @@ class HostCRunner:
         try:
             (folder / "images.bin").write_bytes(np.ascontiguousarray(images).tobytes())
             done = subprocess.run(
-                [str(program), "images.bin", "results.bin"], cwd=folder, capture_output=True, timeout=limit, check=False
+                [*self._launcher, str(program), "images.bin", "results.bin"],
+                cwd=folder,
+                capture_output=True,
+                timeout=limit,
+                check=False,
             )
             content = (folder / "results.bin").read_bytes() if done.returncode == 0 else b""
         except OSError as error:
@@ -188,7 +207,8 @@ class HostCRunner:
         self.run(image[None])
         pixels = np.ascontiguousarray(image)
         scores = np.empty(self._result.shape, self._result.dtype)
-        function, arguments = self.library().thaw_predict, (_address(pixels), _address(scores))
+        function = getattr(self.library(), f"{self._prefix}_predict")
+        arguments = _address(pixels), _address(scores)
 
         def call() -> object:
             function(*arguments)

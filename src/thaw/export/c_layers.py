@@ -130,7 +130,7 @@ class _Emitter:
         )
 
     def _address(self, name: str) -> str:
-        return f"arena.bytes + {self.plan.offsets[name]}"
+        return f"thaw_arena.bytes + {self.plan.offsets[name]}"
 
     def _input(self, number: int = 0) -> str:
         """What is read as int8."""
@@ -146,7 +146,11 @@ class _Emitter:
         return self.op.inputs[0] in self.plan.pixels
 
     def _columns(self) -> str:
-        return f"arena.columns + {self.plan.scratch_offsets[self.index] // 2}"
+        return f"thaw_arena.columns + {self.plan.scratch_offsets[self.index] // 2}"
+
+    @property
+    def _layer(self) -> str:
+        return f"&thaw_layer_{self.index}"
 
     @property
     def output(self) -> str:
@@ -155,7 +159,7 @@ class _Emitter:
 
     def _struct(self, kind: str, fields: Iterable[object]) -> str:
         values = textwrap.fill(", ".join(map(str, fields)), width=110, initial_indent="    ", subsequent_indent="    ")
-        return f"/* {c_comment(self.op.name)} */\nstatic const {kind} layer_{self.index} = {{\n{values}}};\n"
+        return f"/* {c_comment(self.op.name)} */\nstatic const {kind} thaw_layer_{self.index} = {{\n{values}}};\n"
 
     def _weighted_constants(self, op: Weighted, bias: npt.NDArray[np.int64]) -> str:
         """The arrays that an operation with weights has: but for the weights, where an earlier step has them."""
@@ -163,10 +167,10 @@ class _Emitter:
         _refuse_large_sums(op, bias, shifts)
         is_first = self._weights_step(op) == self.index
         return (
-            (_array("int8_t", f"weights_{self.index}", pack_weights(op), " THAW_WORDS") if is_first else "")
-            + _array("int32_t", f"bias_{self.index}", bias)
-            + _array("int32_t", f"multiplier_{self.index}", multipliers)
-            + _array("int8_t", f"shift_{self.index}", shifts)
+            (_array("int8_t", f"thaw_weights_{self.index}", pack_weights(op), " THAW_WORDS") if is_first else "")
+            + _array("int32_t", f"thaw_bias_{self.index}", bias)
+            + _array("int32_t", f"thaw_multiplier_{self.index}", multipliers)
+            + _array("int8_t", f"thaw_shift_{self.index}", shifts)
         )
 
     def _weights_step(self, op: Weighted) -> int:
@@ -175,8 +179,8 @@ class _Emitter:
         return list(owners).index(weights_owner(op))
 
     def _arrays(self, op: Weighted) -> tuple[str, ...]:
-        own = (f"{name}_{self.index}" for name in ("bias", "multiplier", "shift"))
-        return (f"weights_{self._weights_step(op)}", *own)
+        own = (f"thaw_{name}_{self.index}" for name in ("bias", "multiplier", "shift"))
+        return (f"thaw_weights_{self._weights_step(op)}", *own)
 
     def _input_zero_point(self) -> int:
         """The zero point of what is read, as it is read: of pixels on the scale of uint8."""
@@ -211,7 +215,7 @@ class _Emitter:
         bias = op.bias.astype(np.int64) - zero_point * sums
         fields = (*self._arrays(op), *sizes, *pool, zero_point, *self._output_zero_point(op), int(self._is_pixels()))
         constants = self._weighted_constants(op, bias) + self._struct("thaw_convolution", fields)
-        call = f"thaw_convolve(&layer_{self.index}, {self._raw_input()}, {self.output}, {self._columns()});"
+        call = f"thaw_convolve({self._layer}, {self._raw_input()}, {self.output}, {self._columns()});"
         return CONVOLUTION, constants, call
 
     def _depthwise(self, op: DepthwiseConv2d) -> tuple[tuple[str, ...], str, str]:
@@ -228,13 +232,13 @@ class _Emitter:
             int(self._is_pixels()),
         )
         constants = self._weighted_constants(op, op.bias.astype(np.int64)) + self._struct("thaw_depthwise", fields)
-        call = f"thaw_convolve_depthwise(&layer_{self.index}, {self._raw_input()}, {self.output});"
+        call = f"thaw_convolve_depthwise({self._layer}, {self._raw_input()}, {self.output});"
         return ("common.c", "depthwise.c"), constants, call
 
     def _pooling(self, op: MaxPool2d | AveragePool2d) -> tuple[tuple[str, ...], str, str]:
         name = "max_pool" if isinstance(op, MaxPool2d) else "average_pool"
         fields = (*self.reads[0].shape[1:], *op.kernel, *op.stride, *self.written.shape[:2])
-        call = f"thaw_{name}(&layer_{self.index}, {self._input()}, {self.output});"
+        call = f"thaw_{name}({self._layer}, {self._input()}, {self.output});"
         return ("pool.c", f"{name}.c"), self._struct("thaw_pooling", fields), call
 
     def _addition(self, op: Add) -> tuple[tuple[str, ...], str, str]:
@@ -243,9 +247,7 @@ class _Emitter:
         zero_points = [each.zero_point for each in (first, second, written)]
         least = written.zero_point if op.activation == "relu" else -128
         fields = (_braced(multipliers), _braced(shifts), _braced(zero_points), least)
-        call = (
-            f"thaw_add(&layer_{self.index}, {self._input()}, {self._input(1)}, {self.written.elements}, {self.output});"
-        )
+        call = f"thaw_add({self._layer}, {self._input()}, {self._input(1)}, {self.written.elements}, {self.output});"
         return ("common.c", "add.c"), self._struct("thaw_addition", fields), call
 
     def _requantization(self, op: Requantize) -> tuple[tuple[str, ...], str, str]:
@@ -254,7 +256,7 @@ class _Emitter:
         if 255 << max(shift, 0) > _LARGEST_SUM:
             raise UsageError(f"C: {shown(op.name)} goes to a scale {read.scale / written.scale:.3g} times finer")
         fields = (multiplier, shift, read.zero_point, written.zero_point, int(self.reads[0].dtype == "uint8"))
-        call = f"thaw_requantize(&layer_{self.index}, {self._raw_or_pixels()}, {self.written.elements}, {self.output});"
+        call = f"thaw_requantize({self._layer}, {self._raw_or_pixels()}, {self.written.elements}, {self.output});"
         return ("common.c", "requantize.c"), self._struct("thaw_requantization", fields), call
 
     def _raw_or_pixels(self) -> str:
@@ -262,7 +264,7 @@ class _Emitter:
 
     def _softmax(self) -> tuple[tuple[str, ...], str, str]:
         multiplier, left, least = fixed_point.softmax_scaling(_quantization(self.reads[0]).scale)
-        call = f"thaw_softmax(&layer_{self.index}, {self._input()}, {self.written.elements}, {self.output});"
+        call = f"thaw_softmax({self._layer}, {self._input()}, {self.written.elements}, {self.output});"
         constants = self._struct("thaw_softmax_scale", (multiplier, left, max(least, -256)))
         return ("common.c", "softmax.c"), constants, call
 
@@ -274,7 +276,7 @@ class _Emitter:
                 zero_point = _quantization(self.written).zero_point
                 return ("relu.c",), "", f"thaw_relu({self._input()}, {elements}, {zero_point}, {self.output});"
             case ArgMax():
-                words = f"arena.words + {self.plan.offsets[self.step.writes] // 4}"
+                words = f"thaw_arena.words + {self.plan.offsets[self.step.writes] // 4}"
                 return ("argmax.c",), "", f"thaw_argmax({self._input()}, {self.reads[0].elements}, {words});"
             case Concat():
                 return ("concat.c",), "", self._concat_calls()
@@ -291,7 +293,7 @@ class _Emitter:
         for number, tensor in enumerate(self.reads):
             channels = tensor.shape[-1]
             lines.append(
-                f"thaw_concat({self._input(number)}, {positions}, {channels}, {pitch}, arena.bytes + {offset});"
+                f"thaw_concat({self._input(number)}, {positions}, {channels}, {pitch}, thaw_arena.bytes + {offset});"
             )
             offset += channels
         return "\n    ".join(lines)

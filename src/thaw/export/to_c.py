@@ -2,7 +2,7 @@
 
 What runs, in which order and where in the arena, is `thaw.graph.plan`'s; how weights lie is `thaw.graph.packing`'s; the
 kernels are written by hand in `thaw/export/c`, and only those that a network needs are taken. The arithmetic is that of
-the referee, so that every byte is equal.
+the referee, so that every byte is equal. All names begin with a prefix of the model's own (`thaw.export.c_names`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from thaw.data.scaling import FULL_RANGE
 from thaw.errors import UsageError
 from thaw.export.c_layers import KERNELS, Emitted, emit_step
+from thaw.export.c_names import FIXED_PREFIX, check_prefix, with_prefix
 from thaw.export.card import ModelCard, Precision
 from thaw.graph.graph import Graph
 from thaw.graph.ops import Conv2d
@@ -27,29 +28,36 @@ from thaw.graph.tensors import Tensor
 from thaw.quoting import c_comment, c_string, json_text, markdown_text
 
 
-def export_c(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
-    """The folder of C for the int8 graph: model.h, model.c, main.c, Makefile and README.md.
+def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str = FIXED_PREFIX) -> dict[str, bytes]:
+    """The folder of C for the int8 graph: PREFIX.h, PREFIX.c, main.c, Makefile and README.md.
+
+    With another prefix than "model" there are model.h and model.c too, which include those two.
 
     Args:
         graphs: its "int8" graph is written; the target knows no other precision.
-        card: class names and input contract, which stand in model.h.
+        card: class names and input contract, which stand in the header.
+        prefix: what all symbols, macros (in capitals) and the names of header and source begin with.
 
     Raises:
-        UsageError: without an int8 graph, or for one whose sums could leave 30 bits.
+        UsageError: without an int8 graph, for one whose sums could leave 30 bits, or for a prefix that cannot be.
     """
+    check_prefix(prefix)
     if "int8" not in graphs:
         raise UsageError("the C target is int8: it takes no float network")
     graph = replace(graphs["int8"], outputs=graphs["int8"].outputs[-1:])
     if graph.tensor(graph.input).shape != card.contract.shape:
         raise UsageError(f"the network takes {graph.tensor(graph.input).shape}, the card says {card.contract.shape}")
-    program = _Program(graph, plan_memory(graph), card)
+    program = _Program(graph, plan_memory(graph), card, prefix)
     texts = {
-        "model.h": program.header(),
-        "model.c": program.source(),
-        "main.c": _fragment("main.c"),
-        "Makefile": _fragment("Makefile"),
+        f"{prefix}.h": program.header(),
+        f"{prefix}.c": program.source(),
+        "main.c": program.fill("main.c"),
+        "Makefile": program.fill("Makefile"),
         "README.md": program.readme(),
     }
+    # Without regard to case, as some file systems compare names.
+    if prefix.lower() != FIXED_PREFIX:
+        texts |= {f"{FIXED_PREFIX}{kind}": program.fill(f"fixed_name{kind}") for kind in (".h", ".c")}
     return {name: text.encode() for name, text in texts.items()}
 
 
@@ -58,6 +66,14 @@ class _Program:
     graph: Graph
     plan: MemoryPlan
     card: ModelCard
+    prefix: str
+
+    def fill(self, fragment: str, values: Mapping[str, str] | None = None) -> str:
+        """A template with the names of this model, and with `values` as they are."""
+        return _fill(self._named(_fragment(fragment)), {"PREFIX": self.prefix, **(values or {})})
+
+    def _named(self, text: str) -> str:
+        return with_prefix(text, self.prefix)
 
     @property
     def result(self) -> Tensor:
@@ -70,7 +86,7 @@ class _Program:
         return "int32_t" if self.result.dtype == "int32" else "int8_t"
 
     def header(self) -> str:
-        """model.h."""
+        """PREFIX.h."""
         height, width, channels = self.card.contract.shape
         low, high = self.card.contract.range or FULL_RANGE
         quantization = self.result.quantization
@@ -79,6 +95,7 @@ class _Program:
             "HEIGHT": str(height),
             "WIDTH": str(width),
             "CHANNELS": str(channels),
+            "INPUT_BYTES": str(height * width * channels),
             "FIT_CROP": "1" if self.card.contract.fit == "crop" else "0",
             "RANGE_LOW": f"{low}U",
             "RANGE_HIGH": f"{high}U",
@@ -88,27 +105,28 @@ class _Program:
             "SCORE_TYPE": self.result_type,
             "SCORE_SCALE": "1" if quantization is None else float_literal(quantization.scale),
             "SCORE_ZERO_POINT": "0" if quantization is None else str(quantization.zero_point),
-            "PREPROCESS": _fragment("preprocess.h").strip(),
+            "PREPROCESS": self._named(_fragment("preprocess.h")).strip(),
         }
-        return _fill(_fragment("model.h"), values)
+        return self.fill("model.h", values)
 
     def source(self) -> str:
-        """model.c: the kernels that are needed, the constants, and the calls in order."""
+        """PREFIX.c: the kernels that are needed, the constants, and the calls in order."""
         layers = [emit_step(self.graph, self.plan, index) for index in range(len(self.plan.steps))]
         used = {kernel for layer in layers for kernel in layer.kernels}
-        kernels = [_fragment(name) for name in KERNELS if name in used]
+        kernels = "\n".join(_fragment(name) for name in KERNELS if name in used)
+        constants = "\n".join(layer.constants for layer in layers if layer.constants)
+        calls = "\n".join(_traced(index, layer) for index, layer in enumerate(layers))
         values = {
             "NAME": c_comment(self.card.name),
-            "INCLUDES": _wide_memory(self.plan) if "convolution.c" in used else "",
-            "KERNELS": "\n".join(kernels).rstrip(),
-            "CONSTANTS": "\n".join(layer.constants for layer in layers if layer.constants).rstrip(),
+            "INCLUDES": self._named(_wide_memory(self.plan)) if "convolution.c" in used else "",
+            "KERNELS": self._named(kernels).rstrip(),
+            "CONSTANTS": self._named(constants).rstrip(),
             "NAMES": ",\n".join(f"    {c_string(name)}" for name in self.card.classes),
-            "CALLS": "\n".join(_traced(index, layer) for index, layer in enumerate(layers)),
-            "RESULT": f"arena.bytes + {self.plan.offsets[self.result.name]}",
-            "SCORE_TYPE": self.result_type,
-            "PREPROCESS": _fragment("preprocess.c").rstrip(),
+            "CALLS": self._named(calls),
+            "RESULT": self._named(f"thaw_arena.bytes + {self.plan.offsets[self.result.name]}"),
+            "PREPROCESS": self._named(_fragment("preprocess.c")).rstrip(),
         }
-        return _fill(_fragment("model.c"), values)
+        return self.fill("model.c", values)
 
     def readme(self) -> str:
         """README.md of the folder."""
@@ -119,7 +137,7 @@ class _Program:
             "INPUT": "x".join(map(str, self.card.contract.shape)),
             "CARD": textwrap.indent(card, "    "),
         }
-        return _fill(_fragment("README.md"), values)
+        return self.fill("README.md", values)
 
 
 def _wide_memory(plan: MemoryPlan) -> str:
@@ -134,7 +152,7 @@ def _wide_memory(plan: MemoryPlan) -> str:
 
 
 def _traced(index: int, layer: Emitted) -> str:
-    written = f"arena.bytes + {layer.offset}"
+    written = f"thaw_arena.bytes + {layer.offset}"
     return f"    {layer.call}\n    THAW_TRACE_STEP({index}, {written}, {layer.size});"
 
 

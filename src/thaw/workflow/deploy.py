@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from thaw.data.prepare import PreparedData, prepare
 from thaw.errors import MissingDependencyError, ModelFileError, RunError, UsageError
+from thaw.export.c_names import check_prefix, prefix_of_name
 from thaw.export.card import ModelCard, Precision
 from thaw.export.to_c import export_c
 from thaw.export.to_litert import export_litert
@@ -39,10 +40,10 @@ from thaw.workflow.run_folder import EXPORT_FOLDER, RunFolder, locked, open_for_
 from thaw.workflow.zoo_card import ZooCard, read_card
 
 PRECISIONS: tuple[Precision, ...] = ("float", "int8")
-_EXPORTERS: Mapping[str, Callable[[Mapping[Precision, Graph], ModelCard], dict[str, bytes]]] = {
+_Exporter = Callable[[Mapping[Precision, Graph], ModelCard], dict[str, bytes]]
+_EXPORTERS: Mapping[str, _Exporter] = {
     "onnx": export_onnx,
     "litert": export_litert,
-    "c": export_c,
     "web": export_web,
 }
 
@@ -146,6 +147,11 @@ class TrainedRun:
         """
         if self.zoo is None:
             self.needs_folder(purpose)
+
+    def c_prefix(self) -> str:
+        """What names in its C begin with by default: from the run folder's name, or the model's in the zoo."""
+        name = self.zoo.name if self.zoo is not None else self.path.resolve().name
+        return prefix_of_name(name)
 
     def default_out(self) -> Path:
         """Where the artefacts are: in the run's folder, or for a model of the zoo in the working folder."""
@@ -310,6 +316,7 @@ def export(
     targets: Sequence[str] | None = None,
     precision: Precision | None = None,
     out: Path | None = None,
+    prefix: str | None = None,
 ) -> Export:
     """Write the artefacts of a run.
 
@@ -318,26 +325,34 @@ def export(
         targets: "onnx", "litert", "c", "web"; None for all but the web page.
         precision: "float" or "int8"; None for both where the target has both.
         out: the folder; RUN/export by default, and for zoo:NAME ./NAME-export.
+        prefix: what names in the C begin with; by default from the run's name (`thaw.export.c_names`).
 
     Raises:
-        UsageError: for targets or a precision that cannot be.
+        UsageError: for targets, a precision or a prefix that cannot be.
         RunError: for int8 from a bare model file, or a folder that cannot be written.
     """
     asked = asked_for(targets, precision)
+    if prefix is not None:
+        check_prefix(prefix)
+        if "c" not in asked:
+            raise UsageError("a prefix is for the names in C, which is not asked for: add c to the targets")
     folder = run.default_out() if out is None else out.expanduser()
     with run.locked():
-        return write_export(run, asked, folder)
+        return write_export(run, asked, folder, prefix=prefix)
 
 
-def write_export(run: TrainedRun, asked: Mapping[str, Sequence[Precision]], out: Path) -> Export:
+def write_export(
+    run: TrainedRun, asked: Mapping[str, Sequence[Precision]], out: Path, *, prefix: str | None = None
+) -> Export:
     """The export itself, with the run's folder held."""
     needed = [each for each in PRECISIONS if any(each in precisions for precisions in asked.values())]
     graphs = {each: run.graph(each) for each in needed}
     card = run.card()
+    exporters: Mapping[str, _Exporter] = {**_EXPORTERS, "c": partial(export_c, prefix=prefix or run.c_prefix())}
     written, missing = [], {}
     for target, precisions in asked.items():
         try:
-            files = _EXPORTERS[target]({each: graphs[each] for each in precisions}, card)
+            files = exporters[target]({each: graphs[each] for each in precisions}, card)
         except MissingDependencyError as error:
             missing[target] = str(error)
             continue

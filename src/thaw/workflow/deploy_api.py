@@ -18,6 +18,7 @@ def export_run(
     *,
     precision: Precision | None = None,
     out: str | Path | None = None,
+    prefix: str | None = None,
     source: Any = None,
     data_root: str | Path | None = None,
 ) -> Export:
@@ -28,6 +29,7 @@ def export_run(
         targets: "onnx", "litert", "c", "web"; None for all but the web page.
         precision: "float" or "int8"; None for both where the target has both.
         out: the folder; RUN/export by default, and for "zoo:NAME" ./NAME-export.
+        prefix: what symbols, macros and files of the C begin with, a C identifier; by default from the run's name.
         source: only for a run that was trained from arrays: those arrays.
         data_root: folder that holds the named data sets; by default where they were in training.
 
@@ -36,7 +38,7 @@ def export_run(
             in the result's `missing`.
     """
     opened = TrainedRun.open(Path(run), data_root=_path(data_root), source=source)
-    return export(opened, targets=targets, precision=precision, out=_path(out))
+    return export(opened, targets=targets, precision=precision, out=_path(out), prefix=prefix)
 
 
 def verify_run(

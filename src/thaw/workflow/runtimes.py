@@ -61,21 +61,21 @@ RUNTIMES = (
 _PACKAGES = ("onnx", "onnxruntime", "ai-edge-litert")
 
 
-def open_runner(runtime: Runtime, exported: ExportedTarget, graph: Graph) -> TimedRunner:
+def open_runner(runtime: Runtime, exported: ExportedTarget, graph: Graph, *, is_strict: bool = True) -> TimedRunner:
     """The artefact of an export in a runtime, on one thread.
 
     Args:
         runtime: which.
         exported: the export of its target.
         graph: the graph that the artefact was made from.
+        is_strict: whether C must compile without a warning.
 
     Raises:
         MissingDependencyError: naming the package that is missing.
         ModelFileError: when the artefact is not there or cannot be used.
     """
     if runtime.target == "c":
-        _file(exported, "model.h"), _file(exported, "model.c")
-        return HostCRunner(exported.files, graph)
+        return HostCRunner(exported.files, graph, is_strict=is_strict)
     if runtime.target == "onnx":
         return OnnxRunner(_file(exported, f"model-{runtime.precision}.onnx"), threads=1)
     model = _file(exported, f"model-{runtime.precision}.tflite")

@@ -1,13 +1,12 @@
 /* Runs thaw_predict on images from a file of the machine that emulates this one, counts, and writes what it found.
  *
- * images.bin holds THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS bytes an image; scores.bin gets THAW_SCORES scores each, and
+ * images.bin holds THAW_INPUT_BYTES bytes an image; scores.bin gets THAW_SCORES scores each, and
  * counts.bin eight words: images, SysTick ticks in all of thaw_predict, ticks and instructions of the loop that
  * calibrates, stack bytes, and the most ticks of one image. */
 #include "model.h"
 
 #include <stddef.h>
 
-#define IMAGE_BYTES (THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS)
 #define PAINT 0xA5C3A5C3u
 #define CALIBRATION_LOOPS 2000000u
 
@@ -52,7 +51,7 @@ static void host_exit(uint32_t code)
     }
 }
 
-static uint8_t pixels[IMAGE_BYTES];
+static uint8_t pixels[THAW_INPUT_BYTES];
 static thaw_score scores[THAW_SCORES];
 
 /* A loop of two instructions, which tells how many of them one tick is. */
@@ -94,7 +93,7 @@ int main(void)
     for (deepest = stack_bottom; deepest < here - 1; deepest++) {
         *(volatile uint32_t *)deepest = PAINT;
     }
-    while (host_transfer(SYS_READ, images, pixels, IMAGE_BYTES) == 0) {
+    while (host_transfer(SYS_READ, images, pixels, THAW_INPUT_BYTES) == 0) {
         const uint32_t ticks = predict();
         counts[0]++;
         counts[1] += ticks;

@@ -16,8 +16,8 @@ static void thaw_add(
     const thaw_addition *layer, const int8_t *first, const int8_t *second, int32_t count, int8_t *output)
 {
     for (; count > 0; count--) {
-        const int32_t a = (*first++ - layer->zero_point[0]) * ((int32_t)1 << 20);
-        const int32_t b = (*second++ - layer->zero_point[1]) * ((int32_t)1 << 20);
+        const int32_t a = ((int32_t)*first++ - layer->zero_point[0]) * ((int32_t)1 << 20);
+        const int32_t b = ((int32_t)*second++ - layer->zero_point[1]) * ((int32_t)1 << 20);
         const int32_t sum = thaw_scale_down(a, layer->multiplier[0], layer->shift[0]) +
                             thaw_scale_down(b, layer->multiplier[1], layer->shift[1]);
         *output++ = thaw_clamp(

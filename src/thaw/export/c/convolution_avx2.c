@@ -1,15 +1,16 @@
 #if defined(THAW_AVX2)
 /* Eight filters side by side in a register. Memory is no concern where AVX2 is, so the weights of a layer are spread out
  * first, in words of 32 bits: word 0 of all filters, word 1 of all filters, and so on. A word is a pair of taps as int16,
- * or with VNNI two pairs as int8. */
-#define THAW_WIDE_FILTERS ((THAW_MOST_FILTERS + 7) / 8 * 8)
+ * or with VNNI two pairs as int8. A turn takes up to 24 filters; what no layer is wide enough for is left out, since compilers
+ * warn of what it would read beyond these arrays. */
+#define THAW_WIDE_FILTERS ((THAW_MOST_FILTERS + 23) / 24 * 24)
 static struct {
     int32_t weights[THAW_MOST_WEIGHTS / 2 + THAW_WIDE_FILTERS];
     int32_t bias[THAW_WIDE_FILTERS];
     int32_t multiplier[THAW_WIDE_FILTERS];
     int32_t left[THAW_WIDE_FILTERS];
     int32_t right[THAW_WIDE_FILTERS];
-} wide;
+} thaw_wide;
 
 /* Words that a column has. */
 THAW_INLINE int32_t thaw_words(int32_t pairs)
@@ -59,18 +60,18 @@ static void thaw_prepare(const thaw_convolution *layer, int32_t pairs)
     for (filter = 0; filter < row; filter++) {
         const int is_used = filter < filters;
         const int32_t shift = is_used ? layer->shift[filter] : 0;
-        wide.bias[filter] = is_used ? layer->bias[filter] : 0;
-        wide.multiplier[filter] = is_used ? layer->multiplier[filter] : 0;
-        wide.left[filter] = shift > 0 ? shift : 0;
-        wide.right[filter] = shift > 0 ? 0 : -shift;
+        thaw_wide.bias[filter] = is_used ? layer->bias[filter] : 0;
+        thaw_wide.multiplier[filter] = is_used ? layer->multiplier[filter] : 0;
+        thaw_wide.left[filter] = shift > 0 ? shift : 0;
+        thaw_wide.right[filter] = shift > 0 ? 0 : -shift;
     }
     for (filter = 0; filter < filters; filter += 2) {
         int32_t raised[2];
         _mm_storel_epi64(
-            (__m128i *)(void *)raised, thaw_spread(layer->weights + 2 * filter * pairs, pairs, wide.weights + filter, row));
+            (__m128i *)(void *)raised, thaw_spread(layer->weights + 2 * filter * pairs, pairs, thaw_wide.weights + filter, row));
         if (!layer->is_pixels) {
-            wide.bias[filter] -= raised[0];
-            wide.bias[filter + 1] -= raised[1];
+            thaw_wide.bias[filter] -= raised[0];
+            thaw_wide.bias[filter + 1] -= raised[1];
         }
     }
 }
@@ -88,9 +89,9 @@ THAW_INLINE __m256i thaw_wide_dot(__m256i sums, __m256i weights, __m256i values)
 /* What thaw_scale does, eight times. */
 THAW_INLINE __m256i thaw_wide_scale(__m256i sums, int32_t filter)
 {
-    const __m256i multiplier = _mm256_loadu_si256((const __m256i *)(const void *)(wide.multiplier + filter));
-    const __m256i left = _mm256_loadu_si256((const __m256i *)(const void *)(wide.left + filter));
-    const __m256i right = _mm256_loadu_si256((const __m256i *)(const void *)(wide.right + filter));
+    const __m256i multiplier = _mm256_loadu_si256((const __m256i *)(const void *)(thaw_wide.multiplier + filter));
+    const __m256i left = _mm256_loadu_si256((const __m256i *)(const void *)(thaw_wide.left + filter));
+    const __m256i right = _mm256_loadu_si256((const __m256i *)(const void *)(thaw_wide.right + filter));
     const __m256i rounding = _mm256_set1_epi64x((int64_t)1 << 30);
     const __m256i value = _mm256_sllv_epi32(sums, left);
     const __m256i even = _mm256_add_epi64(_mm256_mul_epi32(value, multiplier), rounding);
@@ -108,7 +109,7 @@ THAW_INLINE __m256i thaw_wide_scale(__m256i sums, int32_t filter)
 THAW_INLINE void thaw_wide_finish(
     const thaw_convolution *layer, __m256i sums, int32_t filter, int32_t used, int8_t *output)
 {
-    const __m256i bias = _mm256_loadu_si256((const __m256i *)(const void *)(wide.bias + filter));
+    const __m256i bias = _mm256_loadu_si256((const __m256i *)(const void *)(thaw_wide.bias + filter));
     const __m256i scaled = thaw_wide_scale(_mm256_add_epi32(sums, bias), filter);
     const __m256i moved = _mm256_add_epi32(scaled, _mm256_set1_epi32(layer->zero_point));
     const __m256i least = _mm256_max_epi32(moved, _mm256_set1_epi32(layer->least));
@@ -171,7 +172,7 @@ THAW_INLINE void thaw_window_blocks(
     for (batch = 0; batch < batches; batch++) {
         __m256i sums[3][THAW_LANES];
         const int16_t *const from = columns + batch * 2 * THAW_LANES * pairs;
-        thaw_wide_block(from, words, wide.weights + filter, row, blocks, sums);
+        thaw_wide_block(from, words, thaw_wide.weights + filter, row, blocks, sums);
         for (block = 0; block < blocks; block++) {
             for (lane = 0; lane < THAW_LANES; lane++) {
                 best[block] = _mm256_max_epi32(best[block], sums[block][lane]);
@@ -189,15 +190,20 @@ static void thaw_window(
     const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t batches, int8_t *output)
 {
     int32_t filter;
-    for (filter = 0; filter < layer->filters; filter += 24) {
-        const int32_t left = layer->filters - filter;
-        if (left > 16) {
+    for (filter = 0; filter < THAW_MOST_FILTERS && filter < layer->filters; filter += 24) {
+#if THAW_MOST_FILTERS > 16
+        if (layer->filters - filter > 16) {
             thaw_window_blocks(layer, columns, pairs, batches, filter, 3, output);
-        } else if (left > 8) {
-            thaw_window_blocks(layer, columns, pairs, batches, filter, 2, output);
-        } else {
-            thaw_window_blocks(layer, columns, pairs, batches, filter, 1, output);
+            continue;
         }
+#endif
+#if THAW_MOST_FILTERS > 8
+        if (layer->filters - filter > 8) {
+            thaw_window_blocks(layer, columns, pairs, batches, filter, 2, output);
+            continue;
+        }
+#endif
+        thaw_window_blocks(layer, columns, pairs, batches, filter, 1, output);
     }
 }
 
@@ -209,7 +215,7 @@ THAW_INLINE void thaw_positions_blocks(
     __m256i sums[3][THAW_LANES];
     int32_t lane;
     int block;
-    thaw_wide_block(columns, words, wide.weights + filter, row, blocks, sums);
+    thaw_wide_block(columns, words, thaw_wide.weights + filter, row, blocks, sums);
     for (lane = 0; lane < used; lane++) {
         for (block = 0; block < blocks; block++) {
             const int32_t at = filter + 8 * block;
@@ -223,15 +229,20 @@ static void thaw_positions(
     const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t used, int8_t *output)
 {
     int32_t filter;
-    for (filter = 0; filter < layer->filters; filter += 24) {
-        const int32_t left = layer->filters - filter;
-        if (left > 16) {
+    for (filter = 0; filter < THAW_MOST_FILTERS && filter < layer->filters; filter += 24) {
+#if THAW_MOST_FILTERS > 16
+        if (layer->filters - filter > 16) {
             thaw_positions_blocks(layer, columns, pairs, used, filter, 3, output);
-        } else if (left > 8) {
-            thaw_positions_blocks(layer, columns, pairs, used, filter, 2, output);
-        } else {
-            thaw_positions_blocks(layer, columns, pairs, used, filter, 1, output);
+            continue;
         }
+#endif
+#if THAW_MOST_FILTERS > 8
+        if (layer->filters - filter > 8) {
+            thaw_positions_blocks(layer, columns, pairs, used, filter, 2, output);
+            continue;
+        }
+#endif
+        thaw_positions_blocks(layer, columns, pairs, used, filter, 1, output);
     }
 }
 #endif

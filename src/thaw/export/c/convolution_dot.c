@@ -85,6 +85,12 @@ static __attribute__((naked, noinline)) void thaw_dot(
 }
 #undef THAW_DOT_TURN
 #else
+/* A weight times a value. Of the plain a * b, the sum of two would leave an int of 16 bits. */
+THAW_INLINE int32_t thaw_product(int8_t weight, int16_t value)
+{
+    return (int32_t)weight * value;
+}
+
 /* Two filters on one column. */
 THAW_INLINE void thaw_dot_one(const int16_t *column, const int8_t *weights, int32_t pairs, int32_t sums[2])
 {
@@ -108,8 +114,8 @@ THAW_INLINE void thaw_dot_one(const int16_t *column, const int8_t *weights, int3
     sums[0] = sums[1] = 0;
 #endif
     for (; pairs > 0; pairs--, weights += 4, column += 2) {
-        sums[0] += weights[0] * column[0] + weights[2] * column[1];
-        sums[1] += weights[1] * column[0] + weights[3] * column[1];
+        sums[0] += thaw_product(weights[0], column[0]) + thaw_product(weights[2], column[1]);
+        sums[1] += thaw_product(weights[1], column[0]) + thaw_product(weights[3], column[1]);
     }
 }
 
@@ -124,8 +130,8 @@ THAW_INLINE void thaw_dot(
     for (; pairs > 0; pairs--, weights += 4, columns += 2 * THAW_LANES) {
         for (lane = 0; lane < THAW_LANES; lane++) {
             const int16_t *const x = columns + 2 * lane;
-            sums[0][lane] += weights[0] * x[0] + weights[2] * x[1];
-            sums[1][lane] += weights[1] * x[0] + weights[3] * x[1];
+            sums[0][lane] += thaw_product(weights[0], x[0]) + thaw_product(weights[2], x[1]);
+            sums[1][lane] += thaw_product(weights[1], x[0]) + thaw_product(weights[3], x[1]);
         }
     }
 }

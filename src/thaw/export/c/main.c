@@ -1,5 +1,5 @@
 /* The network on a picture: ./example picture.ppm (binary PGM or PPM, of any size; most programs can save as one). */
-#include "model.h"
+#include "@PREFIX@.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -63,7 +63,7 @@ static uint8_t *read_image(const char *path, int32_t *width, int32_t *height, in
             const size_t bytes = (size_t)columns * (size_t)rows * (size_t)*channels * (size_t)*sample_bytes;
             *width = (int32_t)columns;
             *height = (int32_t)rows;
-            pixels = malloc(bytes);
+            pixels = (uint8_t *)malloc(bytes);
             if (pixels && fread(pixels, 1, bytes, file) != bytes) {
                 free(pixels);
                 pixels = NULL;
@@ -79,8 +79,8 @@ static uint8_t *read_image(const char *path, int32_t *width, int32_t *height, in
 
 int main(int count, char **arguments)
 {
-    static uint8_t pixels[THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS];
-    int8_t scores[THAW_SCORES];
+    static uint8_t pixels[THAW_INPUT_BYTES];
+    thaw_score scores[THAW_SCORES];
     int32_t width = 0, height = 0;
     int channels = 0, sample_bytes = 1, best = 0, index;
     thaw_format format;

@@ -28,9 +28,9 @@ static int32_t thaw_exp(int32_t a)
     const int32_t x2 = thaw_multiply_high(x, x);
     const int32_t x3 = thaw_multiply_high(x2, x);
     const int32_t x4 = thaw_multiply_high(x2, x2);
-    const int32_t thirds = thaw_multiply_high(thaw_divide_by_power(x4, 2) + x3, 715827883);
+    const int32_t thirds = thaw_multiply_high(thaw_divide_by_power(x4, 2) + x3, INT32_C(715827883));
     const int32_t series = thaw_divide_by_power(thirds + x2, 1);
-    int32_t result = 1895147668 + thaw_multiply_high(x + series, 1895147668);
+    int32_t result = INT32_C(1895147668) + thaw_multiply_high(x + series, INT32_C(1895147668));
     int bit;
     if (a == 0) {
         return INT32_MAX;
@@ -47,7 +47,7 @@ static int32_t thaw_exp(int32_t a)
 static int32_t thaw_reciprocal(int32_t a)
 {
     const int32_t half = (int32_t)(((int64_t)a + INT32_MAX + 1) / 2);
-    int32_t x = 1515870810 + thaw_multiply_high(half, -1010580540);
+    int32_t x = INT32_C(1515870810) + thaw_multiply_high(half, -INT32_C(1010580540));
     int step;
     for (step = 0; step < 3; step++) {
         const int32_t rest = ((int32_t)1 << 29) - thaw_multiply_high(half, x);
@@ -72,10 +72,10 @@ static void thaw_softmax(const thaw_softmax_scale *scale, const int8_t *scores, 
             sum += thaw_divide_by_power(thaw_power_of_difference(scale, scores[index] - largest), 12);
         }
     }
-    while (!(((uint32_t)sum << zeros) & 0x80000000u)) {
+    while (!(((uint32_t)sum << zeros) & UINT32_C(0x80000000))) {
         zeros++;
     }
-    share = thaw_reciprocal((int32_t)(((uint32_t)sum << zeros) - 0x80000000u));
+    share = thaw_reciprocal((int32_t)(((uint32_t)sum << zeros) - UINT32_C(0x80000000)));
     for (index = 0; index < count; index++) {
         const int32_t difference = scores[index] - largest;
         int32_t result = -128;

@@ -1,0 +1,2 @@
+/* @PREFIX@.h by the name that every model's header has. */
+#include "@PREFIX@.h"

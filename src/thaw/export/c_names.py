@@ -1,0 +1,118 @@
+"""The names in exported C: one prefix for all symbols, macros and files of a model, so models link into one program.
+
+The fragments in `thaw/export/c` are written with the prefix `thaw`. An export replaces it by the model's own, with its
+capitals in macros. `THAW_PORTABLE` and `THAW_TRACE` keep their names: they are switches of a whole build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Collection
+
+from thaw.errors import ModelFileError, UsageError
+
+FIXED_PREFIX = "model"
+"""The name of model.h and model.c, which every export has besides its own."""
+
+MOST_LETTERS = 31
+"""C99 tells names apart by their first 31 characters where it links (5.2.4.1), so models differ within those."""
+
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
+_DIGEST_LETTERS = 6
+
+# Of C23 and C++20; those that begin with an underscore are refused as such.
+_KEYWORDS = """
+alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class compl
+concept const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype default delete do
+double dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable namespace
+new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires restrict
+return short signed sizeof static static_assert static_cast struct switch template this thread_local throw true try
+typedef typeid typename typeof typeof_unqual union unsigned using virtual void volatile wchar_t while xor xor_eq
+"""
+
+# The example's main.c; headers of C, POSIX and x86, which NAME.h would hide from a compiler that searches its folder;
+# and what Windows takes for a device.
+_TAKEN_FILES = """
+main
+assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign stdarg stdatomic stdbit
+stdbool stdckdint stddef stdint stdio stdlib stdnoreturn string tgmath threads time uchar wchar wctype
+aio cpio dirent dlfcn endian fcntl features fmtmsg fnmatch ftw getopt glob grp iconv langinfo libgen malloc memory
+monetary mqueue ndbm netdb poll pthread pwd regex sched search semaphore spawn strings stropts syslog tar termios
+ucontext ulimit unistd utime utmpx values wordexp immintrin
+aux con nul prn com1 com2 com3 com4 com5 com6 com7 com8 com9 lpt1 lpt2 lpt3 lpt4 lpt5 lpt6 lpt7 lpt8 lpt9
+"""
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix`, which names can begin with: a C identifier that neither C, C++ nor a file system reserves.
+
+    Raises:
+        UsageError: with the reason, and a prefix that could be taken instead.
+    """
+    fault = _fault(prefix)
+    if fault:
+        raise UsageError(f"prefix {prefix[:60]!r} {fault} (try {prefix_of_name(prefix[:60])!r})")
+    return prefix
+
+
+def prefix_of_name(name: str) -> str:
+    """The prefix for a model called `name`: its letters a to z and digits, with one underscore for all else between.
+
+    Accents are dropped. What would be no valid prefix gets "model_" in front; where letters of other scripts are lost,
+    or more than `MOST_LETTERS` are left, six hexadecimal digits of the name's SHA-256 keep it apart from others.
+    """
+    letters = [letter for letter in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(letter)]
+    prefix = "_".join(re.findall(r"[a-z0-9]+", "".join(letters))) or FIXED_PREFIX
+    if _fault(prefix[:MOST_LETTERS].rstrip("_")):
+        prefix = f"{FIXED_PREFIX}_{prefix}"
+    has_lost_letters = any(letter.isalnum() and not letter.isascii() for letter in letters)
+    if has_lost_letters or len(prefix) > MOST_LETTERS:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_LETTERS]
+        prefix = f"{prefix[: MOST_LETTERS - 1 - _DIGEST_LETTERS].rstrip('_')}_{digest}"
+    return prefix
+
+
+def _fault(prefix: str) -> str:
+    """Why it is no prefix; "" for one that is."""
+    small = prefix.lower()
+    faults = (
+        (
+            prefix.startswith("_") or "__" in prefix,
+            "is reserved: C and C++ keep names with a leading or a double underscore for themselves",
+        ),
+        (
+            not _IDENTIFIER.fullmatch(prefix),
+            "is not a C identifier: expected letters a to z, digits and underscores, beginning with a letter",
+        ),
+        (prefix.endswith("_"), "ends in an underscore, which thaw adds: NAME_predict would have two"),
+        (len(prefix) > MOST_LETTERS, f"has {len(prefix)} characters: expected at most {MOST_LETTERS}"),
+        (small in _KEYWORDS.split(), "is a keyword of C or C++"),
+        (
+            small in _TAKEN_FILES.split(),
+            "would name a file that has another meaning: main.c, a system header, or a device",
+        ),
+    )
+    return next((fault for is_so, fault in faults if is_so), "")
+
+
+def with_prefix(text: str, prefix: str) -> str:
+    """C that is written with the prefix `thaw`, with `prefix` instead."""
+    text = re.sub(r"\bthaw_(?=\w)", f"{prefix}_", text)
+    return re.sub(r"\bTHAW_(?!(?:PORTABLE|TRACE)\b)(?=\w)", f"{prefix.upper()}_", text)
+
+
+def prefix_of_files(names: Collection[str]) -> str:
+    """The prefix of an exported folder, from the names of its files.
+
+    Raises:
+        ModelFileError: without a header and a source by one name that can be a prefix.
+    """
+    headers = [name.removesuffix(".h") for name in names if name.endswith(".h")]
+    prefix = next((name for name in headers if name != FIXED_PREFIX), FIXED_PREFIX)
+    missing = [name for name in (f"{prefix}.h", f"{prefix}.c") if name not in names]
+    if missing or _fault(prefix):
+        what = f"no {missing[0]}" if missing else f"a header {prefix}.h that thaw does not write"
+        raise ModelFileError(f"the c export has {what}\nexport it again with thaw export")
+    return prefix
