@@ -124,10 +124,10 @@ def _convert_single(hint: type[Any], value: Any, name: str, faults: list[str]) -
         names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
         faults.append(f"{name} = {shown(value)}: expected {names.get(hint, hint.__name__)}")
     elif isinstance(value, float) and not math.isfinite(value):
-        faults.append(f"{name} = {value!r}: expected a finite number")
+        faults.append(f"{name} = {shown(value)}: expected a finite number")
     elif isinstance(value, float) and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
         limits = f"{SMALLEST_FLOAT:.2g} to {LARGEST_FLOAT:.2g}"
-        faults.append(f"{name} = {value!r}: expected 0 or a number of a size from {limits}")
+        faults.append(f"{name} = {shown(value)}: expected 0 or a number of a size from {limits}")
     elif hint is int and abs(value) > LARGEST_WHOLE:
         faults.append(f"{name} = {shown(value)}: expected a whole number of at most {LARGEST_WHOLE:,}")
     return value

@@ -17,6 +17,7 @@ from typing import ClassVar, TypeAlias
 from thaw.data.images import check_statistics
 from thaw.graph.operation import Activation, Convolution, Operation, Weighted, windows
 from thaw.graph.tensors import SOFTMAX_QUANTIZATION, Quantization, Shape, Tensor, is_sizes
+from thaw.quoting import shown
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +38,7 @@ class Scale(Operation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_statistics(f"graph: {self.kind} {self.name!r}", self.mean, self.std, len(self.mean))
+        check_statistics(f"graph: {self.kind} {shown(self.name)}", self.mean, self.std, len(self.mean))
 
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
         """uint8 (H, W, C) -> float32 (H, W, C)."""

@@ -36,6 +36,7 @@ from thaw.graph.interpret import (
 from thaw.graph.operation import Weighted
 from thaw.graph.ops import Add, ArgMax, AveragePool2d, Conv2d, Dense, DepthwiseConv2d, Op, Requantize, Softmax
 from thaw.graph.tensors import SOFTMAX_QUANTIZATION, Quantization, Tensor
+from thaw.quoting import shown
 
 Floats = npt.NDArray[np.float64]
 Interval = tuple[Array, Array]
@@ -95,7 +96,7 @@ def _weighted(op: Weighted, reads: Sequence[Tensor], lows: Sequence[Array], high
     written, quantization = op.quantization, _quantization(reads[0])
     _, shifts = output_multipliers(op, reads[0])
     if written is None or op.weight_scales is None:
-        raise UsageError(f"graph: {op.kind} {op.name!r} has no scales: expected an operation of an int8 graph")
+        raise UsageError(f"graph: {op.kind} {shown(op.name)} has no scales: expected an operation of an int8 graph")
     weights = op.weights.astype(np.float64)
     # Halves of whole numbers: exact in float64, as are sums of their products.
     middle = (low.astype(np.float64) + high) / 2
@@ -120,7 +121,7 @@ def _requantize(op: Requantize, reads: Sequence[Tensor], lows: Sequence[Array], 
 
 def _add(op: Add, reads: Sequence[Tensor], lows: Sequence[Array], highs: Sequence[Array]) -> Interval:
     if op.quantization is None:
-        raise UsageError(f"graph: {op.kind} {op.name!r} has no scale: expected an operation of an int8 graph")
+        raise UsageError(f"graph: {op.kind} {shown(op.name)} has no scale: expected an operation of an int8 graph")
     scales = [_quantization(read) for read in reads]
     *_, (_, shift) = add_multipliers(scales[0], scales[1], op.quantization)
     factors = [scale.scale / op.quantization.scale for scale in scales]
@@ -184,7 +185,7 @@ def _rounded(
 
 def _quantization(tensor: Tensor) -> Quantization:
     if tensor.quantization is None:
-        raise UsageError(f"graph: tensor {tensor.name!r} has no scale: expected one of an int8 graph")
+        raise UsageError(f"graph: tensor {shown(tensor.name)} has no scale: expected one of an int8 graph")
     return tensor.quantization
 
 

@@ -23,7 +23,7 @@ from thaw.workflow.candidates import Candidate, Choices, check_fits, find_candid
 from thaw.workflow.recipe import Recipe
 from thaw.workflow.request import TrainRequest
 from thaw.workflow.told import balance_notes, input_note, input_reason, network_notes, trial_notes
-from thaw.workflow.trials import Trial, TrialPlan, best_trial, plan_trials, run_trials
+from thaw.workflow.trials import Trial, TrialPlan, best_trial, may_compare, plan_trials, run_trials
 
 _FEWEST_CLASSES = 2
 
@@ -111,7 +111,7 @@ def settle_input(request: TrainRequest) -> tuple[TrainRequest, str]:
     """The request with the budget that holds and the size of its input, and why it is that; "" where it was not open.
 
     No image is decoded for it and nothing is trained, so that it is the most promising input where several are to be
-    compared. Errors are those of `settle_run`.
+    compared; the reason then names the others. Errors are those of `settle_run`.
     """
     request = replace(request, budget=budget_of(request.recipe, request.budget))
     facts = look_at_source(request)
@@ -121,6 +121,10 @@ def settle_input(request: TrainRequest) -> tuple[TrainRequest, str]:
     first = choices.ranked[0]
     data = replace(request.recipe.data, input=facts.input_setting(first.shape))
     reason = "" if first.shape[:2] == facts.own_size else input_reason(facts.sides, facts.bound, first, compared=False)
+    compared = choices.ranked[: request.recipe.sizing.trials] if may_compare(request.recipe) else ()
+    others = dict.fromkeys(f"{each.shape[0]}x{each.shape[1]}" for each in compared if each.shape != first.shape)
+    if others:
+        reason = f"{reason or 'the images have that size'}; a short training may choose {' or '.join(others)} instead"
     return replace(request, recipe=replace(request.recipe, data=data)), reason
 
 

@@ -83,6 +83,12 @@ class Trial:
         return float(self.weights[self.hits].sum())
 
 
+def may_compare(recipe: Recipe) -> bool:
+    """Whether a recipe leaves its size open to a short training."""
+    # The sub-stages of thawing train otherwise than a network that stands alone.
+    return recipe.method != "two-stage" and recipe.sizing.is_open
+
+
 def plan_trials(candidates: Sequence[Candidate], recipe: Recipe, data: PreparedData, seed: int) -> TrialPlan | None:
     """The comparison that the recipe's `sizing` allows; None where there is nothing to compare, or no time for it.
 
@@ -90,8 +96,7 @@ def plan_trials(candidates: Sequence[Candidate], recipe: Recipe, data: PreparedD
     training of the costliest candidate. As many candidates as that leaves two epochs each for are compared, from the
     first, and at most `sizing.trials`.
     """
-    # The sub-stages of thawing train otherwise than a network that stands alone.
-    if recipe.method == "two-stage" or not recipe.sizing.is_open:
+    if not may_compare(recipe):
         return None
     figure = recipe.loss.score(class_counts(data.train.labels, len(data.train.classes)))
     kept, held = cut_off(data.train.labels, data.train_groups, _HELD_OUT, seed, "trials")
