@@ -62,6 +62,16 @@ class EpochRecord:
 
 
 @dataclass
+class _BestFigures:
+    """What a checkpoint's header says of the best epoch; see `Best`."""
+
+    epoch: int
+    accuracy: float
+    balanced_accuracy: float
+    loss: float
+
+
+@dataclass
 class Best:
     """The best epoch so far, by its score on the validation images and then by their loss, with its weights.
 
@@ -266,7 +276,8 @@ class StageRun:
             raise ValueError(f"epoch {shown(self.epoch)}: expected 0 to {self.stage.epochs}")
         if numbers["best"] is not None:
             hits = {name: tensor.numpy() for name, tensor in under(tensors, "hits.").items()}
-            self.best = from_plain(Best, {**numbers["best"], "weights": under(tensors, "best."), "hits": hits}, "best")
+            figures = from_plain(_BestFigures, numbers["best"], "best")
+            self.best = Best(**vars(figures), weights=under(tensors, "best."), hits=hits)
             if not 1 <= self.best.epoch <= self.epoch or _shapes(self.best.weights) != _shapes(module):
                 raise ValueError(f"best epoch {self.best.epoch}: expected one up to {self.epoch}, of this network")
 
