@@ -40,7 +40,7 @@ needs_avr = pytest.mark.skipif(
     reason="needs an emulated AVR: apt-get install gcc-avr avr-libc simavr",
 )
 
-# Sends scores in hexadecimal, a line an image. A picture goes through thaw_preprocess before all others.
+# Sends bytes in hexadecimal, a line each: two pictures as thaw_preprocess makes pixels of them, then scores.
 FIRMWARE = """
 #include <avr/interrupt.h>
 #include <avr/io.h>
@@ -49,8 +49,9 @@ FIRMWARE = """
 #include "model.h"
 
 static const uint8_t picture[] PROGMEM = {@PICTURE@};
+static const uint16_t wide_picture[] PROGMEM = {@WIDE_PICTURE@};
 static const uint8_t images[] PROGMEM = {@IMAGES@};
-static uint8_t source[sizeof picture], pixels[THAW_INPUT_BYTES];
+static uint8_t source[sizeof picture + sizeof wide_picture], pixels[THAW_INPUT_BYTES];
 static thaw_score scores[THAW_SCORES];
 
 static void send(const void *data, uint16_t bytes)
@@ -75,6 +76,10 @@ int main(void)
     if (thaw_preprocess(source, @WIDTH@, @HEIGHT@, 3 * @WIDTH@, THAW_RGB888, pixels) == 0) {
         send(pixels, sizeof pixels);
     }
+    memcpy_P(source, wide_picture, sizeof wide_picture);
+    if (thaw_preprocess(source, @WIDTH@, @HEIGHT@, 6 * @WIDTH@, THAW_RGB16, pixels) == 0) {
+        send(pixels, sizeof pixels);
+    }
     for (begin = 0; begin < sizeof images; begin += THAW_INPUT_BYTES) {
         memcpy_P(pixels, images + begin, THAW_INPUT_BYTES);
         thaw_predict(pixels, scores);
@@ -86,6 +91,29 @@ int main(void)
     return 0;
 }
 """
+
+# The two pictures, where a program has a standard output.
+PREPROCESS = """
+#include "model.h"
+#include <stdio.h>
+
+static const uint8_t picture[] = {@PICTURE@};
+static const uint16_t wide_picture[] = {@WIDE_PICTURE@};
+static uint8_t pixels[THAW_INPUT_BYTES];
+
+int main(void)
+{
+    if (thaw_preprocess(picture, @WIDTH@, @HEIGHT@, 3 * @WIDTH@, THAW_RGB888, pixels) != 0 ||
+        fwrite(pixels, sizeof pixels, 1, stdout) != 1) {
+        return 1;
+    }
+    return thaw_preprocess((const uint8_t *)wide_picture, @WIDTH@, @HEIGHT@, 6 * @WIDTH@, THAW_RGB16, pixels) != 0 ||
+           fwrite(pixels, sizeof pixels, 1, stdout) != 1;
+}
+"""
+RANGE = (200, 4100)
+PICTURE = np.random.default_rng(4).integers(0, 256, (11, 17, 3), np.uint8)
+WIDE_PICTURE = np.random.default_rng(4).integers(0, 4400, (11, 17, 3), np.uint16)
 
 
 def scored(graph):
@@ -125,7 +153,28 @@ def sample(name):
     """(graph, its C, images, what the referee gives)."""
     graph = scored(GRAPHS[name]())
     images = random_images(np.random.default_rng(3), graph, 5)
-    return graph, export_c({"int8": graph}, card_of(graph)), images, run(graph, images)[graph.outputs[0]]
+    card = card_of(graph)
+    card = replace(card, contract=replace(card.contract, range=RANGE))
+    return graph, export_c({"int8": graph}, card), images, run(graph, images)[graph.outputs[0]]
+
+
+def program(template, images):
+    """A program with the pictures, and with the images where it takes them."""
+    values = {
+        "PICTURE": ",".join(map(str, PICTURE.ravel())),
+        "WIDE_PICTURE": ",".join(map(str, WIDE_PICTURE.ravel())),
+        "IMAGES": ",".join(map(str, images.ravel())),
+        "HEIGHT": str(PICTURE.shape[0]),
+        "WIDTH": str(PICTURE.shape[1]),
+    }
+    return re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], with_prefix(template, "model"))
+
+
+def pixels_of(picture, images):
+    """The picture as the model takes it."""
+    height, width, channels = images.shape[1:]
+    contract = InputContract(height=height, width=width, channels=channels, fit="stretch", range=RANGE)
+    return resize(picture, contract).tobytes()
 
 
 def digest(scores):
@@ -137,28 +186,19 @@ def digest(scores):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_an_int_of_16_bits_gives_the_hash_of_this_machine(tmp_path, name):
     graph, files, images, expected = sample(name)
-    picture = np.random.default_rng(4).integers(0, 256, (11, 17, 3), np.uint8)
-    contract = InputContract(height=images.shape[1], width=images.shape[2], channels=images.shape[3], fit="stretch")
-    pixels, *lines = run_on_avr(tmp_path, files, picture, images)
-    assert pixels == resize(picture, contract).tobytes()
+    pixels, wide_pixels, *lines = run_on_avr(tmp_path, files, images)
+    assert pixels == pixels_of(PICTURE, images)
+    assert wide_pixels == pixels_of(WIDE_PICTURE, images)
     scores = np.frombuffer(b"".join(lines), expected.dtype).reshape(expected.shape)
     with HostCRunner(files, graph, flags=("-O1", "-DTHAW_PORTABLE")) as here:
         assert digest(scores) == digest(here.run(images)) == digest(expected)
 
 
-def run_on_avr(folder, files, picture, images):
+def run_on_avr(folder, files, images):
     """What the firmware sends, a line as bytes each."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    source = with_prefix(FIRMWARE, "model")
-    for key, value in {
-        "PICTURE": ",".join(map(str, picture.ravel())),
-        "IMAGES": ",".join(map(str, images.ravel())),
-        "HEIGHT": str(picture.shape[0]),
-        "WIDTH": str(picture.shape[1]),
-    }.items():
-        source = source.replace(f"@{key}@", value)
-    (folder / "firmware.c").write_text(source)
+    (folder / "firmware.c").write_text(program(FIRMWARE, images))
     compiler = ["avr-gcc", f"-mmcu={AVR}", "-Os"]
     for command in (
         [*compiler, *STRICT_FLAGS, "-c", "model.c"],
@@ -184,7 +224,7 @@ def run_on_avr(folder, files, picture, images):
 @needs_compiler
 @pytest.mark.parametrize("machine", BIG_ENDIAN)
 @pytest.mark.parametrize("name", ["random 1", "random 7", "large weights"])
-def test_a_big_endian_machine_gives_the_hash_of_this_machine(name, machine):
+def test_a_big_endian_machine_gives_the_hash_of_this_machine(tmp_path, name, machine):
     compiler, emulator, packages = BIG_ENDIAN[machine]
     if shutil.which(compiler) is None or shutil.which(emulator) is None:
         pytest.skip(f"needs an emulated {machine}: apt-get install {packages}")
@@ -196,3 +236,11 @@ def test_a_big_endian_machine_gives_the_hash_of_this_machine(name, machine):
             np.testing.assert_array_equal(values, referee[tensor], err_msg=tensor)
     with HostCRunner(files, graph, flags=("-O1", "-DTHAW_PORTABLE")) as here:
         assert digest(scores) == digest(here.run(images)) == digest(expected)
+    for file, content in files.items():
+        (tmp_path / file).write_bytes(content)
+    (tmp_path / "program.c").write_text(program(PREPROCESS, images))
+    command = [compiler, *STRICT_FLAGS, "-O2", "-static", "program.c", "model.c"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = subprocess.run([emulator, "a.out"], cwd=tmp_path, capture_output=True, timeout=60, check=True).stdout
+    assert said == pixels_of(PICTURE, images) + pixels_of(WIDE_PICTURE, images)
