@@ -43,8 +43,15 @@ def compile_c(command: Sequence[str], folder: Path, what: str = "the model") -> 
         ModelFileError: when it refuses the source; the message holds its first line.
     """
     try:
+        # What a compiler quotes of a source need not be text.
         done = subprocess.run(
-            list(command), cwd=folder, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+            list(command),
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMPILE_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ModelFileError(f"{command[0]} did not compile {what}: {error}") from error

@@ -231,7 +231,14 @@ def _run(
     limit = max(_LEAST_SECONDS, _SECONDS_PER_IMAGE * len(images))
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=limit, check=False, stdin=subprocess.DEVNULL
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         raise ModelFileError(f"the firmware on {board.machine} did not end within {limit:.0f} s") from None
