@@ -202,6 +202,24 @@ def test_arrays_of_colour_are_scaled_before_they_become_grey():
         assert np.array_equal(data.train.images[row], resize(scale(images[number], (LOW, HIGH)), contract))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_data_sets_of_torch_keep_sixteen_bits_in_images_of_several_sizes(channels):
+    images = [np.stack([thermal(10 * i + c, side=16 + i % 3) for c in range(channels)], axis=-1) for i in range(24)]
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            return images[index], index % 2
+
+    data = prepare(Images(), DataSettings(input=f"16x16x{channels}"), seed=0)
+    low, high = data.contract.range
+    assert (low, high) == (LOW, HIGH)
+    expected = {resize(image, data.contract).tobytes() for image in images}
+    assert {image.tobytes() for image in data.train.images} < expected
+
+
 def test_helpers_and_arrays_know_the_same_of_an_image(tmp_path):
     root = class_folder(tmp_path / "set", count=4)
     paths = [str(path) for path in sorted(root.rglob("*.png"))]

@@ -225,7 +225,7 @@ def _items_source(splits: Mapping[Split, Any], settings: DataSettings, classes: 
         raise DataError("some images have 8 bits a channel and some 16: expected one depth; convert them with astype")
     if len({image.shape for image in images}) == 1:
         return array_source(_stacked(columns, classes), settings)
-    columns["image"] = [_png(image) for image in columns["image"]]
+    columns["image"] = [_encoded(image) for image in columns["image"]]
     return _joined_source(columns, settings, classes, where="the data set", name="arrays")
 
 
@@ -247,9 +247,12 @@ def _stacked(columns: Columns, classes: Sequence[str] | None) -> dict[str, Any]:
     return parts
 
 
-def _png(pixels: Any) -> bytes:
+def _encoded(pixels: Any) -> bytes:
+    """Pixels uint8 or uint16 [H, W, 1 or 3] as a PNG file; 16-bit color, which Pillow does not write, as a PPM file."""
     if pixels.dtype != np.uint8 and pixels.shape[2] == 3:
-        raise DataError("color images of 16 bits a channel have several sizes: expected one size; resize them before")
+        height, width, _ = pixels.shape
+        samples: bytes = pixels.astype(">u2").tobytes()
+        return f"P6\n{width} {height}\n65535\n".encode() + samples
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

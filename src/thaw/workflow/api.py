@@ -66,9 +66,10 @@ def load(
 
     Args:
         source: a name ("digits", "mnist", ...), a path, a Hub data set id, or what is in memory: (images, labels) with
-            images uint8 [N, H, W] or [N, H, W, C] and labels integers or texts [N]; (paths, labels); a pandas data
-            frame; a torch data set whose items are (image, label); a `datasets.Dataset`; or a mapping from "train",
-            "validation" and "test" to such. Groups, one an image, may be a third beside images or paths and labels.
+            images uint8 or uint16 [N, H, W] or [N, H, W, C] and labels integers or texts [N]; (paths, labels); a
+            pandas data frame; a torch data set whose items are (image, label); a `datasets.Dataset`; or a mapping from
+            "train", "validation" and "test" to such. Groups, one an image, may be a third beside images or paths and
+            labels.
         recipe: name or file of the recipe whose data settings apply; by default that of a run.
         overrides: settings such as "data.input=48x48x3".
         seed: of the splits.
