@@ -17,7 +17,8 @@ from thaw.models.blocks import Norm, fuse_norms
 from thaw.models.families import LoopedSpec, ResidualSpec, SeparableSpec
 from thaw.models.fused import can_fuse, compiled
 from thaw.training.compute import ComputeSettings, autocast, resolve_normalisation
-from thaw.workflow.pipeline import EpochDone, resume_run, start_run
+from thaw.workflow.cross_validation import EpochDone
+from thaw.workflow.pipeline import resume_run, start_run
 from thaw.workflow.recipe import load_recipe
 from thaw.workflow.request import TrainRequest
 

@@ -37,7 +37,7 @@ from thaw.errors import RunError
 from thaw.files import write_atomically
 from thaw.graph.graph_file import read_graph
 from thaw.training.checkpoint import read_tensors
-from thaw.workflow.pipeline import EpochDone, FoldDone, _fold_summary
+from thaw.workflow.cross_validation import EpochDone
 from thaw.workflow.run_folder import RunFolder, locked
 
 FINAL_NAMES = {
@@ -435,13 +435,6 @@ def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
     assert 0 <= low <= result["mean"] <= high <= 1
     reseal(folded / "metrics.json", metrics(folded) | {"folds": None})
     assert_same_run(plain, folded)
-
-
-@pytest.mark.parametrize("accuracies", [[0.98, 1.0, 1.0], [0.0, 0.01, 0.0]])
-def test_the_interval_over_folds_stays_within_what_an_accuracy_can_be(accuracies):
-    folds = [FoldDone(number, 3, accuracy, accuracy) for number, accuracy in enumerate(accuracies, start=1)]
-    low, high = _fold_summary(folds)["ci95"]
-    assert 0.0 <= low < high <= 1.0
 
 
 def test_writing_is_interrupted_without_a_trace(tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ from rich.text import Text
 from thaw.cli.terminal import unguarded
 from thaw.quoting import printable
 from thaw.training.engine import EpochRecord
-from thaw.workflow.pipeline import EpochDone, Event, FoldDone, Int8Done, QatEpochDone, Started
+from thaw.workflow.cross_validation import EpochDone, FoldDone
+from thaw.workflow.pipeline import Event, Int8Done, QatEpochDone, Started
 from thaw.workflow.trials import Trial, TrialPlan
 
 # Epochs over which the pace is averaged that the time left is worked out from.

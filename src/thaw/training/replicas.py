@@ -18,6 +18,9 @@ from thaw.data.mix import Targets
 from thaw.models.blocks import Dropout, dropouts
 from thaw.training.compute import Lanes
 
+# A batch of one submodel is computed in so many parts, whatever the number of lanes.
+_PARTS = 2
+
 
 @dataclass(frozen=True)
 class Part:
@@ -35,6 +38,23 @@ def split(batch: Batch, view: View, parts: int) -> list[Part]:
     targets = Targets.of(batch.labels, batch.mixes.get(view))
     slices = [slice(first, first + step) for first in range(0, count, step)]
     return [Part(batch.views[view][part], targets[part]) for part in slices]
+
+
+def parts_of(batch: Batch, view: View) -> list[Part]:
+    """A batch as one submodel is trained on it: in parts on a CPU, whole elsewhere."""
+    return split(batch, view, _PARTS if batch.labels.device.type == "cpu" else 1)
+
+
+def logits_by_parts(module: nn.Module, x: Tensor, lanes: Lanes) -> Tensor:
+    """Logits float32 [B, K] of one submodel for images [B, C, H, W], in lanes."""
+    return torch.cat(lanes.run([partial(without_gradients, module, part) for part in x.chunk(_PARTS)]))
+
+
+def without_gradients(module: nn.Module, x: Tensor) -> Tensor:
+    """Logits float32 [B, K] for images [B, C, H, W]."""
+    with torch.no_grad():
+        logits: Tensor = module(x)
+    return logits.float()
 
 
 class Replicas:

@@ -23,13 +23,10 @@ from thaw.models.fusion import DualModel, UnifiedModel, unit_names, units
 from thaw.quoting import listed, shown
 from thaw.training.compute import Lanes, autocast
 from thaw.training.optim import FitSettings, make_optimizer
-from thaw.training.replicas import Part, Replicas, split
+from thaw.training.replicas import Part, Replicas, logits_by_parts, parts_of, without_gradients
 from thaw.training.schedule import Schedule
 
 T = TypeVar("T")
-
-# A batch of one submodel is computed in so many parts, whatever the number of lanes.
-_PARTS = 2
 
 
 def check_positive(where: str, **values: float) -> None:
@@ -289,7 +286,7 @@ class DualStage(Stage):
     def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
         """Both submodels on the same images."""
         self.module.eval()
-        results = lanes.run([_bind(_without_gradients, branch, x) for branch in self.module.branches])
+        results = lanes.run([_bind(without_gradients, branch, x) for branch in self.module.branches])
         return dict(zip(self.outputs, results, strict=True))
 
 
@@ -346,7 +343,7 @@ class UnfreezeStage(Stage):
                 logits = module(part.x)
             return part.targets.cross_entropy(logits.float(), weights=self.class_weights)
 
-        return {"unified": self._replicas.backward(loss, _parts(batch, self.views[0]), lanes)}
+        return {"unified": self._replicas.backward(loss, parts_of(batch, self.views[0]), lanes)}
 
     def _backward_by_branches(self, module: UnifiedModel, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> Tensor:
         """Branches run forward and backward in lanes, the head between."""
@@ -369,7 +366,7 @@ class UnfreezeStage(Stage):
         """The one output."""
         module = self.module.eval()
         if not isinstance(module, UnifiedModel):
-            return {"unified": _logits_by_parts(module, x, lanes)}
+            return {"unified": logits_by_parts(module, x, lanes)}
 
         def forward(index: int) -> Tensor:
             with torch.no_grad():
@@ -414,7 +411,7 @@ class PlainStage(Stage):
                 logits = module(part.x)
             return self.loss(logits.float(), part, dtype)
 
-        return {self.name: self._replicas.backward(loss, _parts(batch, self.views[0]), lanes)}
+        return {self.name: self._replicas.backward(loss, parts_of(batch, self.views[0]), lanes)}
 
     def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - for what else computes
         """What is minimised, the mean over a part of a batch; logits float32 [B, K]."""
@@ -422,7 +419,7 @@ class PlainStage(Stage):
 
     def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
         """The one output."""
-        return {self.name: _logits_by_parts(self.module.eval(), x, lanes)}
+        return {self.name: logits_by_parts(self.module.eval(), x, lanes)}
 
 
 def unfreeze_stages(module: nn.Module, settings: UnfreezeSettings) -> list[UnfreezeStage]:
@@ -439,22 +436,6 @@ def unfreeze_stages(module: nn.Module, settings: UnfreezeSettings) -> list[Unfre
         thawed = order if step.thaws == "all" else (*thawed, step.thaws)
         stages.append(UnfreezeStage(module, settings, step, thawed))
     return stages
-
-
-def _parts(batch: Batch, view: View) -> list[Part]:
-    """A batch as one submodel is trained on it: in parts on a CPU, whole elsewhere."""
-    return split(batch, view, _PARTS if batch.labels.device.type == "cpu" else 1)
-
-
-def _logits_by_parts(module: nn.Module, x: Tensor, lanes: Lanes) -> Tensor:
-    """Logits float32 [B, K] of one submodel for images [B, C, H, W], in lanes."""
-    return torch.cat(lanes.run([_bind(_without_gradients, module, part) for part in x.chunk(_PARTS)]))
-
-
-def _without_gradients(module: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = module(x)
-    return logits.float()
 
 
 def _bind(function: Callable[..., T], *args: object) -> Callable[[], T]:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.batches import sample_views
-from thaw.data.cache import cache_root, take_rows
-from thaw.data.group_splits import group_folds
+from thaw.data.cache import cache_root
 from thaw.data.images import ImageSet
 from thaw.data.prepare import PreparedData
 from thaw.data.seen import SeenImages
-from thaw.data.splits import Rows, k_folds
 from thaw.errors import ModelFileError, RunError
 from thaw.evidence.environment import environment
 from thaw.evidence.latency import measure_latency
-from thaw.evidence.quality import Quality, evaluate, mean_interval
-from thaw.files import read_document, write_atomically, write_document
+from thaw.evidence.quality import Quality, evaluate
+from thaw.files import write_atomically, write_document
 from thaw.graph.cost import Cost
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import GraphHeader, write_graph
@@ -48,9 +46,10 @@ from thaw.training.compute import (
 )
 from thaw.training.engine import EpochRecord
 from thaw.training.method import Method, Setting
-from thaw.training.model import Model, network_probabilities
+from thaw.training.model import Model
 from thaw.training.pace import seconds_per_epoch
 from thaw.training.seen_file import write_seen
+from thaw.workflow.cross_validation import EpochDone, FoldDone, cross_validate, fold_summary
 from thaw.workflow.findings import run_findings
 from thaw.workflow.metrics_file import METRICS_SCHEMA
 from thaw.workflow.quantisation import Quantised, compare_on_test, graph_header, quantise
@@ -64,7 +63,6 @@ from thaw.workflow.trials import Trial, TrialPlan
 CHECKPOINT_VERSION = 1
 MODEL_DIGEST = "model"
 """The fact in the header of an int8 graph that says which float model it was made of: the model's digest."""
-_TRAIN_FOLD_AGAIN = "remove it to train the fold again"
 SAMPLES_SHOWN = 12
 LATENCY_BATCH = 256
 
@@ -85,24 +83,6 @@ class Started:
     stages: dict[str, int]
     folds: int
     epoch_seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class EpochDone:
-    """An epoch is over and saved; `fold` is 0 in the run itself, else the fold's number."""
-
-    record: EpochRecord
-    fold: int = 0
-
-
-@dataclass(frozen=True)
-class FoldDone:
-    """A fold of the cross-validation is over."""
-
-    fold: int
-    folds: int
-    accuracy: float
-    balanced_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -209,7 +189,7 @@ def _run(
             classes=data.train.classes,
             header=_model_header(request, data),
         )
-        folds = yield from _folds(folder, request, data, setting)
+        folds = yield from cross_validate(folder, request, data, setting)
         _check_data(folder, data)
         # Before the model, so that whoever finds that knows its images.
         write_seen(folder.training_images, SeenImages.of(data.train.images, data.validation.images), model)
@@ -329,56 +309,6 @@ def quality_of(probabilities: npt.NDArray[np.float64], images: ImageSet) -> Qual
     return evaluate(probabilities, images.labels, images.classes, names)
 
 
-def _folds(
-    folder: RunFolder, request: TrainRequest, data: PreparedData, setting: Setting
-) -> Generator[Event, None, list[FoldDone]]:
-    """Cross-validation over the training part: how good each is on its fold's images, which its training never saw.
-
-    The validation part stays what decides on the best epoch, so that the images held out decide nothing.
-    """
-    if not request.folds:
-        return []
-    done: list[FoldDone] = []
-    cut = k_folds if data.grouping is None else group_folds
-    splits = cut(data.train.labels, request.folds, derive(request.seed, "folds"), data.train_groups)
-    for number, (kept, held) in enumerate(splits, start=1):
-        path = folder.fold(number)
-        if not path.exists():
-            fold_setting = dataclasses.replace(
-                setting, train=_rows(data.train, kept), seed=derive(request.seed, "fold", number)
-            )
-            method = Method(request.recipe.method_settings(), fold_setting)
-            for record in method.epochs():
-                yield EpochDone(record, number)
-            held_out = _rows(data.train, held)
-            probabilities = network_probabilities([method.network], held_out.images, data.contract)
-            quality = evaluate(probabilities, held_out.labels, held_out.classes)
-            figures = {"accuracy": quality.accuracy, "balanced_accuracy": quality.balanced_accuracy}
-            write_document(path, {"fold": number, **figures, "count": len(held_out)})
-        found = read_document(path, mend=_TRAIN_FOLD_AGAIN)
-        accuracy, balanced = _share(found, "accuracy", path), _share(found, "balanced_accuracy", path)
-        done.append(FoldDone(number, request.folds, accuracy, balanced))
-        yield done[-1]
-    return done
-
-
-def _share(fold: Mapping[str, Any], name: str, path: Path) -> float:
-    share = fold.get(name)
-    if not isinstance(share, float) or not 0.0 <= share <= 1.0:
-        raise RunError(f"{path} holds no {name}: expected a share from 0 to 1\n{_TRAIN_FOLD_AGAIN}")
-    return share
-
-
-def _rows(images: ImageSet, chosen: Rows) -> ImageSet:
-    """The images at the indices `chosen`, as a set of their own."""
-    return dataclasses.replace(
-        images,
-        images=take_rows(images.images, chosen, cache_root()),
-        labels=images.labels[chosen],
-        names=[images.name(row) for row in chosen.tolist()],
-    )
-
-
 def _measure(
     request: TrainRequest,
     data: PreparedData,
@@ -428,7 +358,7 @@ def _measure(
             "count": validation.count,
         },
         "latency": latency.as_dict(),
-        "folds": _fold_summary(folds),
+        "folds": fold_summary(folds),
         "command": encodable(request.command),
         "device": device,
         "precision": precision_name(method.setting.dtype),
@@ -443,20 +373,4 @@ def _measure(
             "history": "history.jsonl",
             "report": "report.html",
         },
-    }
-
-
-def _fold_summary(folds: list[FoldDone]) -> dict[str, Any] | None:
-    if not folds:
-        return None
-    accuracies, balanced = [fold.accuracy for fold in folds], [fold.balanced_accuracy for fold in folds]
-    mean, half = mean_interval(accuracies)
-    return {
-        "count": len(accuracies),
-        "accuracies": accuracies,
-        "balanced_accuracies": balanced,
-        "balanced_mean": float(np.mean(balanced)),
-        "mean": mean,
-        "std": float(np.std(accuracies, ddof=1)),
-        "ci95": [max(0.0, mean - half), min(1.0, mean + half)],
     }
