@@ -248,14 +248,16 @@ def test_a_resumed_run_keeps_to_its_budget(within, call, tmp_path):
     error_of(("params: needs 14,862", "allowed are 100"), call("train", "--resume", copy), 2, lines=3)
 
 
-def test_a_run_json_of_before_budgets_is_read_and_a_broken_one_refused(within):
+def test_a_run_json_without_a_budget_or_with_a_broken_one_is_refused(within):
     kept = json.loads((within.path / "run.json").read_text())
     assert TrainRequest.from_dict(kept).budget == Budget.parse("params=15k,flash=32KB")
     for wrong in ({"params": -1}, {"rom": 5}, [1], "ram=8KB"):
         with pytest.raises(RunError, match=r"run\.json"):
             TrainRequest.from_dict(kept | {"budget": wrong})
+    assert TrainRequest.from_dict(kept | {"budget": None}).budget is None
     del kept["budget"]
-    assert TrainRequest.from_dict(kept).budget is None
+    with pytest.raises(RunError, match="budget"):
+        TrainRequest.from_dict(kept)
 
 
 def test_a_request_without_a_budget_says_so():

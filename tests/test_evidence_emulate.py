@@ -119,7 +119,9 @@ def firmware_static_bytes(files, target) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder, board = Path(name), TARGETS[target]
         emulator._write_sources(folder, files, board)
-        emulator._link(folder, board, "whole.elf", ["firmware.o", "model.o"], ["-T", "memory.ld"])
+        emulator._link(
+            folder, board, "whole.elf", [emulator._FIRMWARE_OBJECT, emulator._MODEL_OBJECT], ["-T", "memory.ld"]
+        )
         command = [f"{emulator.PREFIX}size", "-A", "whole.elf"]
         listing = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     return sum(int(size) for size in re.findall(r"^\.(?:bss|data)\s+(\d+)", listing, re.MULTILINE))

@@ -211,7 +211,8 @@ def test_names_cannot_break_out_of_the_source():
         import ctypes
 
         names = (ctypes.c_char_p * 10).in_dll(runner.library(), "model_class_names")
-        expected = [name.encode().split(b"\0")[0] for name in card.classes]
+        # Control characters are written out, since whoever prints the names prints them to a terminal.
+        expected = [name.replace("\n", "\\n").replace("\x00", "\\x00").encode() for name in card.classes]
         assert [name or b"" for name in names] == expected
 
 

@@ -266,7 +266,7 @@ def test_the_archive_holds_labels_and_card():
         assert archive.namelist() == ["labels.txt", "card.json"]
         # Readers of metadata look into the archive without unpacking it.
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
-        assert archive.read("labels.txt").decode() == "ä, ö\ntwo lines\n0\n1\n2\n3\n4\n5\n6\n7\n"
+        assert archive.read("labels.txt").decode() == "ä, ö\ntwo\\nlines\n0\n1\n2\n3\n4\n5\n6\n7\n"
         told = json.loads(archive.read("card.json"))
     assert told == json.loads(json.dumps(card.as_dict()))
     assert told["input"] == {"height": 28, "width": 28, "channels": 1, "fit": card.contract.fit}

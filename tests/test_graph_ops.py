@@ -140,9 +140,9 @@ def test_a_convolution_of_wrong_parts_is_refused(change, message):
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (Scale, {"mean": (0.0, 0.0), "std": (1.0,)}, "expected as many finite numbers in both"),
-        (Scale, {"mean": (float("nan"),), "std": (1.0,)}, "finite"),
-        (Scale, {"mean": (0.0,), "std": (0.0,)}, "expected numbers above 0"),
+        (Scale, {"mean": (0.0, 0.0), "std": (1.0,)}, "expected one for each of 2 channels"),
+        (Scale, {"mean": (float("nan"),), "std": (1.0,)}, r"mean\[0\] = nan: expected a number from -1e\+09"),
+        (Scale, {"mean": (0.0,), "std": (0.0,)}, r"std\[0\] = 0.0: expected a number from 1e-09"),
         (
             MaxPool2d,
             {"kernel": (2, 0), "stride": (2, 2)},

@@ -96,8 +96,8 @@ def test_the_classes_of_the_exported_c_are_shown_as_one_line_each(tmp_path):
     card = hostile_card(graph, ISSUE)
     folder = written(export_c({"int8": graph}, card), tmp_path / "c")
     (folder / "say.c").write_text(
-        '#include "model.h"\n#include <stdio.h>\nint main(void) { int i; for (i = 0; i < THAW_CLASSES; i++) '
-        "{ puts(thaw_class_names[i]); } return 0; }\n"
+        '#include "model.h"\n#include <stdio.h>\nint main(void) { int i; for (i = 0; i < MODEL_CLASSES; i++) '
+        "{ puts(model_class_names[i]); } return 0; }\n"
     )
     subprocess.run([CC, "-std=c99", "-o", "say", "say.c", "model.c"], cwd=folder, check=True)
     said = subprocess.run([folder / "say"], capture_output=True, check=True).stdout.decode().split("\n")
@@ -246,7 +246,7 @@ def test_nothing_of_a_hostile_data_set_reaches_terminal_files_or_code(call, sour
     run = tmp_path / out_folder
     symbols_ = symbols(run / "export" / "c")
     assert "injected" not in symbols_
-    assert "thaw_predict" in symbols_
+    assert any(name.endswith("_predict") for name in symbols_)
     page = Seen((run / "report.html").read_text("utf-8"))
     assert page.comments == [" deployment: begin ", " deployment: end "]
     assert "injected" in page.text
