@@ -82,7 +82,7 @@ class RoundingProof:
     @property
     def bound(self) -> str:
         """What admitted roundings can add up to, in words."""
-        most = f"at most {self.largest_bound} units"
+        most = f"{self.largest_bound} units"
         return f"{most if self.largest_bound < SCORE_STEPS else 'any difference'} (median {self.median_bound:g})"
 
     def findings(self, images: int) -> list[str]:
