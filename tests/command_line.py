@@ -95,6 +95,11 @@ def metrics(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
 
 
+def stored(path: Path) -> dict[str, Any]:
+    """What a JSON document of thaw says beside its digest."""
+    return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key != DIGEST}
+
+
 def reseal(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON document as somebody would who knows how its digest is made: over all else, keys sorted."""
     plain = {key: value for key, value in content.items() if key != DIGEST}

@@ -22,11 +22,11 @@ from thaw.graph.graph_file import read_graph, write_graph
 from thaw.graph.interpret import run as run_referee
 from thaw.workflow import deploy, runtimes, verification
 from thaw.workflow.benchmark import bench
-from thaw.workflow.deploy import TrainedRun, asked_for, export
+from thaw.workflow.deploy import TrainedRun, export
 from thaw.workflow.deployment import read_deployment, update_deployment
 from thaw.workflow.export_folder import MANIFEST, read_target, write_target
 from thaw.workflow.report import DEPLOYMENT_BEGIN, DEPLOYMENT_END
-from thaw.workflow.verification import spread, verify
+from thaw.workflow.verification import verify
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -291,17 +291,6 @@ def test_a_board_is_given_a_thousand_images_by_default(run, monkeypatch):
     assert result.is_verified
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(10, 3), (10_000, 1000), (7, 7), (5, 9), (5, None), (359, 1)])
-def test_images_are_spread_evenly(count, wanted):
-    rows = spread(count, wanted)
-    assert len(rows) == min(count, wanted or count)
-    assert len(set(rows.tolist())) == len(rows)
-    assert 0 <= rows.min()
-    assert rows.max() < count
-    gaps = np.diff(rows)
-    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
-
-
 def test_bench_times_all_and_writes_it_down(run):
     result = bench(TrainedRun.open(run), rounds=2, repeats=3)
     assert result.is_complete
@@ -409,20 +398,6 @@ def test_data_that_are_not_there_or_others_are_told(run):
     images = (digits.images * 15).astype(np.uint8)
     with pytest.raises(RunError, match="have changed"):
         verify(TrainedRun.open(run, source=(images[:500], digits.target[:500])))
-
-
-def test_what_is_asked_for():
-    assert asked_for(None, None) == {"onnx": ("float", "int8"), "litert": ("float", "int8"), "c": ("int8",)}
-    assert asked_for(None, "float") == {"onnx": ("float",), "litert": ("float",)}
-    assert asked_for(["c", "c"], "int8") == {"c": ("int8",)}
-    for targets, precision, words in (
-        (["c"], "float", "int8 only"),
-        (["onnx", "c"], "float", "int8 only"),
-        (["tensorrt"], None, "tensorrt"),
-        ([], None, "no target"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            asked_for(targets, precision)
 
 
 def test_the_command_line(run, call):

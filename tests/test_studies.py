@@ -6,14 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from command_line import TINY_OVERRIDES, error_of, metrics
+from command_line import TINY_OVERRIDES, error_of, metrics, stored
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from thaw.data.prepare import prepare
 from thaw.data.settings import DataSettings
 from thaw.errors import UsageError
-from thaw.files import read_document
 from thaw.models.families import PaperSpec
 from thaw.training.arms import (
     ARMS,
@@ -47,11 +46,6 @@ def test_seeds(text, seeds):
 def test_what_are_no_seeds(text):
     with pytest.raises(UsageError, match="such as 0,1,2"):
         parse_seeds(text)
-
-
-def stored(path):
-    """What a result's file says, without its digest."""
-    return read_document(path, mend="")
 
 
 # Arms
