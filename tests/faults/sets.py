@@ -16,7 +16,7 @@ from world import World, write_images
 from zygote import Running
 
 # Long enough for something to happen in the middle of it.
-LONGER = ("--set", "dual.epochs=25", "--set", "dual.patience=25", "--set", worlds.STEPS)
+LONGER = ("--recipe", "paper", "--set", "dual.epochs=25", "--set", "dual.patience=25", "--set", worlds.STEPS)
 MODELS = ("model.safetensors", "model-int8.safetensors")
 
 

@@ -13,7 +13,7 @@ import zygote
 
 # As little training as a run can do; the bundled digits, since `zoo add` takes named data sets only.
 STEPS = 'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="all", epochs=1}]'
-TINY = ("--set", "dual.epochs=2", "--set", STEPS)
+TINY = ("--recipe", "paper", "--set", "dual.epochs=2", "--set", STEPS)
 SIDE = 12
 SECONDS = 300.0
 
