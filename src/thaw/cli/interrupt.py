@@ -1,7 +1,7 @@
 """Signals that stop a command, as an error with something to say.
 
-Ctrl-C, SIGTERM and SIGHUP (a terminal that was closed) all raise KeyboardInterrupt in the main thread, once or as often
-as they come, until somebody says by `stopped` that it has arrived; from then on they are ignored, so that what is told
+Ctrl-C, SIGTERM and SIGHUP (a terminal that was closed) all raise KeyboardInterrupt in the main thread, at most once in
+two seconds, until somebody says by `stopped` that it has arrived; from then on they are ignored, so that what is told
 is told whole. Everything on disk is written whole or not at all, so a second signal at any moment breaks nothing.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -22,6 +23,12 @@ _handled: list[signal.Signals] = []
 
 _received: list[int] = []
 """The first signal that came; a list, since a handler may run between any two operations."""
+
+_last_raised = [0.0]
+"""When a signal last raised KeyboardInterrupt, by the monotonic clock."""
+
+_SETTLING_SECONDS = 2.0
+"""Within this time after an interrupt further signals are ignored."""
 
 
 class StoppedError(ThawError):
@@ -48,9 +55,14 @@ def handle_signals() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     del frame
+    now = time.monotonic()
+    is_repeated = bool(_received) and now - _last_raised[0] < _SETTLING_SECONDS
     if not _received:
         _received.append(number)
-    raise KeyboardInterrupt
+    # A second interrupt on the heels of the first would cut off the handling of that.
+    if not is_repeated:
+        _last_raised[0] = now
+        raise KeyboardInterrupt
 
 
 def stopped(message: str, resume: str = "") -> StoppedError:
