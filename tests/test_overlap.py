@@ -167,3 +167,13 @@ def test_a_class_without_an_image_has_no_recall(finished, sets, call, tmp_path):
     assert len(absent) == 8
     assert all(entry["recall"] is None and entry["f1"] is None for entry in absent)
     assert all(isinstance(entry["recall"], float) for entry in entries if entry["support"])
+
+
+def test_evaluate_takes_the_arrays_that_train_takes(finished, sets):
+    test, model = sets[2], library.Model.load(finished.path)
+    of_run = library.evaluate(model, (test.images, test.labels)).accuracy
+    for images in (test.images[..., 0], np.repeat(test.images, 3, axis=3), np.asfortranarray(test.images)):
+        assert library.evaluate(model, (images, test.labels)).accuracy == of_run
+    for wrong in (None, 5, [], (test.images,), (test.images, None), (test.images / 255, test.labels)):
+        with pytest.raises(library.DataError):
+            library.evaluate(model, wrong)
