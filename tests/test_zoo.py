@@ -17,6 +17,7 @@ from web_samples import needs_vendor
 import thaw as library
 from thaw.errors import ModelFileError, RunError, UsageError
 from thaw.evidence.quality import mean_interval
+from thaw.files import write_atomically
 from thaw.graph.cost import STACK_BYTES
 from thaw.graph.interpret import run as run_referee
 from thaw.graph.lower import layer_table
@@ -87,6 +88,23 @@ def test_the_run_that_is_best_on_validation_images_is_taken(runs, made):
     assert card.fingerprint == found[best]["data"]["fingerprint"]
     assert (card.parameters, card.macs) == (found[best]["parameters"], found[best]["macs"])
     assert card.environment == found[best]["environment"]
+
+
+def test_an_entry_that_is_replaced_halfway_is_no_entry(runs, made, tmp_path, monkeypatch):
+    """A kill after the first model leaves no card of the old entry beside it; the same call mends it."""
+    shutil.copytree(made / "tiny-digits", tmp_path / "tiny-digits")
+
+    def killed(path: Path, content: bytes) -> None:
+        write_atomically(path, content)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("thaw.workflow.zoo.write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add_model("tiny-digits", runs[:1], out=tmp_path)
+    with pytest.raises(ModelFileError):
+        read_card(tmp_path / "tiny-digits")
+    assert add_model("tiny-digits", runs[:1], out=tmp_path).seed == SEEDS[0]
 
 
 def test_the_card_holds_every_seed_and_their_mean(runs, made):

@@ -239,16 +239,16 @@ class Asks:
 
     def folds(self) -> object:
         """The accuracies of the cross-validation."""
-        from thaw.workflow.pipeline import _folds
+        from thaw.workflow.cross_validation import cross_validate
         from thaw.workflow.run_folder import RunFolder
 
         request, data, setting, _ = self._setting()
-        events = _folds(RunFolder(self.run), request, data, setting)
+        events = cross_validate(RunFolder(self.run), request, data, setting)
         while True:
             try:
                 next(events)
             except StopIteration as end:
-                return _finite(end.value)
+                return _finite([(fold.accuracy, fold.balanced_accuracy) for fold in end.value])
 
     def metrics(self) -> object:
         """The card of a zoo entry made of the run, and the report's deployment section."""

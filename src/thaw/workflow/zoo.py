@@ -95,11 +95,13 @@ def add_model(name: str, paths: Sequence[Path], *, out: Path | None = None) -> Z
     folder = (zoo_root() if out is None else out.expanduser()) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # The card makes the folder an entry. It is removed first and written last, so that a kill in between leaves
+        # no entry, and never a model beside the card of another.
+        (folder / CARD_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}\nchoose another folder with --out") from error
     for source in (best.folder.model, best.folder.int8):
         write_atomically(folder / source.name, source.read_bytes())
-    # Last, since it is what makes the folder an entry.
     write_document(folder / CARD_FILE, card.as_dict())
     return read_card(folder)
 
