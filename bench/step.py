@@ -18,6 +18,7 @@ from torch import nn
 
 from thaw.errors import ThawError
 from thaw.models.blocks import fuse_norms
+from thaw.recipe.recipe import load_recipe
 from thaw.training.compute import (
     autocast,
     keep_freed_memory,
@@ -26,7 +27,6 @@ from thaw.training.compute import (
     resolve_normalisation,
     resolve_precision,
 )
-from thaw.workflow.recipe import load_recipe
 
 CPU = torch.device("cpu")
 SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1), "fashion": (28, 28, 1)}

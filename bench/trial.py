@@ -16,10 +16,10 @@ from pathlib import Path
 from thaw.data.prepare import prepare
 from thaw.errors import ThawError
 from thaw.graph.lower import layer_table
+from thaw.recipe.recipe import load_recipe
+from thaw.run.context import normalisation_of, training_setting
 from thaw.training.compute import LANES, Lanes, keep_freed_memory, resolve_device
 from thaw.training.method import Method
-from thaw.workflow.recipe import load_recipe
-from thaw.workflow.setting import normalisation_of, training_setting
 
 
 def main() -> None:

@@ -7,15 +7,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, thaw
+from command_line import REPOSITORY, SMALL, FinishedRun, thaw
 
 from thaw.cli import main
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 _SCRATCH = pytest.StashKey[Path]()
 
@@ -51,15 +48,6 @@ def data_root() -> Path:
         where = "THAW_DATA, which is no folder" if named else "../shared/data, and THAW_DATA is not set"
         pytest.skip(f"no real data: looked in {where}")
     return root.resolve()
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run that `thaw train ... --json` made, and what it printed."""
-
-    path: Path
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(scope="session")

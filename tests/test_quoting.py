@@ -10,12 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-import unicodedata
-from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
 import pytest
-from hostile_text import ISSUE, PIECES, hostile
+from hostile_text import ISSUE, PIECES, Seen, hostile, is_unsafe
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -29,13 +27,6 @@ FEW = settings(MANY, max_examples=8)
 GCC = shutil.which("gcc")
 BASH = shutil.which("bash")
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
-# Joiners that scripts and emoji need, and the Arabic signs of this category, which are seen.
-SEEN = {"\u200c", "\u200d", *map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2))}
-SEEN |= {chr(code) for code in (0x110BD, 0x110CD, *range(0x13430, 0x13440))}
-
-
-def is_unsafe(letter: str) -> bool:
-    return unicodedata.category(letter) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and letter not in SEEN
 
 
 # Terminal
@@ -142,27 +133,6 @@ trees = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(hostile, inner, max_size=4),
     max_leaves=10,
 )
-
-
-class Seen(HTMLParser):
-    """What a reader of HTML sees: tags with attributes, and the text between them."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, list]] = []
-        self.text = ""
-        self.comments: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, attrs))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def handle_comment(self, data):
-        self.comments.append(data)
 
 
 @given(trees, st.sampled_from([None, 1]))

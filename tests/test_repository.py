@@ -8,15 +8,14 @@ import sys
 import tomllib
 import zipfile
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
+from command_line import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from thaw._version import __version__
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 MAX_FILE_BYTES = 1_000_000
 MAX_MODULE_LINES = 450

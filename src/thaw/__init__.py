@@ -17,8 +17,10 @@ import typing as _typing
 from thaw._version import __version__
 
 if _typing.TYPE_CHECKING:
+    from thaw.api import Run, evaluate, load, train
     from thaw.data.images import ImageSet, InputContract
     from thaw.data.prepare import PreparedData
+    from thaw.deploy_api import bench_run, export_run, verify_run
     from thaw.errors import (
         BudgetError,
         DataError,
@@ -30,10 +32,8 @@ if _typing.TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
-    from thaw.training.model import Model, Prediction
-    from thaw.workflow.api import Run, evaluate, load, train
-    from thaw.workflow.deploy_api import bench_run, export_run, verify_run
-    from thaw.workflow.recipe import Recipe, load_recipe
+    from thaw.model.model import Model, Prediction
+    from thaw.recipe.recipe import Recipe, load_recipe
 
 __all__ = [
     "BudgetError",
@@ -77,10 +77,10 @@ _HOMES = {
         "TrainingError",
         "UsageError",
     ),
-    "thaw.training.model": ("Model", "Prediction"),
-    "thaw.workflow.api": ("Run", "evaluate", "load", "train"),
-    "thaw.workflow.deploy_api": ("bench_run", "export_run", "verify_run"),
-    "thaw.workflow.recipe": ("Recipe", "load_recipe"),
+    "thaw.model.model": ("Model", "Prediction"),
+    "thaw.api": ("Run", "evaluate", "load", "train"),
+    "thaw.deploy_api": ("bench_run", "export_run", "verify_run"),
+    "thaw.recipe.recipe": ("Recipe", "load_recipe"),
 }
 
 

@@ -17,8 +17,8 @@ from world import World
 
 from thaw.data import ingest
 from thaw.errors import ModelFileError
-from thaw.workflow.export_folder import TARGETS, read_target
-from thaw.workflow.quantisation import QuantizeSettings
+from thaw.export.folder import TARGETS, read_target
+from thaw.recipe.quantize_settings import QuantizeSettings
 
 MODELS = ("model.safetensors", "model-int8.safetensors")
 QAT = ("--set", "quantize.qat_threshold=-1000", "--set", "quantize.qat.epochs=6")

@@ -55,15 +55,15 @@ def copy_world(world: World, root: Path) -> World:
         shutil.copytree(world.run / "export" / target, root / f"only-{target}" / target)
     shutil.copytree(REPOSITORY / "src" / "thaw" / "zoo" / "mnist-8k", root / "zoo" / "mnist-8k")
     shutil.copy(REPOSITORY / "docs" / "results" / "reproduce.json", root)
-    shutil.copy(REPOSITORY / "src" / "thaw" / "recipes" / "balanced.toml", root / "recipe.toml")
-    shutil.copy(REPOSITORY / "src" / "thaw" / "recipes" / "paper.toml", root / "paper.toml")
+    shutil.copy(REPOSITORY / "src" / "thaw" / "recipe" / "recipes" / "balanced.toml", root / "recipe.toml")
+    shutil.copy(REPOSITORY / "src" / "thaw" / "recipe" / "recipes" / "paper.toml", root / "paper.toml")
     (root / "image.png").write_bytes(png_of(np.arange(144, dtype=np.uint8).reshape(12, 12)))
     return replace(world, root=root, run=root / "run", runs=runs)
 
 
 def targets_of(world: World) -> list[Target]:
     """All kinds, on a copy of the world."""
-    from thaw.training import zoo_file
+    from thaw.model import zoo as zoo_file
 
     zoo_file.zoo_root = lambda: world.root / "zoo"
     run, asks = world.run, Asks(world)
@@ -175,12 +175,12 @@ class Asks:
     @cache  # noqa: B019 - there is one, as long as its process
     def _setting(self) -> tuple[Any, Any, Any, Any]:
         """Request, data, setting and plan of the run."""
+        from thaw.run.context import training_setting
+        from thaw.run.folder import open_for_resume
+        from thaw.run.pipeline import _plan
+        from thaw.run.request import TrainRequest
+        from thaw.run.resolve import prepare_run
         from thaw.training.compute import LANES, Lanes, resolve_device
-        from thaw.workflow.pipeline import _plan
-        from thaw.workflow.request import TrainRequest
-        from thaw.workflow.resolve import prepare_run
-        from thaw.workflow.run_folder import open_for_resume
-        from thaw.workflow.setting import training_setting
 
         request, data = prepare_run(TrainRequest.from_dict(open_for_resume(self.run)[1]))
         lanes = Lanes(LANES, resolve_device("cpu"))
@@ -195,7 +195,7 @@ class Asks:
 
     def model(self) -> object:
         """Probabilities of the float32 network."""
-        from thaw.training.model import Model
+        from thaw.model.model import Model
 
         model = Model.load(self.run)
         found = _finite(model.probabilities(np.resize(self.images, (6, *model.contract.shape))))
@@ -214,9 +214,9 @@ class Asks:
 
     def checkpoint(self) -> object:
         """The state that training would go on from, and the next epoch where there is one."""
+        from thaw.run.folder import RunFolder
+        from thaw.run.pipeline import _restore
         from thaw.training.method import Method
-        from thaw.workflow.pipeline import _restore
-        from thaw.workflow.run_folder import RunFolder
 
         request, _, setting, plan = self._setting()
         method = Method(request.recipe.method_settings(), setting)
@@ -229,9 +229,9 @@ class Asks:
 
     def request(self) -> object:
         """What the run would go on with."""
-        from thaw.workflow.request import TrainRequest
-        from thaw.workflow.resolve import prepare_run
-        from thaw.workflow.run_folder import open_for_resume
+        from thaw.run.folder import open_for_resume
+        from thaw.run.request import TrainRequest
+        from thaw.run.resolve import prepare_run
 
         kept = open_for_resume(self.run)[1]
         request, data = prepare_run(TrainRequest.from_dict(kept))
@@ -239,8 +239,8 @@ class Asks:
 
     def folds(self) -> object:
         """The accuracies of the cross-validation."""
-        from thaw.workflow.cross_validation import cross_validate
-        from thaw.workflow.run_folder import RunFolder
+        from thaw.run.cross_validation import cross_validate
+        from thaw.run.folder import RunFolder
 
         request, data, setting, _ = self._setting()
         events = cross_validate(RunFolder(self.run), request, data, setting)
@@ -252,8 +252,8 @@ class Asks:
 
     def metrics(self) -> object:
         """The card of a zoo entry made of the run, and the report's deployment section."""
-        from thaw.workflow.deploy import TrainedRun, keep
-        from thaw.workflow.zoo import add_model, describe
+        from thaw.deploy.export import TrainedRun, keep
+        from thaw.studies.zoo import add_model, describe
 
         run = self.world.runs[0]
         card = add_model("tiny", [run], out=self.world.root / "work")
@@ -263,9 +263,9 @@ class Asks:
 
     def deployment(self) -> object:
         """The record with another part, and the report's section of it."""
-        from thaw.workflow.deployment import update_deployment
-        from thaw.workflow.metrics_file import read_metrics
-        from thaw.workflow.report import rewrite_deployment
+        from thaw.run.deployment import update_deployment
+        from thaw.run.metrics_file import read_metrics
+        from thaw.run.report import rewrite_deployment
 
         known = update_deployment(self.run, "bench", {"timings": [], "problems": []})
         rewrite_deployment(self.run, read_metrics(self.run / "metrics.json"), known)
@@ -273,9 +273,9 @@ class Asks:
 
     def card(self) -> object:
         """What `thaw zoo` shows, and its place in the plot."""
-        from thaw.workflow.pareto import write_pareto
-        from thaw.workflow.zoo import describe, interval_half
-        from thaw.workflow.zoo_card import read_cards
+        from thaw.model.zoo_card import read_cards
+        from thaw.studies.pareto import write_pareto
+        from thaw.studies.zoo import describe, interval_half
 
         cards = read_cards()
         paths = write_pareto(self.world.root / "work" / "pareto.svg", self.world.root / "reproduce.json")
@@ -287,7 +287,7 @@ class Asks:
 
     def manifests(self) -> object:
         """What counts as exported."""
-        from thaw.workflow.export_folder import read_target, remove_exports
+        from thaw.export.folder import read_target, remove_exports
 
         found = {each: read_target(self.world.root / f"only-{each}", each) for each in ("onnx", "litert", "c")}
         copy = self.world.root / "work" / "copy"
@@ -303,8 +303,8 @@ class Asks:
     def recipe(self) -> object:
         """The networks that the recipes make."""
         from thaw.graph.lower import layer_table
-        from thaw.workflow.recipe import load_recipe
-        from thaw.workflow.resolve import with_network
+        from thaw.recipe.recipe import load_recipe
+        from thaw.run.resolve import with_network
 
         for name in ("recipe.toml", "paper.toml"):
             _, recipe = load_recipe(str(self.world.root / name))
@@ -314,7 +314,7 @@ class Asks:
 
     def caches(self) -> object:
         """The data of the run, from its cache or decoded again."""
-        from thaw.workflow.resolve import prepare_run
+        from thaw.run.resolve import prepare_run
 
         _, data = prepare_run(self._setting()[0])
         test = data.test.open()
@@ -325,7 +325,7 @@ class Asks:
 
     def image(self) -> object:
         """What the network says of an image file."""
-        from thaw.training.model import Model
+        from thaw.model.model import Model
 
         found = Model.load(self.run).predict(self.world.root / "image.png")
         return [_finite(each.probabilities).tobytes() for each in found]
@@ -339,8 +339,8 @@ class Asks:
 
     def artefacts(self, target: str) -> object:
         """The verification of one target's artefacts; one that was changed has to be told."""
-        from thaw.workflow.deploy import TrainedRun
-        from thaw.workflow.verification import verify
+        from thaw.deploy.export import TrainedRun
+        from thaw.deploy.verify import verify
 
         result = verify(TrainedRun.open(self.run), images=2, out=self.world.root / f"only-{target}")
         with contextlib.suppress(AttributeError):

@@ -64,7 +64,7 @@ def preload() -> None:
     import thaw.cli.commands
     import thaw.cli.deploy
     import thaw.cli.studies
-    import thaw.workflow.zoo
+    import thaw.studies.zoo
 
     del scipy, sklearn, torch, thaw
 

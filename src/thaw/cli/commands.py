@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from thaw.api import evaluate_source
 from thaw.cli.columns import columns
 from thaw.cli.interrupt import stopped, watched
 from thaw.cli.progress import Progress
@@ -20,17 +21,16 @@ from thaw.evidence.findings import Finding
 from thaw.evidence.quality import Quality
 from thaw.graph.cost import CODE_BYTES, Cost
 from thaw.graph.lower import layer_table
+from thaw.model.model import Model, Prediction
+from thaw.model.training_images import SEEN_FILE
 from thaw.quoting import csv_line, given, json_text, printable, shell_command
+from thaw.recipe.budget import Budget, ram_parts
+from thaw.recipe.recipe import default_recipe, grouped, load_recipe
+from thaw.run.notes import input_note
+from thaw.run.pipeline import Event, Finished, Started, resume_run, start_run
+from thaw.run.request import TrainRequest
+from thaw.run.resolve import settle_input, with_network
 from thaw.training.compute import keep_freed_memory
-from thaw.training.model import Model, Prediction
-from thaw.training.seen_file import SEEN_FILE
-from thaw.workflow.api import evaluate_source
-from thaw.workflow.budget import Budget, ram_parts
-from thaw.workflow.pipeline import Event, Finished, Started, resume_run, start_run
-from thaw.workflow.recipe import default_recipe, grouped, load_recipe
-from thaw.workflow.request import TrainRequest
-from thaw.workflow.resolve import settle_input, with_network
-from thaw.workflow.told import input_note
 
 FORMATS = ("table", "json", "csv")
 

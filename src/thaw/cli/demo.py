@@ -9,9 +9,9 @@ from pathlib import Path
 
 from thaw.cli.commands import print_text
 from thaw.cli.interrupt import told_when_stopped
-from thaw.workflow.demo import demo_files
-from thaw.workflow.deploy import TrainedRun
-from thaw.workflow.page_server import is_loopback, start_server
+from thaw.deploy.demo import demo_files
+from thaw.deploy.export import TrainedRun
+from thaw.deploy.page_server import is_loopback, start_server
 
 
 def demo(run: Path, *, host: str, port: int | None, opens: bool | None) -> None:

@@ -11,16 +11,16 @@ from thaw.cli.columns import columns
 from thaw.cli.commands import print_json, print_text
 from thaw.cli.interrupt import told_when_stopped
 from thaw.cli.progress import Progress
+from thaw.deploy.bench import Bench
+from thaw.deploy.bench import bench as time_runtimes
+from thaw.deploy.export import Export, TrainedRun
+from thaw.deploy.export import export as write_artefacts
+from thaw.deploy.verify import Check, Verification
+from thaw.deploy.verify import verify as verify_artefacts
 from thaw.evidence.verify import FloatComparison
 from thaw.export.c_names import prefix_of_files
 from thaw.export.card import Precision
 from thaw.quoting import printable
-from thaw.workflow.benchmark import Bench
-from thaw.workflow.benchmark import bench as time_runtimes
-from thaw.workflow.deploy import Export, TrainedRun
-from thaw.workflow.deploy import export as write_artefacts
-from thaw.workflow.verification import Check, Verification
-from thaw.workflow.verification import verify as verify_artefacts
 
 STOPPED = "stopped; give the same command again"
 

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from thaw.cli.terminal import unguarded
 from thaw.quoting import printable
+from thaw.run.cross_validation import EpochDone, FoldDone
+from thaw.run.pipeline import Event, Int8Done, QatEpochDone, Started
+from thaw.run.trials import Trial, TrialPlan
 from thaw.training.engine import EpochRecord
-from thaw.workflow.cross_validation import EpochDone, FoldDone
-from thaw.workflow.pipeline import Event, Int8Done, QatEpochDone, Started
-from thaw.workflow.trials import Trial, TrialPlan
 
 # Epochs over which the pace is averaged that the time left is worked out from.
 _PACE_EPOCHS = 3

@@ -10,13 +10,13 @@ from thaw.cli.commands import print_json, print_text
 from thaw.cli.interrupt import told_when_stopped, watched
 from thaw.cli.progress import Progress
 from thaw.quoting import printable, shell_command
+from thaw.recipe.recipe import load_recipe
+from thaw.studies.ablation import ArmEpoch, Compared
+from thaw.studies.ablation import ablate as run_ablation
+from thaw.studies.reproduce import PUBLISHED, SeedStarted, Written, parse_seeds
+from thaw.studies.reproduce import reproduce as run_reproduction
 from thaw.training.arms import StudyName
 from thaw.training.compute import keep_freed_memory
-from thaw.workflow.ablation import ArmEpoch, Compared
-from thaw.workflow.ablation import ablate as run_ablation
-from thaw.workflow.recipe import load_recipe
-from thaw.workflow.reproduce import PUBLISHED, SeedStarted, Written, parse_seeds
-from thaw.workflow.reproduce import reproduce as run_reproduction
 
 GOES_ON = "stopped; what is finished is kept: give the same command again to go on"
 

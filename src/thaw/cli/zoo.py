@@ -41,8 +41,8 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
         context.obj = as_json
         return
     from thaw.cli.commands import print_json, print_text
-    from thaw.workflow.zoo import interval_half
-    from thaw.workflow.zoo_card import read_cards
+    from thaw.model.zoo_card import read_cards
+    from thaw.studies.zoo import interval_half
 
     cards = read_cards()
     if as_json:
@@ -70,9 +70,9 @@ def show(
     """Show the whole card of a model; `thaw zoo NAME` does the same."""
     from thaw.cli.commands import print_json, print_text
     from thaw.errors import UsageError
-    from thaw.training.zoo_file import ZOO_PREFIX, zoo_folder
-    from thaw.workflow.zoo import describe
-    from thaw.workflow.zoo_card import read_card
+    from thaw.model.zoo import ZOO_PREFIX, zoo_folder
+    from thaw.model.zoo_card import read_card
+    from thaw.studies.zoo import describe
 
     folder = zoo_folder(ZOO_PREFIX + name.removeprefix(ZOO_PREFIX))
     if folder is None:
@@ -96,7 +96,7 @@ def add(
 ) -> None:
     """Put the run that is best on validation images into the zoo; for those who maintain it."""
     from thaw.cli.commands import print_text
-    from thaw.workflow.zoo import add_model, describe
+    from thaw.studies.zoo import add_model, describe
 
     with told_when_stopped("stopped; give the same command again"):
         card = add_model(name, runs, out=out)
@@ -112,7 +112,7 @@ def seal(
 ) -> None:
     """Check an edited card.json and write its digest anew; for those who maintain the zoo."""
     from thaw.cli.commands import print_text
-    from thaw.workflow.zoo import describe, seal_card
+    from thaw.studies.zoo import describe, seal_card
 
     print_text(columns(describe(seal_card(name, out=out))))
 
@@ -133,7 +133,7 @@ def plot(
 ) -> None:
     """Draw accuracy over parameters and over multiply-accumulates, beside results of others."""
     from thaw.cli.commands import print_text
-    from thaw.workflow.pareto import write_pareto
+    from thaw.studies.pareto import write_pareto
 
     if reproduction is None and REPRODUCTION.is_file():
         reproduction = REPRODUCTION

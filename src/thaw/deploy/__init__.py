@@ -1,0 +1,1 @@
+"""From a finished run to a device: export, verify, bench, demo."""

@@ -1,0 +1,317 @@
+"""Every artefact of a run against the referee, on the run's test images: what `thaw verify` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.data.images import ImageSet
+from thaw.deploy.export import TrainedRun, keep, write_export
+from thaw.deploy.runtimes import RUNTIMES, Runtime, close_runner, open_runner, runtime_versions
+from thaw.errors import MissingDependencyError, ModelFileError, ThawError, UsageError
+from thaw.evidence.emulate import TARGETS as BOARDS
+from thaw.evidence.emulate import Emulation, emulate
+from thaw.evidence.environment import environment
+from thaw.evidence.verify import FloatComparison, Int8Comparison, compare_float, compare_int8, verify_int8
+from thaw.export.card import Precision
+from thaw.export.folder import TARGETS, ExportedTarget, read_target
+from thaw.graph.cost import layer_macs
+from thaw.graph.graph import Graph
+from thaw.graph.interpret import run as run_referee
+from thaw.quoting import shown
+
+EMULATED_IMAGES = 1000
+"""How many images an emulated board is given; there an image takes a hundredth of a second and more."""
+
+Result = Literal["equal", "close", "differs", "failed", "missing"]
+Tell = Callable[[str], None]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One artefact in one runtime.
+
+    Attributes:
+        target: "onnx", "litert" or "c".
+        precision: "float" or "int8".
+        runtime: where it ran.
+        must_be_equal: whether every byte has to be the referee's; else it has to be close.
+        comparison: with the referee; None where it did not run.
+        accuracy: share of the images that it labelled rightly; None where it did not run.
+        emulation: what it took on an emulated board, as `Emulation.as_dict`, and "instructions_per_mac".
+        problem: why it did not run; "" where it did.
+        is_missing: whether a package or program is missing for it.
+    """
+
+    target: str
+    precision: Precision
+    runtime: str
+    must_be_equal: bool
+    comparison: FloatComparison | Int8Comparison | None = None
+    accuracy: float | None = None
+    emulation: Mapping[str, Any] | None = None
+    problem: str = ""
+    is_missing: bool = False
+
+    @property
+    def result(self) -> Result:
+        """What came of it."""
+        if self.comparison is None:
+            return "missing" if self.is_missing else "failed"
+        if isinstance(self.comparison, Int8Comparison) and self.comparison.is_equal:
+            return "equal"
+        return "close" if self.comparison.is_close and not self.must_be_equal else "differs"
+
+    @property
+    def statement(self) -> str:
+        """What is shown of it, in words; why not where it did not run."""
+        return "; ".join(self.problem.splitlines()) if self.comparison is None else self.comparison.statement
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it gives what it has to."""
+        return self.result in {"equal", "close"}
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return {
+            "target": self.target,
+            "precision": self.precision,
+            "runtime": self.runtime,
+            "must_be_equal": self.must_be_equal,
+            "result": self.result,
+            "statement": self.statement,
+            "problem": self.problem,
+            "accuracy": self.accuracy,
+            "comparison": None if self.comparison is None else self.comparison.as_dict(),
+            "emulation": None if self.emulation is None else dict(self.emulation),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was verified.
+
+    Attributes:
+        images: how many test images the artefacts were given on this machine.
+        test_images: how many there are.
+        checks: one an artefact and runtime.
+        changed: files that are no longer as they were exported, as "target/name".
+    """
+
+    images: int
+    test_images: int
+    checks: tuple[Check, ...]
+    changed: tuple[str, ...]
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether everything that was asked for was run and gives what it has to."""
+        return bool(self.checks) and all(check.is_verified for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form: the `verify` part of deployment.json."""
+        return {
+            "verified": self.is_verified,
+            "images": self.images,
+            "test_images": self.test_images,
+            "checks": [check.as_dict() for check in self.checks],
+            "changed": list(self.changed),
+            "environment": environment("cpu"),
+            "runtimes": dict(runtime_versions()),
+        }
+
+
+def verify(
+    run: TrainedRun,
+    *,
+    boards: Sequence[str] = (),
+    images: int | None = None,
+    out: Path | None = None,
+    tell: Tell = lambda _: None,
+) -> Verification:
+    """Run every artefact that was exported on the run's test images, and compare with the referee.
+
+    Where nothing was exported yet, everything is exported first.
+
+    Args:
+        run: a run folder or a model of the zoo, opened.
+        boards: emulated targets, keys of `thaw.evidence.emulate.TARGETS`, to run the C on besides.
+        images: so many test images, spread evenly over the test set; None for all, and 1,000 on a board.
+        out: where the artefacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
+        tell: called with a line about each thing that is begun.
+
+    Raises:
+        UsageError: for a board that is not known, or no images.
+        RunError: for a bare model file, or data that are not the run's.
+    """
+    unknown = [board for board in boards if board not in BOARDS]
+    if unknown:
+        raise UsageError(f"there is no target {shown(unknown[0])}: expected one of {', '.join(BOARDS)}")
+    if images is not None and images < 1:
+        raise UsageError(f"{images} images: expected at least 1")
+    run.needs_run("verifying")
+    folder = run.default_out() if out is None else out.expanduser()
+    with run.locked():
+        test = run.data.test.open()
+        exported, failed = find_exports(run, folder, tell)
+        wanted = dict.fromkeys(boards)
+        if wanted and "c" not in exported and not any(check.target == "c" for check in failed):
+            raise UsageError(f"{folder} holds no C for {boards[0]}\nexport it first: thaw export --to c")
+        work = _Verifier(run, test, spread(len(test), images), exported, tell)
+        checks = [*failed, *work.on_this_machine()]
+        if "c" in exported:
+            checks += work.on_boards(list(wanted), images)
+        changed = tuple(f"{each.target}/{name}" for each in exported.values() for name in each.changed)
+        result = Verification(images=len(work.rows), test_images=len(test), checks=tuple(checks), changed=changed)
+        keep(run, "verify", result.as_dict())
+    return result
+
+
+def spread(count: int, wanted: int | None) -> npt.NDArray[np.int64]:
+    """`wanted` of the numbers 0 to count - 1, evenly spread; all of them where there are no more."""
+    if wanted is None or wanted >= count:
+        return np.arange(count)
+    return np.arange(wanted) * count // wanted
+
+
+def find_exports(run: TrainedRun, out: Path, tell: Tell) -> tuple[dict[str, ExportedTarget], list[Check]]:
+    """What was exported, by target, and a failed check for what cannot be read; exports all where nothing is there."""
+    found: dict[str, ExportedTarget] = {}
+    failed: list[Check] = []
+    for target in TARGETS:
+        try:
+            exported = read_target(out, target)
+        except ModelFileError as error:
+            failed.append(_failed(target, TARGETS[target][-1], "", error))
+            continue
+        if exported is not None:
+            found[target] = exported
+    if found or failed:
+        return found, failed
+    tell(f"nothing was exported to {out} yet: exporting {', '.join(TARGETS)}")
+    export = write_export(run, TARGETS, out)
+    for target, reason in export.missing.items():
+        failed.append(_failed(target, TARGETS[target][-1], "", MissingDependencyError(reason)))
+    return {each.target: each for each in export.targets}, failed
+
+
+def _failed(target: str, precision: Precision, runtime: str, error: ThawError) -> Check:
+    return Check(
+        target=target,
+        precision=precision,
+        runtime=runtime,
+        must_be_equal=False,
+        problem=str(error),
+        is_missing=isinstance(error, MissingDependencyError),
+    )
+
+
+class _Verifier:
+    """The images, and what the referee gives on them, worked out once a precision."""
+
+    def __init__(
+        self,
+        run: TrainedRun,
+        test: ImageSet,
+        rows: npt.NDArray[np.int64],
+        exported: Mapping[str, ExportedTarget],
+        tell: Tell,
+    ) -> None:
+        self.run = run
+        self.rows = rows
+        self.images = np.ascontiguousarray(test.images[rows])
+        self.labels = np.asarray(test.labels)[rows]
+        self.exported = exported
+        self.tell = tell
+        self._expected: dict[Precision, Array] = {}
+
+    def expected(self, precision: Precision) -> Array:
+        """The referee's scores, [N, K]."""
+        if precision not in self._expected:
+            self.tell(f"the referee, {precision}: {len(self.images):,} images")
+            graph = self.run.graph(precision)
+            self._expected[precision] = run_referee(graph, self.images)[graph.outputs[-1]]
+        return self._expected[precision]
+
+    def on_this_machine(self) -> Iterator[Check]:
+        """A check for every runtime that an export can be run in."""
+        for runtime in RUNTIMES:
+            exported = self.exported.get(runtime.target)
+            if exported is not None and runtime.precision in exported.precisions:
+                # Not within the try: without the referee nothing can be verified.
+                self.expected(runtime.precision)
+                try:
+                    yield self._check(runtime, exported)
+                except ThawError as error:
+                    yield replace(
+                        _failed(runtime.target, runtime.precision, runtime.name, error), must_be_equal=runtime.is_exact
+                    )
+
+    def _check(self, runtime: Runtime, exported: ExportedTarget) -> Check:
+        expected, graph = self.expected(runtime.precision), self.run.graph(runtime.precision)
+        self.tell(f"{runtime.target} {runtime.precision}, {runtime.name}: {len(self.images):,} images")
+        runner = open_runner(runtime, exported, graph)
+        try:
+            scores = runner.run(self.images)
+            comparison: FloatComparison | Int8Comparison
+            if runtime.precision == "float":
+                comparison = compare_float(expected, scores)
+            else:
+                comparison = verify_int8(
+                    graph, expected, scores, runner, self.images, is_exact=runtime.is_exact, labels=self.labels
+                )
+        finally:
+            close_runner(runner)
+        return Check(
+            target=runtime.target,
+            precision=runtime.precision,
+            runtime=runtime.name,
+            must_be_equal=runtime.is_exact,
+            comparison=comparison,
+            accuracy=self._accuracy(scores, self.labels),
+        )
+
+    def on_boards(self, boards: Sequence[str], images: int | None) -> Iterator[Check]:
+        """A check for every emulated board."""
+        chosen = spread(len(self.images), EMULATED_IMAGES if images is None else images)
+        if boards:
+            self.expected("int8")
+        for board in boards:
+            try:
+                yield self._emulated(board, chosen)
+            except ThawError as error:
+                yield replace(_failed("c", "int8", board, error), must_be_equal=True)
+
+    def _emulated(self, board: str, chosen: npt.NDArray[np.int64]) -> Check:
+        expected = self.expected("int8")[chosen]
+        self.tell(f"c int8, {board}: {len(chosen):,} images")
+        emulation = emulate(self.exported["c"].files, self.images[chosen], board)
+        return Check(
+            target="c",
+            precision="int8",
+            runtime=board,
+            must_be_equal=True,
+            comparison=compare_int8(expected, emulation.scores),
+            accuracy=self._accuracy(emulation.scores, self.labels[chosen]),
+            emulation=_with_macs(emulation, self.run.graph("int8")),
+        )
+
+    @staticmethod
+    def _accuracy(scores: Array, labels: Array) -> float:
+        return float((scores.argmax(axis=1) == labels).mean())
+
+
+def _with_macs(emulation: Emulation, graph: Graph) -> dict[str, Any]:
+    macs = sum(layer_macs(op, graph.tensor(op.output).shape) for op in graph.ops)
+    return {
+        **emulation.as_dict(),
+        "macs": macs,
+        "instructions_per_mac": emulation.instructions_per_inference / macs if macs else None,
+    }

@@ -1,0 +1,240 @@
+"""Networks and inputs that fit a budget, and which of them are worth comparing by a short training.
+
+Costs follow from the architecture, so that nothing is trained here. Shapes are those of one image: H rows, W columns, C
+channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from thaw.errors import BudgetError, UsageError
+from thaw.graph.cost import Cost
+from thaw.models.blocks import StemReduction
+from thaw.models.families import FamilySpec
+from thaw.models.stages import Shape
+from thaw.recipe.budget import Budget, over_budget
+from thaw.recipe.recipe import Recipe
+from thaw.recipe.sizing import largest_member, network_cost
+
+# What counts as about as much: of parameters, and of multiply-accumulates.
+_ABOUT = 0.9
+# Widths are even enough where no stage is narrower than this, beside another and in proportion to the recipe's.
+_EVEN_ENOUGH = 1 / 3
+# Where no stage can have as many channels as a recipe asks for, they may have so many.
+_FEWER_CHANNELS = (4, 1)
+# Of two stems that reduce one image, the one with fewer multiply-accumulates comes first.
+_STEM_ORDER: tuple[StemReduction, ...] = ("none", "stride", "pool")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A network for images of one shape.
+
+    Attributes:
+        shape: (H, W, C) of the input.
+        spec: the network.
+        cost: what it costs.
+        evenness: how far its widths keep to the recipe's proportions: 1 where all do, 0.5 where one stage is half as
+            wide.
+    """
+
+    shape: Shape
+    spec: FamilySpec
+    cost: Cost
+    evenness: float
+
+    @property
+    def stem(self) -> StemReduction:
+        """How its stem reduces the image."""
+        return getattr(self.spec, "stem_reduction", "none")
+
+    @property
+    def network(self) -> str:
+        """The network in words, such as "residual, stem stride, widths 20, 60, 68"."""
+        stem = "" if self.stem == "none" else f", stem {self.stem}"
+        return f"{self.spec.family}{stem}, widths {', '.join(map(str, self.spec.free_widths))}"
+
+    def __str__(self) -> str:
+        """Such as "48x48x3, residual, stem stride, widths 20, 60, 68"."""
+        return f"{'x'.join(map(str, self.shape))}, {self.network}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What fits a budget.
+
+    Attributes:
+        ranked: candidates worth comparing, at least one; the first is what is taken where none are compared.
+        least_width: channels that every stage of each has at least, where the widths were open.
+        warning: why that is less than the recipe asks for; "" where it is not.
+    """
+
+    ranked: tuple[Candidate, ...]
+    least_width: int
+    warning: str = ""
+
+
+def find_candidates(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int) -> Choices:
+    """What a recipe may train within a budget on images of one of `shapes` and K classes.
+
+    Where the recipe leaves its network open, that is for every shape and every stem the largest network of its family
+    without a stage of fewer channels than `sizing.least_width`; with fewer only where none fits. Of these, `rank` keeps
+    what is worth comparing.
+
+    Raises:
+        BudgetError: when nothing fits, with the figures of what comes nearest.
+        UsageError: when the image is too small for the network.
+    """
+    asked = recipe.sizing.least_width if recipe.sizing.network == "largest" else 1
+    warning = ""
+    for least in (asked, *(fewer for fewer in _FEWER_CHANNELS if fewer < asked)):
+        found = [
+            candidate
+            for shape in shapes
+            for spec in _variants(recipe, shape)
+            if (candidate := _largest(recipe, spec, budget, shape, classes, least)) is not None
+        ]
+        if found:
+            return Choices(ranked=rank(found), least_width=least, warning=warning)
+        warning = warning or _why_fewer(recipe, budget, shapes, classes, least)
+    check_fits(recipe, budget, shapes, classes)
+    raise RuntimeError("a network that fits was not found")
+
+
+def check_fits(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int) -> None:
+    """Refuse what no shape, stem or width makes fit; cheaper than looking for the largest.
+
+    Raises:
+        BudgetError: with the figures of what comes nearest.
+        UsageError: when the image is too small for the network.
+    """
+    nearest = _nearest(recipe, budget, shapes, classes, least=1)
+    if budget is None or not budget.broken(nearest.cost):
+        return
+    if recipe.sizing.network == "largest":
+        what = f"the smallest {nearest.spec.family} network"
+        mend = "allow more with --budget, or make the input smaller with --set data.input=..."
+    else:
+        widths = "filters" if nearest.spec.family == "paper" else "widths"
+        what = "the network"
+        mend = (
+            f"make it smaller, with --set model.{widths}=... or --set data.input=..., allow more, or take --recipe "
+            "balanced, which fits its network to the budget"
+        )
+    if budget.counts_image and "ram" in budget.broken(nearest.cost):
+        mend += "; image=excluded leaves the image out of ram"
+    raise BudgetError(f"{over_budget(budget, nearest.cost, nearest.shape, classes, what)}\n{mend}")
+
+
+def rank(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates worth comparing, the most promising first.
+
+    Those come first that have about as many parameters as any, in about the recipe's proportions: the largest input
+    first, and of one input a stem that reduces nothing before one that does. The rest follow by their proportions. One
+    is left out where an earlier one has as large an input, about as many parameters and multiply-accumulates, and
+    widths as even. Where one input is reduced in both ways, the second comes last of all, since the two learn alike.
+    """
+    most = max(candidate.cost.parameters for candidate in found)
+
+    def promise(candidate: Candidate) -> tuple[float, ...]:
+        keeps = candidate.cost.parameters >= _ABOUT * most and candidate.evenness >= _EVEN_ENOUGH
+        pixels = candidate.shape[0] * candidate.shape[1]
+        plain = -_STEM_ORDER.index(candidate.stem)
+        return (1.0, pixels, plain) if keeps else (0.0, candidate.evenness, pixels, plain)
+
+    kept: list[Candidate] = []
+    for candidate in sorted(found, key=promise, reverse=True):
+        if not any(_covers(earlier, candidate) for earlier in kept):
+            kept.append(candidate)
+    twins = [late for place, late in enumerate(kept) if any(_are_twins(early, late) for early in kept[:place])]
+    return (*(candidate for candidate in kept if candidate not in twins), *twins)
+
+
+def _are_twins(one: Candidate, other: Candidate) -> bool:
+    """Whether they read images of one shape and reduce them, each in its way."""
+    return one.shape == other.shape and {one.stem, other.stem} == {"pool", "stride"}
+
+
+def _covers(one: Candidate, other: Candidate) -> bool:
+    """Whether nothing speaks for `other`."""
+    return (
+        not _are_twins(one, other)
+        and one.shape[0] * one.shape[1] >= other.shape[0] * other.shape[1]
+        and one.cost.parameters >= _ABOUT * other.cost.parameters
+        and one.cost.macs >= _ABOUT * other.cost.macs
+        and min(one.evenness, _EVEN_ENOUGH) >= min(other.evenness, _EVEN_ENOUGH)
+    )
+
+
+def _variants(recipe: Recipe, shape: Shape) -> tuple[FamilySpec, ...]:
+    """The recipe's network for images of a shape: with the stages that it asks for, and each stem, where that is open.
+
+    Proportions, not sizes, where the widths are open.
+    """
+    sizing = recipe.sizing
+    if sizing.network == "fixed":
+        return (recipe.model,)
+    variants = recipe.model.with_stems(sizing.stems)
+    # The sub-stages of thawing name the stages that there are.
+    if recipe.method == "two-stage":
+        return variants
+    return tuple(variant.deepened(shape, sizing.last_map) for variant in variants)
+
+
+def _largest(
+    recipe: Recipe, spec: FamilySpec, budget: Budget | None, shape: Shape, classes: int, least: int
+) -> Candidate | None:
+    """The largest network like `spec` that fits; None where none does, or only a stem of another kind is possible."""
+    member: FamilySpec | None = spec
+    try:
+        if recipe.sizing.network == "largest" and budget is not None:
+            member = largest_member(spec, budget, shape, classes, recipe.joined, least=least)
+        elif budget is not None and budget.broken(network_cost(spec, recipe.joined, shape, classes)):
+            member = None
+        return None if member is None else _candidate(recipe, member, shape, classes, proportions=spec)
+    except UsageError:
+        if spec == _variants(recipe, shape)[0]:
+            raise
+        return None
+
+
+def _candidate(recipe: Recipe, spec: FamilySpec, shape: Shape, classes: int, *, proportions: FamilySpec) -> Candidate:
+    shares = [width / usual for width, usual in zip(spec.free_widths, proportions.free_widths, strict=True)]
+    cost = network_cost(spec, recipe.joined, shape, classes)
+    return Candidate(shape=shape, spec=spec, cost=cost, evenness=min(shares) / max(shares))
+
+
+def _nearest(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int, *, least: int) -> Candidate:
+    """Of the smallest networks for every shape and stem, that which breaks fewest limits, and then needs least RAM."""
+    smallest = list(_smallest(recipe, shapes, classes, least))
+
+    def excess(candidate: Candidate) -> tuple[int, int]:
+        return len(budget.broken(candidate.cost)) if budget is not None else 0, candidate.cost.ram_bytes
+
+    return min(smallest, key=excess)
+
+
+def _smallest(recipe: Recipe, shapes: Sequence[Shape], classes: int, least: int) -> Iterator[Candidate]:
+    for shape in shapes:
+        for place, spec in enumerate(_variants(recipe, shape)):
+            members: Iterator[FamilySpec] = iter((spec,) if recipe.sizing.network == "fixed" else spec.members(least))
+            try:
+                yield _candidate(recipe, next(members), shape, classes, proportions=spec)
+            except UsageError:
+                if not place:
+                    raise
+
+
+def _why_fewer(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int, least: int) -> str:
+    """Why no network has `least` channels in every stage."""
+    if budget is None:
+        return ""
+    nearest = _nearest(recipe, budget, shapes, classes, least=least)
+    needed, limits = budget.needs(nearest.cost), budget.limits()
+    over = ", ".join(f"{name} {needed[name]:,} (limit {limits[name]:,})" for name in budget.broken(nearest.cost))
+    return (
+        f"no network with at least {least} channels in every stage fits: the smallest needs {over}; narrower stages "
+        "learn less, so allow more if the device has it"
+    )

@@ -1,0 +1,116 @@
+"""The cross-validation of a run: a model a fold, each measured on images that it never saw.
+
+What is done is in the run's folder `folds`, so that a resumed run trains no fold twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thaw.data.cache import cache_root, take_rows
+from thaw.data.group_splits import group_folds
+from thaw.data.images import ImageSet
+from thaw.data.prepare import PreparedData
+from thaw.data.splits import Rows, k_folds
+from thaw.errors import RunError
+from thaw.evidence.quality import evaluate, mean_interval
+from thaw.files import read_document, write_document
+from thaw.model.model import network_probabilities
+from thaw.run.folder import RunFolder
+from thaw.run.request import TrainRequest
+from thaw.seeds import derive
+from thaw.training.engine import EpochRecord
+from thaw.training.method import Method, Setting
+
+_TRAIN_FOLD_AGAIN = "remove it to train the fold again"
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is over and saved; `fold` is 0 in the run itself, else the fold's number."""
+
+    record: EpochRecord
+    fold: int = 0
+
+
+@dataclass(frozen=True)
+class FoldDone:
+    """A fold of the cross-validation is over."""
+
+    fold: int
+    folds: int
+    accuracy: float
+    balanced_accuracy: float
+
+
+def cross_validate(
+    folder: RunFolder, request: TrainRequest, data: PreparedData, setting: Setting
+) -> Generator[EpochDone | FoldDone, None, list[FoldDone]]:
+    """Cross-validation over the training part: how good each is on its fold's images, which its training never saw.
+
+    The validation part stays what decides on the best epoch, so that the images held out decide nothing.
+    """
+    if not request.folds:
+        return []
+    done: list[FoldDone] = []
+    cut = k_folds if data.grouping is None else group_folds
+    splits = cut(data.train.labels, request.folds, derive(request.seed, "folds"), data.train_groups)
+    for number, (kept, held) in enumerate(splits, start=1):
+        path = folder.fold(number)
+        if not path.exists():
+            fold_setting = dataclasses.replace(
+                setting, train=_rows(data.train, kept), seed=derive(request.seed, "fold", number)
+            )
+            method = Method(request.recipe.method_settings(), fold_setting)
+            for record in method.epochs():
+                yield EpochDone(record, number)
+            held_out = _rows(data.train, held)
+            probabilities = network_probabilities([method.network], held_out.images, data.contract)
+            quality = evaluate(probabilities, held_out.labels, held_out.classes)
+            figures = {"accuracy": quality.accuracy, "balanced_accuracy": quality.balanced_accuracy}
+            write_document(path, {"fold": number, **figures, "count": len(held_out)})
+        found = read_document(path, mend=_TRAIN_FOLD_AGAIN)
+        accuracy, balanced = _share(found, "accuracy", path), _share(found, "balanced_accuracy", path)
+        done.append(FoldDone(number, request.folds, accuracy, balanced))
+        yield done[-1]
+    return done
+
+
+def _share(fold: Mapping[str, Any], name: str, path: Path) -> float:
+    share = fold.get(name)
+    if not isinstance(share, float) or not 0.0 <= share <= 1.0:
+        raise RunError(f"{path} holds no {name}: expected a share from 0 to 1\n{_TRAIN_FOLD_AGAIN}")
+    return share
+
+
+def _rows(images: ImageSet, chosen: Rows) -> ImageSet:
+    """The images at the indices `chosen`, as a set of their own."""
+    return dataclasses.replace(
+        images,
+        images=take_rows(images.images, chosen, cache_root()),
+        labels=images.labels[chosen],
+        names=[images.name(row) for row in chosen.tolist()],
+    )
+
+
+def fold_summary(folds: list[FoldDone]) -> dict[str, Any] | None:
+    """The `folds` part of metrics.json; `docs/metrics.md` describes it."""
+    if not folds:
+        return None
+    accuracies, balanced = [fold.accuracy for fold in folds], [fold.balanced_accuracy for fold in folds]
+    mean, half = mean_interval(accuracies)
+    return {
+        "count": len(accuracies),
+        "accuracies": accuracies,
+        "balanced_accuracies": balanced,
+        "balanced_mean": float(np.mean(balanced)),
+        "mean": mean,
+        "std": float(np.std(accuracies, ddof=1)),
+        "ci95": [max(0.0, mean - half), min(1.0, mean + half)],
+    }

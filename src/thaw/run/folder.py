@@ -1,0 +1,253 @@
+"""The folder of a run: its name, its lock, and the files in it.
+
+run.json            what was asked for: enough to resume
+recipe.toml         the resolved recipe
+history.jsonl       a line an epoch
+checkpoints/        last.safetensors: where to go on from
+folds/              a file a finished fold
+model.safetensors   the trained model
+training-images.safetensors  digests of the images that it was trained on
+model-int8.safetensors  its int8 graph
+metrics.json        see docs/metrics.md
+report.html
+export/             artefacts, a folder a target (export_folder.py)
+deployment.json     what export, verify and bench found
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thaw.errors import RunError
+from thaw.export.folder import remove_exports
+from thaw.files import read_document, sweep_unfinished, write_atomically, write_document
+from thaw.model.training_images import SEEN_FILE
+from thaw.quoting import json_text
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+RUN_VERSION = 1
+DEPLOYMENT_FILE = "deployment.json"
+EXPORT_FOLDER = "export"
+# A run of the paper's network takes about 2 MB; ten times that leaves room for larger families and more pictures.
+NEEDED_BYTES = 20_000_000
+
+_FOLDERS = ("checkpoints", "folds")
+# What a run writes, in the order in which an --overwrite removes it: run.json last, so that one that is cut short
+# leaves a folder that the next still takes for a run.
+_OWN_FILES = (
+    DEPLOYMENT_FILE,
+    "report.html",
+    "metrics.json",
+    "model-int8.safetensors",
+    "model.safetensors",
+    SEEN_FILE,
+    "history.jsonl",
+    "recipe.toml",
+    "run.json",
+)
+_LOCK = ".lock"
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run's files."""
+
+    path: Path
+
+    @property
+    def request(self) -> Path:
+        """What was asked for."""
+        return self.path / "run.json"
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.toml"
+
+    @property
+    def history(self) -> Path:
+        """A JSON line an epoch."""
+        return self.path / "history.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where to go on from."""
+        return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The trained model."""
+        return self.path / "model.safetensors"
+
+    @property
+    def training_images(self) -> Path:
+        """Which images the model was trained on."""
+        return self.path / SEEN_FILE
+
+    @property
+    def int8(self) -> Path:
+        """The int8 graph of the model."""
+        return self.path / "model-int8.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """What was measured."""
+        return self.path / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    def fold(self, number: int) -> Path:
+        """What fold `number` (from 1) gave."""
+        return self.path / "folds" / f"fold-{number}.json"
+
+    def begin(self, request: Mapping[str, Any]) -> None:
+        """Write run.json; to be called with the lock held.
+
+        Raises:
+            RunError: when another process has begun a run here since the folder was made.
+        """
+        if self.request.exists():
+            raise RunError(f"{self.path} exists already\nchoose another folder with --out")
+        write_document(self.request, request)
+
+    def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """All lines anew: after a kill, lines past the last checkpoint must go."""
+        write_atomically(self.history, "".join(json_text(record) + "\n" for record in records))
+
+
+def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
+    """A new run folder: `out`, or the first free runs/<name>-<n>. It is a run once `RunFolder.begin` was called.
+
+    Raises:
+        RunError: when it exists and is not empty (unless `overwrite`), cannot be written, or the disk is nearly full.
+    """
+    try:
+        claimed = _first_free(Path("runs"), name) if out is None else _claim(out.expanduser(), overwrite=overwrite)
+        folder = RunFolder(claimed)
+        free_bytes = shutil.disk_usage(folder.path).free
+        if free_bytes < NEEDED_BYTES:
+            _remove_own(folder.path)
+            raise RunError(
+                f"{free_bytes / 1e6:.0f} MB are free at {folder.path.parent}, a run needs {NEEDED_BYTES / 1e6:.0f} MB\n"
+                "free some space there, or choose another folder with --out"
+            )
+        for part in _FOLDERS:
+            (folder.path / part).mkdir(exist_ok=True)
+    except OSError as error:
+        target = out if out is not None else Path("runs")
+        raise RunError(
+            f"cannot make a run folder at {target}: {error.strerror or error}\nchoose another place with --out"
+        ) from error
+    return folder
+
+
+def open_for_resume(path: Path) -> tuple[RunFolder, dict[str, Any]]:
+    """An existing run folder and what was asked for in it.
+
+    Raises:
+        RunError: when it is none, or was made by another version.
+    """
+    folder = RunFolder(path.expanduser())
+    if not folder.request.exists():
+        raise RunError(f"{path} is not a run folder: it holds no run.json\nstart a run with thaw train SOURCE")
+    request = read_json(folder.request)
+    if request.get("version") != RUN_VERSION:
+        raise RunError(f"{path} was made by another version of thaw and cannot be resumed; start a new run")
+    return folder, request
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that a run wrote, without its digest.
+
+    Raises:
+        RunError: when it cannot be read, is not one, or has been changed.
+    """
+    return read_document(path, mend="restore the file, or start a new run")
+
+
+@contextlib.contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder against a second process; the system frees the lock with the process, however it ends.
+
+    Raises:
+        RunError: when another process is at work in it.
+    """
+    try:
+        file = (folder.path / _LOCK).open("w")
+    except OSError as error:
+        raise RunError(f"cannot write in {folder.path}: {error.strerror or error}\nmake it writable first") from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"another process is at work in {folder.path}; wait until it has ended") from None
+        for part in ("", *_FOLDERS):
+            sweep_unfinished(folder.path / part)
+        yield
+
+
+def _claim(path: Path, *, overwrite: bool) -> Path:
+    if path.exists() and (not path.is_dir() or not _is_bare(path)):
+        if not overwrite:
+            raise RunError(f"{path} exists already\nchoose another folder with --out, or allow it with --overwrite")
+        if not path.is_dir() or not (path / "run.json").is_file():
+            raise RunError(
+                f"{path} is not a run folder, so --overwrite leaves it alone\nchoose another folder with --out"
+            )
+        with locked(RunFolder(path)):
+            _remove_own(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a folder is empty, or holds only what a run makes before its run.json."""
+    entries = list(path.iterdir())
+    return all(entry.name in (*_FOLDERS, _LOCK) for entry in entries) and not any(
+        any((path / part).iterdir()) for part in _FOLDERS if (path / part).is_dir()
+    )
+
+
+def _remove_own(path: Path) -> None:
+    """Remove what a run wrote and nothing else: an --out that points at somebody's photos must not cost them."""
+    for part in _FOLDERS:
+        shutil.rmtree(path / part, ignore_errors=True)
+    remove_exports(path / EXPORT_FOLDER)
+    for name in _OWN_FILES:
+        (path / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def _first_free(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / f"{file_name(name)}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def file_name(name: str) -> str:
+    """A short ASCII name for a file or folder, of letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name)[:_LONGEST_NAME].strip("-.") or "run"

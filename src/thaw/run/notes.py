@@ -1,0 +1,83 @@
+"""What a run chose by itself, in notes that stand among the problems of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thaw.data.balance import class_counts, imbalance, is_uneven
+from thaw.data.images import InputContract
+from thaw.data.prepare import PreparedData
+from thaw.data.problems import Problem
+from thaw.recipe.budget import Budget
+from thaw.recipe.candidates import Candidate, Choices
+from thaw.recipe.recipe import Recipe
+from thaw.recipe.sizing import limits_reached
+from thaw.run.trials import Trial, TrialPlan
+
+
+def input_note(contract: InputContract, reason: str) -> Problem:
+    """What tells of an input that was chosen."""
+    return Problem("input", "note", f"input {contract} was chosen: {reason}")
+
+
+def input_reason(sides: Sequence[int], bound: str, chosen: Candidate, *, compared: bool) -> str:
+    """Why a candidate's input was chosen.
+
+    Args:
+        sides: what there was to choose from, the smallest first.
+        bound: what says that there was nothing larger.
+        chosen: the candidate.
+        compared: whether a short training chose it.
+    """
+    why = "with the network, by a short training" if compared else "the largest that leaves the network its size"
+    is_largest = chosen.shape[0] == sides[-1]
+    return f"of {', '.join(map(str, sides))} pixels a side, {why}" + (f"; {bound}" if is_largest else "")
+
+
+def network_notes(
+    recipe: Recipe, budget: Budget, choices: Choices, chosen: Candidate, classes: int, trials: int = 0
+) -> list[Problem]:
+    """Which network was chosen, after so many trials, and what bounds it."""
+    reached = limits_reached(chosen.spec, budget, chosen.shape, classes, recipe.joined)
+    bound = f"; any wider breaks {' or '.join(reached)}" if reached else ""
+    what = f"the best of {trials} in a short training on these images," if trials else "the largest"
+    message = (
+        f"network {chosen.network}, was chosen: {what} within {budget} ({chosen.cost.parameters:,} parameters){bound}"
+    )
+    notes = [Problem("network", "note", message)]
+    if choices.warning:
+        notes.append(Problem("width", "warning", choices.warning))
+    if budget.params is None and budget.flash is None and budget.macs is None:
+        unbound = "nothing limits parameters, flash or MACs: name the board's flash too, as in flash=512KB"
+        notes.append(Problem("budget", "note", unbound))
+    return notes
+
+
+def trial_notes(plan: TrialPlan, trials: Sequence[Trial]) -> list[Problem]:
+    """What was compared, and how it did."""
+    trained, judged = len(plan.data.train), len(plan.data.validation)
+    told = "; ".join(f"{trial.candidate}: {trial.score:.1%}" for trial in trials)
+    figure = plan.figure.replace("_", " ")
+    message = (
+        f"compared by {figure}, {plan.epochs} epochs of {trained:,} images each, judged on {judged:,} others: {told}; "
+        "of those within the noise of the best, that with the fewest multiply-accumulates was chosen"
+    )
+    return [Problem("trials", "note", message)]
+
+
+def balance_notes(recipe: Recipe, data: PreparedData) -> list[Problem]:
+    """What was done where classes are uneven; nothing where they are even."""
+    counts = class_counts(data.train.labels, len(data.train.classes))
+    if not is_uneven(counts):
+        return []
+    figure = recipe.loss.score(counts).replace("_", " ")
+    weights = recipe.loss.weights(counts)
+    weighted = "no class weights in the loss"
+    if weights is not None:
+        present = weights[counts > 0]
+        weighted = f"the loss of an image is weighted by its class, {present.min():.2f} to {present.max():.2f}"
+    message = (
+        f"classes are uneven: the largest has {imbalance(counts):.1f} times the training images of the smallest; "
+        f"the best epoch is chosen by {figure}, {weighted} (loss.class_weights, loss.select)"
+    )
+    return [Problem("uneven", "note", message)]

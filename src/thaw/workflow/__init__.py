@@ -1,1 +1,0 @@
-"""Whole jobs: recipes, runs, reports, and the comparisons that the results pages hold."""

@@ -1,0 +1,76 @@
+"""Signals: what every command says when it is stopped, and that none is lost."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import TINY, start, wait_for
+
+LOST = """
+import os, signal
+from thaw.cli.interrupt import handle_signals, was_stopped, watched, stopped
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+handle_signals()
+os.kill(os.getpid(), signal.SIGHUP)
+assert not was_stopped(), "who started it wants this one ignored, as nohup does"
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    pass  # as a finalizer would lose it
+assert was_stopped()
+try:
+    list(watched([1, 2]))
+except KeyboardInterrupt:
+    error = stopped("told", "thaw go on")
+os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGINT)
+print(error, error.next_command, error.exit_code)
+"""
+
+
+def test_an_interrupt_that_was_lost_comes_with_the_next_event_and_what_is_told_is_told_whole():
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "told thaw go on 143\n", "")
+
+
+@pytest.mark.parametrize(
+    ("work", "arguments"),
+    [
+        ("thaw.cli.deploy.write_artefacts", ("export", "{run}")),
+        ("thaw.cli.deploy.verify_artefacts", ("verify", "{run}")),
+        ("thaw.cli.deploy.time_runtimes", ("bench", "{run}")),
+        ("thaw.cli.studies.run_reproduction", ("reproduce",)),
+        ("thaw.cli.studies.run_ablation", ("ablate", "digits")),
+        ("thaw.studies.zoo.add_model", ("zoo", "add", "name", "{run}")),
+        ("thaw.data.summary.look", ("data", "digits")),
+    ],
+)
+def test_a_command_that_is_stopped_says_how_to_go_on(call, finished, monkeypatch, work, arguments):
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, stop)
+    code, out, err = call(*(str(finished.path) if word == "{run}" else word for word in arguments))
+    assert (code, out) == (130, "")
+    expected = "stopped" if "data" in arguments else "give the same command again"
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_before_training_begins(tmp_path, stop, code):
+    process = start("train", "digits", *TINY, "--out", "run", cwd=tmp_path)
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(lambda: "libtorch" in maps.read_text(), process)
+    process.send_signal(stop)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "stopped" in err
+    assert not (tmp_path / "run").exists()

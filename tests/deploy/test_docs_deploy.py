@@ -1,0 +1,120 @@
+"""What docs/deploy.md tells a reader to do works as it stands there: the firmware is built and run, the names exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import REPOSITORY
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from thaw.data.resize import resize
+from thaw.deploy.export import TrainedRun, export
+from thaw.deploy.verify import verify
+from thaw.evidence.emulate import missing_tools
+from thaw.graph.cost import STACK_BYTES
+from thaw.graph.interpret import run as run_referee
+from thaw.run.deployment import read_deployment
+
+DOCS = REPOSITORY / "docs"
+PAGE = (DOCS / "deploy.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    """The one block of code in that language."""
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    run = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(finished.path, run)
+    # The page's run is called digits.
+    export(TrainedRun.open(run), targets=["c"], prefix="digits")
+    return run
+
+
+def linker_script(ram_bytes: int) -> str:
+    """The page's board with so much RAM, its stack included."""
+    script, count = re.subn(r"(ORIGIN = 0x20000000, LENGTH = )4M", rf"\g<1>{ram_bytes}", block("ld"))
+    assert count == 1
+    return script
+
+
+def links_within(folder: Path, build: list[str], ram_bytes: int) -> bool:
+    (folder / "board.ld").write_text(linker_script(ram_bytes))
+    return subprocess.run(build, cwd=folder, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {' '.join(missing_tools())}")
+@pytest.mark.parametrize("number", [3, 10])
+def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, number):
+    grey = np.kron(load_digits().images[number], np.ones((9, 12))).astype(np.uint8) * 15
+    photo = np.stack([grey, grey // 2, 255 - grey], axis=-1)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    for name in ("digits.h", "digits.c"):
+        shutil.copy(exported / "export" / "c" / name, tmp_path)
+    (tmp_path / "main.c").write_text(block("c"))
+    # The board's RAM is what the run told, so that the linker says whether that is enough.
+    cost = json.loads((exported / "metrics.json").read_text())["cost"]
+    (tmp_path / "board.ld").write_text(linker_script(cost["ram_bytes"]))
+    subprocess.run([sys.executable, "-c", block("python")], cwd=tmp_path, check=True)
+    build, size, run = map(shlex.split, block("sh").replace("\\\n", " ").splitlines())
+    built = subprocess.run(
+        [*build, "-Wall", "-Wextra", "-Werror"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    subprocess.run(size, cwd=tmp_path, check=True, capture_output=True)
+    assert not links_within(tmp_path, build, cost["arena_bytes"] + STACK_BYTES)
+    assert links_within(tmp_path, build, cost["ram_bytes"])
+
+    firmware = subprocess.Popen(run, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        said = firmware.stdout.readline()
+    finally:
+        # A firmware does not end.
+        firmware.kill()
+        firmware.communicate()
+
+    opened = TrainedRun.open(exported)
+    graph, contract = opened.graph("int8"), opened.model.contract
+    scores = run_referee(graph, resize(photo, contract)[None])[graph.outputs[-1]][0].astype(int)
+    best = int(scores.argmax())
+    assert said == f"{opened.model.classes[best]}{(scores[best] + 128) * 100 // 256:4d} %\n"
+
+
+def test_every_name_in_deployment_json_is_documented(exported):
+    verify(TrainedRun.open(exported), images=3)
+    text = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    known = read_deployment(exported)
+    # Names of files and programs are no names of ours.
+    for content in known["export"]["targets"].values():
+        content["files"] = dict.fromkeys(content["files"])
+        assert all(content["files"].keys())
+        content["files"] = {}
+
+    def keys(tree):
+        if isinstance(tree, dict):
+            return set(tree).union(*map(keys, tree.values()))
+        return set().union(*map(keys, tree)) if isinstance(tree, list) else set()
+
+    names = keys(json.loads(json.dumps(known)))
+    assert {"arena_bytes", "must_be_equal", "ai-edge-litert"} <= names
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+
+
+def test_every_command_of_the_page_is_one():
+    from thaw.cli import app
+
+    told = set(re.findall(r"^ {4}thaw (\w+)", PAGE, re.MULTILINE))
+    assert told >= {"train", "export", "verify", "bench"}
+    assert told <= {command.name or command.callback.__name__ for command in app.app.registered_commands}

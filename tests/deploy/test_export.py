@@ -1,0 +1,442 @@
+"""Export, verification and timing of a real small run, with artefacts that are deliberately broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import TINY_OVERRIDES, error_of, reseal
+from sklearn.datasets import load_digits
+
+import thaw as library
+from thaw.deploy import export as deploy
+from thaw.deploy import runtimes
+from thaw.deploy import verify as verification
+from thaw.deploy.bench import bench
+from thaw.deploy.export import TrainedRun, export
+from thaw.deploy.verify import verify
+from thaw.errors import MissingDependencyError, ModelFileError, RunError, UsageError
+from thaw.evidence.emulate import Emulation, missing_tools
+from thaw.export.folder import MANIFEST, read_target, write_target
+from thaw.export.to_c import export_c
+from thaw.export.to_litert import export_litert
+from thaw.export.to_onnx import export_onnx
+from thaw.graph.graph_file import read_graph, write_graph
+from thaw.graph.interpret import run as run_referee
+from thaw.run.deployment import read_deployment, update_deployment
+from thaw.run.report import DEPLOYMENT_BEGIN, DEPLOYMENT_END
+
+pytest.importorskip("onnx", reason="onnx is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
+
+TEST_IMAGES = 359
+LAYERS = ("branch1.conv2", "head.output")
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """A run with its artefacts; no test may change it."""
+    run = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(finished.path, run)
+    export(TrainedRun.open(run))
+    return run
+
+
+@pytest.fixture
+def run(exported, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(exported, tmp_path / "run"))
+
+
+def negated(opened: TrainedRun, layer: str):
+    """The int8 graph with the weights of one layer negated, all but the first of each channel."""
+
+    def change(op):
+        if op.name != layer:
+            return op
+        weights = -op.weights
+        weights[..., 0] = op.weights[..., 0]
+        return replace(op, weights=weights)
+
+    graph = opened.graph("int8")
+    assert layer in {op.name for op in graph.ops}
+    return replace(graph, ops=tuple(map(change, graph.ops)))
+
+
+def by_runtime(result):
+    return {(check.target, check.precision, check.runtime): check for check in result.checks}
+
+
+def test_everything_is_written_and_told(exported):
+    found = {target: read_target(exported / "export", target) for target in ("onnx", "litert", "c")}
+    for target, suffix in (("onnx", "onnx"), ("litert", "tflite")):
+        assert {f"model-float.{suffix}", f"model-int8.{suffix}", "example.py"} <= set(found[target].files)
+        assert found[target].precisions == ("float", "int8")
+    assert {"run.h", "run.c", "model.h", "model.c", "main.c", "Makefile"} <= set(found["c"].files)
+    told = read_deployment(exported)
+    assert set(told) == {"schema", "export"}
+    for target, each in found.items():
+        files = told["export"]["targets"][target]["files"]
+        assert {name: entry["bytes"] for name, entry in files.items()} == {n: len(d) for n, d in each.files.items()}
+    assert told["export"]["missing"] == {}
+    assert 0 < told["export"]["memory"]["arena_bytes"] < told["export"]["memory"]["constant_bytes"]
+    assert not list(exported.rglob("*.tmp"))
+
+
+def test_the_same_run_gives_the_same_files(exported, tmp_path):
+    export(TrainedRun.open(exported), out=tmp_path / "again")
+    for target in ("onnx", "litert", "c"):
+        again, first = (read_target(out, target).files for out in (tmp_path / "again", exported / "export"))
+        assert again == first
+
+
+def test_every_artefact_is_verified_on_the_whole_test_set(run):
+    told = []
+    result = verify(TrainedRun.open(run), tell=told.append)
+    assert result.is_verified
+    assert (result.images, result.test_images, result.changed) == (TEST_IMAGES, TEST_IMAGES, ())
+    checks = by_runtime(result)
+    assert set(checks) == {(each.target, each.precision, each.name) for each in runtimes.RUNTIMES}
+    for key in (("litert", "int8", "LiteRT, reference kernels"), ("c", "int8", "C on this machine")):
+        assert checks[key].result == "equal"
+        assert checks[key].must_be_equal
+        assert checks[key].comparison.score_bytes == 10 * TEST_IMAGES
+    assert len(told) >= 8
+    # The accuracies are those of the referee, counted here.
+    opened = TrainedRun.open(run)
+    test = opened.data.test.open()
+    host = {"float": ("litert", "float", "LiteRT, XNNPACK"), "int8": ("c", "int8", "C on this machine")}
+    for precision, key in host.items():
+        scores = run_referee(opened.graph(precision), test.images)["probabilities"]
+        assert checks[key].accuracy == (scores.argmax(axis=1) == test.labels).mean()
+    part = read_deployment(run)["verify"]
+    assert part["verified"] is True
+    assert part["checks"] == json.loads(json.dumps([check.as_dict() for check in result.checks]))
+    assert part["runtimes"]["onnxruntime"]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_corrupted_artefact_is_found_and_its_layer_named(run, layer):
+    opened = TrainedRun.open(run)
+    broken = {"int8": negated(opened, layer)}
+    for target, exporter in (("onnx", export_onnx), ("litert", export_litert), ("c", export_c)):
+        write_target(run / "export", target, ("int8",), exporter(broken, opened.card()))
+    result = verify(TrainedRun.open(run), images=60)
+    assert not result.is_verified
+    assert len(result.checks) == 4
+    writer = next(op for op in opened.graph("int8").ops if op.name == layer)
+    for check in result.checks:
+        assert check.result == "differs", check
+        first = check.comparison.first_difference
+        assert layer in (first.layer, *first.fused)
+        if check.runtime == "LiteRT, reference kernels":
+            assert (first.layer, first.tensor) == (layer, writer.output)
+        assert check.comparison.differing_images > 0
+    assert read_deployment(run)["verify"]["verified"] is False
+
+
+def test_one_changed_byte_in_a_file_is_found_and_its_layer_named(run):
+    graph = TrainedRun.open(run).graph("int8")
+    layer = next(op for op in graph.ops if op.name == "branch2.conv1")
+    path = run / "export" / "litert" / "model-int8.tflite"
+    content = bytearray(path.read_bytes())
+    place = content.find(layer.weights.tobytes()) + int(np.abs(layer.weights).argmax())
+    assert place > layer.weights.size
+    content[place] = (-content[place]) & 0xFF
+    path.write_bytes(content)
+    result = verify(TrainedRun.open(run))
+    check = by_runtime(result)["litert", "int8", "LiteRT, reference kernels"]
+    assert (check.result, check.comparison.first_difference.layer) == ("differs", "branch2.conv1")
+    assert by_runtime(result)["c", "int8", "C on this machine"].result == "equal"
+    assert result.changed == ("litert/model-int8.tflite",)
+    assert not result.is_verified
+
+
+def test_artefacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
+    folder = run / "export"
+    for name in ("onnx/model-int8.onnx", "litert/model-int8.tflite", "c/run.c"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    result = verify(TrainedRun.open(run), images=10)
+    assert {(check.target, check.precision): check.result for check in result.checks} == {
+        ("onnx", "float"): "close",
+        ("onnx", "int8"): "failed",
+        ("litert", "float"): "close",
+        ("litert", "int8"): "failed",
+        ("c", "int8"): "failed",
+    }
+    assert all(check.problem for check in result.checks if check.result == "failed")
+    listed = json.loads((folder / "litert" / MANIFEST).read_text())
+    reseal(folder / "litert" / MANIFEST, {**listed, "complete": False})
+    half = [check for check in verify(TrainedRun.open(run), images=10).checks if check.target == "litert"]
+    assert [check.result for check in half] == ["failed"]
+    assert "half an export" in half[0].problem
+
+
+def test_the_c_has_the_prefix_that_is_asked_for_and_what_uses_it_follows(run, call):
+    folder = run / "export" / "c"
+    library.export_run(run, ["c"], prefix="blinker")
+    assert (folder / "blinker.c").is_file()
+    assert not (folder / "run.c").exists()
+    assert "blinker_predict(" in (folder / "README.md").read_text()
+    assert by_runtime(verify(TrainedRun.open(run), images=5))["c", "int8", "C on this machine"].result == "equal"
+    shutil.rmtree(folder)
+    assert call("export", run, "--to", "c", "--prefix", "Lamp_2")[0] == 0
+    assert b"LAMP_2_INPUT_BYTES" in (folder / "Lamp_2.h").read_bytes()
+    with pytest.raises(UsageError, match="keyword"):
+        library.export_run(run, prefix="while")
+
+
+def test_c_with_a_warning_is_timed_but_not_verified(run):
+    path = run / "export" / "c" / "run.c"
+    path.write_bytes(path.read_bytes() + b"static int spare;\n")
+    check = by_runtime(verify(TrainedRun.open(run), images=5))["c", "int8", "C on this machine"]
+    assert check.result == "failed"
+    assert "spare" in check.problem
+    result = bench(TrainedRun.open(run), rounds=1, repeats=1)
+    assert ("C on this machine", "int8") in result.timings
+
+
+def test_what_is_missing_is_told_by_its_package_and_the_rest_goes_on(run, monkeypatch, call):
+    def missing(*_, **__):
+        raise MissingDependencyError("running ONNX models needs onnxruntime: pip install 'thaw-cnn[onnx]'")
+
+    monkeypatch.setattr(runtimes, "OnnxRunner", missing)
+    code, out, err = call("verify", run, "--images", 5, "--json")
+    assert code == 1, err
+    found = {(check["target"], check["runtime"]): check for check in json.loads(out)["checks"]}
+    assert found["onnx", "onnxruntime"]["result"] == "missing"
+    assert "thaw-cnn[onnx]" in found["onnx", "onnxruntime"]["problem"]
+    assert found["c", "C on this machine"]["result"] == "equal"
+    monkeypatch.setitem(deploy._EXPORTERS, "litert", missing)
+    code, out, err = call("export", run)
+    assert code == 1
+    assert "litert: running ONNX models needs onnxruntime: pip install 'thaw-cnn[onnx]'" in err
+    assert "model-float.onnx" in out
+    assert ".tflite" not in out
+    code, out, err = call("bench", run, "--json")
+    assert code == 1
+    assert {entry["runtime"] for entry in json.loads(out)["problems"]} == {"onnxruntime"}
+    assert "pip install 'thaw-cnn[onnx]'" in err
+
+
+def test_without_an_export_everything_is_exported_first(finished, tmp_path):
+    run = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    told = []
+    assert verify(TrainedRun.open(run), images=3, tell=told.append).is_verified
+    assert "nothing was exported" in told[0]
+    assert read_target(run / "export", "c") is not None
+    assert set(read_deployment(run)) == {"schema", "export", "verify"}
+
+
+def test_a_run_without_its_int8_graph_gets_it_back(run):
+    file = run / "model-int8.safetensors"
+    before = file.read_bytes()
+    file.unlink()
+    export(TrainedRun.open(run), targets=["onnx", "litert"], precision="float")
+    assert not file.exists()
+    export(TrainedRun.open(run), targets=["c"])
+    assert file.read_bytes() == before
+
+
+def test_an_int8_graph_that_is_damaged_or_anothers_is_refused(run, call):
+    file = run / "model-int8.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    error_of(["model-int8.safetensors", "truncated"], call("export", run), 1)
+    file.write_bytes(whole)
+    graph, header = read_graph(file)
+    # Of other classes, and of a model of the same architecture with other weights.
+    facts = {**header.facts, "model": "0" * 64}
+    for other in (replace(header, classes=tuple("abcdefghij")), replace(header, facts=facts)):
+        write_graph(file, graph, other)
+        error_of(["belongs to another model"], call("export", run), 1)
+
+
+@pytest.mark.skipif(bool(missing_tools()), reason=f"the emulator is not installed: {' '.join(missing_tools())}")
+def test_the_firmware_is_compared_too(run):
+    result = verify(TrainedRun.open(run), boards=["cortex-m4"], images=12)
+    check = by_runtime(result)["c", "int8", "cortex-m4"]
+    assert (check.result, check.comparison.images, check.must_be_equal) == ("equal", 12, True)
+    told = check.emulation
+    assert told["flash_bytes"] == told["text_bytes"] + told["constant_bytes"]
+    assert told["instructions_per_mac"] == told["instructions_per_inference"] / 568_240
+    page = (run / "report.html").read_text()
+    assert f"{told['flash_bytes'] / 1024:.1f}" in page
+    assert f"{round(told['instructions_per_inference']):,}" in page
+    opened = TrainedRun.open(run)
+    write_target(run / "export", "c", ("int8",), export_c({"int8": negated(opened, "head.output")}, opened.card()))
+    broken = by_runtime(verify(TrainedRun.open(run), boards=["cortex-m4"], images=12))["c", "int8", "cortex-m4"]
+    assert broken.result == "differs"
+
+
+def test_a_board_is_given_a_thousand_images_by_default(run, monkeypatch):
+    given = {}
+
+    def emulate(files, images, target):
+        given[target] = images
+        sizes = dict.fromkeys([field.name for field in fields(Emulation) if field.name.endswith("bytes")], 1)
+        counts = {"instructions_per_inference": 2.0, "most_instructions": 2.0, "images": len(images)}
+        scores = run_referee(graph, images)["probabilities"]
+        return Emulation(target=target, scores=scores, tools={}, **sizes, **counts)
+
+    graph = TrainedRun.open(run).graph("int8")
+    monkeypatch.setattr(verification, "emulate", emulate)
+    result = verify(TrainedRun.open(run), boards=["cortex-m4", "cortex-m7", "cortex-m4"])
+    assert list(given) == ["cortex-m4", "cortex-m7"]
+    assert len(given["cortex-m4"]) == min(1000, TEST_IMAGES)
+    assert result.is_verified
+
+
+def test_bench_times_all_and_writes_it_down(run):
+    result = bench(TrainedRun.open(run), rounds=2, repeats=3)
+    assert result.is_complete
+    assert {name for name, _ in result.timings} == {"torch", "onnxruntime", "LiteRT, XNNPACK", "C on this machine"}
+    assert len(result.timings) == 6
+    assert result.timings["C on this machine", "int8"].ratio == 1.0
+    assert all(timing.repeats == 6 and timing.median_us > 0 for timing in result.timings.values())
+    part = read_deployment(run)["bench"]
+    assert part == json.loads(json.dumps(result.as_dict()))
+    assert part["threads"] == 1
+
+
+def test_the_report_shows_what_is_known_and_keeps_the_rest(finished, tmp_path):
+    run = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    report = run / "report.html"
+
+    def parts():
+        before, _, rest = report.read_text().partition(DEPLOYMENT_BEGIN)
+        section, _, after = rest.partition(DEPLOYMENT_END)
+        return before + after, section
+
+    rest, section = parts()
+    assert rest.endswith("</html>")
+    assert "Nothing was exported yet" in section
+    export(TrainedRun.open(run), targets=["litert", "c"])
+    assert parts()[0] == rest
+    assert "model-int8.tflite" in parts()[1]
+    assert "Not yet: <code>thaw verify</code>" in parts()[1]
+    verify(TrainedRun.open(run), images=5)
+    assert parts()[0] == rest
+    assert "LiteRT, reference kernels" in parts()[1]
+    assert "5 of 359 test images" in parts()[1]
+    bench(TrainedRun.open(run), rounds=1, repeats=2)
+    assert parts()[0] == rest
+    assert "Times the C" in parts()[1]
+    section = parts()[1]
+    export(TrainedRun.open(run), targets=["litert", "c"])
+    assert parts() == (rest, section), "the same files again: what was found of them still holds"
+    export(TrainedRun.open(run), targets=["litert"], precision="float")
+    assert "Times the C" not in parts()[1]
+    assert set(read_deployment(run)) == {"schema", "export"}
+    report.write_text("<html>of an older version</html>")
+    export(TrainedRun.open(run), targets=["c"])
+    assert report.read_text() == "<html>of an older version</html>"
+
+
+def test_what_is_in_the_record_is_escaped(run):
+    record = read_deployment(run)
+    record["export"]["targets"]["c"]["files"] = {"<script>alert(1)</script>": {"bytes": 1, "sha256": "0"}}
+    record["export"]["missing"] = {"onnx": f"<img src=x>{DEPLOYMENT_END}"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    for _ in range(2):
+        assert deploy.rewrite_deployment(run, metrics, record)
+    page = (run / "report.html").read_text()
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert page.count(DEPLOYMENT_END) == 1
+
+
+def test_a_damaged_record_is_refused(run):
+    path = run / "deployment.json"
+    whole = path.read_text()
+    for damaged in (whole[:-30], "[]", json.dumps({"schema": 2}), "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(RunError, match=r"deployment\.json"):
+            read_deployment(run)
+    path.write_text(whole)
+    content = update_deployment(run, "bench", {"threads": 1})
+    assert set(content) == {"schema", "export", "bench"}
+
+
+def test_overwriting_a_run_takes_its_artefacts_along_and_nobody_elses(run):
+    (run / "export" / "c" / "board.c").write_text("mine")
+    library.train("digits", overrides=TINY_OVERRIDES, out=run, overwrite=True)
+    assert [path.name for path in (run / "export").rglob("*")] == ["c", "board.c"]
+    assert not (run / "deployment.json").exists()
+    assert "Nothing was exported yet" in (run / "report.html").read_text()
+
+
+def test_a_bare_model_file_needs_its_run(run, tmp_path, call):
+    model = shutil.copy(run / "model.safetensors", tmp_path / "lone.safetensors")
+    error_of(["--out"], call("export", model, "--float"), 2)
+    error_of(["run's data", "run.json"], call("export", model, "--out", tmp_path / "out"), 1)
+    error_of(["run's data", "run.json"], call("verify", model), 1)
+    error_of(["run's data", "run.json"], call("bench", model), 1)
+    code, out, err = call("export", model, "--to", "litert", "--float", "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["complete"] is True
+    assert told["out"] == str(tmp_path / "out")
+    assert set(told["targets"]) == {"litert"}
+    assert (tmp_path / "out" / "litert" / "model-float.tflite").is_file()
+    error_of(["does not exist"], call("verify", tmp_path / "nothing"), 1)
+
+
+def test_data_that_are_not_there_or_others_are_told(run):
+    request = json.loads((run / "run.json").read_text())
+    reseal(run / "run.json", {**request, "fingerprint": "0" * 64})
+    with pytest.raises(RunError, match="have changed"):
+        verify(TrainedRun.open(run))
+    reseal(run / "run.json", {**request, "source": None})
+    with pytest.raises(RunError, match="source="):
+        verify(TrainedRun.open(run))
+    digits = load_digits()
+    images = (digits.images * 15).astype(np.uint8)
+    with pytest.raises(RunError, match="have changed"):
+        verify(TrainedRun.open(run, source=(images[:500], digits.target[:500])))
+
+
+def test_the_command_line(run, call):
+    error_of(["int8 only", "--float"], call("export", run, "--to", "c", "--float"), 2)
+    error_of(["exclude"], call("export", run, "--int8", "--float"), 2)
+    error_of(["'int'", "keyword", "'model_int'"], call("export", run, "--prefix", "int"), 2)
+    error_of(["prefix", "add c"], call("export", run, "--to", "onnx", "--prefix", "net"), 2)
+    error_of(["prefix", "add c"], call("export", run, "--float", "--prefix", "net"), 2)
+    error_of(["'tflite'", "litert"], call("export", run, "--to", "onnx,tflite"), 2)
+    error_of(["'cortex-a53'", "cortex-m4"], call("verify", run, "--target", "cortex-a53"), 2)
+    error_of(["--images"], call("verify", run, "--images", 0), 2)
+    code, out, err = call("export", run, "--to", "c", "--int8")
+    assert (code, err) == (0, "")
+    assert "bytes of arena in RAM" in out
+    assert str(run / "export" / "c" / "run.c") in out
+    assert "begin with run_ or RUN_; --prefix" in out
+    code, out, err = call("verify", run, "--images", 4)
+    assert code == 0
+    assert "6 of 6 verified" in out
+    assert "the referee, int8: 4 images" in err
+    path = run / "export" / "c" / "main.c"
+    path.write_text(path.read_text() + "/* mine */\n")
+    opened = TrainedRun.open(run)
+    files = export_litert({"int8": negated(opened, "head.output")}, opened.card())
+    (run / "export" / "litert" / "model-int8.tflite").write_bytes(files["model-int8.tflite"])
+    code, out, err = call("verify", run, "--images", 4)
+    assert code == 1
+    assert "differs, must be equal" in out
+    assert "differs first in head.output" in out
+    assert "note: c/main.c is not as it was exported" in out
+    shutil.rmtree(run / "export" / "c")
+    error_of(["holds no C", "--to c"], call("verify", run, "--target", "cortex-m4"), 2)
+
+
+def test_from_python(run):
+    result = library.export_run(run, ["c"])
+    assert [each.target for each in result.targets] == ["c"]
+    assert library.verify_run(run, images=2).is_verified
+    with pytest.raises(ModelFileError):
+        library.bench_run(run / "nowhere")

@@ -1,0 +1,35 @@
+"""What is exported and on how many images it is verified, by what was asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from thaw.deploy.export import asked_for
+from thaw.deploy.verify import spread
+from thaw.errors import UsageError
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10, 3), (10_000, 1000), (7, 7), (5, 9), (5, None), (359, 1)])
+def test_images_are_spread_evenly(count, wanted):
+    rows = spread(count, wanted)
+    assert len(rows) == min(count, wanted or count)
+    assert len(set(rows.tolist())) == len(rows)
+    assert 0 <= rows.min()
+    assert rows.max() < count
+    gaps = np.diff(rows)
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_what_is_asked_for():
+    assert asked_for(None, None) == {"onnx": ("float", "int8"), "litert": ("float", "int8"), "c": ("int8",)}
+    assert asked_for(None, "float") == {"onnx": ("float",), "litert": ("float",)}
+    assert asked_for(["c", "c"], "int8") == {"c": ("int8",)}
+    for targets, precision, words in (
+        (["c"], "float", "int8 only"),
+        (["onnx", "c"], "float", "int8 only"),
+        (["tensorrt"], None, "tensorrt"),
+        ([], None, "no target"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            asked_for(targets, precision)

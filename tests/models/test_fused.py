@@ -1,0 +1,344 @@
+"""Normalisation with what comes after it, in compiled C: what torch computes, but for rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from command_line import assert_same_run, metrics
+from safetensors.torch import load
+
+from thaw.errors import MissingDependencyError, UsageError
+from thaw.host_c import find_compiler
+from thaw.models import fused
+from thaw.models.blocks import Norm, fuse_norms
+from thaw.models.families import LoopedSpec, ResidualSpec, SeparableSpec
+from thaw.models.fused import can_fuse, compiled
+from thaw.recipe.recipe import load_recipe
+from thaw.run.cross_validation import EpochDone
+from thaw.run.pipeline import resume_run, start_run
+from thaw.run.request import TrainRequest
+from thaw.training.compute import ComputeSettings, autocast, resolve_normalisation
+
+CPU = torch.device("cpu")
+AFTER = ("nothing", "relu", "add relu", "relu add")
+# Rounding of one result: to 24 bits, and to 8.
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+
+try:
+    find_compiler()
+except MissingDependencyError:
+    HAS_COMPILER = False
+else:
+    HAS_COMPILER = True
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs a C compiler: apt-get install gcc libc6-dev")
+
+
+def channels_last(*shape, dtype, seed=0, mean=0.0):
+    draw = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=draw) + mean).to(dtype).to(memory_format=torch.channels_last)
+
+
+def in_torch(x, weight, bias, after, shortcut):
+    """float64 [B, C, H, W]: what the C is to compute, in operations of torch alone."""
+    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
+    match after:
+        case "nothing":
+            return y
+        case "relu":
+            return F.relu(y)
+        case "add relu":
+            return F.relu(shortcut + y)
+        case "relu add":
+            return shortcut + F.relu(y)
+
+
+@needs_compiler
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 1, 5, 7), (4, 16, 8, 8), (5, 20, 6, 6), (2, 33, 3, 3), (2, 511, 2, 2), (2, 4096, 2, 2), (64, 12, 16, 16)],
+    ids=str,
+)
+def test_values_and_gradients_are_those_of_torch(shape, dtype, after):
+    x = channels_last(*shape, dtype=dtype, mean=0.7)
+    shortcut = channels_last(*shape, dtype=dtype, seed=1) if "add" in after else None
+    dy = channels_last(*shape, dtype=dtype, seed=2)
+    norm = Norm(shape[1])
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1.2, 1.5, shape[1]))
+        norm.bias.copy_(torch.linspace(0.4, -0.3, shape[1]))
+    norm.fused = True
+    assert can_fuse(x, shortcut)
+    leaves = [each for each in (x, shortcut) if each is not None]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    y = norm(x, after, shortcut)
+    found = torch.autograd.grad(y, [*leaves, norm.weight, norm.bias], dy)
+
+    exact = [leaf.detach().double().requires_grad_() for leaf in (*leaves, norm.weight, norm.bias)]
+    weight, bias = exact[-2:]
+    expected = in_torch(exact[0], weight, bias, after, exact[1] if shortcut is not None else None)
+    if dtype == torch.bfloat16:
+        # What a ReLU stops and what it lets through is not judged where rounding decides.
+        gate = in_torch(exact[0], weight, bias, "nothing", None)
+        gate = gate + exact[1] if after == "add relu" else gate
+        dy = torch.where(gate.abs() < 2e-2, 0.0, dy.double()).to(dtype)
+        found = torch.autograd.grad(norm(x, after, shortcut), [*leaves, norm.weight, norm.bias], dy)
+    wanted = torch.autograd.grad(expected, exact, dy.double())
+    for mine, its in zip((y, *found), (expected, *wanted), strict=True):
+        scale = its.abs().max().clamp(min=1.0)
+        assert mine.shape == its.shape
+        assert ((mine.double() - its).abs() / scale).max() <= 4 * ROUNDING[dtype]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_running_statistics_are_those_of_torch(dtype):
+    norms = [Norm(6), Norm(6)]
+    norms[1].fused = True
+    for seed in range(3):
+        x = channels_last(4, 6, 5, 5, dtype=dtype, seed=seed, mean=2.0)
+        for norm in norms:
+            norm(x)
+    assert torch.allclose(norms[0].running_mean, norms[1].running_mean, rtol=1e-5)
+    assert torch.allclose(norms[0].running_var, norms[1].running_var, rtol=1e-4)
+
+
+@needs_compiler
+def test_a_variance_that_is_small_beside_the_mean_keeps_its_size():
+    x = channels_last(8, 4, 16, 16, dtype=torch.float32) + 100.0
+    norm = Norm(4)
+    norm.fused = True
+    assert torch.allclose(norm(x).var((0, 2, 3)), torch.ones(4), atol=0.02)
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", [(0, slice(None), 0, 0), (slice(None), slice(None), 0, 0)], ids=["one", "a corner"])
+def test_first_rows_that_are_like_no_other_do_not_spoil_statistics(place):
+    x = channels_last(64, 16, 32, 32, dtype=torch.float32)
+    x[place] = 100.0
+    norm = Norm(16)
+    norm.fused = True
+    y = norm(x)
+    expected = in_torch(x.double(), norm.weight.double(), norm.bias.double(), "nothing", None)
+    assert (y - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@needs_compiler
+def test_gradients_in_any_layout():
+    x = channels_last(4, 6, 5, 3, dtype=torch.float32).requires_grad_()
+    shortcut = channels_last(4, 6, 5, 3, dtype=torch.float32, seed=1).requires_grad_()
+    dy = channels_last(4, 6, 5, 3, dtype=torch.float32, seed=2)
+    norm = Norm(6)
+    norm.fused = True
+    wanted = torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], dy)
+    assert all(
+        map(torch.equal, torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], dy.contiguous()), wanted)
+    )
+    # A mean's gradient is one number that is shown at every place.
+    mean = torch.autograd.grad(norm(x, "add relu", shortcut).mean((2, 3)).sum(), [x, shortcut])
+    ones = torch.full_like(dy, 1 / 15)
+    wanted = torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], ones)
+    assert all(torch.allclose(mine, its, atol=1e-6) for mine, its in zip(mean, wanted, strict=True))
+
+
+def test_a_shortcut_is_given_where_one_is_added():
+    x = channels_last(2, 4, 3, 3, dtype=torch.float32)
+    for after, shortcut in (("add relu", None), ("relu add", None), ("relu", x), ("nothing", x)):
+        with pytest.raises(AssertionError, match="a shortcut is there to be added"):
+            Norm(4)(x, after, shortcut)
+
+
+@needs_compiler
+def test_what_is_constant_and_what_is_no_number():
+    norm = Norm(2)
+    norm.fused = True
+    constant = torch.full((2, 2, 4, 4), 3.0).to(memory_format=torch.channels_last)
+    assert norm(constant).abs().max() < 1e-3
+    for dtype in ROUNDING:
+        broken = channels_last(2, 2, 4, 4, dtype=dtype)
+        broken[0, 0, 0, 0] = float("nan")
+        for after in ("nothing", "relu"):
+            # A loss that is not finite has to be seen.
+            assert norm(broken, after)[:, 0].isnan().all()
+
+
+FAMILIES = {
+    "residual": ResidualSpec(widths=(4, 6), blocks=(1, 1)),
+    "looped": LoopedSpec(stem=4, widths=(4, 6), passes=(1, 2), pooling="average"),
+    "separable": SeparableSpec(widths=(4, 6), blocks=(1, 2)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_trains_the_same_with_and_without(family, dtype, monkeypatch):
+    torch.manual_seed(0)
+    modules = [FAMILIES[family].build((16, 16, 3), 5).to(memory_format=torch.channels_last)]
+    modules.append(copy.deepcopy(modules[0]))
+    fuse_norms(modules[1], fused=True)
+    calls = []
+    monkeypatch.setattr("thaw.models.blocks.normalise", lambda *args: calls.append(args) or fused.normalise(*args))
+    x = channels_last(8, 3, 16, 16, dtype=torch.float32)
+    results = []
+    for module in modules:
+        with autocast(dtype, CPU):
+            loss = F.cross_entropy(module(x).float(), torch.arange(8) % 5)
+        results.append((loss, torch.cat([each.flatten() for each in torch.autograd.grad(loss, module.parameters())])))
+    (loss, gradient), (fused_loss, fused_gradient) = results
+    assert abs(loss - fused_loss) < 20 * ROUNDING[dtype]
+    assert F.cosine_similarity(gradient, fused_gradient, dim=0) > (0.99999 if dtype == torch.float32 else 0.98)
+    assert len(calls) == sum(isinstance(part, Norm) for part in modules[1].modules())
+    fused_statistics = dict(modules[1].named_buffers())
+    for name, buffer in modules[0].named_buffers():
+        assert torch.allclose(buffer, fused_statistics[name], rtol=20 * ROUNDING[dtype], atol=ROUNDING[dtype]), name
+
+
+@needs_compiler
+def test_evaluation_is_torchs():
+    norm = Norm(4).eval()
+    x = channels_last(2, 4, 3, 3, dtype=torch.float32)
+    before = norm(x, "relu")
+    norm.fused = True
+    assert torch.equal(norm(x, "relu"), before)
+
+
+def test_what_the_c_does_not_take_is_left_to_torch():
+    x = channels_last(2, 4, 3, 3, dtype=torch.float32)
+    assert can_fuse(x, None)
+    assert can_fuse(x, x)
+    assert not can_fuse(x.contiguous(), None)
+    assert not can_fuse(x.double(), None)
+    assert not can_fuse(x, x.bfloat16())
+    assert not can_fuse(x, x[:1])
+    assert not can_fuse(x[:0], None)
+    assert not can_fuse(x[:1, :, :1, :1], None)
+    assert not can_fuse(x.to("meta"), None)
+
+
+@needs_compiler
+def test_a_layout_that_the_c_does_not_take_gives_the_same():
+    norm = Norm(4)
+    norm.fused = True
+    x = channels_last(3, 4, 6, 5, dtype=torch.float32)
+    assert torch.allclose(norm(x, "relu"), norm(x.contiguous(), "relu"), atol=1e-5)
+
+
+def test_settings():
+    with pytest.raises(UsageError, match=r"compute.normalisation 'fast': expected one of auto, fused, torch"):
+        ComputeSettings(normalisation="fast")
+    assert not resolve_normalisation("torch", CPU, torch.float32, threads=1)
+    assert not resolve_normalisation("auto", torch.device("cuda"), torch.float32, threads=1)
+    # The C has one thread, where torch's operations have as many as there are.
+    assert not resolve_normalisation("auto", CPU, torch.float32, threads=8)
+    with pytest.raises(UsageError, match="on a CPU, not on cuda"):
+        resolve_normalisation("fused", torch.device("cuda"), torch.float32, threads=1)
+    with pytest.raises(UsageError, match="expected one of auto, fused, torch"):
+        resolve_normalisation("C", CPU, torch.float32, threads=1)
+
+
+@pytest.fixture
+def nothing_compiled():
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert not resolve_normalisation("auto", CPU, torch.bfloat16, threads=1)
+    with pytest.raises(MissingDependencyError, match=r"no C compiler was found[^\n]*\n.*compute.normalisation=torch"):
+        resolve_normalisation("fused", CPU, torch.bfloat16, threads=1)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("script", ["echo 'error: no such target' >&2; exit 1", "touch fused_norm.so"])
+def test_with_a_compiler_that_is_none(monkeypatch, tmp_path, script):
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert not resolve_normalisation("auto", CPU, torch.bfloat16, threads=1)
+    with pytest.raises(MissingDependencyError, match="fused normalisation cannot be compiled"):
+        resolve_normalisation("fused", CPU, torch.bfloat16, threads=1)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_compiler_that_does_not_know_this_processor_is_asked_again(monkeypatch, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {find_compiler()} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert resolve_normalisation("fused", CPU, torch.float32, threads=9)
+
+
+def test_the_numbers_of_what_comes_after_are_those_of_the_c():
+    source = fused.SOURCE.read_text("utf-8")
+    assert "enum { NOTHING, RELU, ADD_RELU, RELU_ADD };" in source
+    assert [after.upper().replace(" ", "_") for after in fused.NUMBERS] == ["NOTHING", "RELU", "ADD_RELU", "RELU_ADD"]
+    assert list(fused.NUMBERS.values()) == [0, 1, 2, 3]
+
+
+RECIPE = """
+method = "plain"
+[model]
+family = "residual"
+widths = [4, 6]
+blocks = [1, 1]
+[plain]
+epochs = 2
+[quantize]
+qat_threshold = 100
+"""
+
+
+@needs_compiler
+def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE)
+    weights, said = {}, {}
+    for name, normalisation in (("first", "auto"), ("second", "fused"), ("third", "torch")):
+        words = ["--recipe", "small.toml", "--set", f"compute.normalisation={normalisation}", "--out", name]
+        code, _, err = call("train", "digits", *words)
+        assert code == 0, err
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+        said[name] = metrics(tmp_path / name)
+    assert [said[name]["normalisation"] for name in weights] == ["fused", "fused", "torch"]
+    tensors = {name: load(content) for name, content in weights.items()}
+    assert all(torch.equal(tensor, tensors["second"][name]) for name, tensor in tensors["first"].items())
+    assert any(not torch.equal(tensor, tensors["third"][name]) for name, tensor in tensors["first"].items())
+    assert abs(said["first"]["validation"]["accuracy"] - said["third"]["validation"]["accuracy"]) < 0.1
+
+
+def test_the_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("thaw.training.compute.compiled", lambda _: pytest.fail("compiled for nothing"))
+    overrides = ["dual.epochs=1", 'unfreeze.steps=[{thaws="head", epochs=1}]', "quantize.qat_threshold=100"]
+    options = [word for override in overrides for word in ("--set", override)]
+    code, _, err = call("train", "digits", *options, "--out", "run")
+    assert code == 0, err
+    assert metrics(tmp_path / "run")["normalisation"] == "torch"
+
+
+@needs_compiler
+@pytest.mark.parametrize("kept", ["fused", "torch"])
+def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
+    (tmp_path / "small.toml").write_text(RECIPE)
+    name, recipe = load_recipe(str(tmp_path / "small.toml"), [f"compute.normalisation={kept}"])
+    request = TrainRequest(source="digits", recipe_name=name, recipe=recipe)
+    list(start_run(request, out=tmp_path / "whole"))
+    begun = start_run(request, out=tmp_path / "begun")
+    next(event for event in begun if isinstance(event, EpochDone))
+    begun.close()
+    # What a machine would choose now does not matter.
+    other = kept != "fused"
+    monkeypatch.setattr("thaw.run.context.resolve_normalisation", lambda *_, **__: other)
+    list(resume_run(tmp_path / "begun"))
+    assert metrics(tmp_path / "begun")["normalisation"] == kept
+    assert_same_run(tmp_path / "begun", tmp_path / "whole")

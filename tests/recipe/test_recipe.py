@@ -1,0 +1,219 @@
+"""Recipes: what ships, what can be overridden, and how everything that is wrong is told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thaw.errors import RecipeError
+from thaw.models.families import PaperSpec
+from thaw.recipe.recipe import Recipe, default_recipe, load_recipe, recipe_from_dict, recipe_names
+from thaw.training.stages import UnfreezeSettings, UnfreezeStep
+
+
+def faults(overrides, recipe="paper") -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)
+
+
+def test_what_ships():
+    assert recipe_names()[:1] == ("balanced",)
+    assert recipe_names()[-2:] == ("digits", "paper")
+    assert all(name.startswith("best-") for name in recipe_names()[1:-2])
+    for name in recipe_names():
+        found, recipe = load_recipe(name)
+        assert found == name
+        assert recipe.description
+        two_stages = ["dual", "head", "dense", "conv2", "conv1"]
+        assert list(recipe.stage_epochs()) == (two_stages if name in {"digits", "paper"} else ["plain"])
+
+
+def test_the_paper_recipe_is_the_paper_s():
+    recipe = load_recipe("paper")[1]
+    assert recipe.model == PaperSpec(filters=(10, 20), dropout=recipe.model.dropout)
+    assert recipe.fusion.hidden == 32
+    assert recipe.dual.views == ("original", "augmented")
+    assert recipe.unfreeze.momentum == 0.9
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_resolved_recipe_comes_back_from_toml(name):
+    recipe = load_recipe(name, ["dual.epochs=7", "model.dropout=0.25"])[1]
+    tree = tomllib.loads(recipe.as_toml())
+    assert tree == recipe.as_dict()
+    assert recipe_from_dict(tree) == recipe
+    assert tree["model"]["family"] == recipe.model.family
+    assert set(tree) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_a_recipe_file_has_its_own_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[dual]\nepochs = 4\n[model]\nfamily = 'paper'\nfilters = [4, 8]\n")
+    name, recipe = load_recipe(str(path))
+    assert name == "mine"
+    assert recipe.dual.epochs == 4
+    assert recipe.model.filters == (4, 8)
+
+
+def test_overrides_of_every_type():
+    recipe = load_recipe(
+        "paper",
+        [
+            "dual.epochs=5",
+            "dual.learning_rate=1",
+            " dual.patience = 2 ",
+            "data.input=48x48x3",
+            "data.fit='crop'",
+            "dual.schedule.kind=constant",
+            'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="all", epochs=2, learning_rate=0.5}]',
+            'dual.views=["original", "original"]',
+            "description=",
+        ],
+    )[1]
+    assert recipe.dual.epochs == 5
+    assert recipe.dual.learning_rate == 1.0
+    assert isinstance(recipe.dual.learning_rate, float)
+    assert recipe.dual.patience == 2
+    assert recipe.data.input == "48x48x3"
+    assert recipe.data.fit == "crop"
+    assert recipe.dual.schedule.kind == "constant"
+    assert recipe.unfreeze.steps == (
+        UnfreezeStep(thaws="head", epochs=1),
+        UnfreezeStep(thaws="all", epochs=2, learning_rate=0.5),
+    )
+    assert recipe.dual.views == ("original", "original")
+    assert recipe.description == ""
+
+
+def test_the_last_override_of_a_setting_counts():
+    assert load_recipe("paper", ["dual.epochs=5", "dual.epochs=6"])[1].dual.epochs == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("dual.epoch=5", "dual.epoch is unknown; did you mean epochs?"),
+        ("duel.epochs=5", "duel is unknown; did you mean dual?"),
+        ("xyzzy=5", "xyzzy is unknown; known here: description, method, data, augment"),
+        ("dual.epochs=five", "dual.epochs = 'five': expected a whole number"),
+        ("dual.epochs=5.0", "dual.epochs = 5.0: expected a whole number"),
+        ("dual.epochs=true", "dual.epochs = True: expected a whole number"),
+        ("dual.epochs=", "dual.epochs = '': expected a whole number"),
+        ("dual.epochs=0", "dual.epochs 0: expected a finite number above 0"),
+        ("dual.epochs=-3", "dual.epochs -3"),
+        ("dual.learning_rate=nan", "dual.learning_rate = nan: expected a finite number"),
+        ("dual.learning_rate=inf", "dual.learning_rate = inf: expected a finite number"),
+        ("dual.learning_rate=fast", "dual.learning_rate = 'fast': expected a number"),
+        (f"dual.learning_rate=1{'0' * 400}", "expected a number"),
+        ("dual.views=original", "dual.views = 'original': expected a list"),
+        ('dual.views=["original"]', "expected 2 entries"),
+        ('dual.views=["original", "odd"]', "dual.views[1] = 'odd': expected one of original, augmented"),
+        ("dual.views=[[1], 'original']", "dual.views[0] = [1]: expected one of original, augmented"),
+        ("dual=5", "dual: expected a section, found 5"),
+        ("dual.epochs.more=5", "epochs is a value, not a section"),
+        ("model.family=resnet", "model.family = 'resnet': expected one of paper"),
+        ("model.family=[1]", "model.family = [1]: expected one of paper"),
+        ("model.filters=[10]", "model.filters"),
+        ("model.filters=[10, 20.5]", "model.filters[1] = 20.5: expected a whole number"),
+        ("model.filters=[0, 5]", "model.filters [0, 5]"),
+        ("model.filters=[10, 999999]", "model.filters"),
+        ("model.dropout=1", "model.dropout 1.0"),
+        ("data.fit=squeeze", "data.fit = 'squeeze': expected one of stretch, crop"),
+        ("data.validation_fraction=0.9", "validation_fraction 0.9"),
+        ("data.input=28x28", "expected HEIGHTxWIDTHxCHANNELS"),
+        ("compute.precision=half", "compute.precision = 'half': expected one of auto, float32, bfloat16"),
+        ('unfreeze.steps=[{thaws="head"}]', "unfreeze.steps[0].epochs is missing"),
+        ('unfreeze.steps=[{thaws="head", epoch=3, epochs=1}]', "unfreeze.steps[0].epoch is unknown"),
+        ("unfreeze.steps=[5]", "unfreeze.steps[0]: expected a section"),
+        ("unfreeze.steps=[]", "unfreeze.steps is empty"),
+        ('unfreeze.steps=[{thaws="conv1", epochs=1}]', "expected the order head, dense, conv2, conv1"),
+        (
+            'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="conv2", epochs=1}, {thaws="dense", epochs=1}]',
+            "expected the order head, dense, conv2, conv1",
+        ),
+        ('unfreeze.steps=[{thaws="head", epochs=1}, {thaws="head", epochs=1}]', "a unit can thaw only once"),
+        ("dual.epochs", "--set dual.epochs: expected section.key=value"),
+        ("=5", "--set =5: expected section.key=value"),
+        ("dual..epochs=5", "expected section.key=value"),
+        ("", "expected section.key=value"),
+        (f"dual.epochs={'[' * 5000}", "expected a whole number"),
+    ],
+)
+def test_one_fault(override, words):
+    message = faults([override])
+    assert words in message
+    assert message.startswith("the recipe is not valid: ")
+
+
+def test_all_faults_are_told_together():
+    message = faults(
+        [
+            "dual.epoch=5",
+            "dual.patience=0",
+            "dual.batch_size=-1",
+            "fusion.hidden=0",
+            "model.dropout=nan",
+            "augment.zoom=7",
+            "augment.rotation_degrees=999",
+            'unfreeze.steps=[{thaws="conv1", epochs=1}]',
+            "compute.precision=half",
+            "broken",
+        ]
+    )
+    lines = message.splitlines()
+    assert lines[0] == "10 faults in the recipe:"
+    assert len(lines) == 11
+    for words in (
+        "dual.epoch is unknown",
+        "dual.patience 0",
+        "dual.batch_size -1",
+        "fusion.hidden",
+        "model.dropout = nan",
+        "augment.zoom 7",
+        "augment.rotation_degrees 999",
+        "expected the order head, dense",
+        "compute.precision",
+        "--set broken",
+    ):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("papr", "did you mean paper?"),
+        ("zzz", "digits, paper, or the path of a .toml file"),
+        ("nowhere.toml", "cannot read the recipe nowhere.toml: No such file"),
+        (".", "there is no recipe '.'"),
+    ],
+)
+def test_a_recipe_that_is_not_there(name, words):
+    assert words in faults([], recipe=name)
+
+
+@pytest.mark.parametrize("content", [b"dual = ", b"\xff\xfe\x00", b"a = [" + b"[" * 5000])
+def test_a_file_that_is_not_toml(tmp_path, content):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    message = faults([], recipe=str(path))
+    assert str(path) in message
+
+
+def test_the_recipe_of_a_source():
+    assert default_recipe("digits") == "digits"
+    for source in ("mnist", "fashion_mnist", "cifar10"):
+        assert default_recipe(source) == "paper"
+        assert default_recipe(source, has_budget=True) == "balanced"
+    photos = ("photos/", Path("photos"), "./mnist", "owner/digits", "ylecun/mnist")
+    for source in (*photos, (np.zeros(3), np.zeros(3)), np.zeros((2, 2)), {"train": ()}):
+        assert default_recipe(source) == "balanced"
+
+
+def test_a_recipe_without_stage_two_is_refused():
+    with pytest.raises(Exception, match="at least the head"):
+        Recipe(unfreeze=UnfreezeSettings(steps=()))

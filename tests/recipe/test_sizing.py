@@ -1,0 +1,369 @@
+"""Networks as large as a budget allows: the search, what is told, and runs that leave their size open."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import tomllib
+from functools import cache
+
+import numpy as np
+import pytest
+from command_line import error_of
+from sizing_samples import draw_photos
+
+import thaw
+from thaw.data.settings import DataSettings, parse_input
+from thaw.errors import BudgetError, RecipeError, RunError, UsageError
+from thaw.graph.lower import layer_table
+from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
+from thaw.models.fusion import FusionSpec
+from thaw.recipe import candidates
+from thaw.recipe.budget import Budget
+from thaw.recipe.recipe import default_recipe, load_recipe, recipe_from_dict
+from thaw.recipe.sizing import SizingSettings, largest_member
+from thaw.run import resolve
+from thaw.run.request import TrainRequest
+from thaw.run.resolve import with_network
+
+SHAPE = (16, 16, 1)
+BALANCED = load_recipe("balanced")[1]
+
+
+@cache
+def cost(spec, shape=SHAPE, classes=3, joined=None):
+    return layer_table(spec, joined, shape, classes)
+
+
+def grid(spec, widest):
+    """Every member of a family with free widths up to `widest`, by brute force."""
+    step = spec.width_step
+    for widths in itertools.product(range(step, widest + 1, step), repeat=len(spec.free_widths)):
+        yield spec.with_widths(widths)
+
+
+# One stage: nothing but the width to choose, so that the largest is the largest of all.
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ResidualSpec(widths=(16,), blocks=(1,)),
+        SeparableSpec(widths=(16,), blocks=(2,)),
+        LoopedSpec(stem=16, widths=(16,), passes=(2,)),
+        LoopedSpec(stem=16, widths=(16, 16), passes=(1, 2), shared=True),
+    ],
+    ids=lambda spec: f"{spec.family}-{len(spec.widths)}",
+)
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(params=9_000),
+        Budget(macs=900_000),
+        Budget(ram=4_000),
+        Budget(flash=16_000),
+        Budget(params=5_000, ram=8_000),
+    ],
+    ids=str,
+)
+def test_the_largest_of_one_width_is_the_largest_that_there_is(spec, budget):
+    fitting = [member for member in grid(spec, 64) if not budget.broken(cost(member))]
+    expected = max(fitting, key=lambda member: cost(member).parameters)
+    assert expected.free_widths[0] < 64
+    assert largest_member(spec, budget, SHAPE, 3, None) == expected
+
+
+@pytest.mark.parametrize("limit", [600, 2_000, 5_000, 12_000])
+@pytest.mark.parametrize(
+    "spec", [ResidualSpec(widths=(8, 16), blocks=(1, 1)), SeparableSpec(widths=(8, 16), blocks=(1, 1))]
+)
+def test_of_two_widths_nothing_wider_fits_and_most_of_the_limit_is_used(spec, limit):
+    budget = Budget(params=limit)
+    found = largest_member(spec, budget, SHAPE, 3, None)
+    needed = cost(found).parameters
+    assert needed <= limit
+    first, second = found.free_widths
+    for wider in ((first + 4, second), (first, second + 4)):
+        assert cost(found.with_widths(wider)).parameters > limit
+
+    def evenness(member):
+        shares = [width / usual for width, usual in zip(member.free_widths, spec.free_widths, strict=True)]
+        return min(shares) / max(shares)
+
+    as_even = [
+        member for member in grid(spec, 48) if cost(member).parameters <= limit and evenness(member) >= evenness(found)
+    ]
+    assert needed >= 0.85 * max((cost(member).parameters for member in as_even), default=0)
+
+
+@pytest.mark.parametrize("limit", [5_000, 14_862, 40_000])
+def test_the_paper_s_family_goes_filter_by_filter(limit):
+    fusion, shape = FusionSpec(), (28, 28, 1)
+    found = largest_member(PaperSpec(), Budget(params=limit), shape, 10, fusion)
+    first, second = found.filters
+    assert 0.97 * limit <= cost(found, shape, 10, fusion).parameters <= limit
+    assert cost(PaperSpec(filters=(first + 1, second)), shape, 10, fusion).parameters > limit
+    assert cost(PaperSpec(filters=(first, second + 1)), shape, 10, fusion).parameters > limit
+    if limit == 14_862:
+        assert found.filters == (10, 20)
+
+
+@pytest.mark.parametrize(("side", "limit"), [(32, 10_000), (32, 19_622), (32, 50_000), (64, 20_000), (64, 50_000)])
+def test_a_limit_on_parameters_is_used_to_within_a_few_per_cent(limit, side):
+    spec = ResidualSpec().deepened((side, side, 3), 11)
+    found = largest_member(spec, Budget(params=limit), (side, side, 3), 10, None)
+    assert 0.9 * limit <= cost(found, (side, side, 3), 10).parameters <= limit
+
+
+def test_a_limit_that_binds_one_stage_does_not_bind_the_others():
+    budget = Budget(params=20_000, ram=6_000)
+    found = largest_member(ResidualSpec(), budget, (32, 32, 3), 10, None)
+    assert not budget.broken(cost(found, (32, 32, 3), 10))
+    assert found.widths[0] < 4 < found.widths[-1]
+
+
+def test_a_budget_that_no_network_fits_is_refused_with_the_figures_of_the_smallest():
+    budget = Budget(params=50, macs=10**9)
+    assert largest_member(ResidualSpec(), budget, SHAPE, 3, None) is None
+    with pytest.raises(BudgetError) as caught:
+        with_network(BALANCED, budget, SHAPE, 3)
+    smallest = cost(next(iter(BALANCED.model.members())))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the smallest residual network does not fit the budget (input 16x16x1, 3 classes):"
+    assert lines[1].startswith(f"  params: needs {smallest.parameters}, allowed are 50")
+    assert len(lines) == 3
+
+
+def test_stages_follow_the_image():
+    spec = ResidualSpec()
+    sides = {24: 3, 32: 3, 40: 3, 47: 3, 48: 4, 64: 4, 80: 4, 95: 4, 96: 5, 160: 5, 1024: 8}
+    for side, stages in sides.items():
+        deep = spec.deepened((side, side, 3), 11)
+        assert deep.widths == (*spec.widths, *(28,) * 8)[:stages]
+        assert len(deep.blocks) == stages
+        deep.build((side, side, 3), 4)
+    # A side that is short cannot be pooled away.
+    assert len(spec.deepened((8, 512, 3), 11).widths) == 4
+    spec.deepened((8, 512, 3), 11).build((8, 512, 3), 4)
+    assert LoopedSpec().deepened((64, 64, 3), 11).passes == (2, 4, 4, 4)
+    assert SeparableSpec().deepened((64, 64, 3), 11).blocks == (1, 2, 2, 2)
+    assert PaperSpec().deepened((64, 64, 3), 11) == PaperSpec()
+
+
+def test_free_widths_put_back_give_the_same():
+    for spec in (
+        PaperSpec(),
+        ResidualSpec(),
+        LoopedSpec(),
+        SeparableSpec(),
+        LoopedSpec(widths=(16, 16, 16), shared=True),
+    ):
+        assert spec.with_widths(spec.free_widths) == spec
+    assert LoopedSpec().with_widths((20, 24, 28)) == LoopedSpec(stem=20, widths=(20, 24, 28))
+    assert LoopedSpec(stem=8).with_widths((20, 24, 28)) == LoopedSpec(stem=8, widths=(20, 24, 28))
+    assert LoopedSpec(widths=(16, 16, 16), shared=True).with_widths((8,)).widths == (8, 8, 8)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sizing.network=biggest", "sizing.network = 'biggest': expected one of fixed, largest"),
+        ("sizing.input=auto", "sizing.input = 'auto': expected one of as is, largest"),
+        ("sizing.budget=params=x", "sizing.budget params=x: expected a count"),
+        ("sizing.macs=0", "expected at least 1"),
+        ("sizing.last_map=0", "expected at least 1"),
+        ("sizing.least_width=0", "expected at least 1"),
+        ("sizing.trials=-1", "expected at least 0"),
+        ("sizing.trials=100", "at most 16"),
+        ("sizing.trial_share=0.0", "expected above 0"),
+        ("sizing.trial_share=1.5", "at most 1"),
+        ("sizing.stems=[]", "sizing.stems []"),
+        ("sizing.stems=['pool', 'pool']", "expected different ones"),
+        ("sizing.stems=['half']", "expected one of none, pool, stride"),
+        ("sizing.sides=[]", "sizing.sides []"),
+        ("sizing.sides=[64, 32]", "from the smallest"),
+        ("sizing.sides=[4, 32]", "expected sides from 8 to 1024"),
+        ("data.input=64xauto", "expected HEIGHTxWIDTHxCHANNELS"),
+        ("data.input=auto x1", "expected HEIGHTxWIDTHxCHANNELS"),
+    ],
+)
+def test_settings_that_cannot_be(override, words):
+    with pytest.raises(RecipeError, match=r"(?s).*") as caught:
+        load_recipe("balanced", [override])
+    assert words in str(caught.value)
+
+
+def test_an_input_may_leave_the_channels_open():
+    assert parse_input("64x48xauto") == (64, 48, 0)
+    assert parse_input("64x48x3") == (64, 48, 3)
+    DataSettings(input="64x48xauto")
+    with pytest.raises(UsageError):
+        DataSettings(input="0x48xauto")
+
+
+def test_the_recipe_of_a_budget_is_balanced():
+    assert default_recipe("digits", has_budget=True) == default_recipe("photos", has_budget=True) == "balanced"
+    assert BALANCED.sizing == SizingSettings(network="largest", input="largest")
+    assert load_recipe("paper")[1].sizing == SizingSettings()
+
+
+# What a recipe becomes
+
+
+def test_a_network_that_was_chosen_is_told_and_settled():
+    recipe, notes = with_network(BALANCED, Budget(params=19_622), (32, 32, 3), 10)
+    parameters = cost(recipe.model, (32, 32, 3), 10).parameters
+    widths = ", ".join(map(str, recipe.model.widths))
+    assert [(note.kind, note.severity) for note in notes] == [("network", "note")]
+    assert notes[0].message == (
+        f"network residual, widths {widths}, was chosen: the largest within params=19,622 "
+        f"({parameters:,} parameters); any wider breaks params"
+    )
+    assert not recipe.sizing.is_open
+    again, told = with_network(recipe, Budget(params=19_622), (32, 32, 3), 10)
+    assert (again, told) == (recipe, ())
+    assert recipe_from_dict(tomllib.loads(recipe.as_toml())) == recipe
+
+
+def test_without_a_budget_the_recipe_s_own_holds():
+    recipe, notes = with_network(BALANCED, None, (32, 32, 3), 10)
+    assert "within params=20,000, ram=262,144, macs=20,000,000 (" in notes[0].message
+    assert cost(recipe.model, (32, 32, 3), 10).parameters <= 20_000
+
+
+def test_only_the_limits_that_are_named_bind():
+    """params=200000 gave 21,657 parameters, since 20 million multiply-accumulates bound where nobody had named them."""
+    budget = Budget.parse("params=200000,ram=256KB,flash=512KB")
+    recipe, notes = with_network(BALANCED, budget, (64, 64, 3), 6)
+    found = cost(recipe.model, (64, 64, 3), 6)
+    assert 190_000 < found.parameters <= 200_000
+    assert found.macs > 20_000_000
+    assert "within params=200,000, ram=262,144, flash=524,288 (" in notes[0].message
+    _, notes = with_network(BALANCED, Budget.parse("macs=1M"), (32, 32, 3), 10)
+    assert "the largest within macs=1,000,000 (" in notes[0].message
+    assert notes[0].message.endswith("any wider breaks macs")
+
+
+def test_a_budget_without_a_bound_on_the_network_s_size_is_told():
+    notes = with_network(BALANCED, Budget.parse("ram=8KB"), (16, 16, 1), 3)[1]
+    assert any(note.kind == "budget" and "flash" in note.message for note in notes)
+
+
+def test_two_stages_keep_the_stages_that_their_steps_name():
+    recipe = load_recipe("paper", ["sizing.network=largest"])[1]
+    assert with_network(recipe, Budget(params=14_862), (28, 28, 1), 10)[0].model.filters == (10, 20)
+
+
+def test_a_fixed_network_over_the_budget_hears_of_balanced():
+    recipe = load_recipe("best-mnist-8k")[1]
+    with pytest.raises(BudgetError, match=r"--set model.widths=.* take --recipe balanced"):
+        with_network(recipe, Budget(params=1_000), (28, 28, 1), 10)
+
+
+# The command line
+
+
+def test_info_tells_what_balanced_would_make(call):
+    arguments = ("info", "--recipe", "balanced", "--budget", "params=5000", "--input", "48x48x3", "--classes", "5")
+    code, out, _ = call(*arguments)
+    assert code == 0
+    assert out.splitlines()[0] == "recipe balanced, input 48x48x3, 5 classes"
+    assert out.splitlines()[1].startswith("  note: network residual, widths ")
+    described = json.loads(call(*arguments, "--json")[1])
+    assert described["parameters"] <= 5_000
+    assert described["model"]["family"] == "residual"
+    assert len(described["model"]["widths"]) == 4
+    assert described["chosen"][0]["kind"] == "network"
+    error_of(("10 classes",), call("info", "--recipe", "paper", "--budget", "params=100"), 2, lines=3)
+    error_of(("go with --recipe",), call("info", "run", "--budget", "params=100"), 2)
+
+
+def test_a_named_source_keeps_its_usual_input_and_is_refused_early(call, monkeypatch):
+    def no_images(*args, **kwargs):
+        raise AssertionError("images were decoded")
+
+    monkeypatch.setattr(resolve, "prepare", no_images)
+    told = call("train", "digits", "--budget", "params=60")
+    error_of(("the smallest residual network", "input 28x28x1, 10 classes"), told, 2, lines=3)
+
+
+QUICK = ("sizing.sides=[16, 24]", "plain.epochs=1", "plain.batch_size=8", "quantize.qat_threshold=100")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["colour", "grey"])
+def open_run(request, tmp_path_factory):
+    """A run whose network and input were chosen, and its photographs."""
+    folder = tmp_path_factory.mktemp("open")
+    photos = draw_photos(folder / "photos", [(30, 40), (28, 26)], grey=request.param)
+    return (
+        thaw.train(photos, overrides=QUICK, budget="params=2500", out=folder / "run"),
+        photos,
+        1 if request.param else 3,
+    )
+
+
+def test_a_run_that_leaves_its_size_open_tells_what_was_chosen(open_run):
+    run, _, channels = open_run
+    notes = {problem["kind"]: problem["message"] for problem in run.metrics["data"]["problems"]}
+    assert notes["input"].startswith(f"input 24x24x{channels} was chosen: of 16, 24 pixels a side, the largest")
+    assert notes["network"].startswith("network residual, widths ")
+    assert f"({run.metrics['parameters']:,} parameters)" in notes["network"]
+    assert 2_000 < run.metrics["parameters"] <= 2_500
+    assert run.metrics["budget"]["params"] == 2_500
+    assert run.metrics["recipe"] == "balanced"
+    assert "--recipe balanced" in run.metrics["command"]
+    page = run.report.read_text()
+    assert notes["input"] in page
+    assert notes["network"] in page
+    kept = json.loads((run.path / "run.json").read_text())
+    assert [note["message"] for note in kept["chosen"]] == [notes["input"], notes["network"], notes["width"]]
+    assert "at least 8 channels" in notes["width"]
+
+
+def test_its_recipe_holds_what_was_chosen(open_run):
+    run, photos, channels = open_run
+    resolved = load_recipe(str(run.path / "recipe.toml"))[1]
+    assert resolved.data.input == f"24x24x{channels}"
+    assert not resolved.sizing.is_open
+    assert cost(resolved.model, (24, 24, channels), 3).parameters == run.metrics["parameters"]
+    assert resolved.model == run.model.spec
+    again = thaw.load(photos, recipe=str(run.path / "recipe.toml"))
+    assert again.fingerprint == run.metrics["data"]["fingerprint"]
+    same = thaw.load(photos, overrides=QUICK, budget="params=2500")
+    assert same.contract == again.contract
+
+
+def test_a_resume_does_not_search_again(open_run, monkeypatch, tmp_path):
+    run, _, _ = open_run
+
+    def no_search(*args, **kwargs):
+        raise AssertionError("it searched again")
+
+    monkeypatch.setattr(candidates, "largest_member", no_search)
+    monkeypatch.setattr(resolve, "run_trials", no_search)
+    before = run.metrics["data"]["problems"]
+    (run.path / "metrics.json").unlink()
+    resumed = thaw.train(resume=run.path)
+    assert resumed.metrics["data"]["problems"] == before
+    assert resumed.metrics["parameters"] == run.metrics["parameters"]
+
+
+def test_notes_in_run_json_that_cannot_be_are_refused(open_run):
+    kept = json.loads((open_run[0].path / "run.json").read_text())
+    assert len(TrainRequest.from_dict(kept).chosen) == 3
+    assert TrainRequest.from_dict({**kept, "chosen": None}).chosen == ()
+    for wrong in ("none", [5], [{"kind": "input"}]):
+        with pytest.raises(RunError, match=r"run\.json .*chosen"):
+            TrainRequest.from_dict({**kept, "chosen": wrong})
+
+
+def test_a_recipe_from_python_may_leave_its_size_open(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (45, 20, 20, 1), dtype=np.uint8)
+    recipe = dataclasses.replace(load_recipe("balanced", QUICK)[1], sizing=SizingSettings(network="largest"))
+    run = thaw.train((images, np.arange(45) % 3), recipe=recipe, budget="params=1500", out=tmp_path / "run")
+    assert run.metrics["parameters"] <= 1_500
+    assert run.metrics["input"]["height"] == 20

@@ -1,0 +1,447 @@
+"""Runs that are killed, interrupted, out of disk or out of numbers, and what becomes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import (
+    DIGEST,
+    SMALL,
+    STAGES,
+    TINY,
+    TINY_OVERRIDES,
+    assert_same_run,
+    error_of,
+    history,
+    metrics,
+    reseal,
+    start,
+    thaw,
+    wait_for,
+)
+
+import thaw as library
+from thaw.errors import RunError
+from thaw.files import write_atomically
+from thaw.graph.graph_file import read_graph
+from thaw.run.cross_validation import EpochDone
+from thaw.run.folder import RunFolder, locked
+from thaw.training.checkpoint import read_tensors
+
+FINAL_NAMES = {
+    ".lock",
+    "checkpoints",
+    "folds",
+    "history.jsonl",
+    "metrics.json",
+    "model-int8.safetensors",
+    "model.safetensors",
+    "recipe.toml",
+    "report.html",
+    "run.json",
+    "training-images.safetensors",
+}
+
+PAPER = ("--recipe", "paper")
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
+def assert_whole_files(run: Path) -> None:
+    """Whatever stands under a final name can be read to its end."""
+    for path in run.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            if path.name == "model-int8.safetensors":
+                read_graph(path)
+            elif path.suffix == ".safetensors":
+                read_tensors(path, version=1)
+            elif path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".jsonl":
+                assert path.read_text() == "" or path.read_text().endswith("\n")
+                history(path.parent)
+            elif path.suffix == ".html":
+                assert path.read_text().rstrip().endswith("</html>")
+
+
+def test_a_run_killed_in_every_stage_ends_with_the_same_bits(finished, tmp_path):
+    run = tmp_path / "run"
+    begin = ("train", "digits", *SMALL, "--out", run)
+    resume = ("train", "--resume", run)
+    chance = random.Random(5)
+    for place, stage in enumerate(STAGES):
+        process = start(*(resume if place else begin), cwd=tmp_path)
+        # After the stage's first epoch, somewhere in its second.
+        wait_for(lambda stage=stage: (history(run) or [{"stage": ""}])[-1]["stage"] == stage, process)
+        time.sleep(chance.uniform(0, 0.1))
+        kill(process)
+        assert_whole_files(run)
+        assert not (run / "model.safetensors").exists()
+    for name in ("model.safetensors", "model-int8.safetensors", "report.html"):
+        process = start(*resume, cwd=tmp_path)
+        wait_for((run / name).exists, process)
+        kill(process)
+        assert_whole_files(run)
+    done = thaw(*resume, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on after 11 epochs" in done.stderr
+    assert_same_run(run, finished.path)
+    assert {path.name for path in run.iterdir()} == FINAL_NAMES
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.safetensors"]
+
+
+def test_kills_at_random_moments_lose_nothing(finished, tmp_path):
+    run = tmp_path / "run"
+    process = start("train", "digits", *SMALL, "--out", run, cwd=tmp_path)
+    chance = random.Random(time.time_ns())
+    for _ in range(2):
+        before = len(history(run))
+        wait_for(lambda before=before: len(history(run)) > before, process)
+        time.sleep(chance.uniform(0, 1.0))
+        kill(process)
+        assert_whole_files(run)
+        process = start("train", "--resume", run, cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert_same_run(run, finished.path)
+
+
+# It writes a file over and over, each time with other content of another length.
+WRITER = """
+import sys
+from pathlib import Path
+from thaw.files import write_atomically
+number = 0
+while True:
+    write_atomically(Path(sys.argv[1]), bytes([number % 256]) * (100_000 + 10_000 * (number % 256)))
+    number += 1
+"""
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_whole_files(tmp_path):
+    path = tmp_path / "checkpoints" / "last.safetensors"
+    path.parent.mkdir()
+    chance = random.Random(time.time_ns())
+    interrupted = 0
+    for _ in range(15):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+        while not path.exists():
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.05, 0.2))
+        process.kill()
+        process.wait()
+        content = path.read_bytes()
+        assert content == content[:1] * (100_000 + 10_000 * content[0])
+        interrupted += len(list(path.parent.glob(".*.tmp")))
+        with locked(RunFolder(tmp_path)):
+            assert [left.name for left in path.parent.iterdir()] == [path.name], (
+                "what a killed process had begun is swept away"
+            )
+    assert interrupted, "no kill came in the middle of a write"
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_resume(finished, tmp_path, stop, code):
+    run = tmp_path / "a run"
+    process = start("train", "digits", *SMALL, "--out", run, "--json", cwd=tmp_path)
+    wait_for(lambda: len(history(run)) >= 2, process)
+    process.send_signal(stop)
+    # More of them, while it ends, change nothing.
+    for _ in range(60):
+        process.send_signal(stop)
+        time.sleep(0.002)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert out == ""
+    assert "Traceback" not in err
+    assert f"resume with: thaw train --resume '{run}'" in err
+    done = thaw("train", "--resume", run, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout) == metrics(run)
+    assert_same_run(run, finished.path)
+
+
+@pytest.fixture(scope="module")
+def copied(finished, tmp_path_factory):
+    """A function that gives a fresh copy of the finished run."""
+
+    def copy() -> Path:
+        return Path(shutil.copytree(finished.path, tmp_path_factory.mktemp("copied") / "run"))
+
+    return copy
+
+
+def test_a_finished_run_is_measured_again_but_not_trained(finished, copied):
+    run = copied()
+    for name in ("metrics.json", "report.html", "model.safetensors", "model-int8.safetensors", "history.jsonl"):
+        (run / name).unlink()
+    epochs = []
+    made = library.train(resume=run, on_event=lambda event: epochs.append(isinstance(event, EpochDone)))
+    assert not any(epochs)
+    assert made.path == run
+    assert made.metrics == metrics(run)
+    assert_same_run(run, finished.path)
+
+
+def test_two_processes_do_not_share_a_run(copied, call):
+    run = copied()
+    with locked(RunFolder(run)):
+        error_of(["another process is at work", str(run)], call("train", "--resume", run), 1)
+        error_of(["another process"], call("train", "digits", *TINY, "--out", run, "--overwrite"), 1)
+    assert (run / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other shapes", "no checkpoint"])
+def test_a_damaged_checkpoint_is_told(copied, call, damage):
+    run = copied()
+    path = run / "checkpoints" / "last.safetensors"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "no checkpoint":
+        shutil.copy(run / "model.safetensors", path)
+    else:
+        kept = json.loads((run / "run.json").read_text())
+        kept["recipe"]["model"]["filters"] = [10, 21]
+        reseal(run / "run.json", kept)
+    error_of([f"remove {path}"], call("train", "--resume", run), 1)
+
+
+RUN_DAMAGE = {
+    "no JSON": ("{", "not a JSON object"),
+    "deep": ("[" * 100_000, "not a JSON object"),
+    "a list": ("[]", "not a JSON object"),
+    "empty": ("", "not a JSON object"),
+    "no UTF-8": ("\udcff", "not a JSON object"),
+    "NaN": ('{"version": NaN}', "not a JSON object"),
+    "a key twice": ('{"version": 1, "version": 1}', "not a JSON object"),
+    "no digest": ('{"version": 1}', "has no digest"),
+    "another digest": (json.dumps({"version": 1, DIGEST: "0" * 64}), "has changed since thaw wrote it"),
+    "another version": ({"version": 99}, "another version"),
+    "nothing else": ({"version": 1}, "has no source"),
+}
+
+
+@pytest.mark.parametrize("damage", list(RUN_DAMAGE))
+def test_a_damaged_run_json_is_told(tmp_path, call, damage):
+    text, words = RUN_DAMAGE[damage]
+    run = tmp_path / "run"
+    run.mkdir()
+    if isinstance(text, dict):
+        reseal(run / "run.json", text)
+    else:
+        (run / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    error_of([words], call("train", "--resume", run), 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", "3", "seed = '3'"),
+        ("folds", None, "folds = None"),
+        ("source", 5, "source = 5"),
+        ("recipe", {"dual": {"epoch": 3}}, "did you mean epochs"),
+        ("device", "tpu", "device 'tpu'"),
+        ("threads", 0, "threads = 0"),
+        ("threads", 2**40, "threads = 1099511627776"),
+        ("seed", 2**64, "seed = 18446744073709551616"),
+        ("data_root", "a\0b", "data_root"),
+        ("chosen", [{"kind": 3}], "chosen[0].kind = 3"),
+        ("budget", {"params": "many"}, "params"),
+    ],
+)
+def test_a_run_json_with_a_wrong_value_is_told(copied, call, key, value, words):
+    run = copied()
+    kept = json.loads((run / "run.json").read_text())
+    reseal(run / "run.json", {**kept, key: value})
+    outcome = call("train", "--resume", run)
+    error_of([words], outcome, outcome[0])
+    assert outcome[0] in (1, 2)
+
+
+def test_resuming_what_is_no_run_is_told(tmp_path, call):
+    error_of(["not a run folder", "run.json"], call("train", "--resume", tmp_path), 1)
+    error_of(["not a run folder"], call("train", "--resume", tmp_path / "nowhere"), 1)
+
+
+def write_class_folders(root: Path, shade: int = 0) -> None:
+    from PIL import Image
+
+    chance = np.random.default_rng(7)
+    for label, name in enumerate(("dark", "light")):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(20):
+            pixels = chance.integers(0, 100, (16, 16), dtype=np.uint8) + np.uint8(label * 100 + shade)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+
+
+def test_a_run_whose_data_changed_is_not_resumed(tmp_path, call):
+    write_class_folders(tmp_path / "images")
+    code, _, err = call("train", "images", *PAPER, *TINY, "--out", "run")
+    assert code == 0, err
+    assert metrics(tmp_path / "run")["data"]["source"] == "images"
+    write_class_folders(tmp_path / "images", shade=3)
+    error_of(["have changed", "start a new run"], call("train", "--resume", "run"), 1)
+
+
+def test_a_run_is_resumed_from_another_folder_and_past_a_folder_of_the_same_name(tmp_path, call, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    write_class_folders(tmp_path / "images")
+    for source in ("digits", "images"):
+        assert call("train", source, *PAPER, *TINY, "--out", f"run-{source}")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for source in ("digits", "images"):
+        code, _, err = call("train", "--resume", tmp_path / f"run-{source}")
+        assert code == 0, err
+
+
+def digit_arrays() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.kron(bunch.images, np.ones((1, 2, 2))).astype(np.uint8)[:600] * 15, bunch.target[:600]
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """The disk is full after so many files."""
+    left = [writes]
+
+    def fsync(_descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 4, 6, 9, 10, 11, 12])
+def test_a_full_disk_stops_a_run_on_arrays_that_goes_on_later(tmp_path, monkeypatch, writes):
+    monkeypatch.chdir(tmp_path)
+    arrays = digit_arrays()
+    run = tmp_path / "runs" / "arrays-paper-1"
+    with monkeypatch.context() as patch:
+        full_after(patch, writes)
+        with pytest.raises(RunError, match="No space left on device"):
+            library.train(arrays, recipe="paper", overrides=TINY_OVERRIDES)
+    assert_whole_files(run)
+    assert not list(run.rglob("*.tmp"))
+    assert not (run / "metrics.json").exists()
+    if writes == 0:
+        assert not (run / "run.json").exists()
+        return
+    with pytest.raises(RunError, match="from arrays in memory"):
+        library.train(resume=run)
+    made = library.train(arrays, resume=run)
+    assert made.path == run
+    assert len(history(run)) == 3
+    assert made.metrics["dataset"] == "arrays"
+    assert made.metrics["data"]["source"] == "arrays"
+    assert made.model.probabilities(arrays[0][:5, :, :, None]).shape == (5, 10)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 26 MB, where the system lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=26m", "tmpfs", str(disk)]
+    can_mount = os.geteuid() == 0 and shutil.which("mount") is not None
+    if not can_mount or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small disk here: that takes root and a system that allows it")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_stops_the_run_cleanly(finished, small_disk):
+    run = small_disk / "run"
+    process = start("train", "digits", *SMALL, "--out", run, cwd=small_disk)
+    wait_for(lambda: len(history(run)) >= 2, process)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    error = err[err.index("error: ") :]
+    error_of(["cannot write", "No space left on device", f"resume with: thaw train --resume {run}"], (1, "", error), 1)
+    assert_whole_files(run)
+    assert not list(run.rglob("*.tmp"))
+    ballast.unlink()
+    done = thaw("train", "--resume", run, cwd=small_disk)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(run, finished.path)
+
+
+def test_a_disk_that_is_nearly_full_is_told_before_training(small_disk, call):
+    (small_disk / "ballast").write_bytes(bytes(10 << 20))
+    outcome = call("train", "digits", *TINY, "--out", small_disk / "run")
+    assert not (small_disk / "run").exists()
+    error_of(["MB are free", "a run needs 20 MB", "--out"], outcome, 1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, call):
+    steps = 'unfreeze.steps=[{thaws="head", epochs=2, learning_rate=1e38}]'
+    code, out, err = call("train", "digits", "--set", "dual.epochs=1", "--set", steps, "--out", "run")
+    error = err[err.index("error: ") :]
+    error_of(["stage head, epoch 1", "not finite", "smaller learning rate", "in run"], (code, out, error), 1)
+    kept, header = read_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors", version=1)
+    assert header["method"]["run"]["stage"] == "dual"
+    assert all(np.isfinite(tensor.numpy()).all() for tensor in kept.values())
+    assert "Traceback" not in call("train", "--resume", "run")[2], "it fails again, in words"
+
+
+def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
+    write_class_folders(tmp_path / "images")
+    plain, folded, killed = (tmp_path / name for name in ("plain", "folded", "killed"))
+    longer = ("--set", "dual.epochs=20", "--set", "dual.patience=20")
+    folds = ("--folds", "3")
+    for run, more in ((plain, ()), (folded, folds)):
+        done = thaw("train", "images", *PAPER, *TINY, *longer, *more, "--out", run, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "fold 2 of 3: accuracy" in done.stderr
+    process = start("train", "images", *PAPER, *TINY, *longer, *folds, "--out", killed, cwd=tmp_path)
+    wait_for((killed / "folds" / "fold-1.json").exists, process)
+    kill(process)
+    assert not (killed / "folds" / "fold-3.json").exists()
+    done = thaw("train", "--resume", killed, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(killed, folded)
+    result = metrics(folded)["folds"]
+    assert result["count"] == len(result["accuracies"]) == 3
+    assert result["mean"] == pytest.approx(np.mean(result["accuracies"]))
+    assert result["balanced_mean"] == pytest.approx(np.mean(result["balanced_accuracies"]))
+    # The classes have equally many images, in every fold too.
+    assert result["balanced_accuracies"] == pytest.approx(result["accuracies"], abs=0.1)
+    assert result["std"] == pytest.approx(np.std(result["accuracies"], ddof=1))
+    low, high = result["ci95"]
+    assert 0 <= low <= result["mean"] <= high <= 1
+    reseal(folded / "metrics.json", metrics(folded) | {"folds": None})
+    assert_same_run(plain, folded)
+
+
+def test_writing_is_interrupted_without_a_trace(tmp_path, monkeypatch):
+    def interrupt(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", "text")
+    assert list(tmp_path.iterdir()) == []

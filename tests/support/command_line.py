@@ -1,0 +1,144 @@
+"""The real command line for tests: small runs on the digits, started, killed, and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+SECONDS = 120
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# What a shell starts in the background ignores interrupts, and so does all that it starts, these tests included.
+_LISTENING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from thaw.cli import run
+run()
+"""
+
+# Five stages of two epochs and more, so that there is a middle of each to be killed in.
+STAGES = ("dual", "head", "dense", "conv2", "conv1")
+STEPS = ", ".join(f'{{thaws="{name}", epochs=2, learning_rate=0.02}}' for name in STAGES[1:])
+SMALL = ("--set", "dual.epochs=3", "--set", f"unfreeze.steps=[{STEPS}]", "--seed", "3")
+
+# As little training as a run can do: three epochs.
+TINY_STEPS = 'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="all", epochs=1}]'
+TINY_OVERRIDES = ("dual.epochs=1", TINY_STEPS)
+TINY = tuple(word for override in TINY_OVERRIDES for word in ("--set", override))
+
+TIMES = ("seconds", "images_per_second")
+DIGEST = "sha256"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "thaw", *map(str, arguments)]
+
+
+def thaw(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`thaw ARGUMENTS`, to its end."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def start(*arguments: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    """`thaw ARGUMENTS`, begun."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen(
+        [sys.executable, "-c", _LISTENING, *map(str, arguments)], cwd=cwd, stdin=subprocess.DEVNULL, text=True, **pipes
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds; a process that ends before it is a failure."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f"it ended before it could be stopped: {process.communicate()}")
+        if time.monotonic() > end:
+            process.kill()
+            raise AssertionError("it did not come so far")
+        time.sleep(0.002)
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    path = run / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def without_times(value: Any) -> Any:
+    """Metrics or history without what differs from one run to the next: times, the command, and so the digest."""
+    if isinstance(value, dict):
+        left_out = (*TIMES, DIGEST, "latency", "command")
+        return {key: without_times(item) for key, item in value.items() if key not in left_out}
+    if isinstance(value, list):
+        return [without_times(item) for item in value]
+    return value
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """What a JSON document of thaw says beside its digest."""
+    return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key != DIGEST}
+
+
+def reseal(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON document as somebody would who knows how its digest is made: over all else, keys sorted."""
+    plain = {key: value for key, value in content.items() if key != DIGEST}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**plain, DIGEST: digest}), "utf-8")
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """The same weights to the bit, the same history and the same metrics, times apart."""
+    weights, others = load_file(run / "model.safetensors"), load_file(other / "model.safetensors")
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        assert tensor.dtype == others[name].dtype
+        assert tensor.tobytes() == others[name].tobytes(), name
+    int8 = "model-int8.safetensors"
+    assert (run / int8).read_bytes() == (other / int8).read_bytes()
+    assert without_times(history(run)) == without_times(history(other))
+    assert without_times(metrics(run)) == without_times(metrics(other))
+
+
+def error_of(words: Sequence[str], outcome: tuple[int, str, str], code: int, lines: int = 2) -> str:
+    """The message of a command that has to fail in words: no traceback, nothing on standard output, few lines."""
+    found, out, err = outcome
+    assert found == code, (words, outcome)
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.startswith("error: ")
+    assert 1 <= len(err.strip().splitlines()) <= lines, err
+    for word in words:
+        assert word in err, (word, err)
+    return err
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that `thaw train ... --json` made, and what it printed."""
+
+    path: Path
+    stdout: str
+    stderr: str
