@@ -41,7 +41,7 @@ class Submodel(nn.Module):
 
 
 class RandomAffine:
-    """Rotation, zoom and translation in one bilinear resampling about the image's centre."""
+    """Rotation, zoom and translation in one bilinear resampling about the image's center."""
 
     def __init__(self, degrees: float, translate: float, zoom: float) -> None:
         self.degrees = degrees
@@ -56,10 +56,10 @@ class RandomAffine:
         shift_x = random.uniform(-self.translate, self.translate) * width
         shift_y = random.uniform(-self.translate, self.translate) * height
         cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
-        centre_x, centre_y = 0.5 * width, 0.5 * height
+        center_x, center_y = 0.5 * width, 0.5 * height
         # PIL wants the map from output to input pixels.
-        offset_x = centre_x - cosine * (centre_x + shift_x) - sine * (centre_y + shift_y)
-        offset_y = centre_y + sine * (centre_x + shift_x) - cosine * (centre_y + shift_y)
+        offset_x = center_x - cosine * (center_x + shift_x) - sine * (center_y + shift_y)
+        offset_y = center_y + sine * (center_x + shift_x) - cosine * (center_y + shift_y)
         coefficients = (cosine, sine, offset_x, -sine, cosine, offset_y)
         return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
 
@@ -76,7 +76,7 @@ class RandomBrightness:
 
 
 class ToTensor:
-    """PIL image -> float32 [1, H, W], normalised."""
+    """PIL image -> float32 [1, H, W], normalized."""
 
     def __init__(self, mean: float, deviation: float) -> None:
         self.mean = mean

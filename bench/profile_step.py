@@ -20,15 +20,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from thaw.data.augment import AugmentSettings
 from thaw.data.batches import Batch, BatchSource
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.images import ImageSet, InputSpec
 from thaw.evidence.environment import environment
 from thaw.models.families import PaperSpec
-from thaw.models.fusion import build_dual
-from thaw.training.compute import Lanes, keep_freed_memory, precision_name, resolve_precision
+from thaw.models.unify import build_dual
+from thaw.training.compute import ParallelBranches, keep_freed_memory, precision_name, resolve_precision
 from thaw.training.stages import DualSettings, DualStage
 
 CPU = torch.device("cpu")
-DATA, TRAIN, STEP = "images and augmentation", "both submodels, forward and backward", "optimiser step"
+DATA, TRAIN, STEP = "images and augmentation", "both submodels, forward and backward", "optimizer step"
 OPERATIONS = {
     "clamp_min": "ReLU",
     "threshold_backward": "ReLU",
@@ -66,7 +66,7 @@ class Training:
                 labels=random.integers(0, 10, count),
                 classes=tuple("0123456789"),
             ),
-            contract=InputContract(height=28, width=28, channels=1, mean=(0.5,), std=(0.3,)),
+            input_spec=InputSpec(height=28, width=28, channels=1, mean=(0.5,), std=(0.3,)),
             batch_size=self.batch_size,
             device=CPU,
             augment=AugmentSettings(),
@@ -77,7 +77,7 @@ class Training:
         dual.to(memory_format=torch.channels_last)
         self.stage = DualStage(dual, DualSettings(batch_size=self.batch_size))
         self.optimizer = self.stage.optimizer()
-        self.lanes = Lanes(1, CPU)
+        self.lanes = ParallelBranches(1, CPU)
 
     def epoch(self) -> float:
         """Train all steps; the wall seconds."""

@@ -112,7 +112,7 @@ def make_workload(options: argparse.Namespace, folder: Path) -> Workload:
     options.pairs = len(images)
     np.save(folder / "images.npy", images)
     np.save(folder / "labels.npy", labels)
-    (mean,), (deviation,) = data.contract.mean, data.contract.std
+    (mean,), (deviation,) = data.input_spec.mean, data.input_spec.std
     return Workload(folder=str(folder), mean=mean, deviation=deviation, device=options.device, options={})
 
 

@@ -1,4 +1,4 @@
-"""Time a training step of a recipe's network, its normalisation by torch and fused, on one core.
+"""Time a training step of a recipe's network, its normalization by torch and fused, on one core.
 
     python bench/step.py best-cifar10-19k [--batch 64] [--rounds 5]
 
@@ -22,9 +22,9 @@ from thaw.recipe.recipe import load_recipe
 from thaw.training.compute import (
     autocast,
     keep_freed_memory,
-    normalisation_name,
+    normalization_name,
     precision_name,
-    resolve_normalisation,
+    resolve_normalization,
     resolve_precision,
 )
 
@@ -41,7 +41,7 @@ def main() -> None:
     name, recipe = load_recipe(options.recipe, options.overrides)
     shape = next((shape for word, shape in SHAPES.items() if word in name), SHAPES["cifar10"])
     dtype = resolve_precision(recipe.compute.precision, CPU)
-    resolve_normalisation("fused", CPU, dtype, threads=1)
+    resolve_normalization("fused", CPU, dtype, threads=1)
     module = recipe.model.build(shape, CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = _step(module, shape, options.batch, dtype)
     rates: dict[bool, list[float]] = {False: [], True: []}
@@ -52,7 +52,7 @@ def main() -> None:
     print(f"{name}, {precision_name(dtype)}, one core, batches of {options.batch}: images/s")
     for fused, measured in rates.items():
         median, low, high = statistics.median(measured), min(measured), max(measured)
-        print(f"  {normalisation_name(fused=fused):6} {median:8,.0f} ({low:,.0f} to {high:,.0f})")
+        print(f"  {normalization_name(fused=fused):6} {median:8,.0f} ({low:,.0f} to {high:,.0f})")
 
 
 def _step(module: nn.Module, shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> Callable[[], None]:

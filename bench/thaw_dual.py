@@ -19,14 +19,14 @@ from thaw import __version__
 from thaw.data import batches
 from thaw.data.augment import AugmentSettings
 from thaw.data.batches import Batch, BatchSource
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.images import ImageSet, InputSpec
 from thaw.models.blocks import ConvReluPool
 from thaw.models.families import PaperSpec
 from thaw.training.arms import count_parameters
-from thaw.training.compute import Lanes, keep_freed_memory, precision_name, resolve_device, resolve_precision
+from thaw.training.compute import ParallelBranches, keep_freed_memory, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import StageRun
-from thaw.training.method import Setting, seeded_dual
 from thaw.training.stages import DualSettings, DualStage
+from thaw.training.trainer import TrainingContext, seeded_dual
 
 AS_IT_IS = "thaw"
 FOREVER = 1_000_000
@@ -69,7 +69,7 @@ class ReluThenPool(ConvReluPool):
 
 
 class ChannelsFirst(BatchSource):
-    """Batches of grey images whose strides say channels first; one channel has the same bytes in either order."""
+    """Batches of gray images whose strides say channels first; one channel has the same bytes in either order."""
 
     def shuffled(self, seed: int) -> Iterator[Batch]:
         """One epoch."""
@@ -105,16 +105,16 @@ class ThawDual:
         mean, std = (workload.mean,) * channels, (workload.deviation,) * channels
         # Lanes divide the threads that they find, for the whole process.
         torch.set_num_threads(self.threads)
-        setting = Setting(
+        context = TrainingContext(
             train=self.images,
             validation=_first(self.images, workload.batch_size),
-            contract=InputContract(height=height, width=width, channels=channels, mean=mean, std=std),
+            input_spec=InputSpec(height=height, width=width, channels=channels, mean=mean, std=std),
             seed=0,
             device=self.device,
             dtype=self.fast if measures.bfloat16 else torch.float32,
-            lanes=Lanes(2 if measures.lanes else 1, self.device),
+            lanes=ParallelBranches(2 if measures.lanes else 1, self.device),
         )
-        dual = seeded_dual(PaperSpec(filters=workload.filters, dropout=workload.dropout), setting)
+        dual = seeded_dual(PaperSpec(filters=workload.filters, dropout=workload.dropout), context)
         if not measures.pool_first:
             for branch in dual.branches:
                 for unit in branch.children():
@@ -125,7 +125,7 @@ class ThawDual:
         settings = DualSettings(
             epochs=FOREVER, patience=FOREVER, batch_size=workload.batch_size, learning_rate=workload.learning_rate
         )
-        run = setting.run(DualStage(dual, settings), self._augment(measures))
+        run = context.run(DualStage(dual, settings), self._augment(measures))
         if not measures.channels_last:
             run.train = ChannelsFirst(**{field.name: getattr(run.train, field.name) for field in fields(run.train)})
         return run

@@ -17,9 +17,9 @@ from thaw.data.prepare import prepare
 from thaw.errors import ThawError
 from thaw.graph.lower import layer_table
 from thaw.recipe.recipe import load_recipe
-from thaw.run.context import normalisation_of, training_setting
-from thaw.training.compute import LANES, Lanes, keep_freed_memory, resolve_device
-from thaw.training.method import Method
+from thaw.run.context import normalization_of, training_context
+from thaw.training.compute import LANES, ParallelBranches, keep_freed_memory, resolve_device
+from thaw.training.trainer import MultiStageTrainer
 
 
 def main() -> None:
@@ -28,19 +28,19 @@ def main() -> None:
     keep_freed_memory()
     name, recipe = load_recipe(options.recipe, options.overrides)
     data = prepare(options.source, recipe.data, seed=options.seed, data_root=options.data_root)
-    cost = layer_table(recipe.model, recipe.joined, data.contract.shape, len(data.train.classes))
+    cost = layer_table(recipe.model, recipe.unify_spec, data.input_spec.shape, len(data.train.classes))
     started = time.perf_counter()
-    normalisation = normalisation_of(recipe, "auto")
-    with Lanes(LANES, resolve_device("auto")) as lanes:
-        setting = training_setting(data, recipe, options.seed, "auto", lanes, normalisation=normalisation)
-        method = Method(recipe.method_settings(), setting)
-        for record in method.epochs():
+    normalization = normalization_of(recipe, "auto")
+    with ParallelBranches(LANES, resolve_device("auto")) as lanes:
+        setting = training_context(data, recipe, options.seed, "auto", lanes, normalization=normalization)
+        trainer = MultiStageTrainer(recipe.trainer_settings(), setting)
+        for record in trainer.epochs():
             print(
                 f"{record.stage} {record.epoch}/{record.epochs} loss {record.train_loss:.4f} "
                 f"validation {record.validation_accuracy:.2%} {record.images_per_second:,.0f} img/s",
                 flush=True,
             )
-    last, records = method.progress.summaries[-1], method.progress.records
+    last, records = trainer.progress.summaries[-1], trainer.progress.records
     trial = {
         "source": options.source,
         "recipe": name,

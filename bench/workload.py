@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Stage 1 on pairs (original, augmented): the same network, optimiser, batch and augmentation for everyone.
+    """Stage 1 on pairs (original, augmented): the same network, optimizer, batch and augmentation for everyone.
 
     Attributes:
         folder: holds images.npy, uint8 [N, H, W, C], and labels.npy, int64 [N].

@@ -14,7 +14,7 @@ from command_line import reseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.errors import NotFiniteError, RunError, UsageError
 from thaw.files import read_document, seal, unseal, write_document
 from thaw.finite import check_finite
@@ -167,7 +167,7 @@ def test_all_faults_are_found_and_long_values_are_cut():
 )
 def test_an_input_contract_from_python_is_checked_too(changes, words):
     with pytest.raises(UsageError) as caught:
-        InputContract(**{"height": 4, "width": 5, "channels": 1, **changes})
+        InputSpec(**{"height": 4, "width": 5, "channels": 1, **changes})
     assert words in str(caught.value)
 
 

@@ -18,7 +18,7 @@ from thaw._version import __version__
 
 if _typing.TYPE_CHECKING:
     from thaw.api import Run, evaluate, load, train
-    from thaw.data.images import ImageSet, InputContract
+    from thaw.data.images import ImageSet, InputSpec
     from thaw.data.prepare import PreparedData
     from thaw.deploy_api import bench_run, export_run, verify_run
     from thaw.errors import (
@@ -39,7 +39,7 @@ __all__ = [
     "BudgetError",
     "DataError",
     "ImageSet",
-    "InputContract",
+    "InputSpec",
     "Model",
     "ModelFileError",
     "NotFiniteError",
@@ -64,7 +64,7 @@ __all__ = [
 
 # Where each name lives: the same table as the imports above, which only type checkers run.
 _HOMES = {
-    "thaw.data.images": ("ImageSet", "InputContract"),
+    "thaw.data.images": ("ImageSet", "InputSpec"),
     "thaw.data.prepare": ("PreparedData",),
     "thaw.errors": (
         "BudgetError",

@@ -207,7 +207,7 @@ def evaluate_source(
     """What `evaluate` measures, and what was found in the data; tables are read by the columns of the training."""
     images, problems = open_image_set(
         source,
-        model.contract,
+        model.input_spec,
         model.classes,
         settings=_data_settings(model),
         data_root=data_root,

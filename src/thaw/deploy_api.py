@@ -50,13 +50,13 @@ def verify_run(
     source: Any = None,
     data_root: str | Path | None = None,
 ) -> Verification:
-    """Compare every artefact with the model on the run's test images, as `thaw verify` does.
+    """Compare every artifact with the model on the run's test images, as `thaw verify` does.
 
     Args:
         run: a run folder, or "zoo:NAME".
         targets: emulated cores to run the C on as well, such as "cortex-m4".
         images: so many test images; None for all, and 1,000 on an emulated core.
-        out: the folder of the artefacts; RUN/export by default, where everything is exported if nothing is there.
+        out: the folder of the artifacts; RUN/export by default, where everything is exported if nothing is there.
         source: only for a run that was trained from arrays: those arrays.
         data_root: folder that holds the named data sets; by default where they were in training.
 

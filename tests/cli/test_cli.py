@@ -205,7 +205,7 @@ def test_a_reader_that_goes_away_is_no_crash(finished, tmp_path):
         (("info", "nowhere"), 1, ["nowhere does not exist"]),
         (("info", "--recipe", "paper", "--input", "28x28"), 2, ["HEIGHTxWIDTHxCHANNELS"]),
         (("info", "--recipe", "paper", "--input", "8x8x1"), 2, ["too small"]),
-        (("info", "--recipe", "paper", "--input", "28x28x2"), 2, ["2 channels", "1 (grey) or 3"]),
+        (("info", "--recipe", "paper", "--input", "28x28x2"), 2, ["2 channels", "1 (gray) or 3"]),
         (("info", "--recipe", "paper", "--input", "0x0x1"), 2, ["0x0"]),
         (("info", "--recipe", "paper", "--input", "99999999x99999999x3"), 2, ["1024"]),
         (("info", "--recipe", "paper", "--input", "-5x5x1"), 2, ["HEIGHTxWIDTHxCHANNELS"]),

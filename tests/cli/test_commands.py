@@ -194,7 +194,7 @@ def photos(tmp_path_factory):
     ids=str,
 )
 def test_data_describes_the_input_that_would_train(call, photos, words):
-    prepared = library.load(photos, **words).contract
+    prepared = library.load(photos, **words).input_spec
     options = [word for key in ("recipe", "budget") if key in words for word in (f"--{key}", words[key])]
     options += [word for each in words.get("overrides", ()) for word in ("--set", each)]
     code, out, err = call("data", photos, *options, "--json")

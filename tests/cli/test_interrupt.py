@@ -41,8 +41,8 @@ def test_an_interrupt_that_was_lost_comes_with_the_next_event_and_what_is_told_i
 @pytest.mark.parametrize(
     ("work", "arguments"),
     [
-        ("thaw.cli.deploy.write_artefacts", ("export", "{run}")),
-        ("thaw.cli.deploy.verify_artefacts", ("verify", "{run}")),
+        ("thaw.cli.deploy.write_artifacts", ("export", "{run}")),
+        ("thaw.cli.deploy.verify_artifacts", ("verify", "{run}")),
         ("thaw.cli.deploy.time_runtimes", ("bench", "{run}")),
         ("thaw.cli.studies.run_reproduction", ("reproduce",)),
         ("thaw.cli.studies.run_ablation", ("ablate", "digits")),

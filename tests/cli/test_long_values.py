@@ -36,7 +36,7 @@ CALLS = {
     "family": ("train", "digits", "--set", f"model.family={LONG}"),
     "filters": ("train", "digits", "--set", f"model.filters=[{'1,' * 5000}]"),
     "view": ("train", "digits", "--set", f"dual.views=['{LONG}', 'a']"),
-    "unit": ("train", "digits", "--set", f"unfreeze.steps=[{{thaws='{LONG}', epochs=1}}]"),
+    "unit": ("train", "digits", "--set", f"unfreeze.steps=[{{unit='{LONG}', epochs=1}}]"),
     "input": ("train", "digits", "--set", f"data.input={LONG}"),
     "column": ("train", "digits", "--set", f"data.fit={LONG}"),
     "sizing": ("train", "digits", "--recipe", "balanced", "--set", f"sizing.budget={LONG}"),

@@ -30,7 +30,7 @@ def test_sampling_agrees_with_loops(channels, height, width, fill):
 
 
 def pixel_maps(settings: AugmentSettings, count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The random maps in pixels about the centre: linear parts [count, 2, 2] and shifts [count, 2] as (x, y)."""
+    """The random maps in pixels about the center: linear parts [count, 2, 2] and shifts [count, 2] as (x, y)."""
     theta = affine_matrices(settings, count, width / height, generator(11)).double().numpy()
     half = np.array([width / 2, height / 2])
     return theta[:, :, :2] * half[:, None] / half[None, :], theta[:, :, 2] * half
@@ -60,14 +60,14 @@ def test_maps_are_rigid_in_pixels_and_fill_their_ranges(height, width):
 
 
 def blob(height: int, width: int, down: float, across: float, sigma: float = 1.5) -> torch.Tensor:
-    """A soft white spot at (down, across) pixels from the centre of a black image."""
+    """A soft white spot at (down, across) pixels from the center of a black image."""
     rows = torch.arange(height).float().sub((height - 1) / 2 + down)
     columns = torch.arange(width).float().sub((width - 1) / 2 + across)
     return torch.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / (2 * sigma**2))[None, None]
 
 
-def centres(x: torch.Tensor) -> torch.Tensor:
-    """Centre of mass of every image from the image's centre, in pixels, as (down, across)."""
+def centers(x: torch.Tensor) -> torch.Tensor:
+    """Center of mass of every image from the image's center, in pixels, as (down, across)."""
     _, _, height, width = x.shape
     mass = x.sum(dim=(1, 2, 3))
     rows = torch.arange(height).float() - (height - 1) / 2
@@ -78,7 +78,7 @@ def centres(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (32, 60), (60, 32)])
 def test_rotation_keeps_distances_in_pixels(height, width):
     x = blob(height, width, down=6.0, across=5.0).repeat(200, 1, 1, 1)
-    made = centres(augment(x, only(rotation_degrees=180.0), generator(1)))
+    made = centers(augment(x, only(rotation_degrees=180.0), generator(1)))
     distance = made.norm(dim=1)
     assert (distance - math.hypot(6.0, 5.0)).abs().max() < 0.05
     angles = torch.atan2(made[:, 0], made[:, 1])
@@ -88,7 +88,7 @@ def test_rotation_keeps_distances_in_pixels(height, width):
 
 def test_rotation_stays_in_its_range():
     x = blob(40, 60, down=0.0, across=10.0).repeat(500, 1, 1, 1)
-    made = centres(augment(x, only(rotation_degrees=25.0), generator(2)))
+    made = centers(augment(x, only(rotation_degrees=25.0), generator(2)))
     angles = torch.rad2deg(torch.atan2(made[:, 0], made[:, 1]))
     assert -25.5 < angles.min() < -23
     assert 23 < angles.max() < 25.5
@@ -97,7 +97,7 @@ def test_rotation_stays_in_its_range():
 def test_zoom_multiplies_lengths_by_its_factor():
     x = blob(48, 40, down=6.0, across=8.0).repeat(400, 1, 1, 1)
     made = augment(x, only(zoom=0.3), generator(3))
-    factor = centres(made).norm(dim=1) / 10.0
+    factor = centers(made).norm(dim=1) / 10.0
     assert 0.695 < factor.min() < 0.72
     assert 1.28 < factor.max() < 1.305
     # An area grows with the square of the factor.
@@ -106,7 +106,7 @@ def test_zoom_multiplies_lengths_by_its_factor():
 
 def test_translation_is_a_share_of_each_side():
     x = blob(40, 80, down=0.0, across=0.0).repeat(500, 1, 1, 1)
-    down, across = centres(augment(x, only(translation=0.25), generator(4))).abs().unbind(1)
+    down, across = centers(augment(x, only(translation=0.25), generator(4))).abs().unbind(1)
     assert 9.7 < down.max() < 10.1
     assert 19.5 < across.max() < 20.1
 
@@ -323,7 +323,7 @@ def test_memory_order_does_not_matter_to_the_result():
 
 @pytest.mark.parametrize(("share", "side"), [(0.5, 4), (0.6, 5), (0.9, 7), (0.13, 1)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_cutout_is_one_square_of_the_mean_colour(channels, share, side):
+def test_cutout_is_one_square_of_the_mean_color(channels, share, side):
     height, width, count = 8, 11, 4000
     x = pictures(count, channels, height, width)
     made = augment(x, only(cutout=share), generator(5))
@@ -332,12 +332,12 @@ def test_cutout_is_one_square_of_the_mean_colour(channels, share, side):
     spread = (made.double() - means[:, :, None, None]).abs().amax(dim=1)
     assert spread[cut].max() < 1e-6
     looks = {}
-    for centre_row in range(height):
-        for centre_column in range(width):
+    for center_row in range(height):
+        for center_column in range(width):
             mask = np.zeros((height, width), dtype=bool)
-            top, left = centre_row - side // 2, centre_column - side // 2
+            top, left = center_row - side // 2, center_column - side // 2
             mask[max(top, 0) : top + side, max(left, 0) : left + side] = True
-            looks[mask.tobytes()] = centre_row * width + centre_column
+            looks[mask.tobytes()] = center_row * width + center_column
     counts = np.bincount([looks[mask.tobytes()] for mask in cut.numpy()], minlength=height * width)
     assert stats.chisquare(counts).pvalue > 1e-3
 

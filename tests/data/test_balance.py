@@ -16,11 +16,11 @@ from thaw.data.balance import class_counts, class_weights, imbalance, is_uneven,
 from thaw.data.mix import Mix, Targets, cross_entropy
 from thaw.errors import UsageError
 from thaw.models.families import PaperSpec
-from thaw.models.fusion import FusionSpec, unify
+from thaw.models.unify import UnifySpec, unify
 from thaw.training.distil import DistillStage, DistilSettings
 from thaw.training.engine import StageRun
 from thaw.training.loss import LossSettings
-from thaw.training.optim import FitSettings
+from thaw.training.optim import OptimizerSettings
 from thaw.training.qat import QatSettings, QatStage
 from thaw.training.stages import (
     DualSettings,
@@ -118,13 +118,13 @@ def test_the_weighted_loss_of_mixed_and_smoothed_targets(smoothing, mixed):
 
 def stages() -> list:
     """A stage of each kind whose loss has labels in it."""
-    dual, fit = odd_dual(dropout=0.0), FitSettings(label_smoothing=0.1)
+    dual, fit = odd_dual(dropout=0.0), OptimizerSettings(label_smoothing=0.1)
     plain = PlainSettings(epochs=1, fit=fit, view="original")
-    steps = UnfreezeSettings(steps=(UnfreezeStep(thaws="all", epochs=1),))
+    steps = UnfreezeSettings(steps=(UnfreezeStep(unit="all", epochs=1),))
     distil = DistilSettings(share=0.0)
     return [
         DualStage(dual, DualSettings(epochs=1, views=("original", "original"), fit=fit)),
-        unfreeze_stages(unify(odd_dual(dropout=0.0), FusionSpec(hidden=8)), steps)[0],
+        unfreeze_stages(unify(odd_dual(dropout=0.0), UnifySpec(hidden=8)), steps)[0],
         unfreeze_stages(odd_submodel(dropout=0.0), steps)[0],
         PlainStage(odd_submodel(dropout=0.0), plain),
         DistillStage(odd_submodel(dropout=0.0), plain, [odd_submodel()], distil),
@@ -161,7 +161,7 @@ def uneven_digits():
 
 def test_a_setting_gives_every_stage_the_weights_of_its_training_images():
     with lanes_of(1) as lanes:
-        setting = replace(method_of(lanes).setting, train=uneven_digits())
+        setting = replace(method_of(lanes).context, train=uneven_digits())
         assert setting.class_weights is None, "no weights unless a recipe asks for them"
         assert setting.score == "balanced_accuracy"
         weighted = replace(setting, loss=LossSettings(class_weights="balanced", select="accuracy"))
@@ -179,10 +179,10 @@ def test_even_classes_train_to_the_same_bits_whatever_the_weights():
     found = []
     for loss in (LossSettings(), LossSettings(class_weights="balanced", select="accuracy")):
         with lanes_of(1) as lanes:
-            method = method_of(lanes, method="plain", model=PaperSpec(filters=(3, 4)))
-            method = type(method)(method.settings, replace(method.setting, train=even, loss=loss))
-            list(method.epochs())
-            found.append(snapshot(method.network))
+            trainer = method_of(lanes, method="plain", model=PaperSpec(filters=(3, 4)))
+            trainer = type(trainer)(trainer.settings, replace(trainer.context, train=even, loss=loss))
+            list(trainer.epochs())
+            found.append(snapshot(trainer.network))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 

@@ -12,8 +12,8 @@ import torch
 
 from thaw.data import batches as module
 from thaw.data.augment import AugmentSettings, augment
-from thaw.data.batches import CHUNK_IMAGES, Batch, BatchSource, channels_last, normalise, sample_views, to_unit
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.batches import CHUNK_IMAGES, Batch, BatchSource, channels_last, normalize, sample_views, to_unit
+from thaw.data.images import ImageSet, InputSpec
 from thaw.seeds import derive, numpy_generator
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ MANY = 2 * CHUNK_IMAGES + 333
 
 
 def numbered(count: int, channels: int = 1, height: int = 3, width: int = 4) -> ImageSet:
-    """Image i is evenly grey but for its first two pixels, which spell i in base 256; its label is i mod 7."""
+    """Image i is evenly gray but for its first two pixels, which spell i in base 256; its label is i mod 7."""
     index = np.arange(count)
     images = np.empty((count, height, width, channels), np.uint8)
     images[:] = (index % 200)[:, None, None, None]
@@ -36,7 +36,7 @@ def source(images: ImageSet, batch_size: int = 64, **changes) -> BatchSource:
     height, width, channels = images.shape
     made = BatchSource(
         images=images,
-        contract=InputContract(height=height, width=width, channels=channels),
+        input_spec=InputSpec(height=height, width=width, channels=channels),
         batch_size=batch_size,
         device=CPU,
         augment=STILL,
@@ -107,7 +107,7 @@ def test_the_original_stays_itself_beside_a_moving_view():
 
 def test_the_augmented_view_moves_with_its_own_image():
     images = numbered(700)
-    images.images[:] = images.images[:, 2:3, 3:4]  # evenly grey: a repeated border changes nothing
+    images.images[:] = images.images[:, 2:3, 3:4]  # evenly gray: a repeated border changes nothing
     moving = AugmentSettings(rotation_degrees=90.0, translation=0.5, brightness=0.0, fill="border")
     for batch in source(images, views=("original", "augmented"), augment=moving).shuffled(6):
         torch.testing.assert_close(batch.views["augmented"], batch.views["original"])
@@ -150,39 +150,39 @@ def test_channels_last_keeps_the_numbers(channels):
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.25,), (0.5,)), ((0.1, 0.5, 0.9), (0.2, 1.0, 0.03))])
-def test_normalisation_agrees_with_numpy(mean, std):
+def test_normalization_agrees_with_numpy(mean, std):
     channels = len(mean)
     pixels = np.arange(256, dtype=np.uint8).repeat(channels).reshape(4, 8, 8, channels)
     pixels = np.random.default_rng(0).permutation(pixels.reshape(-1)).reshape(pixels.shape)
-    contract = InputContract(height=8, width=8, channels=channels, mean=mean, std=std)
+    input_spec = InputSpec(height=8, width=8, channels=channels, mean=mean, std=std)
     images = ImageSet(images=pixels, labels=np.zeros(4, np.int64), classes=("a", "b"))
-    (batch,) = source(images, contract=contract).ordered()
+    (batch,) = source(images, input_spec=input_spec).ordered()
     expected = (pixels.astype(np.float64) / 255 - np.array(mean)) / np.array(std)
     np.testing.assert_allclose(batch.views["original"].numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
     unit = to_unit(torch.from_numpy(pixels))
     assert np.array_equal(unit.numpy(), (pixels.astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2))
-    assert torch.equal(normalise(unit, contract), batch.views["original"])
+    assert torch.equal(normalize(unit, input_spec), batch.views["original"])
 
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 32, 32), (3, 5, 9)])
-def test_normalisation_by_rows_has_the_bits_of_normalisation_by_channels(channels, height, width, last):
+def test_normalization_by_rows_has_the_bits_of_normalization_by_channels(channels, height, width, last):
     x = torch.rand((50, channels, height, width), generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    contract = InputContract(
+    input_spec = InputSpec(
         height=height,
         width=width,
         channels=channels,
         mean=(0.4914, 0.4822, 0.4465)[:channels],
         std=(0.3, 0.7, 0.11)[:channels],
     )
-    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (contract.mean, contract.std))
-    made = normalise(x, contract)
+    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (input_spec.mean, input_spec.std))
+    made = normalize(x, input_spec)
     assert torch.equal(made, (x - mean) / std)
     assert made.stride() == channels_last(x).stride()
 
 
-def coloured(count: int, channels: int = 3, height: int = 9, width: int = 12) -> ImageSet:
+def colored(count: int, channels: int = 3, height: int = 9, width: int = 12) -> ImageSet:
     pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
     return ImageSet(images=pixels, labels=np.arange(count, dtype=np.int64) % 5, classes=tuple("abcde"))
 
@@ -193,7 +193,7 @@ MODERN = AugmentSettings(flip=True, crop=0.125, policy="trivial", cutout=0.3)
 @pytest.mark.parametrize("settings", [AugmentSettings(), MODERN])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_chunk_is_augmented_at_a_time_from_the_epochs_own_stream(channels, settings):
-    images = coloured(CHUNK_IMAGES + 70, channels)
+    images = colored(CHUNK_IMAGES + 70, channels)
     made = source(images, views=("augmented",), augment=settings)
     order = numpy_generator(11, "order").permutation(len(images))
     chance = torch.Generator().manual_seed(derive(11, "augment"))
@@ -211,7 +211,7 @@ MIXED = replace(MODERN, mixup=0.4, cutmix=1.0)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_a_mixed_batch_is_made_of_the_batch_that_would_have_come(channels, kind):
-    images = coloured(CHUNK_IMAGES + 70, channels)
+    images = colored(CHUNK_IMAGES + 70, channels)
     plain = source(images, views=("original", "augmented"), augment=MODERN)
     mixed = replace(plain, augment=replace(MODERN, **{kind: 1.0}))
     seen = set()
@@ -235,7 +235,7 @@ def test_a_mixed_batch_is_made_of_the_batch_that_would_have_come(channels, kind)
 
 
 def test_mixing_depends_on_the_seed_only():
-    made = source(coloured(500), views=("augmented",), augment=MIXED)
+    made = source(colored(500), views=("augmented",), augment=MIXED)
 
     def bits(seed: int) -> list[torch.Tensor]:
         return [
@@ -252,13 +252,13 @@ def test_mixing_depends_on_the_seed_only():
 
 
 def test_a_share_of_the_batches_is_mixed():
-    made = source(coloured(800), 8, views=("augmented",), augment=replace(MIXED, mix_probability=0.5))
+    made = source(colored(800), 8, views=("augmented",), augment=replace(MIXED, mix_probability=0.5))
     mixed = sum(bool(batch.mixes) for batch in made.shuffled(1))
     assert 30 <= mixed <= 70
 
 
 def test_what_is_not_mixed():
-    images = coloured(200)
+    images = colored(200)
     originals = source(images, augment=MIXED)
     assert not any(batch.mixes for batch in originals.shuffled(1))
     views = source(images, views=("augmented",), augment=MIXED)
@@ -268,7 +268,7 @@ def test_what_is_not_mixed():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sample_views_show_everything_but_mixing(channels):
-    images = coloured(60, channels)
+    images = colored(60, channels)
     shown = sample_views(images, MIXED, count=10, seed=3)
     assert [name for _, _, name in shown] == list("abcde") * 2
     for original, augmented, _ in shown:

@@ -62,9 +62,9 @@ def test_decoded_once_and_the_same_from_the_cache(folder, root, builds):
     first, second = prepare(folder, SETTINGS, seed=1), prepare(folder, SETTINGS, seed=1)
     assert len(builds) == 1
     assert np.array_equal(first.train.images, second.train.images)
-    assert (first.train.names, first.contract, first.fingerprint, first.problems) == (
+    assert (first.train.names, first.input_spec, first.fingerprint, first.problems) == (
         second.train.names,
-        second.contract,
+        second.input_spec,
         second.fingerprint,
         second.problems,
     )
@@ -354,21 +354,21 @@ def test_flowers(data_root, root):
     data = prepare(folder, SETTINGS, seed=1)
     assert data.train.classes == ("daisy", "dandelion", "rose", "sunflower", "tulip")
     assert len(data.train) + len(data.validation) + len(data.test) == 4317
-    assert str(data.contract) == "32x32x3"
+    assert str(data.input_spec) == "32x32x3"
     start = time.perf_counter()
     prepare(folder, SETTINGS, seed=1)
     assert time.perf_counter() - start < 1
 
 
-def test_mnist_is_grey_with_its_published_statistics(data_root, root):
+def test_mnist_is_gray_with_its_published_statistics(data_root, root):
     if not (data_root / "mnist").is_dir():
         pytest.skip("no mnist in the real data")
     data = prepare("mnist", SETTINGS, seed=1, data_root=data_root)
-    assert (str(data.contract), len(data.test)) == ("28x28x1", 10_000)
+    assert (str(data.input_spec), len(data.test)) == ("28x28x1", 10_000)
     assert len(data.train) == 54_000
     # Published for the 60,000: 0.1307 and 0.3081.
-    assert data.contract.mean == pytest.approx((0.1307,), abs=5e-4)
-    assert data.contract.std == pytest.approx((0.3081,), abs=5e-4)
+    assert data.input_spec.mean == pytest.approx((0.1307,), abs=5e-4)
+    assert data.input_spec.std == pytest.approx((0.3081,), abs=5e-4)
     start = time.perf_counter()
     again = prepare("mnist", SETTINGS, seed=1, data_root=data_root)
     assert time.perf_counter() - start < 1

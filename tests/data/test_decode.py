@@ -9,13 +9,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from web_samples import GREY, GREY_ALPHA, RGB, RGBA, png_file
+from web_samples import GRAY, GRAY_ALPHA, RGB, RGBA, png_file
 
 from thaw.data.decode import UnreadableImageError, decode_image, orient, quiet_decoding
 from thaw.data.wide import is_reduced
 
-COLOURS = np.random.default_rng(5).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-GREYS = COLOURS[..., 0]
+COLORS = np.random.default_rng(5).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+GRAYS = COLORS[..., 0]
 
 
 def encode(image, kind, **options):
@@ -25,54 +25,54 @@ def encode(image, kind, **options):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA"])
-def test_lossless_colour_comes_back(kind):
-    decoded = decode_image(encode(Image.fromarray(COLOURS), kind))
-    assert np.array_equal(decoded.pixels, COLOURS)
+def test_lossless_color_comes_back(kind):
+    decoded = decode_image(encode(Image.fromarray(COLORS), kind))
+    assert np.array_equal(decoded.pixels, COLORS)
     assert decoded.rules == ()
 
 
-def test_grey_is_decided_by_content():
-    for image in (Image.fromarray(GREYS), Image.fromarray(np.stack([GREYS] * 3, axis=-1))):
-        assert np.array_equal(decode_image(encode(image, "WEBP", lossless=True)).pixels, GREYS[..., None])
-    one_off = np.stack([GREYS] * 3, axis=-1)
+def test_gray_is_decided_by_content():
+    for image in (Image.fromarray(GRAYS), Image.fromarray(np.stack([GRAYS] * 3, axis=-1))):
+        assert np.array_equal(decode_image(encode(image, "WEBP", lossless=True)).pixels, GRAYS[..., None])
+    one_off = np.stack([GRAYS] * 3, axis=-1)
     one_off[5, 8, 2] ^= 1
     assert decode_image(encode(Image.fromarray(one_off), "PNG")).pixels.shape == (6, 9, 3)
 
 
 def test_jpeg_is_what_pillow_decodes():
-    data = encode(Image.fromarray(COLOURS), "JPEG")
+    data = encode(Image.fromarray(COLORS), "JPEG")
     assert np.array_equal(decode_image(data).pixels, np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_alpha_is_placed_on_white():
     alpha = np.random.default_rng(1).integers(0, 256, (6, 9), dtype=np.uint8)
-    data = encode(Image.fromarray(np.dstack([COLOURS, alpha])), "PNG")
+    data = encode(Image.fromarray(np.dstack([COLORS, alpha])), "PNG")
     decoded = decode_image(data)
     for y in range(6):
         for x in range(9):
             for c in range(3):
-                a, v = int(alpha[y, x]), int(COLOURS[y, x, c])
+                a, v = int(alpha[y, x]), int(COLORS[y, x, c])
                 assert decoded.pixels[y, x, c] == (v * a + 255 * (255 - a) + 127) // 255
     assert decoded.rules == ("alpha",)
 
 
-def test_opaque_alpha_is_not_told_and_grey_alpha_stays_grey():
-    opaque = np.dstack([COLOURS, np.full((6, 9), 255, np.uint8)])
+def test_opaque_alpha_is_not_told_and_gray_alpha_stays_gray():
+    opaque = np.dstack([COLORS, np.full((6, 9), 255, np.uint8)])
     assert decode_image(encode(Image.fromarray(opaque), "PNG")).rules == ()
-    clear = Image.merge("LA", [Image.fromarray(GREYS), Image.new("L", (9, 6), 0)])
+    clear = Image.merge("LA", [Image.fromarray(GRAYS), Image.new("L", (9, 6), 0)])
     decoded = decode_image(encode(clear, "PNG"))
     assert decoded.pixels.shape == (6, 9, 1)
     assert (decoded.pixels == 255).all()
 
 
-def test_colour_key_transparency_is_placed_on_white():
+def test_color_key_transparency_is_placed_on_white():
     pixels = np.zeros((2, 2, 3), np.uint8)
     pixels[0, 0] = (10, 20, 30)
     decoded = decode_image(encode(Image.fromarray(pixels), "PNG", transparency=(10, 20, 30)))
     assert decoded.pixels[0, 0].tolist() == [255] * decoded.pixels.shape[2]
     assert decoded.pixels[1, 1].tolist() == [0] * decoded.pixels.shape[2]
-    grey = decode_image(encode(Image.fromarray(np.array([[7, 8]], np.uint8)), "PNG", transparency=7))
-    assert grey.pixels.ravel().tolist() == [255, 8]
+    gray = decode_image(encode(Image.fromarray(np.array([[7, 8]], np.uint8)), "PNG", transparency=7))
+    assert gray.pixels.ravel().tolist() == [255, 8]
 
 
 def test_sixteen_bits_are_kept():
@@ -88,7 +88,7 @@ def test_sixteen_bits_are_kept():
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
-@pytest.mark.parametrize(("kind", "samples"), [(GREY, 1), (RGB, 3), (GREY_ALPHA, 2), (RGBA, 4)])
+@pytest.mark.parametrize(("kind", "samples"), [(GRAY, 1), (RGB, 3), (GRAY_ALPHA, 2), (RGBA, 4)])
 def test_png_files_of_sixteen_bits_lose_nothing(kind, samples, interlaced):
     rng = np.random.default_rng(2)
     values = rng.integers(0, 65536, (13, 17, samples))
@@ -100,23 +100,23 @@ def test_png_files_of_sixteen_bits_lose_nothing(kind, samples, interlaced):
 
 
 def on_white(values):
-    colours, alpha = values[..., :-1].tolist(), values[..., -1].tolist()
+    colors, alpha = values[..., :-1].tolist(), values[..., -1].tolist()
     return np.array(
         [
             [[(v * a + 65535 * (65535 - a) + 32767) // 65535 for v in pixel] for pixel, a in zip(*rows, strict=True)]
-            for rows in zip(colours, alpha, strict=True)
+            for rows in zip(colors, alpha, strict=True)
         ]
     )
 
 
-def test_a_colour_key_of_sixteen_bits_is_compared_in_all_of_them():
+def test_a_color_key_of_sixteen_bits_is_compared_in_all_of_them():
     values = np.array([[[300, 20, 30], [44, 20, 30], [300, 20, 31]]])
     decoded = decode_image(png_file(values, 16, RGB, transparency=struct.pack(">HHH", 300, 20, 30)))
     assert decoded.pixels.tolist() == [[[65535] * 3, [44, 20, 30], [300, 20, 31]]]
-    grey = decode_image(png_file(values[..., :1], 16, GREY, transparency=struct.pack(">H", 300)))
-    assert grey.pixels.ravel().tolist() == [65535, 44, 65535]
+    gray = decode_image(png_file(values[..., :1], 16, GRAY, transparency=struct.pack(">H", 300)))
+    assert gray.pixels.ravel().tolist() == [65535, 44, 65535]
     # What is transparent does not widen the range.
-    assert grey.span == (44, 44)
+    assert gray.span == (44, 44)
 
 
 def tiff_file(values, order="<", *, planes=False, deflate=False):
@@ -150,7 +150,7 @@ def tiff_file(values, order="<", *, planes=False, deflate=False):
 @pytest.mark.parametrize("deflate", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("samples", [3, 4])
-def test_colour_tiff_files_of_sixteen_bits_lose_nothing(samples, order, deflate):
+def test_color_tiff_files_of_sixteen_bits_lose_nothing(samples, order, deflate):
     values = np.random.default_rng(3).integers(0, 65536, (7, 11, samples))
     decoded = decode_image(tiff_file(values, order, deflate=deflate))
     assert np.array_equal(decoded.pixels, values if samples == 3 else on_white(values))
@@ -179,20 +179,20 @@ def test_portable_maps_are_scaled_from_their_largest_value(magic, largest):
 
 
 def test_what_pillow_reduces_is_told():
-    # CMYK of 16 bits; JPEG 2000 in colour of 12 bits and AVIF of 10 by what their headers say.
+    # CMYK of 16 bits; JPEG 2000 in color of 12 bits and AVIF of 10 by what their headers say.
     cmyk = np.random.default_rng(3).integers(0, 65536, (7, 11, 4))
     content = tiff_file(cmyk).replace(struct.pack("<HHIHH", 262, 3, 1, 2, 0), struct.pack("<HHIHH", 262, 3, 1, 5, 0))
     content = content.replace(struct.pack("<HHIHH", 338, 3, 1, 2, 0), struct.pack("<HHIHH", 339, 3, 1, 1, 0))
     assert decode_image(content).rules == ("reduced", "cmyk")
     if "JPEG2000" in Image.SAVE:
-        content = encode(Image.fromarray(COLOURS), "JPEG2000", no_jp2=True)
+        content = encode(Image.fromarray(COLORS), "JPEG2000", no_jp2=True)
         assert decode_image(content).rules == ()
         with Image.open(io.BytesIO(content)) as opened:
             assert not is_reduced(opened, content)
             depth = content.find(b"\xff\x51") + 40
             assert is_reduced(opened, content[:depth] + b"\x0b" + content[depth + 1 :])
     if "AVIF" in Image.SAVE:
-        content = encode(Image.fromarray(COLOURS), "AVIF")
+        content = encode(Image.fromarray(COLORS), "AVIF")
         assert decode_image(content).rules == ()
         with Image.open(io.BytesIO(content)) as opened:
             flags = content.find(b"av1C") + 6
@@ -218,7 +218,7 @@ def test_thirty_two_bits():
 
 
 def test_palettes_are_expanded():
-    image = Image.fromarray(COLOURS).quantize(5)
+    image = Image.fromarray(COLORS).quantize(5)
     for kind in ("PNG", "GIF"):
         decoded = decode_image(encode(image, kind))
         assert np.array_equal(decoded.pixels, np.asarray(image.convert("RGB")))
@@ -229,17 +229,17 @@ def test_palettes_are_expanded():
 
 
 def test_cmyk_bilevel_and_ycbcr():
-    cmyk = Image.fromarray(COLOURS).convert("CMYK")
+    cmyk = Image.fromarray(COLORS).convert("CMYK")
     decoded = decode_image(encode(cmyk, "TIFF"))
     assert np.array_equal(decoded.pixels, np.asarray(cmyk.convert("RGB")))
     assert decoded.rules == ("cmyk",)
-    bilevel = Image.fromarray(GREYS).convert("1")
+    bilevel = Image.fromarray(GRAYS).convert("1")
     assert set(decode_image(encode(bilevel, "PNG")).pixels.ravel().tolist()) == {0, 255}
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_animations_give_their_first_frame(kind):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue", "lime")]
     data = encode(
         frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
     )
@@ -252,22 +252,22 @@ def test_animations_give_their_first_frame(kind):
 def test_exif_orientation_is_obeyed(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(Image.fromarray(COLOURS), "PNG", exif=exif)
+    data = encode(Image.fromarray(COLORS), "PNG", exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     assert np.array_equal(decode_image(data).pixels, expected)
-    assert np.array_equal(orient(COLOURS, orientation), expected)
-    grey = decode_image(encode(Image.fromarray(GREYS), "PNG", exif=exif))
-    assert grey.pixels.shape == (*expected.shape[:2], 1)
+    assert np.array_equal(orient(COLORS, orientation), expected)
+    gray = decode_image(encode(Image.fromarray(GRAYS), "PNG", exif=exif))
+    assert gray.pixels.shape == (*expected.shape[:2], 1)
 
 
 def test_nonsense_orientation_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 77
-    assert np.array_equal(decode_image(encode(Image.fromarray(COLOURS), "PNG", exif=exif)).pixels, COLOURS)
+    assert np.array_equal(decode_image(encode(Image.fromarray(COLORS), "PNG", exif=exif)).pixels, COLORS)
 
 
 def test_broken_files_say_why(tmp_path):
-    whole = encode(Image.fromarray(np.tile(COLOURS, (20, 20, 1))), "JPEG")
+    whole = encode(Image.fromarray(np.tile(COLORS, (20, 20, 1))), "JPEG")
     for data, reason in (
         (b"", "empty file"),
         (None, "no image"),
@@ -280,7 +280,7 @@ def test_broken_files_say_why(tmp_path):
             decode_image(data)
 
 
-WIDE = COLOURS.astype(int) * 257
+WIDE = COLORS.astype(int) * 257
 
 
 @pytest.mark.parametrize("content", [png_file(WIDE, 16, RGB), tiff_file(WIDE, deflate=True)], ids=["PNG", "TIFF"])
@@ -297,7 +297,7 @@ def test_damage_to_sixteen_bits_never_escapes_as_another_exception(content):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_damage_never_escapes_as_another_exception(kind):
-    data = bytearray(encode(Image.fromarray(np.tile(COLOURS, (5, 5, 1))), kind))
+    data = bytearray(encode(Image.fromarray(np.tile(COLORS, (5, 5, 1))), kind))
     generator = np.random.default_rng(7)
     with quiet_decoding():
         for _ in range(60):

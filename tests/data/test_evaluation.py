@@ -7,7 +7,7 @@ import pytest
 from data_samples import SETTINGS, picture, write_folder
 from PIL import Image
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prepare import load_images, open_image_set
 from thaw.data.resize import resize
 from thaw.data.summary import contact_sheet, look
@@ -27,43 +27,43 @@ def test_evaluation_takes_the_test_split_and_maps_classes_by_name(tmp_path):
     root = tmp_path / "pets"
     write_folder(root / "train")
     write_folder(root / "test", count=3, start=500)
-    contract = InputContract(height=8, width=8, channels=1, mean=(0.5,), std=(0.2,))
-    images, _ = open_image_set(root, contract, ("dog", "bird", "cat"))
+    input_spec = InputSpec(height=8, width=8, channels=1, mean=(0.5,), std=(0.2,))
+    images, _ = open_image_set(root, input_spec, ("dog", "bird", "cat"))
     assert images.labels.tolist() == [2, 2, 2, 0, 0, 0]
     assert images.images.shape == (6, 8, 8, 1)
-    everything, _ = open_image_set(root / "train", contract, ("dog", "cat"))
+    everything, _ = open_image_set(root / "train", input_spec, ("dog", "cat"))
     assert len(everything) == 24
     with pytest.raises(DataError, match=r"does not know \(it knows dog, bird\): cat"):
-        open_image_set(root, contract, ("dog", "bird"))
+        open_image_set(root, input_spec, ("dog", "bird"))
 
 
 def test_evaluation_takes_bare_numbers_as_the_models_indices():
     source = (picture(1, (6, 8, 8)), [0, 2, 2, 0, 2, 0])
-    contract = InputContract(height=8, width=8, channels=1)
-    images, _ = open_image_set(source, contract, ("a", "b", "c"))
+    input_spec = InputSpec(height=8, width=8, channels=1)
+    images, _ = open_image_set(source, input_spec, ("a", "b", "c"))
     assert images.labels.tolist() == [0, 2, 2, 0, 2, 0]
     with pytest.raises(DataError, match="does not know"):
-        open_image_set(source, contract, ("a", "b"))
+        open_image_set(source, input_spec, ("a", "b"))
 
 
 def test_loading_images_for_prediction(tmp_path):
     root = write_folder(tmp_path / "pets", count=11)
     (root / "cat" / "notes.txt").write_text("x")
-    contract = InputContract(height=8, width=9, channels=3, fit="crop")
-    pixels, names, problems = load_images([root / "dog" / "dog1.png", root / "cat"], contract)
+    input_spec = InputSpec(height=8, width=9, channels=3, fit="crop")
+    pixels, names, problems = load_images([root / "dog" / "dog1.png", root / "cat"], input_spec)
     assert names == [str(root / "dog" / "dog1.png"), *(str(root / "cat" / f"cat{i}.png") for i in range(11))]
     assert [p.kind for p in problems] == ["stray"]
     for name, image in zip(names, pixels, strict=True):
-        assert np.array_equal(image, resize(np.asarray(Image.open(name)), contract))
+        assert np.array_equal(image, resize(np.asarray(Image.open(name)), input_spec))
     (root / "cat" / "bad.png").touch()
     with pytest.raises(DataError, match=r"bad.png \(empty file\)"):
-        load_images([root], contract)
-    assert len(load_images([root], contract, skip_broken=True)[0]) == 22
+        load_images([root], input_spec)
+    assert len(load_images([root], input_spec, skip_broken=True)[0]) == 22
     with pytest.raises(DataError, match="does not exist"):
-        load_images([tmp_path / "missing.png"], contract)
+        load_images([tmp_path / "missing.png"], input_spec)
     (tmp_path / "void").mkdir()
     with pytest.raises(DataError, match="no image in"):
-        load_images([tmp_path / "void"], contract)
+        load_images([tmp_path / "void"], input_spec)
 
 
 # A look
@@ -71,14 +71,14 @@ def test_loading_images_for_prediction(tmp_path):
 
 def test_look_tells_and_draws(tmp_path):
     root = write_folder(tmp_path / "pets", count=12)
-    Image.fromarray(picture(5, (20, 40))).save(root / "dog" / "grey.png")
+    Image.fromarray(picture(5, (20, 40))).save(root / "dog" / "gray.png")
     (root / "cat" / "empty.png").touch()
     summary = look(root, SETTINGS)
     found = json.loads(json.dumps(summary.as_dict()))
     assert found["counts"] == {"train": {"cat": 12, "dog": 13}}
     assert found["heights"] == {"smallest": 10, "median": 10.0, "largest": 20}
     assert found["widths"] == {"smallest": 12, "median": 12.0, "largest": 40}
-    assert (found["distinct_sizes"], found["modes"], found["grey_images"]) == (2, {"RGB": 24, "L": 1}, 1)
+    assert (found["distinct_sizes"], found["modes"], found["gray_images"]) == (2, {"RGB": 24, "L": 1}, 1)
     assert found["balance"] == pytest.approx(13 / 12)
     assert (found["input"], found["usable"], summary.usable) == ("32x32x3", False, False)
     assert "cat/empty.png (empty file)" in summary.describe()

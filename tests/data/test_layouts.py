@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.pairs import find_pairs
 from thaw.data.pattern import FilePattern
 from thaw.data.prepare import open_image_set, prepare
@@ -249,12 +249,12 @@ def test_a_pattern_of_files_does_not_go_with_images_that_are_no_files():
 
 
 def test_evaluation_uses_the_pattern_where_it_fits(tmp_path):
-    contract = InputContract(height=8, width=8, channels=3)
+    input_spec = InputSpec(height=8, width=8, channels=3)
     settings = DataSettings(pattern="*.jpg")
     root = pair(tmp_path / "set", photo="{name}/{index}.jpg", mask="{name}/{index}.png")
-    assert len(open_image_set(root, contract, ("cat", "dog"), settings=settings)[0]) == 12
+    assert len(open_image_set(root, input_spec, ("cat", "dog"), settings=settings)[0]) == 12
     other = write_folder(tmp_path / "other")
-    images, problems = open_image_set(other, contract, ("cat", "dog"), settings=settings)
+    images, problems = open_image_set(other, input_spec, ("cat", "dog"), settings=settings)
     assert len(images) == 24
     assert next(p for p in problems if p.kind == "pattern").severity == "warning"
-    assert len(open_image_set((picture(1, (6, 8, 8)), [0, 1] * 3), contract, ("a", "b"), settings=settings)[0]) == 6
+    assert len(open_image_set((picture(1, (6, 8, 8)), [0, 1] * 3), input_spec, ("a", "b"), settings=settings)[0]) == 6

@@ -10,7 +10,7 @@ from data_samples import SETTINGS, picture, problem, write_folder, write_parquet
 from PIL import Image
 
 from thaw.data import walk
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prepare import load_images, prepare
 from thaw.data.settings import DataSettings
 from thaw.data.sources import open_source
@@ -155,14 +155,14 @@ def test_nothing_but_folders_that_are_gone(tmp_path):
 
 
 def test_a_broken_link_for_prediction(tmp_path):
-    contract = InputContract(height=8, width=8, channels=3)
+    input_spec = InputSpec(height=8, width=8, channels=3)
     (tmp_path / "x.jpg").symlink_to("/nowhere/x.jpg")
     with pytest.raises(DataError, match=r"broken link: /nowhere/x\.jpg is not there"):
-        load_images([tmp_path / "x.jpg"], contract)
+        load_images([tmp_path / "x.jpg"], input_spec)
     (tmp_path / "set").mkdir()
     (tmp_path / "x.jpg").rename(tmp_path / "set" / "x.jpg")
     with pytest.raises(DataError, match=r"broken link: /nowhere/x\.jpg is not there"):
-        load_images([tmp_path / "set"], contract)
+        load_images([tmp_path / "set"], input_spec)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.list_files import read_list
 from thaw.data.prepare import open_image_set, prepare
 from thaw.data.settings import DataSettings
@@ -205,14 +205,14 @@ def test_several_columns_that_could_be_labels(folder):
     columns = {
         "path": PATHS,
         "kind": LABELS,
-        "colour": ["red", "blue", "red"] * 8,
+        "color": ["red", "blue", "red"] * 8,
         "note": [f"n{i}" for i in range(COUNT)],
     }
     write_csv(folder / "a.csv", columns)
-    with pytest.raises(DataError, match=r"several label columns: choose data.label_column from kind, colour$"):
+    with pytest.raises(DataError, match=r"several label columns: choose data.label_column from kind, color$"):
         prepare(folder / "a.csv", SETTINGS, seed=1)
     assert_holds(prepare(folder / "a.csv", DataSettings(label_column="kind"), seed=1))
-    del columns["colour"]
+    del columns["color"]
     write_csv(folder / "b.csv", columns)
     assert_holds(prepare(folder / "b.csv", SETTINGS, seed=1))
 
@@ -329,8 +329,8 @@ def test_piles_of_splits_with_a_table(tmp_path):
 def test_evaluation_on_a_table_takes_its_test_split(folder):
     splits = ["train"] * 12 + ["test"] * 12
     write_csv(folder / "a.csv", {"image": PATHS, "label": LABELS, "split": splits})
-    contract = InputContract(height=10, width=12, channels=3)
-    images, _ = open_image_set(folder / "a.csv", contract, ("dog", "cat"))
+    input_spec = InputSpec(height=10, width=12, channels=3)
+    images, _ = open_image_set(folder / "a.csv", input_spec, ("dog", "cat"))
     assert list(images.names) == PATHS[12:]
     assert images.labels.tolist() == [("dog", "cat").index(label) for label in LABELS[12:]]
 

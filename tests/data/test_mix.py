@@ -20,7 +20,7 @@ def images(count: int, channels: int = 3, height: int = 6, width: int = 9, seed:
     return torch.randn((count, channels, height, width), generator=torch.Generator().manual_seed(seed))
 
 
-class Centres:
+class Centers:
     """A generator that puts every rectangle at one place."""
 
     def __init__(self, row: int, column: int) -> None:
@@ -40,13 +40,13 @@ class Centres:
     ],
 )
 def test_rectangles_worked_out_by_hand(row, column, down, across):
-    rows, columns = rectangles(np.array([0.75]), 10, 8, Centres(row, column))
+    rows, columns = rectangles(np.array([0.75]), 10, 8, Centers(row, column))
     assert tuple(rows[0]) == down
     assert tuple(columns[0]) == across
 
 
 def test_rectangles_at_the_ends():
-    rows, columns = rectangles(np.array([1.0, 0.0]), 10, 8, Centres(5, 4))
+    rows, columns = rectangles(np.array([1.0, 0.0]), 10, 8, Centers(5, 4))
     assert rows.tolist() == [[5, 5], [0, 10]]
     assert columns.tolist() == [[4, 4], [0, 8]]
 
@@ -93,9 +93,9 @@ def test_mixup_draws_its_shares_from_the_beta_distribution(alpha):
 
 
 def test_uncut_rectangles_have_the_area_that_the_beta_distribution_gave():
-    # At alpha 10 hardly any rectangle is over 0.8 of a side, so the centre of a large image cuts none off.
+    # At alpha 10 hardly any rectangle is over 0.8 of a side, so the center of a large image cuts none off.
     shares = chance(5).beta(10.0, 10.0, 500)
-    rows, columns = rectangles(shares, 400, 600, Centres(200, 300))
+    rows, columns = rectangles(shares, 400, 600, Centers(200, 300))
     area = np.diff(rows)[:, 0] * np.diff(columns)[:, 0] / (400 * 600)
     np.testing.assert_allclose(1 - area, shares, atol=0.004)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 import thaw as library
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prepare import open_image_set, prepare
 from thaw.data.settings import DataSettings
 from thaw.data.sources import open_source
@@ -169,16 +169,16 @@ def test_items_are_read_once_and_keep_every_byte(form, label):
     assert items.read == Counter(range(COUNT))
 
 
-def test_items_of_grey_tensors_texts_and_mappings():
-    grey = lambda row: picture(row, (10, 12, 1))  # noqa: E731
+def test_items_of_gray_tensors_texts_and_mappings():
+    gray = lambda row: picture(row, (10, 12, 1))  # noqa: E731
     for items in (
-        Items(lambda row: (torch.from_numpy(grey(row)[..., 0].copy()), "ab"[LABELS[row]])),
-        Items(lambda row: {"image": as_tensor(grey(row)), "label": "ab"[LABELS[row]]}),
-        Items(lambda row: [Image.fromarray(grey(row)[..., 0]), "ab"[LABELS[row]]]),
+        Items(lambda row: (torch.from_numpy(gray(row)[..., 0].copy()), "ab"[LABELS[row]])),
+        Items(lambda row: {"image": as_tensor(gray(row)), "label": "ab"[LABELS[row]]}),
+        Items(lambda row: [Image.fromarray(gray(row)[..., 0]), "ab"[LABELS[row]]]),
     ):
         data = prepare(items, SETTINGS, seed=1)
-        assert str(data.contract) == "10x12x1"
-        assert contents(data) == expected(("a", "b"), grey)
+        assert str(data.input_spec) == "10x12x1"
+        assert contents(data) == expected(("a", "b"), gray)
 
 
 def test_items_of_many_sizes():
@@ -297,10 +297,10 @@ def test_files_that_a_dataset_names_are_its_owners(tmp_path):
 
 
 def test_evaluation_takes_them_all(files):
-    contract = InputContract(height=10, width=12, channels=3)
+    input_spec = InputSpec(height=10, width=12, channels=3)
     frame = pd.DataFrame({"file": [str(path) for path in files], "label": LABELS})
     for source in ((files, LABELS), frame, Items(lambda row: (picture(row), LABELS[row])), hub_set()):
-        images, _ = open_image_set(source, contract, ("no", "yes"))
+        images, _ = open_image_set(source, input_spec, ("no", "yes"))
         assert images.labels.tolist() == LABELS
         assert np.array_equal(images.images[3], picture(3))
 

@@ -34,7 +34,7 @@ PILLOW = {
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", list(PILLOW))
-def test_changes_of_colour_agree_with_pillow(name, channels):
+def test_changes_of_color_agree_with_pillow(name, channels):
     (operation,) = (line for line in TRIVIAL if line.name == name)
     # Bytes, as images come, that leave some room at both ends.
     x = pictures(9, channels, 10, 13).mul(170).add(40).round().div(255)

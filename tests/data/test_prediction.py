@@ -13,18 +13,18 @@ from PIL import Image
 
 import thaw
 from thaw.data.decode import decode_image
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prediction_images import read_images
 from thaw.data.resize import resize
 
-GREY = InputContract(height=8, width=8, channels=1)
-COLOUR = InputContract(height=8, width=10, channels=3, fit="crop")
+GRAY = InputSpec(height=8, width=8, channels=1)
+COLOR = InputSpec(height=8, width=10, channels=3, fit="crop")
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (5, 12, 9, 3), dtype=np.uint8)
 
 
-def expected(pixels, contract=COLOUR):
-    return resize(np.ascontiguousarray(pixels), contract)
+def expected(pixels, input_spec=COLOR):
+    return resize(np.ascontiguousarray(pixels), input_spec)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("contract", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("input specification", [GRAY, COLOR], ids=["gray", "color"])
 @pytest.mark.parametrize(
     ("images", "same_as", "names"),
     [
@@ -64,15 +64,15 @@ def folder(tmp_path):
         "transposed",
     ],
 )
-def test_arrays(contract, images, same_as, names):
-    pixels, found, problems = read_images(images, contract)
-    assert np.array_equal(pixels, expected(same_as, contract))
+def test_arrays(input_spec, images, same_as, names):
+    pixels, found, problems = read_images(images, input_spec)
+    assert np.array_equal(pixels, expected(same_as, input_spec))
     assert (found, problems) == (names, ())
 
 
 def test_iterators_are_read_once():
     for images in (iter(PIXELS), (image for image in PIXELS), map(Image.fromarray, PIXELS)):
-        assert np.array_equal(read_images(images, COLOUR)[0], expected(PIXELS))
+        assert np.array_equal(read_images(images, COLOR)[0], expected(PIXELS))
 
 
 def test_read_only_memory_mapped_and_masked_arrays(tmp_path):
@@ -80,14 +80,14 @@ def test_read_only_memory_mapped_and_masked_arrays(tmp_path):
     frozen = PIXELS.copy()
     frozen.flags.writeable = False
     for images in (np.load(tmp_path / "images.npy", mmap_mode="r"), frozen, np.ma.masked_array(PIXELS)):
-        assert np.array_equal(read_images(images, COLOUR)[0], expected(PIXELS))
+        assert np.array_equal(read_images(images, COLOR)[0], expected(PIXELS))
 
 
 def test_tensors():
     torch = pytest.importorskip("torch")
-    assert np.array_equal(read_images(torch.from_numpy(PIXELS), COLOUR)[0], expected(PIXELS))
+    assert np.array_equal(read_images(torch.from_numpy(PIXELS), COLOR)[0], expected(PIXELS))
     assert np.array_equal(
-        read_images([torch.from_numpy(PIXELS[0, ..., 0])], GREY)[0], expected(PIXELS[:1, ..., :1], GREY)
+        read_images([torch.from_numpy(PIXELS[0, ..., 0])], GRAY)[0], expected(PIXELS[:1, ..., :1], GRAY)
     )
     for wrong, reason in (
         (torch.from_numpy(PIXELS).permute(0, 3, 1, 2), "channels last"),
@@ -96,26 +96,26 @@ def test_tensors():
         (torch.rand(2, 8, 8, 3, requires_grad=True), "no array"),
     ):
         with pytest.raises(thaw.DataError, match=reason):
-            read_images(wrong, COLOUR)
+            read_images(wrong, COLOR)
 
 
 def modes():
-    colour = Image.fromarray(PIXELS[0])
-    grey = Image.fromarray(PIXELS[0, ..., 0])
-    see_through = Image.merge("RGBA", [*colour.split(), grey])
-    keyed = colour.quantize(16)
+    color = Image.fromarray(PIXELS[0])
+    gray = Image.fromarray(PIXELS[0, ..., 0])
+    see_through = Image.merge("RGBA", [*color.split(), gray])
+    keyed = color.quantize(16)
     keyed.info["transparency"] = 3
     return {
-        "1": (grey.convert("1"), "png"),
-        "L": (grey, "png"),
-        "LA": (Image.merge("LA", [grey, grey]), "png"),
-        "P": (colour.quantize(16), "png"),
+        "1": (gray.convert("1"), "png"),
+        "L": (gray, "png"),
+        "LA": (Image.merge("LA", [gray, gray]), "png"),
+        "P": (color.quantize(16), "png"),
         "P with transparency": (keyed, "png"),
-        "RGB": (colour, "png"),
+        "RGB": (color, "png"),
         "RGBA": (see_through, "png"),
-        "CMYK": (colour.convert("CMYK"), "tiff"),
-        "YCbCr": (colour.convert("YCbCr"), "tiff"),
-        "LAB": (Image.frombytes("LAB", colour.size, PIXELS[0].tobytes()), "tiff"),
+        "CMYK": (color.convert("CMYK"), "tiff"),
+        "YCbCr": (color.convert("YCbCr"), "tiff"),
+        "LAB": (Image.frombytes("LAB", color.size, PIXELS[0].tobytes()), "tiff"),
         "I;16": (Image.fromarray(PIXELS[0, ..., 0].astype(np.uint16) * 257), "png"),
         "I": (Image.fromarray(PIXELS[0, ..., 0].astype(np.int32) * 257), "tiff"),
         "F": (Image.fromarray(PIXELS[0, ..., 0].astype(np.float32) / 255), "tiff"),
@@ -127,10 +127,10 @@ def test_a_pillow_image_of_any_mode_is_what_its_file_is(mode):
     image, kind = modes()[mode]
     file = io.BytesIO()
     image.save(file, format=kind)
-    for contract in (GREY, COLOUR):
-        of_file = resize(decode_image(file.getvalue()).pixels, contract)
+    for input_spec in (GRAY, COLOR):
+        of_file = resize(decode_image(file.getvalue()).pixels, input_spec)
         for given in (image, Image.open(file)):
-            pixels, names, _ = read_images(given, contract)
+            pixels, names, _ = read_images(given, input_spec)
             assert np.array_equal(pixels, of_file[None])
             assert names == ["[0]"]
 
@@ -143,9 +143,9 @@ def test_the_exif_orientation_of_a_pillow_image_is_obeyed(kind, orientation):
     file = io.BytesIO()
     Image.fromarray(PIXELS[0]).save(file, format=kind, exif=exif)
     image = Image.open(file)
-    of_file = resize(decode_image(file.getvalue()).pixels, COLOUR)
+    of_file = resize(decode_image(file.getvalue()).pixels, COLOR)
     for _ in range(2):  # an image that was loaded before too
-        assert np.array_equal(read_images([image], COLOUR)[0], of_file[None])
+        assert np.array_equal(read_images([image], COLOR)[0], of_file[None])
 
 
 def test_the_frame_that_a_program_chose_is_used():
@@ -154,7 +154,7 @@ def test_the_frame_that_a_program_chose_is_used():
     frames[0].save(file, format="gif", save_all=True, append_images=frames[1:])
     image = Image.open(file)
     image.seek(1)
-    assert np.array_equal(read_images(image, GREY)[0], resize(decode_pixels(image), GREY)[None])
+    assert np.array_equal(read_images(image, GRAY)[0], resize(decode_pixels(image), GRAY)[None])
     assert image.tell() == 1
 
 
@@ -171,10 +171,10 @@ def test_a_mixed_list(folder):
         folder,
         PIXELS[0, ..., 0],
     ]
-    pixels, names, problems = read_images(mixed, COLOUR)
-    grey = expected(PIXELS[:1, ..., :1])
+    pixels, names, problems = read_images(mixed, COLOR)
+    gray = expected(PIXELS[:1, ..., :1])
     order = [1, 0, 2, 3, 4, 0, 1, 2, 3, 4]
-    assert np.array_equal(pixels, np.concatenate([expected(PIXELS[order]), grey]))
+    assert np.array_equal(pixels, np.concatenate([expected(PIXELS[order]), gray]))
     every = [str(folder / f"{index}.png") for index in range(5)]
     assert names == [every[1], every[0], "[2]", "[3][0]", "[3][1]", *every, "[5]"]
     assert problems == ()
@@ -188,16 +188,16 @@ def test_arrays_of_paths(folder):
 
         columns += [pd.Series(paths), pd.Index(paths), pd.Series(map(Path, paths))]
     for given in columns:
-        pixels, names, _ = read_images(given, COLOUR)
+        pixels, names, _ = read_images(given, COLOR)
         assert np.array_equal(pixels, expected(PIXELS))
         assert names == paths
 
 
 def test_no_image_in_an_array_gives_no_row():
     for shape in ((0, 12, 9, 3), (0, 12, 9), (0, 12, 9, 1)):
-        pixels, names, _ = read_images(np.zeros(shape, np.uint8), COLOUR)
+        pixels, names, _ = read_images(np.zeros(shape, np.uint8), COLOR)
         assert (pixels.shape, pixels.dtype, names) == ((0, 8, 10, 3), np.uint8, [])
-    pixels, names, _ = read_images([PIXELS[0], PIXELS[:0], PIXELS[1]], COLOUR)
+    pixels, names, _ = read_images([PIXELS[0], PIXELS[:0], PIXELS[1]], COLOR)
     assert np.array_equal(pixels, expected(PIXELS[:2]))
     assert names == ["[0]", "[2]"]
 
@@ -255,12 +255,12 @@ class Refusing:
 def test_what_is_no_image_is_told_in_words(images, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(thaw.DataError, match=reason):
-        read_images(images, COLOUR)
+        read_images(images, COLOR)
 
 
 def test_sixteen_bits_are_scaled_by_the_model_s_range_and_other_depths_are_told():
     values = RNG.integers(29_600, 30_400, (4, 12, 9), dtype=np.uint16)
-    thermal = replace(GREY, range=(29_500, 30_300))
+    thermal = replace(GRAY, range=(29_500, 30_300))
     of_file = np.stack([resize(each[..., None], thermal) for each in values])
     pictures = [Image.fromarray(each) for each in values]
     for images in (values, values.astype(">u2"), list(values), values[..., None], pictures):
@@ -268,31 +268,31 @@ def test_sixteen_bits_are_scaled_by_the_model_s_range_and_other_depths_are_told(
         assert np.array_equal(pixels, of_file)
         assert [problem.kind for problem in problems] == ["range"]
         # A model of 8-bit images is told.
-        assert "depth" in {problem.kind for problem in read_images(images, GREY)[2]}
+        assert "depth" in {problem.kind for problem in read_images(images, GRAY)[2]}
     assert {problem.kind for problem in read_images(PIXELS, thermal)[2]} == {"depth"}
-    assert read_images(PIXELS, GREY)[2] == ()
+    assert read_images(PIXELS, GRAY)[2] == ()
 
 
 def test_a_closed_pillow_image_is_told_and_may_be_left_out(folder):
     closed = Image.open(folder / "0.png")
     closed.close()
     with pytest.raises(thaw.DataError, match=r"\[1\]"):
-        read_images([PIXELS[0], closed], COLOUR)
-    pixels, names, problems = read_images([PIXELS[0], closed, folder / "1.png"], COLOUR, skip_broken=True)
+        read_images([PIXELS[0], closed], COLOR)
+    pixels, names, problems = read_images([PIXELS[0], closed, folder / "1.png"], COLOR, skip_broken=True)
     assert np.array_equal(pixels, expected(PIXELS[:2]))
     assert names == ["[0]", str(folder / "1.png")]
     assert [problem.severity for problem in problems] == ["warning"]
     for images in (closed, [closed]):
         with pytest.raises(thaw.DataError, match="could be read"):
-            read_images(images, COLOUR, skip_broken=True)
+            read_images(images, COLOR, skip_broken=True)
 
 
 def test_broken_files_beside_good_arrays_may_be_left_out(folder):
     broken = folder / "broken.png"
     broken.write_bytes(b"\x89PNG nothing")
-    pixels, names, problems = read_images([broken, PIXELS[0]], COLOUR, skip_broken=True)
+    pixels, names, problems = read_images([broken, PIXELS[0]], COLOR, skip_broken=True)
     assert np.array_equal(pixels, expected(PIXELS[:1]))
     assert names == ["[1]"]
     assert "broken.png" in str(problems[0])
     with pytest.raises(thaw.DataError, match=r"broken\.png"):
-        read_images([broken, PIXELS[0]], COLOUR)
+        read_images([broken, PIXELS[0]], COLOR)

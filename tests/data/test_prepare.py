@@ -10,7 +10,7 @@ import pytest
 from data_samples import SETTINGS, picture, problem, write_folder
 from PIL import Image
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prepare import load_images, prepare
 from thaw.data.problems import Problem
 from thaw.data.resize import resize
@@ -34,7 +34,7 @@ def test_class_folders(tmp_path):
     assert data.name == "Pets 2"
     assert data.train.classes == ("cat", "dog")
     assert (len(data.test), len(data.validation), len(data.train)) == (8, 4, 28)
-    assert str(data.contract) == "12x10x3" or str(data.contract) == "10x12x3"
+    assert str(data.input_spec) == "12x10x3" or str(data.input_spec) == "10x12x3"
     assert data.splits["test"] == {"origin": "cut", "count": 8, "fraction": 0.2, "seed": 1}
     assert data.splits["train"] == {"origin": "source", "count": 28, "fraction": None, "seed": None}
     test = data.test.open()
@@ -127,7 +127,7 @@ def test_names_that_are_no_text_can_be_written(tmp_path):
     assert r"cat/\xff0.png" in names
     told = [problem.as_dict() for problem in data.problems]
     json.dumps([names, told, data.train.classes], ensure_ascii=False).encode()
-    images, shown, _ = load_images([root / "cat" / os.fsdecode(b"\xff0.png")], data.contract)
+    images, shown, _ = load_images([root / "cat" / os.fsdecode(b"\xff0.png")], data.input_spec)
     assert np.array_equal(images[0], picture(4321))
     assert shown[0].endswith(r"/\xff0.png")
 
@@ -294,25 +294,25 @@ def test_conversions_are_noted(tmp_path):
 def test_auto_input(tmp_path):
     cases = {
         "own": ((10, 12, 3), "10x12x3"),
-        "grey": ((64, 30), "64x30x1"),
+        "gray": ((64, 30), "64x30x1"),
         "large": ((65, 20, 3), "32x32x3"),
     }
     for name, (shape, expected) in cases.items():
         data = prepare(write_folder(tmp_path / name, shape=shape), SETTINGS, seed=1)
-        assert str(data.contract) == expected
+        assert str(data.input_spec) == expected
         assert expected in problem(data, "input").message
     mixed = write_folder(tmp_path / "mixed", shape=(20, 20))
     Image.fromarray(picture(5, (20, 21))).save(mixed / "dog" / "zz.png")
     data = prepare(mixed, SETTINGS, seed=1)
-    assert str(data.contract) == "32x32x1"
+    assert str(data.input_spec) == "32x32x1"
     assert "differ in size" in problem(data, "input").message
 
 
-def test_one_colour_image_makes_three_channels_for_all(tmp_path):
+def test_one_color_image_makes_three_channels_for_all(tmp_path):
     root = write_folder(tmp_path / "pets", shape=(20, 20), count=50)
     Image.fromarray(picture(5, (20, 20, 3))).save(root / "dog" / "zz.png")
     data = prepare(root, SETTINGS, seed=1)
-    assert str(data.contract) == "20x20x3"
+    assert str(data.input_spec) == "20x20x3"
     for row in range(len(data.train)):
         expected = np.asarray(Image.open(root / data.train.name(row)).convert("RGB"))
         assert np.array_equal(data.train.images[row], expected)
@@ -323,18 +323,18 @@ def test_forced_input_is_the_one_definition_of_resizing(tmp_path, wanted, fit):
     root = write_folder(tmp_path / "pets")
     data = prepare(root, DataSettings(input=wanted, fit=fit), seed=1)
     height, width, channels = (int(part) for part in wanted.split("x"))
-    contract = InputContract(height=height, width=width, channels=channels, fit=fit)
-    assert (data.contract.shape, data.contract.fit) == (contract.shape, fit)
+    input_spec = InputSpec(height=height, width=width, channels=channels, fit=fit)
+    assert (data.input_spec.shape, data.input_spec.fit) == (input_spec.shape, fit)
     for row in range(len(data.train)):
         original = np.asarray(Image.open(root / data.train.name(row)))
-        assert np.array_equal(data.train.images[row], resize(original, contract))
+        assert np.array_equal(data.train.images[row], resize(original, input_spec))
 
 
 def test_statistics_are_those_of_the_training_part(tmp_path):
     root = write_folder(tmp_path / "pets", count=20)
     data = prepare(root, SETTINGS, seed=1)
     pixels = data.train.images / 255.0
-    assert np.allclose(data.contract.mean, pixels.mean(axis=(0, 1, 2)), atol=1e-12)
-    assert np.allclose(data.contract.std, pixels.std(axis=(0, 1, 2)), atol=1e-12)
-    unit = prepare(root, DataSettings(normalise="unit"), seed=1).contract
+    assert np.allclose(data.input_spec.mean, pixels.mean(axis=(0, 1, 2)), atol=1e-12)
+    assert np.allclose(data.input_spec.std, pixels.std(axis=(0, 1, 2)), atol=1e-12)
+    unit = prepare(root, DataSettings(normalize="unit"), seed=1).input_spec
     assert (unit.mean, unit.std) == ((0.0,) * 3, (1.0,) * 3)

@@ -14,7 +14,7 @@ from torch import nn
 
 from thaw.data.chunks import Target, convert_chunk, decode_chunk
 from thaw.data.decode import decode_image
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prepare import load_images, open_image_set, prepare
 from thaw.data.resize import resize
 from thaw.data.scaling import scale
@@ -27,8 +27,8 @@ from thaw.models.families import PaperSpec
 from thaw.recipe.recipe import load_recipe, recipe_from_dict
 
 LOW, HIGH = 29_500, 30_300
-CONTRACT = InputContract(height=16, width=16, channels=1, range=(LOW, HIGH))
-EIGHT_BIT = InputContract(height=16, width=16, channels=1)
+CONTRACT = InputSpec(height=16, width=16, channels=1, range=(LOW, HIGH))
+EIGHT_BIT = InputSpec(height=16, width=16, channels=1)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def kinds(problems):
 def test_the_range_is_that_of_the_training_images_alone(tmp_path):
     root = split_folders(tmp_path / "set", {"train": (LOW, HIGH), "val": (0, 40_000), "test": (LOW, 65_535)})
     data = prepare(root, SETTINGS, seed=0)
-    assert data.contract.range == (LOW, HIGH)
+    assert data.input_spec.range == (LOW, HIGH)
     for images in (data.train, data.validation, data.test.open()):
         for row in range(len(images)):
             values = np.asarray(Image.open(root / images.name(row)))
@@ -101,7 +101,7 @@ def test_the_range_is_found_after_the_splits_are_cut(tmp_path):
     for seed in range(6):
         data = prepare(root, SETTINGS, seed=seed)
         is_training = "a/0.png" in data.train.names
-        assert data.contract.range == ((1000 if is_training else LOW), HIGH)
+        assert data.input_spec.range == ((1000 if is_training else LOW), HIGH)
         again = prepare(root, SETTINGS, seed=seed)
         assert again.fingerprint == data.fingerprint
         assert np.array_equal(again.train.images, data.train.images)
@@ -117,22 +117,22 @@ def test_dead_and_hot_pixels_do_not_widen_the_range(tmp_path):
         return values
 
     data = prepare(class_folder(tmp_path / "set", make=make), SETTINGS, seed=0)
-    assert data.contract.range == (LOW, HIGH)
+    assert data.input_spec.range == (LOW, HIGH)
 
 
 def test_a_transparent_part_does_not_widen_the_range_and_becomes_white(tmp_path):
-    from web_samples import GREY_ALPHA, png_file
+    from web_samples import GRAY_ALPHA, png_file
 
     for k, name in enumerate("ab"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(8):
             alpha = np.full((16, 16), 65_535)
             alpha[:, :4] = 0
-            content = png_file(np.dstack([thermal(100 * k + i, 500, 700), alpha]), 16, GREY_ALPHA)
+            content = png_file(np.dstack([thermal(100 * k + i, 500, 700), alpha]), 16, GRAY_ALPHA)
             (tmp_path / "set" / name / f"{i}.png").write_bytes(content)
     data = prepare(tmp_path / "set", SETTINGS, seed=0)
-    assert data.contract.range[0] >= 500
-    assert data.contract.range[1] <= 700
+    assert data.input_spec.range[0] >= 500
+    assert data.input_spec.range[1] <= 700
     assert (data.train.images[:, :, :4] == 255).all()
     assert len(np.unique(data.train.images[:, :, 4:])) > 150
 
@@ -142,7 +142,7 @@ def test_a_constant_set_has_a_range_and_a_warning(value):
     images = np.full((20, 8, 8), value, np.uint16)
     images[np.arange(20), 3, 3] ^= np.arange(20, dtype=np.uint16)  # no duplicates
     data = prepare((images, [0, 1] * 10), SETTINGS, seed=0)
-    low, high = data.contract.range
+    low, high = data.input_spec.range
     assert low < high
     assert ("levels", "warning") in kinds(data.problems)
 
@@ -151,7 +151,7 @@ def test_a_named_range_is_used_as_it_is(tmp_path):
     root = class_folder(tmp_path / "set")
     for chosen in ((LOW, 30_000), f"{LOW},30000"):
         data = prepare(root, dataclasses.replace(SETTINGS, range=chosen), seed=0)
-        assert data.contract.range == (LOW, 30_000)
+        assert data.input_spec.range == (LOW, 30_000)
         values = np.asarray(Image.open(root / data.train.name(0)))
         assert np.array_equal(data.train.images[0, ..., 0], scale(values, (LOW, 30_000)))
         assert "as data.range says" in problem(data, "range").message
@@ -163,11 +163,11 @@ def test_eight_bit_sets_have_no_range_and_stay_as_they_were(tmp_path):
 
     root = class_folder(tmp_path / "set", make=make)
     data = prepare(root, SETTINGS, seed=0)
-    assert data.contract.range is None
+    assert data.input_spec.range is None
     assert not {"range", "levels", "depth"} & {each.kind for each in data.problems}
     assert np.array_equal(data.train.images[0, ..., 0], np.asarray(Image.open(root / data.train.name(0))))
     named = prepare(root, dataclasses.replace(SETTINGS, range=(0, 1023)), seed=0)
-    assert named.contract.range == (0, 1023)
+    assert named.input_spec.range == (0, 1023)
     assert np.array_equal(named.train.images, data.train.images)
     assert problem(named, "range").severity == "warning"
 
@@ -184,22 +184,22 @@ def test_all_sources_give_the_same_bytes(tmp_path):
     sets = [prepare(source, SETTINGS, seed=0) for source in ((images, labels), table, folder)]
     sets.append(prepare((images[..., None].astype(">u2"), labels), SETTINGS, seed=0))
     for data in sets:
-        assert data.contract.range == sets[0].contract.range
+        assert data.input_spec.range == sets[0].input_spec.range
         assert data.train.shape == (16, 16, 1)
     by_bytes = [{image.tobytes() for image in (*data.train.images, *data.validation.images)} for data in sets]
     # Arrays and tables have the same order, and so the same splits.
     assert by_bytes[0] == by_bytes[1] == by_bytes[3]
-    everything = {scale(image, sets[2].contract.range).tobytes() for image in images}
+    everything = {scale(image, sets[2].input_spec.range).tobytes() for image in images}
     assert by_bytes[2] < everything
 
 
-def test_arrays_of_colour_are_scaled_before_they_become_grey():
+def test_arrays_of_color_are_scaled_before_they_become_gray():
     images = np.random.default_rng(5).integers(LOW, HIGH + 1, (20, 9, 11, 3)).astype(np.uint16)
     data = prepare((images, [0, 1] * 10), DataSettings(input="9x11x1", range=(LOW, HIGH)), seed=0)
-    contract = InputContract(height=9, width=11, channels=1)
+    input_spec = InputSpec(height=9, width=11, channels=1)
     for row in range(len(data.train)):
         number = int(data.train.name(row).removeprefix("train[").removesuffix("]"))
-        assert np.array_equal(data.train.images[row], resize(scale(images[number], (LOW, HIGH)), contract))
+        assert np.array_equal(data.train.images[row], resize(scale(images[number], (LOW, HIGH)), input_spec))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -214,9 +214,9 @@ def test_data_sets_of_torch_keep_sixteen_bits_in_images_of_several_sizes(channel
             return images[index], index % 2
 
     data = prepare(Images(), DataSettings(input=f"16x16x{channels}"), seed=0)
-    low, high = data.contract.range
+    low, high = data.input_spec.range
     assert (low, high) == (LOW, HIGH)
-    expected = {resize(image, data.contract).tobytes() for image in images}
+    expected = {resize(image, data.input_spec).tobytes() for image in images}
     assert {image.tobytes() for image in data.train.images} < expected
 
 
@@ -259,7 +259,7 @@ def test_few_levels_are_a_warning_that_names_who_sets_the_ends(tmp_path):
     )
     assert found.severity == "warning"
     # 29,500 / 257 to 30,300 / 257 are 115 to 118.
-    assert "keep 4 grey levels" in found.message
+    assert "keep 4 gray levels" in found.message
     assert "data.range" in found.message
     assert found.names == ("b/lost.png goes down to 0", "a/shutter.png goes up to 65,535")
     chosen = dataclasses.replace(SETTINGS, range=(LOW, HIGH))
@@ -277,7 +277,7 @@ def test_images_of_two_depths_are_warned_of_and_bytes_stay(tmp_path):
     data = prepare(root, SETTINGS, seed=0)
     found = problem(data, "depth")
     assert (found.severity, found.names) == ("warning", ("a/eight.png",))
-    assert data.contract.range == (LOW, HIGH)
+    assert data.input_spec.range == (LOW, HIGH)
     every = [*data.train.images, *data.validation.images, *data.test.open().images]
     assert any(np.array_equal(image[..., 0], eight) for image in every)
 
@@ -290,7 +290,7 @@ def test_sixteen_bits_in_the_test_split_alone_set_no_range(tmp_path):
             images[f"train/{name}/{i}.png"] = rng.integers(0, 256, (16, 16), dtype=np.uint8)
         images[f"test/{name}/wide.png"] = thermal(ord(name), 0, 65_535)
     data = prepare(write_images(tmp_path / "set", images), SETTINGS, seed=0)
-    assert data.contract.range is None
+    assert data.input_spec.range is None
     assert ("depth", "warning") in kinds(data.problems)
     assert "0 to 65,535" in problem(data, "range").message
 
@@ -310,11 +310,11 @@ def test_floats_of_two_scales_are_a_warning(tmp_path):
 # A model meets other images
 
 
-def model_of(contract):
+def model_of(input_spec):
     torch.manual_seed(0)
     spec = PaperSpec()
     module = nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval()
-    return Model(module=module, spec=spec, fusion=None, contract=contract, classes=("a", "b"))
+    return Model(module=module, spec=spec, unify=None, input_spec=input_spec, classes=("a", "b"))
 
 
 def test_prediction_scales_by_the_models_range_and_warns_of_what_differs(tmp_path):

@@ -1,4 +1,4 @@
-"""Resizing and grey conversion, against a specification in plain loops, and roughly against Pillow."""
+"""Resizing and gray conversion, against a specification in plain loops, and roughly against Pillow."""
 
 from fractions import Fraction
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from thaw.data.images import InputContract
-from thaw.data.resize import MAX_SOURCE_SIDE, axis_taps, resize, to_grey, window
+from thaw.data.images import InputSpec
+from thaw.data.resize import MAX_SOURCE_SIDE, axis_taps, resize, to_gray, window
 from thaw.errors import DataError
 
 
@@ -23,9 +23,9 @@ def exact_weights(source, target):
                 shared = min(right, Fraction(j + 1)) - max(left, Fraction(j))
                 table[i][j] = max(shared, Fraction(0)) / (right - left)
         else:
-            centre = Fraction(2 * i + 1, 2) * Fraction(source, target) - Fraction(1, 2)
-            below = centre.numerator // centre.denominator
-            part = centre - below
+            center = Fraction(2 * i + 1, 2) * Fraction(source, target) - Fraction(1, 2)
+            below = center.numerator // center.denominator
+            part = center - below
             for j, weight in ((below, 1 - part), (below + 1, part)):
                 table[i][min(max(j, 0), source - 1)] += weight
     return table
@@ -83,8 +83,8 @@ sides = st.integers(1, 23)
 )
 def test_equals_the_specification(rows, columns, depth, height, width, channels, fit, seed):
     image = np.random.default_rng(seed).integers(0, 256, (rows, columns, depth), dtype=np.uint8)
-    contract = InputContract(height=height, width=width, channels=channels, fit=fit)
-    assert np.array_equal(resize(image, contract), oracle(image, height, width, channels, fit))
+    input_spec = InputSpec(height=height, width=width, channels=channels, fit=fit)
+    assert np.array_equal(resize(image, input_spec), oracle(image, height, width, channels, fit))
 
 
 @pytest.mark.parametrize(
@@ -92,46 +92,46 @@ def test_equals_the_specification(rows, columns, depth, height, width, channels,
 )
 def test_extreme_shapes_equal_the_specification(rows, columns, height, width):
     image = np.random.default_rng(1).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
-    contract = InputContract(height=height, width=width, channels=3)
-    assert np.array_equal(resize(image, contract), oracle(image, height, width, 3, "stretch"))
+    input_spec = InputSpec(height=height, width=width, channels=3)
+    assert np.array_equal(resize(image, input_spec), oracle(image, height, width, 3, "stretch"))
 
 
 def test_hand_worked_numbers():
     row = np.array([[0, 10, 20, 30]], dtype=np.uint8)[..., None]
     # Halving averages pairs; a third of four pixels covers 4/3 each: (0*3 + 10*1)/4, (10*2 + 20*2)/4, (20*1 + 30*3)/4.
-    assert resize(row, InputContract(height=1, width=2, channels=1)).ravel().tolist() == [5, 25]
-    assert resize(row, InputContract(height=1, width=3, channels=1)).ravel().tolist() == [3, 15, 28]
-    # Doubling puts centres at -1/4, 1/4, 3/4, 5/4 of the source axis.
+    assert resize(row, InputSpec(height=1, width=2, channels=1)).ravel().tolist() == [5, 25]
+    assert resize(row, InputSpec(height=1, width=3, channels=1)).ravel().tolist() == [3, 15, 28]
+    # Doubling puts centers at -1/4, 1/4, 3/4, 5/4 of the source axis.
     two = np.array([[0, 100]], dtype=np.uint8)[..., None]
-    assert resize(two, InputContract(height=1, width=4, channels=1)).ravel().tolist() == [0, 25, 75, 100]
+    assert resize(two, InputSpec(height=1, width=4, channels=1)).ravel().tolist() == [0, 25, 75, 100]
 
 
-def test_grey_keeps_grey_pixels_and_weighs_colours():
+def test_gray_keeps_gray_pixels_and_weighs_colors():
     values = np.arange(256, dtype=np.uint8)
-    assert np.array_equal(to_grey(np.stack([values] * 3, axis=-1))[..., 0], values)
+    assert np.array_equal(to_gray(np.stack([values] * 3, axis=-1))[..., 0], values)
     primaries = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)
-    assert to_grey(primaries).ravel().tolist() == [77, 149, 29]
+    assert to_gray(primaries).ravel().tolist() == [77, 149, 29]
 
 
 def test_equal_size_is_the_very_same_array():
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
-    assert resize(images, InputContract(height=6, width=7, channels=3)) is images
+    assert resize(images, InputSpec(height=6, width=7, channels=3)) is images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_batch_equals_its_images(channels):
     images = np.random.default_rng(0).integers(0, 256, (700, 37, 41, 3), dtype=np.uint8)
-    contract = InputContract(height=20, width=28, channels=channels, fit="crop")
-    together = resize(images, contract)
-    assert all(np.array_equal(resize(image, contract), one) for image, one in zip(images, together, strict=True))
-    assert resize(images[:0], contract).shape == (0, 20, 28, channels)
+    input_spec = InputSpec(height=20, width=28, channels=channels, fit="crop")
+    together = resize(images, input_spec)
+    assert all(np.array_equal(resize(image, input_spec), one) for image, one in zip(images, together, strict=True))
+    assert resize(images[:0], input_spec).shape == (0, 20, 28, channels)
 
 
 def test_constant_images_stay_constant_at_every_size():
     for value in (0, 1, 127, 254, 255):
         for source, target in ((1, 9), (7, 13), (13, 7), (64, 28), (1000, 31)):
             image = np.full((source, source, 1), value, dtype=np.uint8)
-            assert (resize(image, InputContract(height=target, width=target, channels=1)) == value).all()
+            assert (resize(image, InputSpec(height=target, width=target, channels=1)) == value).all()
 
 
 @pytest.mark.parametrize(
@@ -147,21 +147,21 @@ def test_intermediate_values_fit_31_bits(source, target):
 
 def test_longest_side_does_not_overflow():
     image = np.full((2, MAX_SOURCE_SIDE, 1), 255, dtype=np.uint8)
-    assert (resize(image, InputContract(height=1, width=1, channels=1)) == 255).all()
+    assert (resize(image, InputSpec(height=1, width=1, channels=1)) == 255).all()
     tall = np.full((MAX_SOURCE_SIDE, 2, 1), 255, dtype=np.uint8)
-    assert (resize(tall, InputContract(height=1, width=1, channels=1)) == 255).all()
+    assert (resize(tall, InputSpec(height=1, width=1, channels=1)) == 255).all()
 
 
 @pytest.mark.parametrize(("source", "target", "filter_"), [(128, 32, "BOX"), (100, 28, "BOX"), (8, 28, "BILINEAR")])
 def test_is_close_to_pillow(source, target, filter_):
     noise = np.random.default_rng(3).integers(0, 256, (source, source, 3), dtype=np.uint8)
     theirs = np.asarray(Image.fromarray(noise).resize((target, target), Image.Resampling[filter_])).astype(int)
-    ours = resize(noise, InputContract(height=target, width=target, channels=3)).astype(int)
+    ours = resize(noise, InputSpec(height=target, width=target, channels=3)).astype(int)
     # Pillow's box takes whole pixels where ours weighs the cut ones, hence the width of the second bound.
     assert np.abs(ours - theirs).mean() < (0.6 if source % target == 0 or source < target else 6)
 
 
-def test_window_is_centred_and_inside():
+def test_window_is_centered_and_inside():
     assert window(100, 200, 32, 32, "stretch") == (0, 0, 100, 200)
     assert window(100, 200, 32, 32, "crop") == (0, 50, 100, 100)
     assert window(201, 100, 32, 32, "crop") == (50, 0, 100, 100)
@@ -174,4 +174,4 @@ def test_window_is_centred_and_inside():
 )
 def test_other_arrays_are_refused(image):
     with pytest.raises(DataError):
-        resize(image, InputContract(height=2, width=2, channels=1))
+        resize(image, InputSpec(height=2, width=2, channels=1))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thaw.data import scaling
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.resize import resize
 from thaw.data.scaling import (
     FULL_RANGE,
@@ -48,15 +48,15 @@ def test_without_a_range_bytes_in_sixteen_bits_come_back():
 def test_values_are_scaled_before_they_are_resized():
     # A hot pixel is cut off at the range's end before it could spread: the mean of 0, 0, 0 and 255 is 64, rounded.
     image = np.array([[100, 100], [100, 65_535]], dtype=np.uint16)[..., None]
-    contract = InputContract(height=1, width=1, channels=1, range=(100, 200))
-    assert resize(image, contract).ravel().tolist() == [64]
-    several = resize(np.stack([image, image // 2]), contract)
+    input_spec = InputSpec(height=1, width=1, channels=1, range=(100, 200))
+    assert resize(image, input_spec).ravel().tolist() == [64]
+    several = resize(np.stack([image, image // 2]), input_spec)
     assert several[0].ravel().tolist() == [64]
 
 
 def test_bytes_are_used_as_they_are_whatever_the_range():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    assert np.array_equal(resize(image, InputContract(height=2, width=2, channels=3, range=(0, 5))), image)
+    assert np.array_equal(resize(image, InputSpec(height=2, width=2, channels=3, range=(0, 5))), image)
 
 
 def span_by_loops(pixels, alpha):
@@ -158,16 +158,16 @@ def test_what_is_no_range_is_refused_by_the_contract(value):
     with pytest.raises(UsageError, match=r"^range .*expected"):
         check_range(value)
     with pytest.raises(UsageError, match="range"):
-        InputContract(height=8, width=8, channels=1, range=value)
+        InputSpec(height=8, width=8, channels=1, range=value)
     with pytest.raises(UsageError, match="range"):
-        InputContract.from_dict({**InputContract(height=8, width=8, channels=1).as_dict(), "range": value})
+        InputSpec.from_dict({**InputSpec(height=8, width=8, channels=1).as_dict(), "range": value})
 
 
 def test_the_contract_keeps_its_range():
-    contract = InputContract(height=8, width=8, channels=1, range=(0, 1023))
-    assert contract.as_dict()["range"] == [0, 1023]
-    assert InputContract.from_dict(contract.as_dict()) == contract
-    assert "range" not in InputContract(height=8, width=8, channels=1).as_dict()
+    input_spec = InputSpec(height=8, width=8, channels=1, range=(0, 1023))
+    assert input_spec.as_dict()["range"] == [0, 1023]
+    assert InputSpec.from_dict(input_spec.as_dict()) == input_spec
+    assert "range" not in InputSpec(height=8, width=8, channels=1).as_dict()
 
 
 def test_large_images_are_done_in_parts(monkeypatch):

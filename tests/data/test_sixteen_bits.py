@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import thaw
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.resize import resize
 from thaw.data.scaling import scale
 from thaw.graph.graph_file import read_graph
@@ -64,15 +64,15 @@ def test_a_network_learns_what_the_high_bytes_do_not_show(trained: thaw.Run) -> 
 
 def test_the_model_predicts_files_as_it_was_trained(trained: thaw.Run) -> None:
     model = trained.model
-    assert list(model.contract.range) == trained.metrics["input"]["range"]
+    assert list(model.input_spec.range) == trained.metrics["input"]["range"]
     file = sorted((trained.path.parent / "camera" / "down").iterdir())[3]
-    pixels = scale(np.asarray(Image.open(file)), model.contract.range)[None, ..., None]
+    pixels = scale(np.asarray(Image.open(file)), model.input_spec.range)[None, ..., None]
     (found,) = model.predict(file)
     assert np.array_equal(found.probabilities, model.probabilities(pixels)[0])
-    assert read_graph(trained.path / "model-int8.safetensors")[1].contract == model.contract
+    assert read_graph(trained.path / "model-int8.safetensors")[1].input_spec == model.input_spec
 
 
-def test_every_artefact_says_the_range(trained: thaw.Run, tmp_path: Path) -> None:
+def test_every_artifact_says_the_range(trained: thaw.Run, tmp_path: Path) -> None:
     wanted = trained.metrics["input"]["range"]
     exported = thaw.export_run(trained.path, out=tmp_path, targets=["onnx", "litert", "c"])
     if "onnx" not in exported.missing:
@@ -106,7 +106,7 @@ def test_the_program_in_c_answers_for_16_bit_pictures(
         )
         # What the file states as its largest value is white: 65,535.
         white = (2 * values * 65_535 + largest) // (2 * largest)
-        pixels = resize(white.astype(np.uint16).reshape(*shape[:2], -1), header.contract)
+        pixels = resize(white.astype(np.uint16).reshape(*shape[:2], -1), header.input_spec)
         scores = run_graph(graph, pixels[None])[graph.outputs[-1]][0]
         best = int(scores.argmax())
         assert done.stdout.decode().split() == [header.classes[best], f"{(int(scores[best]) + 128) / 256:.3f}"]
@@ -116,11 +116,11 @@ def test_uint16_arrays_train_as_their_files_do(trained: thaw.Run) -> None:
     images = np.stack([stripes(100 * k + i, across=bool(k)) for k in range(2) for i in range(40)])
     labels = ["down"] * 40 + ["across"] * 40
     data = thaw.load((images, labels), recipe="balanced", overrides=QUICK)
-    low, high = data.contract.range
+    low, high = data.input_spec.range
     assert LOW <= low < LOW + 20
     assert LOW + SPAN < high < LOW + SPAN + 20
-    assert data.contract.shape == (32, 32, 1)
-    assert isinstance(data.contract, InputContract)
+    assert data.input_spec.shape == (32, 32, 1)
+    assert isinstance(data.input_spec, InputSpec)
     fixed = thaw.load((images, labels), recipe="balanced", overrides=[*QUICK, "data.range=29500,30320"])
     number = int(fixed.train.name(0).removeprefix("train[").removesuffix("]"))
     assert np.array_equal(fixed.train.images[0, ..., 0], scale(images[number], (29_500, 30_320)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from data_samples import SETTINGS, picture, write_folder, write_parquet
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prepare import prepare
 from thaw.data.resize import resize
 from thaw.data.settings import DataSettings
@@ -25,7 +25,7 @@ def test_arrays():
     images = picture(1, (60, 9, 9))
     labels = np.arange(60) % 3
     data = prepare((images, labels), SETTINGS, seed=1)
-    assert (str(data.contract), data.name, data.train.classes) == ("9x9x1", "arrays", ("0", "1", "2"))
+    assert (str(data.input_spec), data.name, data.train.classes) == ("9x9x1", "arrays", ("0", "1", "2"))
     for row in range(len(data.train)):
         place = int(data.train.name(row)[6:-1])
         assert np.array_equal(data.train.images[row, ..., 0], images[place])
@@ -38,9 +38,7 @@ def test_array_splits_and_names():
     }
     data = prepare({**parts, "classes": ["no", "yes"]}, DataSettings(input="4x4x1"), seed=1)
     assert data.train.classes == ("no", "yes")
-    assert np.array_equal(
-        data.test.open().images, resize(parts["test"][0], InputContract(height=4, width=4, channels=1))
-    )
+    assert np.array_equal(data.test.open().images, resize(parts["test"][0], InputSpec(height=4, width=4, channels=1)))
 
 
 def test_arrays_that_need_no_change_are_not_copied():
@@ -121,14 +119,14 @@ def test_digits():
     from sklearn.datasets import load_digits
 
     data = prepare("digits", SETTINGS, seed=1)
-    assert (data.name, str(data.contract)) == ("digits", "28x28x1")
+    assert (data.name, str(data.input_spec)) == ("digits", "28x28x1")
     assert len(data.train) + len(data.validation) + len(data.test) == 1797
     raw = load_digits()
-    contract = InputContract(height=28, width=28, channels=1)
+    input_spec = InputSpec(height=28, width=28, channels=1)
     for row in range(20):
         place = int(data.train.name(row)[7:-1])
         small = np.floor(raw.images[place] * 255 / 16 + 0.5).astype(np.uint8)[..., None]
-        assert np.array_equal(data.train.images[row], resize(small, contract))
+        assert np.array_equal(data.train.images[row], resize(small, input_spec))
         assert data.train.labels[row] == raw.target[place]
     assert prepare("digits", SETTINGS, seed=1).fingerprint == data.fingerprint
 
@@ -210,7 +208,7 @@ def test_a_data_root_is_a_path(root):
         {"input": "2\u00b2x28x1"},
         {"input": "9" * 5000 + "x28x1"},
         {"fit": "zoom"},
-        {"normalise": "none"},
+        {"normalize": "none"},
         {"validation_fraction": 0},
         {"validation_fraction": 0.6},
         {"test_fraction": True},

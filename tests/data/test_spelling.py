@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.labels import encode_labels
 from thaw.data.prepare import open_image_set, prepare
 from thaw.data.settings import DataSettings
@@ -100,11 +100,11 @@ def test_one_spelling_gives_each_group_its_most_frequent_name(counts):
     groups = {}
     for name in counts:
         groups.setdefault(folded(name), []).append(name)
-    for members in groups.values():
-        (chosen,) = {names[name] for name in members}
-        most = max(counts[name] for name in members)
-        assert chosen in {unicodedata.normalize("NFC", name) for name in members if counts[name] == most}
-    assert sum(len(p.names) for p in problems) == sum(len(members) > 1 for members in groups.values())
+    for variants in groups.values():
+        (chosen,) = {names[name] for name in variants}
+        most = max(counts[name] for name in variants)
+        assert chosen in {unicodedata.normalize("NFC", name) for name in variants if counts[name] == most}
+    assert sum(len(p.names) for p in problems) == sum(len(variants) > 1 for variants in groups.values())
 
 
 @pytest.mark.parametrize("source", ["arrays", "parquet"])
@@ -137,9 +137,9 @@ def test_numbers_and_the_same_as_text_are_one_class():
 
 def test_evaluation_matches_names_as_training_does(tmp_path):
     root = write_folder(tmp_path / "set", classes=("CAT", DECOMPOSED))
-    contract = InputContract(height=8, width=8, channels=3)
-    images, _ = open_image_set(root, contract, (COMPOSED, "cat"))
+    input_spec = InputSpec(height=8, width=8, channels=3)
+    images, _ = open_image_set(root, input_spec, (COMPOSED, "cat"))
     assert np.bincount(images.labels).tolist() == [12, 12]
     exact = write_folder(tmp_path / "exact", classes=("cat", "dog"))
-    images, _ = open_image_set(exact, contract, ("Cat", "cat", "dog"))
+    images, _ = open_image_set(exact, input_spec, ("Cat", "cat", "dog"))
     assert np.bincount(images.labels).tolist() == [0, 12, 12]

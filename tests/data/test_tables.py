@@ -145,7 +145,7 @@ def test_a_test_split_without_labels_is_replaced(tmp_path, hidden):
     write_parquet(root / "train.parquet", [0, 1] * 12, names=["no", "yes"])
     write_parquet(root / "test.parquet", pa.array([hidden] * 6, pa.int64()), names=["no", "yes"], start=500)
     data = prepare(root, SETTINGS, seed=1)
-    told = problem(data, "unlabelled")
+    told = problem(data, "unlabeled")
     assert (told.severity, told.message) == ("warning", "the test split has no labels and is not used")
     assert data.splits["test"]["origin"] == "cut"
     assert len(data.train) + len(data.validation) + len(data.test) == 24

@@ -27,7 +27,7 @@ from command_line import REPOSITORY, FinishedRun, start
 from export_samples import card_of, paper_graph
 from web_samples import WEB, needs_vendor
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.deploy import page_server
 from thaw.deploy.page_server import PageServer, is_loopback, start_server
 from thaw.errors import MissingDependencyError, RunError
@@ -323,8 +323,8 @@ def test_the_page_names_no_other_origin_and_has_nothing_inline() -> None:
 )
 def test_who_can_be_drawn_for(classes: tuple[str, ...], channels: int, mean: float, drawing: Any) -> None:
     graph = paper_graph((28, 28, channels), "float")
-    contract = InputContract(height=28, width=28, channels=channels, mean=(mean,) * channels, std=(0.3,) * channels)
-    files = export_web({"float": graph}, ModelCard(name="x", classes=classes, contract=contract))
+    input_spec = InputSpec(height=28, width=28, channels=channels, mean=(mean,) * channels, std=(0.3,) * channels)
+    files = export_web({"float": graph}, ModelCard(name="x", classes=classes, input_spec=input_spec))
     assert json.loads(files["model.json"])["drawing"] == drawing
 
 

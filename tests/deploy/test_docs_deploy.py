@@ -21,7 +21,7 @@ from thaw.deploy.export import TrainedRun, export
 from thaw.deploy.verify import verify
 from thaw.evidence.emulate import missing_tools
 from thaw.graph.cost import STACK_BYTES
-from thaw.graph.interpret import run as run_referee
+from thaw.graph.interpret import run as run_reference
 from thaw.run.deployment import read_deployment
 
 DOCS = REPOSITORY / "docs"
@@ -58,8 +58,8 @@ def links_within(folder: Path, build: list[str], ram_bytes: int) -> bool:
 @pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {' '.join(missing_tools())}")
 @pytest.mark.parametrize("number", [3, 10])
 def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, number):
-    grey = np.kron(load_digits().images[number], np.ones((9, 12))).astype(np.uint8) * 15
-    photo = np.stack([grey, grey // 2, 255 - grey], axis=-1)
+    gray = np.kron(load_digits().images[number], np.ones((9, 12))).astype(np.uint8) * 15
+    photo = np.stack([gray, gray // 2, 255 - gray], axis=-1)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     for name in ("digits.h", "digits.c"):
         shutil.copy(exported / "export" / "c" / name, tmp_path)
@@ -86,8 +86,8 @@ def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, n
         firmware.communicate()
 
     opened = TrainedRun.open(exported)
-    graph, contract = opened.graph("int8"), opened.model.contract
-    scores = run_referee(graph, resize(photo, contract)[None])[graph.outputs[-1]][0].astype(int)
+    graph, input_spec = opened.graph("int8"), opened.model.input_spec
+    scores = run_reference(graph, resize(photo, input_spec)[None])[graph.outputs[-1]][0].astype(int)
     best = int(scores.argmax())
     assert said == f"{opened.model.classes[best]}{(scores[best] + 128) * 100 // 256:4d} %\n"
 

@@ -1,4 +1,4 @@
-"""Export, verification and timing of a real small run, with artefacts that are deliberately broken."""
+"""Export, verification and timing of a real small run, with artifacts that are deliberately broken."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from thaw.export.to_c import export_c
 from thaw.export.to_litert import export_litert
 from thaw.export.to_onnx import export_onnx
 from thaw.graph.graph_file import read_graph, write_graph
-from thaw.graph.interpret import run as run_referee
+from thaw.graph.interpret import run as run_reference
 from thaw.run.deployment import read_deployment, update_deployment
 from thaw.run.report import DEPLOYMENT_BEGIN, DEPLOYMENT_END
 
@@ -40,7 +40,7 @@ LAYERS = ("branch1.conv2", "head.output")
 
 @pytest.fixture(scope="module")
 def exported(finished, tmp_path_factory):
-    """A run with its artefacts; no test may change it."""
+    """A run with its artifacts; no test may change it."""
     run = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(finished.path, run)
     export(TrainedRun.open(run))
@@ -95,7 +95,7 @@ def test_the_same_run_gives_the_same_files(exported, tmp_path):
         assert again == first
 
 
-def test_every_artefact_is_verified_on_the_whole_test_set(run):
+def test_every_artifact_is_verified_on_the_whole_test_set(run):
     told = []
     result = verify(TrainedRun.open(run), tell=told.append)
     assert result.is_verified
@@ -107,12 +107,12 @@ def test_every_artefact_is_verified_on_the_whole_test_set(run):
         assert checks[key].must_be_equal
         assert checks[key].comparison.score_bytes == 10 * TEST_IMAGES
     assert len(told) >= 8
-    # The accuracies are those of the referee, counted here.
+    # The accuracies are those of the reference interpreter, counted here.
     opened = TrainedRun.open(run)
     test = opened.data.test.open()
     host = {"float": ("litert", "float", "LiteRT, XNNPACK"), "int8": ("c", "int8", "C on this machine")}
     for precision, key in host.items():
-        scores = run_referee(opened.graph(precision), test.images)["probabilities"]
+        scores = run_reference(opened.graph(precision), test.images)["probabilities"]
         assert checks[key].accuracy == (scores.argmax(axis=1) == test.labels).mean()
     part = read_deployment(run)["verify"]
     assert part["verified"] is True
@@ -121,7 +121,7 @@ def test_every_artefact_is_verified_on_the_whole_test_set(run):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_corrupted_artefact_is_found_and_its_layer_named(run, layer):
+def test_a_corrupted_artifact_is_found_and_its_layer_named(run, layer):
     opened = TrainedRun.open(run)
     broken = {"int8": negated(opened, layer)}
     for target, exporter in (("onnx", export_onnx), ("litert", export_litert), ("c", export_c)):
@@ -157,7 +157,7 @@ def test_one_changed_byte_in_a_file_is_found_and_its_layer_named(run):
     assert not result.is_verified
 
 
-def test_artefacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
+def test_artifacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
     folder = run / "export"
     for name in ("onnx/model-int8.onnx", "litert/model-int8.tflite", "c/run.c"):
         content = (folder / name).read_bytes()
@@ -282,7 +282,7 @@ def test_a_board_is_given_a_thousand_images_by_default(run, monkeypatch):
         given[target] = images
         sizes = dict.fromkeys([field.name for field in fields(Emulation) if field.name.endswith("bytes")], 1)
         counts = {"instructions_per_inference": 2.0, "most_instructions": 2.0, "images": len(images)}
-        scores = run_referee(graph, images)["probabilities"]
+        scores = run_reference(graph, images)["probabilities"]
         return Emulation(target=target, scores=scores, tools={}, **sizes, **counts)
 
     graph = TrainedRun.open(run).graph("int8")
@@ -364,7 +364,7 @@ def test_a_damaged_record_is_refused(run):
     assert set(content) == {"schema", "export", "bench"}
 
 
-def test_overwriting_a_run_takes_its_artefacts_along_and_nobody_elses(run):
+def test_overwriting_a_run_takes_its_artifacts_along_and_nobody_elses(run):
     (run / "export" / "c" / "board.c").write_text("mine")
     library.train("digits", overrides=TINY_OVERRIDES, out=run, overwrite=True)
     assert [path.name for path in (run / "export").rglob("*")] == ["c", "board.c"]
@@ -419,7 +419,7 @@ def test_the_command_line(run, call):
     code, out, err = call("verify", run, "--images", 4)
     assert code == 0
     assert "6 of 6 verified" in out
-    assert "the referee, int8: 4 images" in err
+    assert "the reference interpreter, int8: 4 images" in err
     path = run / "export" / "c" / "main.c"
     path.write_text(path.read_text() + "/* mine */\n")
     opened = TrainedRun.open(run)

@@ -74,11 +74,11 @@ def page(browser: Any, digits_url: str, downloads: Path) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def colour_files() -> dict[str, bytes]:
+def color_files() -> dict[str, bytes]:
     graph = paper_graph((32, 40, 3), "float")
     graph = replace(graph, outputs=graph.outputs[-1:])
     card = card_of(graph)
-    card = replace(card, contract=replace(card.contract, fit="crop"), classes=('<b>&"cat"', *card.classes[1:]))
+    card = replace(card, input_spec=replace(card.input_spec, fit="crop"), classes=('<b>&"cat"', *card.classes[1:]))
     return export_web({"float": graph}, card)
 
 
@@ -96,7 +96,7 @@ def test_drawing_a_stroke_changes_the_answer(page: Page) -> None:
     assert not np.array_equal(page.seen(), seen)
     page.find("#undo").click()
     page.until(lambda: np.array_equal(page.probabilities(), one))
-    page.find("#centre").click()
+    page.find("#center").click()
     page.until(lambda: not np.array_equal(page.probabilities(), one))
     page.find("#clear").click()
     page.until(lambda: page.text("best") == "–")
@@ -141,7 +141,7 @@ def test_200_images_get_the_labels_and_probabilities_of_predict(
 ) -> None:
     paths = digit_images(tmp_path)
     model = Model.load(finished.path)
-    pixels, names, problems = load_images(paths, model.contract)
+    pixels, names, problems = load_images(paths, model.input_spec)
     assert len(pixels) == 200
     del problems
     # A name that a spreadsheet would take for a formula begins with an apostrophe in the CSV.
@@ -210,24 +210,24 @@ def test_the_int8_network_answers_when_it_is_asked(page: Page, finished: Finishe
 def test_the_model_sees_in_the_browser_what_it_sees_elsewhere(
     browser: Any,
     serve: Any,
-    colour_files: dict[str, bytes],
+    color_files: dict[str, bytes],
     downloads: Path,
     tmp_path: Path,
     name: str,
     content: bytes,
     tolerance: int,
 ) -> None:
-    if not hasattr(serve, "colour"):
-        serve.colour = serve(colour_files)
-    page = Page(browser, serve.colour, downloads)
+    if not hasattr(serve, "color"):
+        serve.color = serve(color_files)
+    page = Page(browser, serve.color, downloads)
     (tmp_path / name).write_bytes(content)
     page.give(tmp_path / name)
     assert page.text("trouble") == ""
     graph = paper_graph((32, 40, 3), "float")
-    contract = replace(card_of(graph).contract, fit="crop")
+    input_spec = replace(card_of(graph).input_spec, fit="crop")
     pixels = decode_image(content).pixels
     assert f"{name}, {pixels.shape[1]} × {pixels.shape[0]} pixels" == page.text("source")
-    expected = resize(pixels, contract)
+    expected = resize(pixels, input_spec)
     found = page.seen()
     assert np.abs(found.astype(int) - expected).max() <= tolerance
     outputs = run_graph(replace(graph, outputs=graph.outputs[-1:]), np.ascontiguousarray(found)[None])
@@ -238,9 +238,9 @@ def test_the_model_sees_in_the_browser_what_it_sees_elsewhere(
 
 
 def test_names_are_text_and_nothing_else(
-    browser: Any, serve: Any, colour_files: dict[str, bytes], downloads: Path, tmp_path: Path
+    browser: Any, serve: Any, color_files: dict[str, bytes], downloads: Path, tmp_path: Path
 ) -> None:
-    page = Page(browser, serve(colour_files), downloads)
+    page = Page(browser, serve(color_files), downloads)
     name = "<img src=x onerror=alert(1)>.png"
     (tmp_path / name).write_bytes(encoded("PNG"))
     (tmp_path / f"not {name}").write_text("no image")
@@ -324,15 +324,15 @@ def test_the_photograph_button_asks_for_the_camera(page: Page) -> None:
 
 
 LIMITS = """
-const luminance = (colour) => {
-    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((value) => value / 255);
+const luminance = (color) => {
+    const parts = color.match(/[\\d.]+/g).slice(0, 3).map((value) => value / 255);
     const [r, g, b] = parts.map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
 const background = (node) => {
     for (let each = node; each; each = each.parentElement) {
-        const colour = getComputedStyle(each).backgroundColor;
-        if (!/, 0\\)$/.test(colour) && colour !== "transparent") return colour;
+        const color = getComputedStyle(each).backgroundColor;
+        if (!/, 0\\)$/.test(color) && color !== "transparent") return color;
     }
     return getComputedStyle(document.documentElement).backgroundColor;
 };

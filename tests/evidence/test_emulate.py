@@ -1,4 +1,4 @@
-"""The emitted C on emulated cores gives the referee's bytes, within the figures that the project promises."""
+"""The emitted C on emulated cores gives the interpreter's bytes, within the figures that the project promises."""
 
 from __future__ import annotations
 

@@ -123,10 +123,10 @@ def test_a_joined_network_below_its_better_submodel():
     labels = np.arange(200) % 2
     better, worse = np.arange(200) >= 20, np.arange(200) >= 100
     # The joined network lacks 15 that the better submodel has, and has 2 that it lacks.
-    joined = better.copy()
-    joined[20:35], joined[:2] = False, True
+    unify_spec = better.copy()
+    unify_spec[20:35], unify_spec[:2] = False, True
     submodels = {"original": worse, "augmented": better}
-    found = joined_findings(joined, submodels, labels, 2)
+    found = joined_findings(unify_spec, submodels, labels, 2)
     assert codes(found) == ["worse-than-submodels"]
     assert "83.50% of the 200 validation images against 90.00% (augmented" in found[0].message
     p_value = stats.binomtest(15, 17, alternative="greater").pvalue
@@ -136,7 +136,7 @@ def test_a_joined_network_below_its_better_submodel():
     close[20:23], close[:2] = False, True
     assert joined_findings(close, submodels, labels, 2) == ()
     assert joined_findings(np.ones(200, bool), submodels, labels, 2) == ()
-    assert joined_findings(joined, {}, labels, 2) == ()
+    assert joined_findings(unify_spec, {}, labels, 2) == ()
 
 
 def test_a_joined_network_with_the_better_mean_recall_is_not_worse():
@@ -270,7 +270,7 @@ def test_a_head_that_does_not_train_is_told(tmp_path):
             "dual.epochs=12",
             "dual.batch_size=16",
             "dual.learning_rate=0.01",
-            'unfreeze.steps=[{thaws="all", epochs=1, learning_rate=1e-12}]',
+            'unfreeze.steps=[{unit="all", epochs=1, learning_rate=1e-12}]',
         ),
         out=tmp_path / "run",
     )

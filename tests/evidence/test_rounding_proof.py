@@ -55,9 +55,9 @@ class RoundingRunner(RefereeRunner):
         return np.concatenate([self.tensors(image[None])[self.graph.outputs[-1]] for image in images])
 
 
-def verified_otherwise(graph, artefact, images, labels=None):
+def verified_otherwise(graph, artifact, images, labels=None):
     expected = run(graph, images)[PROBABILITIES]
-    return verify_int8(graph, expected, artefact.run(images), artefact, images, is_exact=False, labels=labels)
+    return verify_int8(graph, expected, artifact.run(images), artifact, images, is_exact=False, labels=labels)
 
 
 def test_rounding_is_shown_to_be_nothing_else(graph, images):
@@ -71,7 +71,7 @@ def test_rounding_is_shown_to_be_nothing_else(graph, images):
     assert proof.median_bound <= proof.largest_bound
     expected, found = (each.run(images).astype(int) for each in (RefereeRunner(graph), RoundingRunner(graph)))
     others = np.flatnonzero(expected.argmax(axis=1) != found.argmax(axis=1))
-    assert proof.relabelled_images == proof.traced_relabelled == len(others)
+    assert proof.relabeled_images == proof.traced_relabeled == len(others)
     margins = [expected[row].max() - expected[row][found[row].argmax()] for row in others]
     assert proof.largest_margin == (max(margins) if margins else None)
     right, mine = expected.argmax(axis=1) == 0, found.argmax(axis=1) == 0
@@ -104,7 +104,7 @@ class MisroundingRunner(RoundingRunner):
             return np.clip(low.astype(int) + 2, -128, 127).astype(np.int8)
         if self.way == "one too high":
             return np.clip(high.astype(int) + 1, -128, 127).astype(np.int8)
-        # Of every eighth number, the neighbour that is not the nearest.
+        # Of every eighth number, the neighbor that is not the nearest.
         places = np.arange(low.size).reshape(low.shape) % 8 == 0
         return np.where(places, np.clip(low.astype(int) - 1, -128, 127), low).astype(np.int8)
 
@@ -129,14 +129,14 @@ def with_twins(op: Op) -> Op:
 def test_fewer_right_answers_than_by_chance_are_found(graph):
     """Where each changed label is a loss, rounding alone is no excuse; where each is a gain, there is nothing to it."""
     graph = rebuilt(graph, with_twins)
-    artefact = RoundingRunner(graph)
+    artifact = RoundingRunner(graph)
     images = np.random.default_rng(8).integers(0, 256, (1500, 9, 9, 1), dtype=np.uint8)
-    expected, found = (each.run(images).argmax(axis=1) for each in (RefereeRunner(graph), artefact))
+    expected, found = (each.run(images).argmax(axis=1) for each in (RefereeRunner(graph), artifact))
     images = images[expected != found]
     pairs = len(images)
     assert pairs >= 10
     for labels, only, is_close in ((expected, (pairs, 0), False), (found, (0, pairs), True)):
-        result = verified_otherwise(graph, artefact, images, labels[expected != found])
+        result = verified_otherwise(graph, artifact, images, labels[expected != found])
         proof = result.rounding
         assert (proof.only_reference, proof.only_runtime) == only
         # By hand: all of so many coins fall on one side, or any number does.
@@ -178,10 +178,10 @@ def test_images_with_another_label_are_looked_into_first():
     found[::2, 1] = 5
     found[:8:2, 1] = 100
     rows = traced_rows(expected, found)
-    relabelled = np.flatnonzero(expected.argmax(axis=1) != found.argmax(axis=1))
+    relabeled = np.flatnonzero(expected.argmax(axis=1) != found.argmax(axis=1))
     assert len(rows) == len(np.unique(rows)) == 500
-    margins = expected[relabelled].max(axis=1)
-    assert set(rows[: len(relabelled)]) == set(relabelled)
+    margins = expected[relabeled].max(axis=1)
+    assert set(rows[: len(relabeled)]) == set(relabeled)
     assert expected[rows[0]].max() == margins.max()
     assert (expected[rows] != found[rows]).any(axis=1).all()
     same = expected.copy()
@@ -267,9 +267,9 @@ def test_real_runtimes_round_and_do_nothing_else(runtime):
         if graph.tensor(graph.outputs[-1]).dtype != "int8":
             continue
         pictures = random_images(np.random.default_rng(number), graph, 60)
-        artefact = opened(runtime, graph)
+        artifact = opened(runtime, graph)
         expected = run(graph, pictures)[graph.outputs[-1]]
-        result = verify_int8(graph, expected, artefact.run(pictures), artefact, pictures, is_exact=False)
+        result = verify_int8(graph, expected, artifact.run(pictures), artifact, pictures, is_exact=False)
         assert result.is_close, result.statement
         differing += result.differing_images
     assert differing > 5
@@ -285,8 +285,8 @@ def test_a_model_with_a_wrong_layer_is_found_in_real_runtimes(runtime, layer, wr
     graph = padded_network()
     broken = rebuilt(graph, lambda op: WRONG[wrong](op) if op.name == layer else op)
     pictures = random_images(np.random.default_rng(7), graph, 60)
-    artefact = opened(runtime, broken)
+    artifact = opened(runtime, broken)
     expected = run(graph, pictures)[PROBABILITIES]
-    result = verify_int8(graph, expected, artefact.run(pictures), artefact, pictures, is_exact=False)
+    result = verify_int8(graph, expected, artifact.run(pictures), artifact, pictures, is_exact=False)
     assert not result.is_close
     assert layer in (result.first_difference.layer, *result.first_difference.fused)

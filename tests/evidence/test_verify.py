@@ -1,4 +1,4 @@
-"""Comparisons with the referee: counts worked out by hand, and the first layer that differs."""
+"""Comparisons with the reference interpreter: counts worked out by hand, and the first layer that differs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from thaw.graph.interpret import run, trace
 from thaw.graph.tensors import PROBABILITIES, Quantization
 
 
-def check(graph: Graph, artefact: RefereeRunner, images: np.ndarray):
+def check(graph: Graph, artifact: RefereeRunner, images: np.ndarray):
     expected = run(graph, images)[graph.outputs[-1]]
-    return verify_int8(graph, expected, artefact.run(images), artefact, images)
+    return verify_int8(graph, expected, artifact.run(images), artifact, images)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def images():
     return np.random.default_rng(3).integers(0, 256, (40, 9, 9, 1), dtype=np.uint8)
 
 
-def test_an_equal_artefact_is_equal(graph, images):
+def test_an_equal_artifact_is_equal(graph, images):
     result = check(graph, RefereeRunner(graph), images)
     assert result.is_equal
     assert result.is_close
@@ -118,7 +118,7 @@ def test_counts_of_float_scores_worked_out_by_hand():
     assert set(json.loads(json.dumps(result.as_dict()))) == {"images", "agreement", "largest_difference"}
 
 
-def test_dequantised_scores_are_taken_back_to_their_numbers():
+def test_dequantized_scores_are_taken_back_to_their_numbers():
     quantization = Quantization(scale=1 / 256, zero_point=-128)
     numbers = np.arange(-128, 128).astype(np.int8)
     real = ((numbers.astype(np.float32) + 128) / 256).astype(np.float32)

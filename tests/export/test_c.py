@@ -1,4 +1,4 @@
-"""The emitted C gives the referee's bytes: on this machine with every kind of kernel, and under the sanitizers."""
+"""The emitted C gives the interpreter's bytes: on this machine with every kind of kernel, and under the sanitizers."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def assert_same_bytes(graph, flags, images):
         expected = run(graph, images)[graph.outputs[0]]
         np.testing.assert_array_equal(runner.run(images), expected)
         steps = runner.tensors(images[:1])
-        referee = trace(graph, images[:1])
+        reference = trace(graph, images[:1])
         for name, values in steps.items():
-            np.testing.assert_array_equal(values, referee[name], err_msg=name)
+            np.testing.assert_array_equal(values, reference[name], err_msg=name)
         assert graph.outputs[0] in steps
 
 

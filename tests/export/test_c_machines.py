@@ -14,7 +14,7 @@ import pytest
 from export_samples import card_of
 from graph_samples import Sketch, random_images, random_int8_graph
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.resize import resize
 from thaw.evidence.run_c import STRICT_FLAGS, HostCRunner
 from thaw.export.c_names import with_prefix
@@ -150,11 +150,11 @@ GRAPHS = {
 
 @cache
 def sample(name):
-    """(graph, its C, images, what the referee gives)."""
+    """(graph, its C, images, what the reference interpreter gives)."""
     graph = scored(GRAPHS[name]())
     images = random_images(np.random.default_rng(3), graph, 5)
     card = card_of(graph)
-    card = replace(card, contract=replace(card.contract, range=RANGE))
+    card = replace(card, input_spec=replace(card.input_spec, range=RANGE))
     return graph, export_c({"int8": graph}, card), images, run(graph, images)[graph.outputs[0]]
 
 
@@ -173,8 +173,8 @@ def program(template, images):
 def pixels_of(picture, images):
     """The picture as the model takes it."""
     height, width, channels = images.shape[1:]
-    contract = InputContract(height=height, width=width, channels=channels, fit="stretch", range=RANGE)
-    return resize(picture, contract).tobytes()
+    input_spec = InputSpec(height=height, width=width, channels=channels, fit="stretch", range=RANGE)
+    return resize(picture, input_spec).tobytes()
 
 
 def digest(scores):
@@ -216,7 +216,7 @@ def run_on_avr(folder, files, images):
         timeout=120,
         check=True,
     )
-    # It colours what comes through the serial port, breaks long lines, and shows a line's end as a dot.
+    # It colors what comes through the serial port, breaks long lines, and shows a line's end as a dot.
     *lines, _ = re.sub(r"\x1b\[\d+m|\n", "", done.stderr.decode()).split(".")
     return [bytes.fromhex(line) for line in lines]
 
@@ -231,9 +231,9 @@ def test_a_big_endian_machine_gives_the_hash_of_this_machine(tmp_path, name, mac
     graph, files, images, expected = sample(name)
     with HostCRunner(files, graph, flags=("-O2", "-static"), compiler=compiler, launcher=(emulator,)) as there:
         scores = there.run(images)
-        referee = trace(graph, images[:1])
+        reference = trace(graph, images[:1])
         for tensor, values in there.tensors(images[:1]).items():
-            np.testing.assert_array_equal(values, referee[tensor], err_msg=tensor)
+            np.testing.assert_array_equal(values, reference[tensor], err_msg=tensor)
     with HostCRunner(files, graph, flags=("-O1", "-DTHAW_PORTABLE")) as here:
         assert digest(scores) == digest(here.run(images)) == digest(expected)
     for file, content in files.items():

@@ -128,7 +128,7 @@ def test_an_export_tells_its_prefix_by_its_files():
 
 @cache
 def models():
-    """Prefix -> (C, images, what the referee gives), of networks that differ in all their sizes."""
+    """Prefix -> (C, images, what the reference interpreter gives), of networks that differ in all their sizes."""
     graphs = {
         "first": paper_graph((28, 28, 1)),
         "second_model": random_int8_graph(np.random.default_rng(2)),

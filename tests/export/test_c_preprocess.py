@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.resize import MAX_SOURCE_SIDE, resize
 
-GREY8, RGB888, RGB565, GREY16, RGB16 = range(5)
-PIXEL_BYTES = {GREY8: 1, RGB888: 3, RGB565: 2, GREY16: 2, RGB16: 6}
+GRAY8, RGB888, RGB565, GRAY16, RGB16 = range(5)
+PIXEL_BYTES = {GRAY8: 1, RGB888: 3, RGB565: 2, GRAY16: 2, RGB16: 6}
 FULL = (0, 65535)
 
 # Height, width, channels, fit, and a range where not all 16 bits are used: square and not, one pixel, odd sizes, the
@@ -126,7 +126,7 @@ def random_source(width, height, form, padding, rng, value_range=FULL):
     stride = width * PIXEL_BYTES[form] + padding
     extremes = rng.integers(0, 2, stride * height, dtype=np.uint8) * np.uint8(255)
     data = extremes if rng.integers(4) == 0 else rng.integers(0, 256, stride * height, dtype=np.uint8)
-    if form in (GREY16, RGB16) and rng.integers(4):
+    if form in (GRAY16, RGB16) and rng.integers(4):
         low, high = value_range
         margin = (high - low) // 8 + 1
         values = rng.integers(low - margin, high + margin + 1, (height, width, PIXEL_BYTES[form] // 2))
@@ -139,7 +139,7 @@ def unpack(data, width, height, stride, form):
     """[H, W, C] of a source's bytes, uint8, or uint16 of 16 bits; RGB565 becomes 8 bits first."""
     rows = np.concatenate([data, np.zeros(height * stride - len(data), np.uint8)]).reshape(height, stride)
     pixels = rows[:, : width * PIXEL_BYTES[form]].reshape(height, width, PIXEL_BYTES[form])
-    if form in (GREY16, RGB16):
+    if form in (GRAY16, RGB16):
         return np.ascontiguousarray(pixels).view(np.uint16)
     if form != RGB565:
         return pixels
@@ -151,8 +151,8 @@ def unpack(data, width, height, stride, form):
 
 def expected(target, data, width, height, stride, form):
     height_, width_, channels, fit, value_range = target
-    contract = InputContract(height=height_, width=width_, channels=channels, fit=fit, range=value_range)
-    return resize(unpack(data, width, height, stride, form), contract)
+    input_spec = InputSpec(height=height_, width=width_, channels=channels, fit=fit, range=value_range)
+    return resize(unpack(data, width, height, stride, form), input_spec)
 
 
 sides = st.one_of(st.integers(1, 70), st.sampled_from([27, 28, 29, 56, 64, 97, 240]))
@@ -169,15 +169,15 @@ sides = st.one_of(st.integers(1, 70), st.sampled_from([27, 28, 29, 56, 64, 97, 2
     st.integers(0, 2**32 - 1),
 )
 @example((28, 28, 1, "stretch", FULL), 320, 240, RGB565, 0, 0)
-@example((32, 32, 3, "stretch", FULL), 1, 1, GREY8, 0, 1)
+@example((32, 32, 3, "stretch", FULL), 1, 1, GRAY8, 0, 1)
 @example((28, 28, 1, "stretch", FULL), 28, 28, RGB888, 3, 2)
-@example((28, 28, 1, "crop", FULL), 32768, 1, GREY8, 0, 3)
+@example((28, 28, 1, "crop", FULL), 32768, 1, GRAY8, 0, 3)
 @example((12, 7, 3, "crop", FULL), 1, 32768, RGB888, 1, 4)
 @example((1, 1, 1, "stretch", FULL), 32768, 3, RGB565, 2, 5)
 @example((1024, 2, 3, "crop", FULL), 2, 1023, RGB565, 1, 6)
-@example((28, 28, 1, "stretch", (29500, 30300)), 160, 120, GREY16, 0, 7)
+@example((28, 28, 1, "stretch", (29500, 30300)), 160, 120, GRAY16, 0, 7)
 @example((32, 32, 3, "stretch", (0, 1023)), 640, 480, RGB16, 1, 8)
-@example((32, 32, 3, "stretch", (0, 1023)), 32768, 1, GREY16, 3, 9)
+@example((32, 32, 3, "stretch", (0, 1023)), 32768, 1, GRAY16, 3, 9)
 @example((28, 28, 1, "crop", FULL), 1, 32768, RGB16, 0, 10)
 def test_equals_resize(preprocess, target, width, height, form, padding, seed):
     data, stride = random_source(width, height, form, padding, np.random.default_rng(seed), target[4])
@@ -201,7 +201,7 @@ def test_white_stays_white_at_the_largest_sizes(preprocess, target, form):
 
 
 @needs_compiler
-def test_expands_every_rgb565_colour(preprocess):
+def test_expands_every_rgb565_color(preprocess):
     # All 65,536 values, in images that no resizing changes.
     values = np.arange(65536, dtype="<u2").reshape(64, 32, 32)
     for block in values:
@@ -220,7 +220,7 @@ def test_scales_every_16_bit_value(preprocess, value_range):
     low, high = value_range
     for block in np.arange(65536, dtype=np.uint16).reshape(64, 32, 32):
         data = np.frombuffer(block.tobytes(), np.uint8)
-        _, pixels = preprocess((32, 32, 3, "stretch", value_range), data, 32, 32, 64, GREY16)
+        _, pixels = preprocess((32, 32, 3, "stretch", value_range), data, 32, 32, 64, GRAY16)
         share = (np.clip(block.astype(np.int64), low, high) - low) * 255
         exact = share // (high - low) + (share % (high - low) * 2 >= high - low)
         assert np.array_equal(pixels, np.stack([exact] * 3, axis=-1))
@@ -230,19 +230,19 @@ def test_scales_every_16_bit_value(preprocess, value_range):
 @pytest.mark.parametrize(
     ("width", "height", "stride", "form", "result"),
     [
-        (0, 4, 4, GREY8, -1),
-        (4, 0, 4, GREY8, -1),
-        (-1, 4, 4, GREY8, -1),
-        (4, -(2**31), 4, GREY8, -1),
-        (MAX_SOURCE_SIDE + 1, 4, 2**30, GREY8, -1),
-        (4, MAX_SOURCE_SIDE + 1, 4, GREY8, -1),
-        (2**31 - 1, 2**31 - 1, 2**31 - 1, GREY8, -1),
-        (4, 4, 3, GREY8, -2),
+        (0, 4, 4, GRAY8, -1),
+        (4, 0, 4, GRAY8, -1),
+        (-1, 4, 4, GRAY8, -1),
+        (4, -(2**31), 4, GRAY8, -1),
+        (MAX_SOURCE_SIDE + 1, 4, 2**30, GRAY8, -1),
+        (4, MAX_SOURCE_SIDE + 1, 4, GRAY8, -1),
+        (2**31 - 1, 2**31 - 1, 2**31 - 1, GRAY8, -1),
+        (4, 4, 3, GRAY8, -2),
         (4, 4, 11, RGB888, -2),
         (4, 4, 7, RGB565, -2),
-        (4, 4, 0, GREY8, -2),
-        (4, 4, -4, GREY8, -2),
-        (4, 4, 7, GREY16, -2),
+        (4, 4, 0, GRAY8, -2),
+        (4, 4, -4, GRAY8, -2),
+        (4, 4, 7, GRAY16, -2),
         (4, 4, 23, RGB16, -2),
         (4, 4, 12, 5, -3),
         (4, 4, 12, -1, -3),
@@ -266,7 +266,7 @@ def test_sanitizers_find_nothing(tmp_path, target):
         check=False,
     )
     if probe.returncode != 0:
-        pytest.skip("the C compiler has no address and undefined-behaviour sanitizers: install libasan and libubsan")
+        pytest.skip("the C compiler has no address and undefined-behavior sanitizers: install libasan and libubsan")
     program = tmp_path / "program"
     compile_c(translation_unit(target, PROGRAM), program, "-O1", *SANITIZERS)
     rng = np.random.default_rng(7)
@@ -275,7 +275,7 @@ def test_sanitizers_find_nothing(tmp_path, target):
     cases = []
     for number, (width, height) in enumerate(sizes):
         # Of 16 bits fewer sizes: what differs is how a pixel is read.
-        for form in PIXEL_BYTES if number < 5 or number % 4 == 0 else (GREY8, RGB888, RGB565):
+        for form in PIXEL_BYTES if number < 5 or number % 4 == 0 else (GRAY8, RGB888, RGB565):
             data, stride = random_source(width, height, form, int(rng.integers(4)), rng, target[4])
             cases.append((data, width, height, stride, form))
     sent = b"".join(struct.pack("<5i", *facts, len(data)) + data.tobytes() for data, *facts in cases)

@@ -1,4 +1,4 @@
-"""The emitted C at every width of a layer: strict flags and the referee's bytes, by every compiler, level and kernel.
+"""The emitted C at every width of a layer: strict flags and the reference's bytes.
 
 All of it is 40 widths times 96 ways to compile, more than an hour on two cores: THAW_FULL_SWEEPS=1 runs it. Without,
 a few are tried, among them those that gcc 12 warned of.
@@ -103,7 +103,7 @@ def images_and_scores(width: int):
 
 
 def check(folder: Path, width: int, compiler: str, level: str, kernels: str) -> None:
-    """It compiles without a warning and gives the referee's bytes, where this processor has what it takes."""
+    """It compiles without a warning and gives the interpreter's bytes, where this processor has what it takes."""
     graph, (flags, needed) = graph_of(width), KERNELS[kernels]
     (folder / "vnni.h").write_text(VNNI)
     flags = [level, *(str(folder / flag) if flag == "vnni.h" else flag for flag in flags)]

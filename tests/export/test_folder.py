@@ -1,4 +1,4 @@
-"""The folder of artefacts: whole or visibly not, and nobody else's files touched."""
+"""The folder of artifacts: whole or visibly not, and nobody else's files touched."""
 
 from __future__ import annotations
 

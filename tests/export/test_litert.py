@@ -1,4 +1,4 @@
-"""The LiteRT models against the referee, to the byte, and what their files say."""
+"""The LiteRT models against the reference interpreter, to the byte, and what their files say."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from thaw.graph.ops import Concat, Conv2d, Requantize
 from thaw.graph.quantize import quantize
 from thaw.graph.tensors import Quantization, Tensor
 from thaw.models.families import PaperSpec
-from thaw.models.fusion import FusionSpec, build_unified
+from thaw.models.unify import UnifySpec, build_unified
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
 SHAPE = (28, 28, 1)
@@ -41,7 +41,7 @@ def written(graph):
 
 
 def assert_same_bytes(graph, images):
-    """Scores of all images, and every tensor of the first two, by LiteRT's reference kernels and by the referee."""
+    """Scores of all images, and every tensor of the first two, by LiteRT's reference kernels and by the interpreter."""
     runner = LiteRtRunner(written(graph), reference=True)
     scores = runner.run(images)
     expected = interpret.run(graph, images)[graph.outputs[-1]]
@@ -50,11 +50,11 @@ def assert_same_bytes(graph, images):
     for index in range(2):
         image = images[index : index + 1]
         found = runner.tensors(image)
-        referee = interpret.trace(graph, image)
+        reference = interpret.trace(graph, image)
         for name in needed_tensors(graph):
-            values = found[name].reshape(referee[name].shape)
-            assert values.dtype == referee[name].dtype
-            np.testing.assert_array_equal(values, referee[name], err_msg=name)
+            values = found[name].reshape(reference[name].shape)
+            assert values.dtype == reference[name].dtype
+            np.testing.assert_array_equal(values, reference[name], err_msg=name)
 
 
 def needed_tensors(graph):
@@ -83,7 +83,7 @@ def test_the_papers_network_gives_the_bytes_of_the_reference_kernels_on_mnist(da
     data = thaw.load("mnist", data_root=str(data_root))
     images = np.ascontiguousarray(data.train.images[:400])
     torch.manual_seed(1)
-    module = build_unified(PaperSpec(), FusionSpec(), SHAPE, 10).eval()
+    module = build_unified(PaperSpec(), UnifySpec(), SHAPE, 10).eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(2.5)
@@ -105,11 +105,11 @@ def test_random_float_graphs_are_near_the_referee():
             assert (scores.shape, scores.dtype) == (expected.shape, expected.dtype)
             if scores.dtype == np.float32:
                 np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=2e-5)
-            referee = interpret.trace(graph, images[:1])
+            traced = interpret.trace(graph, images[:1])
             found = runner.tensors(images[:1]) if reference else {}
             for name in needed_tensors(graph) & set(found):
-                scale = max(1.0, float(np.abs(referee[name]).max()))
-                np.testing.assert_allclose(found[name] / scale, referee[name] / scale, atol=2e-6, err_msg=name)
+                scale = max(1.0, float(np.abs(traced[name]).max()))
+                np.testing.assert_allclose(found[name] / scale, traced[name] / scale, atol=2e-6, err_msg=name)
 
 
 def test_the_fast_kernels_are_near_the_reference_kernels():
@@ -269,7 +269,7 @@ def test_the_archive_holds_labels_and_card():
         assert archive.read("labels.txt").decode() == "ä, ö\ntwo\\nlines\n0\n1\n2\n3\n4\n5\n6\n7\n"
         told = json.loads(archive.read("card.json"))
     assert told == json.loads(json.dumps(card.as_dict()))
-    assert told["input"] == {"height": 28, "width": 28, "channels": 1, "fit": card.contract.fit}
+    assert told["input"] == {"height": 28, "width": 28, "channels": 1, "fit": card.input_spec.fit}
 
 
 def slot(buffer, table, number):
@@ -334,7 +334,7 @@ def test_the_metadata_are_those_of_tensorflow_lite():
 def test_the_example_runs(tmp_path, precision):
     graphs = {"float": paper_graph(SHAPE, "float"), "int8": paper_graph(SHAPE)}
     card = card_of(graphs["int8"])
-    card = replace(card, contract=replace(card.contract, fit="crop"))
+    card = replace(card, input_spec=replace(card.input_spec, fit="crop"))
     for name, content in export_litert(graphs, card).items():
         (tmp_path / name).write_bytes(content)
     pixels = np.random.default_rng(2).integers(0, 256, (50, 61, 3), dtype=np.uint8)
@@ -350,7 +350,7 @@ def test_the_example_runs(tmp_path, precision):
     )
     assert done.returncode == 0, done.stderr
     scores = LiteRtRunner((tmp_path / f"model-{precision}.tflite").read_bytes()).run(
-        resize(pixels, card.contract)[None]
+        resize(pixels, card.input_spec)[None]
     )[0]
     probabilities = (scores.astype(float) + 128) / 256 if precision == "int8" else scores
     best = probabilities.argmax()

@@ -97,7 +97,7 @@ def test_scales_over_which_litert_would_end_the_process_are_refused():
     np.testing.assert_array_equal(LiteRtRunner(written(graph), reference=True).run(images), [[0, 127]])
 
 
-def test_a_quantised_graph_always_has_scales_that_litert_takes():
+def test_a_quantized_graph_always_has_scales_that_litert_takes():
     """Whatever calibration says: scores all but constant, sums far smaller than their terms."""
     for seed in range(25):
         rng = np.random.default_rng(seed)

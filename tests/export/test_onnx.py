@@ -1,4 +1,4 @@
-"""The ONNX models against the referee, and what their files say; the example against the library."""
+"""The ONNX models against the reference interpreter, and what their files say; the example against the library."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from graph_samples import EXTREMES, random_graph, random_images, random_int8_graph
 from onnx_samples import card_for, exported, paper_graphs
 from PIL import Image
-from web_samples import GREY_ALPHA, RGB, RGBA, png_file
+from web_samples import GRAY_ALPHA, RGB, RGBA, png_file
 
 from thaw.data.decode import decode_image
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.resize import resize
 from thaw.evidence.run_onnx import OnnxRunner
 from thaw.export.to_onnx import export_onnx
@@ -83,11 +83,11 @@ def test_int8_weights_are_int8_a_scale_a_channel():
 
 def test_the_int8_model_is_int8_in_the_session(tmp_path):
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
     content = exported(paper_graphs()["int8"], "int8")
     onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("QLinearConv") == 6
     assert kinds.count("QGemm") == 2
     assert {"QLinearSoftmax", "QLinearConcat"} <= set(kinds)
@@ -117,7 +117,7 @@ def test_random_float_graphs_equal_the_referee():
 
 @pytest.mark.parametrize("extreme", [None, *EXTREMES])
 def test_layers_of_random_int8_graphs_are_the_referees_or_one_off(extreme):
-    """Each layer on what onnxruntime itself gave it: equal, or rounded to the neighbour where a half was near."""
+    """Each layer on what onnxruntime itself gave it: equal, or rounded to the neighbor where a half was near."""
     equal = total = 0
     for seed in range(40 if extreme is None else 6):
         rng = np.random.default_rng(seed)
@@ -214,15 +214,15 @@ def test_the_example_resizes_as_the_library():
             low = int(rng.integers(0, 65_535))
             value_range = (low, int(rng.integers(low + 1, 65_536))) if rng.integers(3) else None
             pixels = rng.integers(low // 2, 65_536, pixels.shape).astype(np.uint16)
-        contract = InputContract(
+        input_spec = InputSpec(
             height=rows,
             width=columns,
             channels=int(rng.choice([1, 3])),
             fit=str(rng.choice(["stretch", "crop"])),
             range=value_range,
         )
-        made = preprocess().fit(pixels, contract.as_dict())
-        np.testing.assert_array_equal(made, resize(pixels, contract))
+        made = preprocess().fit(pixels, input_spec.as_dict())
+        np.testing.assert_array_equal(made, resize(pixels, input_spec))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_the_example_resizes_as_the_library():
 @pytest.mark.parametrize("orientation", [None, 3, 6])
 def test_the_example_reads_files_as_the_library(tmp_path, mode, orientation):
     rng = np.random.default_rng(1)
-    colours = Image.fromarray(rng.integers(0, 256, (9, 14, 4), dtype=np.uint8), "RGBA")
+    colors = Image.fromarray(rng.integers(0, 256, (9, 14, 4), dtype=np.uint8), "RGBA")
     path = tmp_path / ({"CMYK": "image.jpg", "TIFF": "image.tif"}.get(mode, "image.png"))
     settings = {}
     if mode.startswith("I;16"):
@@ -240,13 +240,13 @@ def test_the_example_reads_files_as_the_library(tmp_path, mode, orientation):
         if mode != "I;16":
             settings["transparency"] = int(values[0, 0])
     elif mode.startswith("P"):
-        image = colours.convert("RGB").quantize(20)
+        image = colors.convert("RGB").quantize(20)
         if mode != "P":
             settings["transparency"] = 3
     elif mode == "CMYK":
-        image = colours.convert("RGB").convert("CMYK")
+        image = colors.convert("RGB").convert("CMYK")
     else:
-        image = colours.convert("RGB" if mode == "TIFF" else mode)
+        image = colors.convert("RGB" if mode == "TIFF" else mode)
     if orientation is not None:
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -256,11 +256,11 @@ def test_the_example_reads_files_as_the_library(tmp_path, mode, orientation):
     np.testing.assert_array_equal(preprocess().read_image(path), np.broadcast_to(expected, (*expected.shape[:2], 3)))
 
 
-@pytest.mark.parametrize(("kind", "samples"), [(RGB, 3), (RGBA, 4), (GREY_ALPHA, 2)])
+@pytest.mark.parametrize(("kind", "samples"), [(RGB, 3), (RGBA, 4), (GRAY_ALPHA, 2)])
 def test_the_example_refuses_what_it_would_reduce(tmp_path, kind, samples):
     content = png_file(np.random.default_rng(3).integers(0, 65_536, (5, 6, samples)), 16, kind)
     (tmp_path / "wide.png").write_bytes(content)
-    with pytest.raises(ValueError, match="grey of 16 bits"):
+    with pytest.raises(ValueError, match="gray of 16 bits"):
         preprocess().read_image(tmp_path / "wide.png")
 
 
@@ -282,6 +282,6 @@ def test_the_example_runs(tmp_path, precision):
         cwd=Path(tmp_path).anchor,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    image = resize(pixels, InputContract(height=28, width=28, channels=1, fit="crop"))
+    image = resize(pixels, InputSpec(height=28, width=28, channels=1, fit="crop"))
     found = OnnxRunner((tmp_path / f"model-{precision}.onnx").read_bytes()).run(image[None])[0]
     assert done.stdout == f"class {found.argmax()} {found.max():.4f}\n"

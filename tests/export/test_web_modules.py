@@ -14,8 +14,8 @@ import pytest
 from hostile_text import PIECES
 from PIL import Image
 from web_samples import (
-    GREY,
-    GREY_ALPHA,
+    GRAY,
+    GRAY_ALPHA,
     NODE,
     PALETTE,
     RGB,
@@ -29,7 +29,7 @@ from web_samples import (
 )
 
 from thaw.data.decode import UnreadableImageError, decode_image, orient
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.resize import resize
 from thaw.quoting import csv_line
 
@@ -39,7 +39,7 @@ RESIZE = 'import { resize } from "./resize.js";'
 PNG = 'import { decodePng } from "./png.js";'
 
 
-def resize_cases() -> list[tuple[np.ndarray, InputContract]]:
+def resize_cases() -> list[tuple[np.ndarray, InputSpec]]:
     rng = np.random.default_rng(11)
     sizes = [(1, 1), (1, 700), (1000, 1), (28, 28), (32, 32), (27, 29), (1000, 700), (700, 1000), (640, 480), (2, 3)]
     sizes += [tuple(int(side) for side in rng.integers(1, 120, 2)) for _ in range(50)]
@@ -51,14 +51,14 @@ def resize_cases() -> list[tuple[np.ndarray, InputContract]]:
         other = side if number % 3 else int(rng.integers(1, 64))
         for fit in ("stretch", "crop"):
             channels = (1, 3)[number // 2 % 2]
-            cases.append((image, InputContract(height=side, width=other, channels=channels, fit=fit)))
+            cases.append((image, InputSpec(height=side, width=other, channels=channels, fit=fit)))
     # Extremes of every intermediate value.
-    cases += [(np.full((901, 3, 3), 255, np.uint8), InputContract(height=1024, width=1024, channels=3))]
-    cases += [(np.full((3, 32768, 1), 255, np.uint8), InputContract(height=5, width=1023, channels=1))]
+    cases += [(np.full((901, 3, 3), 255, np.uint8), InputSpec(height=1024, width=1024, channels=3))]
+    cases += [(np.full((3, 32768, 1), 255, np.uint8), InputSpec(height=5, width=1023, channels=1))]
     return cases + wide_cases()
 
 
-def wide_cases() -> list[tuple[np.ndarray, InputContract]]:
+def wide_cases() -> list[tuple[np.ndarray, InputSpec]]:
     """Images of 16 bits, in and about the range of a model; and all 65,536 values, which no resizing changes."""
     rng = np.random.default_rng(12)
     cases = []
@@ -67,9 +67,9 @@ def wide_cases() -> list[tuple[np.ndarray, InputContract]]:
         margin = (high - low) // 8 + 1
         channels, target = (1, 3)[number % 2], (1, 3)[number // 2 % 2]
         values = rng.integers(low - margin, high + margin, (37, 41, channels)).clip(0, 65535).astype(np.uint16)
-        cases.append((values, InputContract(height=28, width=30, channels=target, fit="crop", range=value_range)))
+        cases.append((values, InputSpec(height=28, width=30, channels=target, fit="crop", range=value_range)))
         every = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
-        cases.append((every, InputContract(height=256, width=256, channels=1, range=value_range)))
+        cases.append((every, InputSpec(height=256, width=256, channels=1, range=value_range)))
     return cases
 
 
@@ -79,19 +79,19 @@ def test_resizing_is_equal_to_the_byte(tmp_path: Path) -> None:
         {
             "bytes": image.tobytes(),
             "shape": dict(zip(("height", "width", "channels"), image.shape, strict=True)),
-            "contract": contract.as_dict(),
+            "input_spec": input_spec.as_dict(),
             "isWide": image.dtype == np.uint16,
         }
-        for image, contract in cases
+        for image, input_spec in cases
     ]
     answer = (
         "const bytes = bytesOf(`in-${number}`);"
         "const data = each.isWide ? new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2) : bytes;"
-        "return resize({ ...each.shape, data }, each.contract);"
+        "return resize({ ...each.shape, data }, each.input_spec);"
     )
     found = images_by_node(tmp_path, RESIZE, answer, given)
-    for result, (image, contract) in zip(found, cases, strict=True):
-        assert np.array_equal(result, resize(image, contract)), (image.shape, contract)
+    for result, (image, input_spec) in zip(found, cases, strict=True):
+        assert np.array_equal(result, resize(image, input_spec)), (image.shape, input_spec)
 
 
 def test_the_page_warns_of_another_depth_or_range(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ process.stdout.write(JSON.stringify(told));
 def png_cases() -> dict[str, bytes]:
     rng = np.random.default_rng(5)
     cases = {}
-    kinds = [(GREY, depth) for depth in (1, 2, 4, 8, 16)] + [(PALETTE, depth) for depth in (1, 2, 4, 8)]
-    kinds += [(kind, depth) for kind in (RGB, GREY_ALPHA, RGBA) for depth in (8, 16)]
+    kinds = [(GRAY, depth) for depth in (1, 2, 4, 8, 16)] + [(PALETTE, depth) for depth in (1, 2, 4, 8)]
+    kinds += [(kind, depth) for kind in (RGB, GRAY_ALPHA, RGBA) for depth in (8, 16)]
     for kind, depth in kinds:
         palette = rng.integers(0, 256, 3 * 2**depth, dtype=np.uint8).tobytes() if kind == PALETTE else b""
         for number, (height, width) in enumerate([(1, 1), (1, 9), (13, 1), (2, 3), (17, 23), (40, 31)]):
@@ -130,7 +130,7 @@ def png_cases() -> dict[str, bytes]:
                     pixels, depth, kind, interlaced=interlaced, palette=palette, seed=number
                 )
         few = rng.integers(0, 2, (9, 11, SAMPLES[kind])) * (2**depth - 1)
-        if kind in (GREY, RGB):
+        if kind in (GRAY, RGB):
             for value in (0, 1, 255, 2**depth - 1):
                 hidden = struct.pack(">H", value) * SAMPLES[kind]
                 cases[f"{kind} {depth} hides {value}"] = png_file(few, depth, kind, transparency=hidden)
@@ -185,7 +185,7 @@ def test_png_files_are_read_to_the_byte(tmp_path: Path) -> None:
             if type(result) is not type(expected):
                 differing.append((name, str(result)[:40], str(expected)[:40]))
             continue
-        # An image whose channels are equal is grey there; what becomes of it is the same.
+        # An image whose channels are equal is gray there; what becomes of it is the same.
         if expected.shape[2] != result.shape[2]:
             expected = expected.repeat(3, axis=2)
         if result.dtype != expected.dtype or not np.array_equal(result, expected):
@@ -246,23 +246,24 @@ def test_the_csv_is_that_of_predict(tmp_path: Path) -> None:
     assert done.stdout.decode() == "".join(expected)
 
 
-def test_a_drawing_is_centred_as_mnist_is_and_keeps_its_pen(tmp_path: Path) -> None:
-    imports = 'import { centred, rendered } from "./strokes.js"; import { resize } from "./resize.js";'
+def test_a_drawing_is_centered_as_mnist_is_and_keeps_its_pen(tmp_path: Path) -> None:
+    imports = 'import { centered, rendered } from "./strokes.js"; import { resize } from "./resize.js";'
     strokes = {
         "small in a corner": [[[0.05, 0.05], [0.1, 0.2], [0.15, 0.05]]],
         "large": [[[0.1, 0.05], [0.1, 0.95]], [[0.9, 0.05], [0.9, 0.95]]],
         "a dot": [[[0.9, 0.9]]],
     }
-    contracts = [InputContract(height=28, width=28, channels=1), InputContract(height=32, width=16, channels=1)]
+    input_specs = [InputSpec(height=28, width=28, channels=1), InputSpec(height=32, width=16, channels=1)]
     cases = [
-        {"bytes": b"", "strokes": each, "contract": contract.as_dict(), "isBright": is_bright}
+        {"bytes": b"", "strokes": each, "input_spec": input_spec.as_dict(), "isBright": is_bright}
         for each in strokes.values()
-        for contract in contracts
+        for input_spec in input_specs
         for is_bright in (True, False)
     ]
     answer = (
-        "const { width, height } = each.contract;"
-        "return resize(rendered(centred(each.strokes, width / height), each.contract, each.isBright), each.contract);"
+        "const { width, height } = each.input_spec;"
+        "const drawn = rendered(centered(each.strokes, width / height), each.input_spec, each.isBright);"
+        "return resize(drawn, each.input_spec);"
     )
     found = images_by_node(tmp_path, imports, answer, [dict(case) for case in cases])
     for case, image in zip(cases, found, strict=True):

@@ -135,7 +135,7 @@ def scenes(world: World) -> list[Scene]:
     arm_names = sorted(path.name for path in (world.root / "reference-ablate").glob("*.safetensors"))
     return [
         Scene(
-            name="quantisation-aware training",
+            name="quantization-aware training",
             begin=lambda folder: ["train", "images", *worlds.TINY, *QAT, "--out", folder],
             resume=_resume_run,
             check=_same_run,
@@ -184,7 +184,7 @@ def _cache(world: World, scene: Scene, folder: Path) -> dict[str, str]:
 
 def _undisturbed(world: World, scene: Scene) -> float:
     folder = world.folder(f"reference-{scene.name.replace(' ', '-')}")
-    if scene.name.startswith("quantisation"):
+    if scene.name.startswith("quantization"):
         folder.rmdir()
     done = world.must(*scene.begin(folder), before=scene.before, env=_cache(world, scene, folder))
     return done.seconds
@@ -194,7 +194,7 @@ def _kill(world: World, ledger: Ledger, scene: Scene, number: int, seconds: floa
     area, chance = f"kill {scene.name}", ledger.chance("kill", number)
     reference = world.root / f"reference-{scene.name.replace(' ', '-')}"
     folder = world.folder("killed")
-    if scene.name.startswith("quantisation"):
+    if scene.name.startswith("quantization"):
         folder.rmdir()
     moment = seconds * chance.uniform(scene.least, 1.0)
     ledger.begin(area, number, f"after {moment:.3f} of {seconds:.2f} s")

@@ -149,7 +149,7 @@ def targets_of(world: World) -> list[Target]:
                 ),
                 weight=weight,
                 damage="bytes",
-                ask=lambda target=target: asks.artefacts(target),
+                ask=lambda target=target: asks.artifacts(target),
                 beside=(run / "deployment.json", run / "report.html"),
             )
             for target, weight in (("onnx", 1.0), ("litert", 1.0), ("c", 0.3))
@@ -175,16 +175,16 @@ class Asks:
     @cache  # noqa: B019 - there is one, as long as its process
     def _setting(self) -> tuple[Any, Any, Any, Any]:
         """Request, data, setting and plan of the run."""
-        from thaw.run.context import training_setting
+        from thaw.run.context import training_context
         from thaw.run.folder import open_for_resume
         from thaw.run.pipeline import _plan
         from thaw.run.request import TrainRequest
         from thaw.run.resolve import prepare_run
-        from thaw.training.compute import LANES, Lanes, resolve_device
+        from thaw.training.compute import LANES, ParallelBranches, resolve_device
 
         request, data = prepare_run(TrainRequest.from_dict(open_for_resume(self.run)[1]))
-        lanes = Lanes(LANES, resolve_device("cpu"))
-        setting = training_setting(data, request.recipe, request.seed, "cpu", lanes, normalisation="torch")
+        lanes = ParallelBranches(LANES, resolve_device("cpu"))
+        setting = training_context(data, request.recipe, request.seed, "cpu", lanes, normalization="torch")
         return request, data, setting, _plan(request, data)
 
     def cache_folder(self) -> Path:
@@ -198,10 +198,10 @@ class Asks:
         from thaw.model.model import Model
 
         model = Model.load(self.run)
-        found = _finite(model.probabilities(np.resize(self.images, (6, *model.contract.shape))))
+        found = _finite(model.probabilities(np.resize(self.images, (6, *model.input_spec.shape))))
         if np.abs(found.sum(axis=1) - 1).max() > 1e-3:
             raise Unnoticed("probabilities that do not sum to 1")
-        return model.classes, found.tobytes(), model.contract
+        return model.classes, found.tobytes(), model.input_spec
 
     def int8(self) -> object:
         """Scores of the int8 network."""
@@ -209,21 +209,21 @@ class Asks:
         from thaw.graph.interpret import run
 
         graph, header = read_graph(self.run / "model-int8.safetensors")
-        scores = run(graph, np.resize(self.images, (6, *header.contract.shape)))
+        scores = run(graph, np.resize(self.images, (6, *header.input_spec.shape)))
         return header, {name: _finite(value).tobytes() for name, value in scores.items()}
 
     def checkpoint(self) -> object:
         """The state that training would go on from, and the next epoch where there is one."""
         from thaw.run.folder import RunFolder
         from thaw.run.pipeline import _restore
-        from thaw.training.method import Method
+        from thaw.training.trainer import MultiStageTrainer
 
         request, _, setting, plan = self._setting()
-        method = Method(request.recipe.method_settings(), setting)
-        seconds = _restore(RunFolder(self.run), method, plan)
-        tensors, numbers = method.state()
+        trainer = MultiStageTrainer(request.recipe.trainer_settings(), setting)
+        seconds = _restore(RunFolder(self.run), trainer, plan)
+        tensors, numbers = trainer.state()
         state = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-        for _ in method.epochs():
+        for _ in trainer.epochs():
             break
         return seconds, numbers, state
 
@@ -309,7 +309,7 @@ class Asks:
         for name in ("recipe.toml", "paper.toml"):
             _, recipe = load_recipe(str(self.world.root / name))
             settled, _ = with_network(recipe, None, (28, 28, 1), 10)
-            layer_table(settled.model, settled.joined, (28, 28, 1), 10)
+            layer_table(settled.model, settled.unify_spec, (28, 28, 1), 10)
         return None
 
     def caches(self) -> object:
@@ -319,7 +319,7 @@ class Asks:
         _, data = prepare_run(self._setting()[0])
         test = data.test.open()
         return (
-            *(data.fingerprint, data.contract, data.problems, data.splits),
+            *(data.fingerprint, data.input_spec, data.problems, data.splits),
             *(part.tobytes() for part in (data.train.images, data.train.labels, test.images, test.labels)),
         )
 
@@ -337,8 +337,8 @@ class Asks:
         thaw.train(resume=self.run)
         return (self.run / "history.jsonl").read_bytes()
 
-    def artefacts(self, target: str) -> object:
-        """The verification of one target's artefacts; one that was changed has to be told."""
+    def artifacts(self, target: str) -> object:
+        """The verification of one target's artifacts; one that was changed has to be told."""
         from thaw.deploy.export import TrainedRun
         from thaw.deploy.verify import verify
 

@@ -12,7 +12,7 @@ import numpy as np
 import zygote
 
 # As little training as a run can do; the bundled digits, since `zoo add` takes named data sets only.
-STEPS = 'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="all", epochs=1}]'
+STEPS = 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'
 TINY = ("--recipe", "paper", "--set", "dual.epochs=2", "--set", STEPS)
 SIDE = 12
 SECONDS = 300.0
@@ -68,7 +68,7 @@ class World:
 
 
 def write_images(folder: Path, *, classes: int, each: int, side: int = SIDE, black: bool = False) -> Path:
-    """Class folders c0, c1, ... of grey PNG files: a bright bar at a place of its own a class, and noise."""
+    """Class folders c0, c1, ... of gray PNG files: a bright bar at a place of its own a class, and noise."""
     from PIL import Image
 
     chance = np.random.default_rng(5)

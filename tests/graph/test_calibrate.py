@@ -69,7 +69,7 @@ def test_minmax_spans_all_batches_of_random_graphs(monkeypatch):
 @pytest.mark.parametrize("spread", ["normal", "laplace", "one outlier", "relu", "uniform", "negative"])
 def test_the_cut_is_nearly_the_best_there_is(spread):
     rng = np.random.default_rng(5)
-    # Each output is a pixel pair's weighted sum: 256 grey levels times 1 and 1/256 give values of any distribution.
+    # Each output is a pixel pair's weighted sum: 256 gray levels times 1 and 1/256 give values of any distribution.
     wanted = {
         "normal": rng.normal(0, 1000, 4000),
         "laplace": rng.laplace(0, 500, 4000),

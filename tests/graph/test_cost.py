@@ -18,11 +18,11 @@ from thaw.graph.lower import layer_table, lower
 from thaw.graph.ops import Concat, Conv2d, Dense, MaxPool2d, Reshape, Scale, Softmax
 from thaw.graph.tensors import Tensor
 from thaw.models.families import PaperSpec
-from thaw.models.fusion import FusionSpec, build_dual, build_unified
+from thaw.models.unify import UnifySpec, build_dual, build_unified
 
 # Name, shape, parameters: 3 * 3 * 1 * 10 + 10 = 100, 3 * 3 * 10 * 20 + 20 = 1820, 5 * 5 * 20 * 10 + 10 = 5010,
 # 20 * 32 + 32 = 672, 32 * 10 + 10 = 330.
-GREY_28 = [
+GRAY_28 = [
     ("scale", (28, 28, 1), 0),
     ("branch1.conv1", (26, 26, 10), 100),
     ("branch1.conv1.pool", (13, 13, 10), 0),
@@ -45,7 +45,7 @@ GREY_28 = [
 ]
 
 # 3 * 3 * 3 * 10 + 10 = 280, 3 * 3 * 10 * 20 + 20 = 1820, 6 * 6 * 20 * 10 + 10 = 7210.
-COLOUR_32 = [
+COLOR_32 = [
     ("scale", (32, 32, 3), 0),
     ("branch1.conv1", (30, 30, 10), 280),
     ("branch1.conv1.pool", (15, 15, 10), 0),
@@ -69,10 +69,10 @@ COLOUR_32 = [
 
 
 def table(shape):
-    return layer_table(PaperSpec(), FusionSpec(), shape, 10)
+    return layer_table(PaperSpec(), UnifySpec(), shape, 10)
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((28, 28, 1), GREY_28), ((32, 32, 3), COLOUR_32)])
+@pytest.mark.parametrize(("shape", "expected"), [((28, 28, 1), GRAY_28), ((32, 32, 3), COLOR_32)])
 def test_layer_table(shape, expected):
     assert [(layer.name, layer.output, layer.parameters) for layer in table(shape).layers] == expected
 
@@ -116,7 +116,7 @@ def test_layers_add_up_and_name_their_bytes():
 
 def test_parameters_are_those_of_the_module():
     for module in (
-        build_unified(PaperSpec(filters=(3, 7)), FusionSpec(hidden=9), (17, 12, 3), 5),
+        build_unified(PaperSpec(filters=(3, 7)), UnifySpec(hidden=9), (17, 12, 3), 5),
         build_dual(PaperSpec(filters=(3, 7)), (17, 12, 3), 5).branches[0],
     ):
         graph = lower(module, shape=(17, 12, 3), mean=(0.0,) * 3, std=(1.0,) * 3, classes=5)
@@ -167,7 +167,7 @@ def test_peak_memory_by_hand():
 
 
 def test_peak_memory_where_the_image_counts():
-    # A grey image of 6x6 is shrunk at once: while it is scaled, 36 raw bytes and 36 values are there.
+    # A gray image of 6x6 is shrunk at once: while it is scaled, 36 raw bytes and 36 values are there.
     ops = (
         Scale(name="scale", inputs=("image",), output="s", mean=(0.0,), std=(1.0,)),
         MaxPool2d(name="pool", inputs=("s",), output="p", kernel=(3, 3), stride=(3, 3)),
@@ -222,7 +222,7 @@ def test_products_with_padding_count():
 def test_layer_table_draws_no_random_numbers_and_makes_no_weights():
     state = torch.get_rng_state()
     began = time.perf_counter()
-    cost = layer_table(PaperSpec(filters=(4096, 4096)), FusionSpec(hidden=65536), (1024, 1024, 3), 1000)
+    cost = layer_table(PaperSpec(filters=(4096, 4096)), UnifySpec(hidden=65536), (1024, 1024, 3), 1000)
     assert cost.parameters > 5e11  # two terabytes, were they made
     assert time.perf_counter() - began < 5
     assert torch.equal(torch.get_rng_state(), state)
@@ -232,7 +232,7 @@ def test_layer_table_refuses_what_the_network_does_not_take():
     with pytest.raises(UsageError, match="at least 10x10"):
         table((9, 28, 1))
     with pytest.raises(UsageError, match="at least 2"):
-        layer_table(PaperSpec(), FusionSpec(), (28, 28, 1), 1)
+        layer_table(PaperSpec(), UnifySpec(), (28, 28, 1), 1)
 
 
 def test_counting_needs_no_torch():

@@ -1,4 +1,4 @@
-"""Every family of networks through lowering, quantisation, every artefact and training in int8.
+"""Every family of networks through lowering, quantization, every artifact and training in int8.
 
 The oracles are the torch modules, the parameters that they have, LiteRT's reference kernels and the compiled C.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from export_samples import card_of
-from family_samples import CLASSES, SHAPES, SPECS, as_batch, family_graph, family_module, randomise
+from family_samples import CLASSES, SHAPES, SPECS, as_batch, family_graph, family_module, randomize
 from graph_samples import random_images
 
 from thaw.errors import UsageError
@@ -30,7 +30,7 @@ from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.graph.trainable import TrainableGraph
 from thaw.models.blocks import Halve, learned_parameters
 from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
-from thaw.models.fusion import FusionSpec, build_unified
+from thaw.models.unify import UnifySpec, build_unified
 
 LOOPED = tuple(name for name in SPECS if name.startswith("looped"))
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler: apt-get install gcc")
@@ -91,13 +91,13 @@ def test_passes_share_the_weights_of_the_first_of_their_loop():
     ids=str,
 )
 def test_parameters_are_those_that_training_learned(spec, shape):
-    for fusion in (None, FusionSpec(hidden=3)):
-        module = spec.build(shape, 7) if fusion is None else build_unified(spec, fusion, shape, 7)
-        cost = layer_table(spec, fusion, shape, 7)
+    for unify_spec in (None, UnifySpec(hidden=3)):
+        module = spec.build(shape, 7) if unify_spec is None else build_unified(spec, unify_spec, shape, 7)
+        cost = layer_table(spec, unify_spec, shape, 7)
         assert cost.parameters == learned_parameters(module)
         assert sum(layer.parameters for layer in cost.layers) == cost.parameters
         assert cost.weight_bytes_float32 == 4 * cost.parameters
-        trained = lower(randomise(module).eval(), shape=shape, mean=(0.0,) * shape[2], std=(1.0,) * shape[2], classes=7)
+        trained = lower(randomize(module).eval(), shape=shape, mean=(0.0,) * shape[2], std=(1.0,) * shape[2], classes=7)
         assert count_cost(trained) == cost
 
 
@@ -160,9 +160,9 @@ def test_the_c_gives_the_bytes_of_the_referee(name, shape, fused, flags):
     images = random_images(np.random.default_rng(4), graph, 12)
     with HostCRunner(export_c({"int8": graph}, card_of(graph)), graph, flags=flags) as runner:
         np.testing.assert_array_equal(runner.run(images), run(graph, images)[graph.outputs[0]])
-        referee = trace(graph, images[3:4])
+        reference = trace(graph, images[3:4])
         for tensor, values in runner.tensors(images[3:4]).items():
-            np.testing.assert_array_equal(values, referee[tensor], err_msg=tensor)
+            np.testing.assert_array_equal(values, reference[tensor], err_msg=tensor)
 
 
 @networks
@@ -175,10 +175,10 @@ def test_litert_s_reference_kernels_give_the_bytes_of_the_referee(name, shape):
     images = random_images(np.random.default_rng(5), graph, 12)
     runner = LiteRtRunner(write_litert(graph, card_of(graph)), reference=True)
     np.testing.assert_array_equal(runner.run(images), run(graph, images)[graph.outputs[-1]])
-    referee = trace(graph, images[3:4])
+    reference = trace(graph, images[3:4])
     for tensor, values in runner.tensors(images[3:4]).items():
-        if tensor in referee and tensor != graph.input:
-            np.testing.assert_array_equal(values.reshape(referee[tensor].shape), referee[tensor], err_msg=tensor)
+        if tensor in reference and tensor != graph.input:
+            np.testing.assert_array_equal(values.reshape(reference[tensor].shape), reference[tensor], err_msg=tensor)
 
 
 @networks
@@ -291,7 +291,7 @@ def test_shared_weights_train_with_the_gradients_of_the_float_network():
     loop = model.get_submodule("stage2.loop")
     model.zero_grad()
     (model(as_batch(images)) * direction).sum().backward()
-    # The weights of the first pass are the convolution's, times the first normalisation's factors.
+    # The weights of the first pass are the convolution's, times the first normalization's factors.
     factors = [norm.affine()[0].detach() for norm in loop.norms]
     expected = loop.conv.weight.grad.permute(0, 2, 3, 1) / factors[0].view(-1, 1, 1, 1)
     found = module.weights[module.places["stage2.loop.pass1"]].grad

@@ -12,7 +12,7 @@ import pytest
 from graph_samples import random_graph, random_images, random_int8_graph
 from safetensors.numpy import save
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import HEADER, GraphHeader, read_graph, write_graph
@@ -27,7 +27,7 @@ def header_of(graph: Graph) -> GraphHeader:
     return GraphHeader(
         name="a model",
         classes=tuple(f"class {index}" for index in range(count)),
-        contract=InputContract(height=height, width=width, channels=channels),
+        input_spec=InputSpec(height=height, width=width, channels=channels),
         facts={"seed": 3, "test accuracy": 0.5, "nested": {"list": [1, None, True, "text"]}},
     )
 
@@ -168,7 +168,7 @@ CHANGES = {
     "equal classes": (lambda h, _: h.update(classes=["a"] * len(h["classes"])), "names that differ"),
     "one class too many": (lambda h, _: h["classes"].append("more"), "classes"),
     "a class that is no text": (lambda h, _: h["classes"].__setitem__(0, 5), "class is 5"),
-    "another input": (lambda h, _: h["input"].update(height=500), "input contract says 500x"),
+    "another input": (lambda h, _: h["input"].update(height=500), "input specification says 500x"),
     "a huge input": (lambda h, _: h["input"].update(height=10**12), "from 1 to 1024"),
     "an input that is no number": (lambda h, _: h["input"].update(height=4.0), "input.height = 4.0"),
     "a mean that is no number": (lambda h, _: h["input"].update(mean=["0"]), "input.mean[0] = '0'"),

@@ -1,4 +1,4 @@
-"""The referee: float32 against torch in float64, int8 against loops over Python's integers and examples by hand."""
+"""The interpreter: float32 against torch in float64, int8 against loops over Python's integers and examples by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from thaw.graph.lower import lower
 from thaw.graph.ops import Add, ArgMax, AveragePool2d, Concat, Conv2d, Dense, MaxPool2d, Relu, Requantize, Softmax
 from thaw.graph.tensors import Quantization, Tensor
 from thaw.models.families import PaperSpec
-from thaw.models.fusion import FusionSpec, build_unified
+from thaw.models.unify import UnifySpec, build_unified
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 
@@ -96,7 +96,7 @@ def test_a_lowered_network_equals_its_module_on_real_images(scores):
     images = np.rint(digits.images[:300, ..., None] * (255 / 16)).astype(np.uint8)
     images = images.repeat(3, axis=1).repeat(3, axis=2)  # 24x24, large enough for two poolings
     torch.manual_seed(1)
-    module = build_unified(PaperSpec(), FusionSpec(scores=scores), (24, 24, 1), 10).eval()
+    module = build_unified(PaperSpec(), UnifySpec(scores=scores), (24, 24, 1), 10).eval()
     with torch.inference_mode():
         # Kernels of the size that training gives them: the random ones of a new network let little through.
         for parameter in module.parameters():

@@ -14,7 +14,7 @@ from thaw.graph.lower import lower
 from thaw.graph.ops import Concat, Conv2d, Dense, MaxPool2d, Reshape, Scale, Softmax
 from thaw.models.blocks import ConvClassifier, ConvReluPool, DenseClassifier
 from thaw.models.families import PaperSpec
-from thaw.models.fusion import FusionSpec, build_dual, build_unified
+from thaw.models.unify import UnifySpec, build_dual, build_unified
 
 MEANS, DEVIATIONS = (0.1307, 0.45, 0.5), (0.3081, 0.22, 0.9)
 
@@ -111,8 +111,8 @@ def assert_equal_outputs(module, shape, classes, seed=0):
 )
 def test_unified_model(shape, filters, classes, scores):
     torch.manual_seed(1)
-    fusion = FusionSpec(hidden=6, scores=scores)
-    module = strong(build_unified(PaperSpec(filters=filters), fusion, shape, classes))
+    unify_spec = UnifySpec(hidden=6, scores=scores)
+    module = strong(build_unified(PaperSpec(filters=filters), unify_spec, shape, classes))
     graph = assert_equal_outputs(module, shape, classes)
     assert graph.outputs == ("logits", "probabilities")
     assert graph.tensor("image").shape == shape
@@ -131,7 +131,7 @@ def test_submodel_with_its_dense_layer(shape):
 
 def test_submodel_with_its_dense_layer_as_convolution():
     torch.manual_seed(3)
-    unified = build_unified(PaperSpec(filters=(4, 5)), FusionSpec(), (15, 18, 3), 6)
+    unified = build_unified(PaperSpec(filters=(4, 5)), UnifySpec(), (15, 18, 3), 6)
     assert_equal_outputs(strong(unified).branches[0], (15, 18, 3), 6)
 
 
@@ -146,7 +146,7 @@ def test_padding_and_channels_last_memory():
 
 
 def test_weights_are_copies_as_float32():
-    module = build_unified(PaperSpec(), FusionSpec(), (10, 10, 1), 3).double()
+    module = build_unified(PaperSpec(), UnifySpec(), (10, 10, 1), 3).double()
     graph = lower(module, shape=(10, 10, 1), mean=(0,), std=(1,), classes=3)
     weighted = [op for op in graph.ops if isinstance(op, Conv2d | Dense)]
     before = [op.weights.copy() for op in weighted]

@@ -25,7 +25,7 @@ def graph_of(shape, *ops, output=None):
 
 
 def scale_op(mean, std):
-    """From means and deviations in grey levels, 0 to 255."""
+    """From means and deviations in gray levels, 0 to 255."""
     mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
     return Scale(name="scale", inputs=("image",), output="scale", mean=mean, std=std)
 
@@ -79,7 +79,7 @@ def test_a_range_that_is_not_finite_is_refused(values):
 
 def test_weights_and_bias_by_hand():
     flat = Reshape(name="flat", inputs=("scale",), output="flat", shape=(2,))
-    # Pixels less 0 over 2 grey levels: the pixel scale is 1/2, which stays with the map that the dense layer reads.
+    # Pixels less 0 over 2 gray levels: the pixel scale is 1/2, which stays with the map that the dense layer reads.
     graph = graph_of((1, 2, 1), scale_op([0], [2]), flat, dense([[1.0, -0.5], [0.0, 254.0]], bias=[0.1, -3.0]))
     made = quantize(graph, {"dense": (-10.0, 245.0)})
     op = made.ops[-1]
@@ -136,7 +136,7 @@ def test_pixels_go_in_as_they_are():
 
 
 def test_the_scaling_of_several_channels_is_folded_by_hand():
-    # Means 10, 20, 30 and deviations 1, 2, 3 in grey levels. The one scale of the pixels is 1 / 2, their zero point 20,
+    # Means 10, 20, 30 and deviations 1, 2, 3 in gray levels. The one scale of the pixels is 1 / 2, their zero point 20,
     # so scaled pixels are z * (2, 1, 2/3) + (10/1, 0/2, -10/3) where z = (pixel - 20) / 2.
     graph = graph_of((1, 1, 3), scale_op([10, 20, 30], [1, 2, 3]), conv([[[[1, 2, 3]]]], [7]))
     made = quantize(graph, {"conv": (-127.0, 128.0)})
@@ -174,7 +174,7 @@ def test_folding_keeps_what_a_convolution_computes(depthwise):
     assert np.abs(found - real).mean() <= step
 
 
-def test_padding_is_the_mean_grey_level():
+def test_padding_is_the_mean_gray_level():
     # With one channel and a whole mean the zero point is the mean, so a padded position is a scaled 0 exactly.
     graph = graph_of((3, 3, 1), scale_op([77], [4]), conv(np.ones((1, 3, 3, 1)), [0.0], padding=(2, 1, 1, 2)))
     made = quantize(graph, {"conv": (-200.0, 310.0)})
@@ -189,8 +189,8 @@ def test_padding_is_the_mean_grey_level():
     assert found[0, 0, 0, 0] == 2
 
 
-def test_padding_of_colours_is_off_by_no_more_than_the_means_differ():
-    # Means 70, 80, 90: padding is grey level 80 in each channel, 10 off in two of them, which cancel for equal weights.
+def test_padding_of_colors_is_off_by_no_more_than_the_means_differ():
+    # Means 70, 80, 90: padding is gray level 80 in each channel, 10 off in two of them, which cancel for equal weights.
     graph = graph_of((1, 1, 3), scale_op([70, 80, 90], [10] * 3), conv(np.eye(3)[:, None, None], [0] * 3))
     padded = replace(
         graph.ops[1], weights=np.eye(3, dtype=np.float32)[:, None, None].repeat(2, 1), padding=(1, 0, 0, 0)
@@ -224,17 +224,17 @@ TWO = dense([[0.0, 3.0]], name="two")
 
 
 def test_inputs_of_a_concatenation_are_written_on_one_scale():
-    joined = Concat(name="joined", inputs=("one", "two"), output="joined")
-    made = quantize(flat_graph(ONE, TWO, joined), {"one": (-100.0, 50.0), "two": (-1.0, 155.0)})
+    unify_spec = Concat(name="joined", inputs=("one", "two"), output="joined")
+    made = quantize(flat_graph(ONE, TWO, unify_spec), {"one": (-100.0, 50.0), "two": (-1.0, 155.0)})
     expected = Quantization(scale=1.0, zero_point=-28)
     assert {made.tensor(name).quantization for name in ("one", "two", "joined")} == {expected}
     assert [op.kind for op in made.ops].count("requantize") == 1  # that of the pixels
 
 
 def test_what_has_other_readers_is_brought_to_the_common_scale():
-    joined = Concat(name="joined", inputs=("one", "two"), output="joined")
+    unify_spec = Concat(name="joined", inputs=("one", "two"), output="joined")
     softmax = Softmax(name="softmax", inputs=("one",), output="softmax")
-    graph = flat_graph(ONE, TWO, joined, softmax)
+    graph = flat_graph(ONE, TWO, unify_spec, softmax)
     made = quantize(graph, {"one": (-100.0, 50.0), "two": (0.0, 510.0)})
     moved = {op.name: op for op in made.ops if isinstance(op, Requantize) and op.name != "scale.pixels"}
     assert set(moved) == {"joined.input1", "joined.input2"}
@@ -247,8 +247,8 @@ def test_what_has_other_readers_is_brought_to_the_common_scale():
 def test_probabilities_are_joined_on_their_own_scale():
     first = Softmax(name="s1", inputs=("one",), output="s1")
     second = Softmax(name="s2", inputs=("two",), output="s2")
-    joined = Concat(name="joined", inputs=("s1", "s2"), output="joined")
-    made = quantize(flat_graph(ONE, TWO, first, second, joined), {"one": (0.0, 1.0), "two": (0.0, 9.0)})
+    unify_spec = Concat(name="joined", inputs=("s1", "s2"), output="joined")
+    made = quantize(flat_graph(ONE, TWO, first, second, unify_spec), {"one": (0.0, 1.0), "two": (0.0, 9.0)})
     assert made.tensor("joined").quantization == SOFTMAX_QUANTIZATION
     assert made.tensor("one").quantization != made.tensor("two").quantization
 
@@ -262,9 +262,9 @@ def test_a_sum_has_a_scale_of_its_own():
     np.testing.assert_array_equal(found, [[55 - 128]])
 
 
-def test_what_cannot_be_quantised_is_refused():
+def test_what_cannot_be_quantized_is_refused():
     graph = graph_of((1, 1, 1), scale_op([0], [1]), conv(np.ones((1, 1, 1, 1)), [0]))
-    with pytest.raises(UsageError, match="the range of 'conv' is not known: calibrate before quantising"):
+    with pytest.raises(UsageError, match="the range of 'conv' is not known: calibrate before quantizing"):
         quantize(graph, {})
     with pytest.raises(UsageError, match="it cannot be int8"):
         quantize(graph, {"conv": (0.0, float("inf"))})
@@ -288,7 +288,7 @@ def test_random_graphs_keep_their_scores():
         found = dequantized(made, "logits", interpret.run(made, images)["logits"])
         errors.append(np.abs(found - real).mean() / max(np.ptp(real), 1e-9))
     assert np.median(errors) < 2 / 255
-    # The worst are scores that hardly differ, and colour images with means far apart and much padding (see there).
+    # The worst are scores that hardly differ, and color images with means far apart and much padding (see there).
     assert np.quantile(errors, 0.95) < 0.02
 
 

@@ -52,9 +52,9 @@ def real_values(op, reads, arrays):
     }
 
 
-def convolution_sums(op, reads, centred):
+def convolution_sums(op, reads, centered):
     top, bottom, left, right = op.padding
-    padded = np.pad(centred, ((top, bottom), (left, right), (0, 0)))
+    padded = np.pad(centered, ((top, bottom), (left, right), (0, 0)))
     rows, columns, channels = op.infer(reads).shape
     sums = {}
     for i, j, c in np.ndindex(rows, columns, channels):
@@ -71,7 +71,7 @@ ROUNDING = {"conv2d", "depthwise_conv2d", "dense", "requantize", "add", "average
 
 
 def test_what_is_admitted_lies_round_the_exact_result():
-    """Both neighbours at a half, the specification's own number, and nothing that is further than its slack allows."""
+    """Both neighbors at a half, the specification's own number, and nothing that is further than its slack allows."""
     narrow = total = 0
     kinds = set()
     for seed in range(14):

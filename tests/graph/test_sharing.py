@@ -11,7 +11,7 @@ import pytest
 from export_samples import card_of
 from graph_samples import random_images
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError, UsageError
 from thaw.evidence.run_c import HostCRunner
 from thaw.export.to_c import export_c
@@ -266,8 +266,8 @@ def test_a_factor_trains_and_stays_above_zero():
 
 
 def header_of(graph):
-    contract = InputContract(height=6, width=6, channels=CHANNELS)
-    return GraphHeader(name="a model", classes=("a", "b"), contract=contract)
+    input_spec = InputSpec(height=6, width=6, channels=CHANNELS)
+    return GraphHeader(name="a model", classes=("a", "b"), input_spec=input_spec)
 
 
 def header_and_names(content):

@@ -1,4 +1,4 @@
-"""A graph that trains: to the byte what the referee computes, with the gradients of the float graph."""
+"""A graph that trains: to the byte what the reference interpreter computes, with the gradients of the float graph."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from graph_samples import EXTREMES, random_graph, random_images, random_ranges
 from torch import nn
 
-from thaw.data.batches import normalise, to_unit
-from thaw.data.images import InputContract
+from thaw.data.batches import normalize, to_unit
+from thaw.data.images import InputSpec
 from thaw.graph import fixed_point
 from thaw.graph.calibrate import calibrate
 from thaw.graph.graph import Graph
@@ -52,7 +52,7 @@ def test_every_number_is_the_referee_s_at_extremes(extreme):
             np.testing.assert_array_equal(as_graph(found[name]), expected, err_msg=f"{seed} {name}")
 
 
-def test_normalised_images_give_the_referee_s_logits():
+def test_normalized_images_give_the_referee_s_logits():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         graph = random_graph(rng)
@@ -60,8 +60,8 @@ def test_normalised_images_give_the_referee_s_logits():
         images = random_images(rng, graph, 32)
         height, width, channels = graph.tensor(graph.input).shape
         scale = graph.ops[0]
-        contract = InputContract(height=height, width=width, channels=channels, mean=scale.mean, std=scale.std)
-        logits = module(normalise(to_unit(torch.from_numpy(images)), contract))
+        input_spec = InputSpec(height=height, width=width, channels=channels, mean=scale.mean, std=scale.std)
+        logits = module(normalize(to_unit(torch.from_numpy(images)), input_spec))
         int8 = module.int8_graph()
         quantization = int8.tensor("logits").quantization
         expected = (run(int8, images)["logits"].astype(np.float64) - quantization.zero_point) * quantization.scale

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 import thaw
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.errors import DataError, ModelFileError, NotFiniteError, UsageError
 from thaw.training.checkpoint import HEADER, read_tensors, write_tensors
 
@@ -67,10 +67,10 @@ def test_a_run_folder_and_its_file_are_the_same_model(finished, model):
 def test_a_saved_model_comes_back(model, tmp_path):
     model.save(tmp_path / "copy.safetensors")
     copy = thaw.Model.load(tmp_path / "copy.safetensors")
-    assert copy.contract == model.contract
+    assert copy.input_spec == model.input_spec
     assert copy.classes == model.classes
     assert copy.spec == model.spec
-    assert copy.fusion == model.fusion
+    assert copy.unify == model.unify
     for name, tensor in model.module.state_dict().items():
         assert torch.equal(tensor, copy.module.state_dict()[name])
 
@@ -204,8 +204,8 @@ HOSTILE = {
     "filters huge": change_model(filters=[10**30, 20]),
     "filters large": change_model(filters=[4096, 4096]),
     "dropout is text": change_model(dropout="x"),
-    "hidden huge": lambda header, tensors: header["architecture"]["fusion"].update(hidden=10**12),
-    "hidden is text": lambda header, tensors: header["architecture"]["fusion"].update(hidden="x"),
+    "hidden huge": lambda header, tensors: header["architecture"]["unify"].update(hidden=10**12),
+    "hidden is text": lambda header, tensors: header["architecture"]["unify"].update(hidden="x"),
     "input is gone": lambda header, tensors: header.pop("input"),
     "input is a number": change_header(input=28),
     "input huge": change_input(height=10**12),
@@ -279,8 +279,8 @@ NUMBERS = {
     "model.dropout 9.2": change_model(dropout=2.0**63),
     "architecture.model.filters[1] = 9223372036854775808": change_model(filters=[10, 2**63]),
     "architecture.model.filters[0] = True": change_model(filters=[True, 20]),
-    "architecture.fusion.hidden = True": lambda header, _: header["architecture"]["fusion"].update(hidden=True),
-    "architecture.fusion.hidden = 9223372036854775808": lambda header, _: header["architecture"]["fusion"].update(
+    "architecture.unify.hidden = True": lambda header, _: header["architecture"]["unify"].update(hidden=True),
+    "architecture.unify.hidden = 9223372036854775808": lambda header, _: header["architecture"]["unify"].update(
         hidden=2**63
     ),
     "architecture.family = ['paper']": lambda header, _: header["architecture"].update(family=["paper"]),
@@ -356,10 +356,10 @@ def test_models_of_three_channels_and_other_sizes(tmp_path):
     chance = np.random.default_rng(0)
     labels = np.arange(120) % 3
     images = (chance.integers(0, 120, (120, 20, 26, 3)) + labels[:, None, None, None] * 60).astype(np.uint8)
-    overrides = [*TINY_OVERRIDES, "model.filters=[4, 6]", "data.normalise=unit"]
+    overrides = [*TINY_OVERRIDES, "model.filters=[4, 6]", "data.normalize=unit"]
     run = thaw.train((images, labels), recipe="paper", overrides=overrides, out=tmp_path / "run")
     model = run.model
-    assert model.contract == InputContract(height=20, width=26, channels=3)
+    assert model.input_spec == InputSpec(height=20, width=26, channels=3)
     assert model.spec.filters == (4, 6)
     assert model.classes == ("0", "1", "2")
     Image.fromarray(images[0]).save(tmp_path / "one.png")

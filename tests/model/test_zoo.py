@@ -23,7 +23,7 @@ from thaw.evidence.quality import mean_interval
 from thaw.export.folder import TARGETS, read_target
 from thaw.files import write_atomically
 from thaw.graph.cost import STACK_BYTES
-from thaw.graph.interpret import run as run_referee
+from thaw.graph.interpret import run as run_reference
 from thaw.graph.lower import layer_table
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.model import zoo as zoo_file
@@ -364,12 +364,12 @@ def test_every_recipe_of_a_record_has_a_model_in_the_zoo():
 def test_a_shipped_model_costs_what_its_card_says(name):
     opened = TrainedRun.open(Path(f"zoo:{name}"))
     card, model = opened.zoo, opened.model
-    cost = layer_table(model.spec, model.fusion, model.contract.shape, len(model.classes))
+    cost = layer_table(model.spec, model.unify, model.input_spec.shape, len(model.classes))
     assert (card.parameters, card.macs) == (cost.parameters, cost.macs)
     graph = opened.graph("int8")
     assert card.flash_bytes == constant_bytes(graph)
     assert card.ram_bytes == plan_memory(graph).arena_bytes + STACK_BYTES
-    assert (card.name, card.classes, card.input) == (name, model.classes, model.contract.as_dict())
+    assert (card.name, card.classes, card.input) == (name, model.classes, model.input_spec.as_dict())
     assert card.seed in {each.seed for each in card.seeds}
     chosen = next(each for each in card.seeds if each.seed == card.seed)
     assert chosen.validation_accuracy == max(each.validation_accuracy for each in card.seeds)
@@ -392,7 +392,7 @@ def test_a_shipped_model_is_as_accurate_as_its_card_says(name, data_root):
     hits = int((opened.model.probabilities(test.images).argmax(axis=1) == test.labels).sum())
     assert abs(hits - card.test.hits) <= FLOAT_SLACK_IMAGES
     graph = opened.graph("int8")
-    scores = run_referee(graph, np.ascontiguousarray(test.images))[graph.outputs[-1]]
+    scores = run_reference(graph, np.ascontiguousarray(test.images))[graph.outputs[-1]]
     assert int((scores.argmax(axis=1) == test.labels).sum()) == card.int8.hits
 
 
@@ -404,6 +404,6 @@ def test_a_model_of_the_zoo_has_its_page(zoo):
 
 def test_runs_that_were_computed_by_another_are_not_averaged(runs, tmp_path):
     copies = [Path(shutil.copytree(run, tmp_path / run.name)) for run in runs]
-    edit(copies[0] / "metrics.json", normalisation="fused")
-    with pytest.raises(RunError, match="normalisation fused, and"):
+    edit(copies[0] / "metrics.json", normalization="fused")
+    with pytest.raises(RunError, match="normalization fused, and"):
         add_model("x", copies, out=tmp_path / "zoo")

@@ -1,4 +1,4 @@
-"""Normalisation with what comes after it, in compiled C: what torch computes, but for rounding."""
+"""Normalization with what comes after it, in compiled C: what torch computes, but for rounding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thaw.recipe.recipe import load_recipe
 from thaw.run.cross_validation import EpochDone
 from thaw.run.pipeline import resume_run, start_run
 from thaw.run.request import TrainRequest
-from thaw.training.compute import ComputeSettings, autocast, resolve_normalisation
+from thaw.training.compute import ComputeSettings, autocast, resolve_normalization
 
 CPU = torch.device("cpu")
 AFTER = ("nothing", "relu", "add relu", "relu add")
@@ -183,7 +183,7 @@ def test_a_network_trains_the_same_with_and_without(family, dtype, monkeypatch):
     modules.append(copy.deepcopy(modules[0]))
     fuse_norms(modules[1], fused=True)
     calls = []
-    monkeypatch.setattr("thaw.models.blocks.normalise", lambda *args: calls.append(args) or fused.normalise(*args))
+    monkeypatch.setattr("thaw.models.blocks.normalize", lambda *args: calls.append(args) or fused.normalize(*args))
     x = channels_last(8, 3, 16, 16, dtype=torch.float32)
     results = []
     for module in modules:
@@ -230,16 +230,16 @@ def test_a_layout_that_the_c_does_not_take_gives_the_same():
 
 
 def test_settings():
-    with pytest.raises(UsageError, match=r"compute.normalisation 'fast': expected one of auto, fused, torch"):
-        ComputeSettings(normalisation="fast")
-    assert not resolve_normalisation("torch", CPU, torch.float32, threads=1)
-    assert not resolve_normalisation("auto", torch.device("cuda"), torch.float32, threads=1)
+    with pytest.raises(UsageError, match=r"compute.normalization 'fast': expected one of auto, fused, torch"):
+        ComputeSettings(normalization="fast")
+    assert not resolve_normalization("torch", CPU, torch.float32, threads=1)
+    assert not resolve_normalization("auto", torch.device("cuda"), torch.float32, threads=1)
     # The C has one thread, where torch's operations have as many as there are.
-    assert not resolve_normalisation("auto", CPU, torch.float32, threads=8)
+    assert not resolve_normalization("auto", CPU, torch.float32, threads=8)
     with pytest.raises(UsageError, match="on a CPU, not on cuda"):
-        resolve_normalisation("fused", torch.device("cuda"), torch.float32, threads=1)
+        resolve_normalization("fused", torch.device("cuda"), torch.float32, threads=1)
     with pytest.raises(UsageError, match="expected one of auto, fused, torch"):
-        resolve_normalisation("C", CPU, torch.float32, threads=1)
+        resolve_normalization("C", CPU, torch.float32, threads=1)
 
 
 @pytest.fixture
@@ -253,9 +253,9 @@ def nothing_compiled():
 def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert not resolve_normalisation("auto", CPU, torch.bfloat16, threads=1)
-    with pytest.raises(MissingDependencyError, match=r"no C compiler was found[^\n]*\n.*compute.normalisation=torch"):
-        resolve_normalisation("fused", CPU, torch.bfloat16, threads=1)
+    assert not resolve_normalization("auto", CPU, torch.bfloat16, threads=1)
+    with pytest.raises(MissingDependencyError, match=r"no C compiler was found[^\n]*\n.*compute.normalization=torch"):
+        resolve_normalization("fused", CPU, torch.bfloat16, threads=1)
 
 
 @pytest.mark.usefixtures("nothing_compiled")
@@ -265,9 +265,9 @@ def test_with_a_compiler_that_is_none(monkeypatch, tmp_path, script):
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert not resolve_normalisation("auto", CPU, torch.bfloat16, threads=1)
-    with pytest.raises(MissingDependencyError, match="fused normalisation cannot be compiled"):
-        resolve_normalisation("fused", CPU, torch.bfloat16, threads=1)
+    assert not resolve_normalization("auto", CPU, torch.bfloat16, threads=1)
+    with pytest.raises(MissingDependencyError, match="fused normalization cannot be compiled"):
+        resolve_normalization("fused", CPU, torch.bfloat16, threads=1)
 
 
 @needs_compiler
@@ -277,7 +277,7 @@ def test_a_compiler_that_does_not_know_this_processor_is_asked_again(monkeypatch
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {find_compiler()} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert resolve_normalisation("fused", CPU, torch.float32, threads=9)
+    assert resolve_normalization("fused", CPU, torch.float32, threads=9)
 
 
 def test_the_numbers_of_what_comes_after_are_those_of_the_c():
@@ -304,13 +304,13 @@ qat_threshold = 100
 def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     weights, said = {}, {}
-    for name, normalisation in (("first", "auto"), ("second", "fused"), ("third", "torch")):
-        words = ["--recipe", "small.toml", "--set", f"compute.normalisation={normalisation}", "--out", name]
+    for name, normalization in (("first", "auto"), ("second", "fused"), ("third", "torch")):
+        words = ["--recipe", "small.toml", "--set", f"compute.normalization={normalization}", "--out", name]
         code, _, err = call("train", "digits", *words)
         assert code == 0, err
         weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
         said[name] = metrics(tmp_path / name)
-    assert [said[name]["normalisation"] for name in weights] == ["fused", "fused", "torch"]
+    assert [said[name]["normalization"] for name in weights] == ["fused", "fused", "torch"]
     tensors = {name: load(content) for name, content in weights.items()}
     assert all(torch.equal(tensor, tensors["second"][name]) for name, tensor in tensors["first"].items())
     assert any(not torch.equal(tensor, tensors["third"][name]) for name, tensor in tensors["first"].items())
@@ -319,18 +319,18 @@ def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
 
 def test_the_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
     monkeypatch.setattr("thaw.training.compute.compiled", lambda _: pytest.fail("compiled for nothing"))
-    overrides = ["dual.epochs=1", 'unfreeze.steps=[{thaws="head", epochs=1}]', "quantize.qat_threshold=100"]
+    overrides = ["dual.epochs=1", 'unfreeze.steps=[{unit="head", epochs=1}]', "quantize.qat_threshold=100"]
     options = [word for override in overrides for word in ("--set", override)]
     code, _, err = call("train", "digits", *options, "--out", "run")
     assert code == 0, err
-    assert metrics(tmp_path / "run")["normalisation"] == "torch"
+    assert metrics(tmp_path / "run")["normalization"] == "torch"
 
 
 @needs_compiler
 @pytest.mark.parametrize("kept", ["fused", "torch"])
 def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
     (tmp_path / "small.toml").write_text(RECIPE)
-    name, recipe = load_recipe(str(tmp_path / "small.toml"), [f"compute.normalisation={kept}"])
+    name, recipe = load_recipe(str(tmp_path / "small.toml"), [f"compute.normalization={kept}"])
     request = TrainRequest(source="digits", recipe_name=name, recipe=recipe)
     list(start_run(request, out=tmp_path / "whole"))
     begun = start_run(request, out=tmp_path / "begun")
@@ -338,7 +338,7 @@ def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
     begun.close()
     # What a machine would choose now does not matter.
     other = kept != "fused"
-    monkeypatch.setattr("thaw.run.context.resolve_normalisation", lambda *_, **__: other)
+    monkeypatch.setattr("thaw.run.context.resolve_normalization", lambda *_, **__: other)
     list(resume_run(tmp_path / "begun"))
-    assert metrics(tmp_path / "begun")["normalisation"] == kept
+    assert metrics(tmp_path / "begun")["normalization"] == kept
     assert_same_run(tmp_path / "begun", tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Layers, fusion and parameter counts against NumPy loops and numbers worked out by hand."""
+"""Layers, unification and parameter counts against NumPy loops and numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from training_samples import CPU, odd_dual, snapshot
 from thaw.errors import UsageError
 from thaw.models.blocks import ConvClassifier, ConvReluPool, DenseClassifier, Dropout, dropouts
 from thaw.models.families import FAMILIES, PaperSpec
-from thaw.models.fusion import (
+from thaw.models.unify import (
     DualModel,
-    FusionSpec,
     UnifiedModel,
+    UnifySpec,
     average,
     build_dual,
     build_unified,
@@ -126,7 +126,7 @@ def test_dense_classifier_agrees_with_loops():
 @pytest.mark.parametrize(("shape", "classes"), SHAPES_AND_CLASSES)
 def test_unified_model_agrees_with_loops(shape, classes, scores):
     torch.manual_seed(classes)
-    model = build_unified(PaperSpec(filters=(3, 4)), FusionSpec(hidden=9, scores=scores), shape, classes).eval()
+    model = build_unified(PaperSpec(filters=(3, 4)), UnifySpec(hidden=9, scores=scores), shape, classes).eval()
     x = images(shape)
     made = model(x)
     assert made.shape == (3, classes)
@@ -199,7 +199,7 @@ def count(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("shape", list(LAYERS))
 def test_parameters_of_the_paper_layer_by_layer(shape):
-    model = build_unified(PaperSpec(), FusionSpec(), shape, 10)
+    model = build_unified(PaperSpec(), UnifySpec(), shape, 10)
     expected = LAYERS[shape]
     for branch in model.branches:
         table = {name: count(unit) for name, unit in branch.named_children()}
@@ -242,10 +242,10 @@ def test_one_class_is_refused(classes):
         (lambda: PaperSpec(dropout=1.0), "model.dropout"),
         (lambda: PaperSpec(dropout=-0.1), "model.dropout"),
         (lambda: PaperSpec(dropout=float("nan")), "model.dropout"),
-        (lambda: FusionSpec(hidden=0), "fusion.hidden"),
-        (lambda: FusionSpec(hidden=70_000), "fusion.hidden"),
-        (lambda: FusionSpec(scores="votes"), "fusion.scores"),
-        (lambda: FusionSpec(join="vote"), "fusion.join 'vote': expected one of concatenate, average, distil"),
+        (lambda: UnifySpec(hidden=0), "unify.hidden"),
+        (lambda: UnifySpec(hidden=70_000), "unify.hidden"),
+        (lambda: UnifySpec(scores="votes"), "unify.scores"),
+        (lambda: UnifySpec(join="vote"), "unify.join 'vote': expected one of concatenate, average, distil"),
     ],
 )
 def test_specs_refuse_what_cannot_be(make, field):
@@ -273,7 +273,7 @@ def a_dual(kind: str) -> DualModel:
 @pytest.mark.parametrize("kind", ["paper", "odd"])
 def test_nothing_is_shared(kind):
     dual = a_dual(kind)
-    unified = unify(dual, FusionSpec())
+    unified = unify(dual, UnifySpec())
     parts = [*dual.branches, *unified.branches, unified.head]
     every = [pointer for part in parts for pointer in storages(part)]
     assert len(every) == sum(len(part.state_dict()) for part in parts)
@@ -338,7 +338,7 @@ def test_training_the_unified_model_leaves_the_dual_one(kind):
         dropout.reseed(1, CPU)
     states = [dropout.generator.get_state() for _, dropout in dropouts(dual)]
     before = snapshot(dual)
-    unified = unify(dual, FusionSpec()).train()
+    unified = unify(dual, UnifySpec()).train()
     at_first = snapshot(unified)
     optimizer = torch.optim.SGD(unified.parameters(), lr=0.5)
     unified(images((16, 16, 1), 8)).square().sum().backward()
@@ -355,7 +355,7 @@ def test_training_the_unified_model_leaves_the_dual_one(kind):
 def test_unification_keeps_the_branches_numbers(kind):
     torch.manual_seed(4)
     dual = a_dual(kind).eval()
-    unified = unify(dual, FusionSpec(scores="logits")).eval()
+    unified = unify(dual, UnifySpec(scores="logits")).eval()
     x = images((16, 16, 1), 20)
     for index, expected in enumerate(dual(x, x)):
         torch.testing.assert_close(unified.branch_scores(index, x), expected, rtol=1e-5, atol=1e-6)
@@ -366,12 +366,12 @@ def test_unification_keeps_the_branches_numbers(kind):
 def test_unify_refuses_a_branch_without_a_dense_end():
     branch = nn.Sequential(nn.Conv2d(1, 2, 3))
     with pytest.raises(TypeError, match="DenseClassifier"):
-        unify(DualModel(branch, copy.deepcopy(branch)), FusionSpec())
+        unify(DualModel(branch, copy.deepcopy(branch)), UnifySpec())
 
 
 def test_thawing_order():
-    assert unify(a_dual("paper"), FusionSpec()).unit_names() == ("head", "dense", "conv2", "conv1")
-    odd = unify(a_dual("odd"), FusionSpec())
+    assert unify(a_dual("paper"), UnifySpec()).unit_names() == ("head", "dense", "conv2", "conv1")
+    odd = unify(a_dual("odd"), UnifySpec())
     assert odd.unit_names() == ("head", "attic", "mixer", "stem")
     named = [name for name, _ in odd.units()]
     assert sorted(named) == ["attic", "attic", "head", "mixer", "mixer", "stem", "stem"]
@@ -389,8 +389,8 @@ def test_the_thawing_order_of_one_submodel():
 
 def test_a_head_thaws_first_where_there_is_one():
     names = PaperSpec.units
-    assert FusionSpec().thawing_order(names) == ("head", "dense", "conv2", "conv1")
-    assert FusionSpec(join="average").thawing_order(names) == ("dense", "conv2", "conv1")
+    assert UnifySpec().thawing_order(names) == ("head", "dense", "conv2", "conv1")
+    assert UnifySpec(join="average").thawing_order(names) == ("dense", "conv2", "conv1")
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.75])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import thaw
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.errors import BudgetError, RunError, UsageError
 from thaw.export.card import ModelCard
 from thaw.export.to_c import export_c
@@ -21,7 +21,7 @@ from thaw.graph.cost import CODE_BYTES, STACK_BYTES
 from thaw.graph.lower import layer_table, lower
 from thaw.graph.quantize import quantize
 from thaw.models.families import PaperSpec
-from thaw.models.fusion import FusionSpec, build_unified
+from thaw.models.unify import UnifySpec, build_unified
 from thaw.recipe.budget import Budget
 from thaw.recipe.recipe import load_recipe
 from thaw.run import resolve
@@ -29,7 +29,7 @@ from thaw.run.request import TrainRequest
 from thaw.run.resolve import with_network
 
 # The paper's network for 28x28x1 images of 10 classes; parameters and MACs are worked out in test_graph_cost.py.
-PAPER = layer_table(PaperSpec(), FusionSpec(), (28, 28, 1), 10)
+PAPER = layer_table(PaperSpec(), UnifySpec(), (28, 28, 1), 10)
 NEEDS = {"params": 14_862, "ram": PAPER.ram_bytes, "flash": PAPER.flash_bytes, "macs": 568_240}
 RECIPE = load_recipe("paper")[1]
 
@@ -184,7 +184,7 @@ def test_refuses_before_any_image_is_decoded(call, monkeypatch, tmp_path, more):
 
 
 def test_what_fits_with_two_classes_only_is_refused_when_the_classes_are_known(call, tmp_path):
-    two = layer_table(PaperSpec(), FusionSpec(), (28, 28, 1), 2)
+    two = layer_table(PaperSpec(), UnifySpec(), (28, 28, 1), 2)
     assert two.parameters < 14_000
     told = call("train", "digits", "--recipe", "digits", "--budget", "params=14k")
     error_of(("10 classes", "14,862"), told, 2, lines=3)
@@ -286,15 +286,15 @@ def emitted(request, tmp_path_factory):
     """The folder of C of the paper's network with any weights, and its cost; sizes do not depend on weights."""
     shape = request.param
     statistics = {"mean": (0.0,) * shape[2], "std": (1.0,) * shape[2]}
-    module = build_unified(PaperSpec(), FusionSpec(), shape, 10).eval()
+    module = build_unified(PaperSpec(), UnifySpec(), shape, 10).eval()
     graph = lower(module, shape=shape, classes=10, **statistics)
     images = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
-    contract = InputContract(height=shape[0], width=shape[1], channels=shape[2])
-    card = ModelCard(name="size", classes=tuple("0123456789"), contract=contract)
+    input_spec = InputSpec(height=shape[0], width=shape[1], channels=shape[2])
+    card = ModelCard(name="size", classes=tuple("0123456789"), input_spec=input_spec)
     folder = tmp_path_factory.mktemp("emitted")
     for name, content in export_c({"int8": quantize(graph, calibrate(graph, images)["minmax"])}, card).items():
         (folder / name).write_bytes(content)
-    return folder, layer_table(PaperSpec(), FusionSpec(), shape, 10)
+    return folder, layer_table(PaperSpec(), UnifySpec(), shape, 10)
 
 
 @pytest.mark.skipif(

@@ -86,7 +86,7 @@ def test_other_families_have_stems_too(spec):
     choices = found("ram=20KB,flash=64KB", [(48, 48, 3)], recipe=recipe)
     assert choices.least_width == 8
     for candidate in choices.ranked:
-        assert min(candidate.spec.free_widths) >= 8
+        assert min(candidate.spec.tunable_widths) >= 8
         assert candidate.stem != "none"
         candidate.spec.build((48, 48, 3), 6)
 
@@ -160,16 +160,16 @@ def chosen_input(source, budget="params=4000", *overrides):
     return (facts.input_setting(choices.ranked[0].shape) if facts.is_open else recipe.data.input), facts.bound
 
 
-def test_a_glance_sees_sizes_and_colour(tmp_path):
+def test_a_glance_sees_sizes_and_color(tmp_path):
     entries = open_source(draw_photos(tmp_path / "a", [(70, 90), (60, 40)]), DataSettings()).read().splits
-    assert glance(entries) == Glance(sizes=((70, 90), (60, 40)) * 15, colour=True)
+    assert glance(entries) == Glance(sizes=((70, 90), (60, 40)) * 15, color=True)
     assert glance(entries).shorter_side == 55
     assert glance(entries).own_size is None
     same = (np.zeros((200, 20, 30, 3), np.uint8), np.arange(200) % 2)
     seen = glance(open_source(same, DataSettings()).read().splits)
     assert set(seen.sizes) == {(20, 30)}
     assert len(seen.sizes) <= 67
-    assert not seen.colour
+    assert not seen.color
     assert seen.own_size == (20, 30)
 
 
@@ -191,6 +191,6 @@ def test_small_images_of_one_size_keep_it_where_it_fits(tmp_path):
     assert chosen_input(photos, "ram=5KB,flash=16KB")[0] == "16x16x3"
 
 
-def test_grey_images_decide_on_their_channels(tmp_path):
-    photos = draw_photos(tmp_path / "photos", [(70, 90), (60, 80)], grey=True)
+def test_gray_images_decide_on_their_channels(tmp_path):
+    photos = draw_photos(tmp_path / "photos", [(70, 90), (60, 80)], gray=True)
     assert chosen_input(photos)[0] == "32x32xauto"

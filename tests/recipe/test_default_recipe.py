@@ -33,7 +33,7 @@ def prepared(source, *overrides: str):
     ("classes", "each", "shape"),
     [
         pytest.param(2, 10, (64, 64, 3), id="twenty photographs"),
-        pytest.param(3, 10, (8, 8), id="tiny and grey"),
+        pytest.param(3, 10, (8, 8), id="tiny and gray"),
         pytest.param(10, 6, (28, 28, 1), id="28x28"),
         pytest.param(400, 4, (16, 16), id="hundreds of classes"),
         pytest.param(2, 10, (9, 40, 3), id="not square"),
@@ -42,10 +42,10 @@ def prepared(source, *overrides: str):
 def test_any_set_has_a_network_within_the_budget(classes, each, shape):
     request, data = prepared(images_of(classes, each, shape))
     assert request.recipe_name == "balanced"
-    network = request.recipe.model.build(data.contract.shape, classes)
+    network = request.recipe.model.build(data.input_spec.shape, classes)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    assert parameters <= 20_100, "normalisations fold away"
-    assert data.contract.channels == (3 if shape[-1] == 3 else 1)
+    assert parameters <= 20_100, "normalizations fold away"
+    assert data.input_spec.channels == (3 if shape[-1] == 3 else 1)
     assert request.recipe.plain.epochs == 60
     assert request.recipe.augment.flip
 

@@ -36,7 +36,7 @@ def test_what_ships():
 def test_the_paper_recipe_is_the_paper_s():
     recipe = load_recipe("paper")[1]
     assert recipe.model == PaperSpec(filters=(10, 20), dropout=recipe.model.dropout)
-    assert recipe.fusion.hidden == 32
+    assert recipe.unify.hidden == 32
     assert recipe.dual.views == ("original", "augmented")
     assert recipe.unfreeze.momentum == 0.9
 
@@ -70,7 +70,7 @@ def test_overrides_of_every_type():
             "data.input=48x48x3",
             "data.fit='crop'",
             "dual.schedule.kind=constant",
-            'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="all", epochs=2, learning_rate=0.5}]',
+            'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=2, learning_rate=0.5}]',
             'dual.views=["original", "original"]',
             "description=",
         ],
@@ -83,8 +83,8 @@ def test_overrides_of_every_type():
     assert recipe.data.fit == "crop"
     assert recipe.dual.schedule.kind == "constant"
     assert recipe.unfreeze.steps == (
-        UnfreezeStep(thaws="head", epochs=1),
-        UnfreezeStep(thaws="all", epochs=2, learning_rate=0.5),
+        UnfreezeStep(unit="head", epochs=1),
+        UnfreezeStep(unit="all", epochs=2, learning_rate=0.5),
     )
     assert recipe.dual.views == ("original", "original")
     assert recipe.description == ""
@@ -127,16 +127,16 @@ def test_the_last_override_of_a_setting_counts():
         ("data.validation_fraction=0.9", "validation_fraction 0.9"),
         ("data.input=28x28", "expected HEIGHTxWIDTHxCHANNELS"),
         ("compute.precision=half", "compute.precision = 'half': expected one of auto, float32, bfloat16"),
-        ('unfreeze.steps=[{thaws="head"}]', "unfreeze.steps[0].epochs is missing"),
-        ('unfreeze.steps=[{thaws="head", epoch=3, epochs=1}]', "unfreeze.steps[0].epoch is unknown"),
+        ('unfreeze.steps=[{unit="head"}]', "unfreeze.steps[0].epochs is missing"),
+        ('unfreeze.steps=[{unit="head", epoch=3, epochs=1}]', "unfreeze.steps[0].epoch is unknown"),
         ("unfreeze.steps=[5]", "unfreeze.steps[0]: expected a section"),
         ("unfreeze.steps=[]", "unfreeze.steps is empty"),
-        ('unfreeze.steps=[{thaws="conv1", epochs=1}]', "expected the order head, dense, conv2, conv1"),
+        ('unfreeze.steps=[{unit="conv1", epochs=1}]', "expected the order head, dense, conv2, conv1"),
         (
-            'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="conv2", epochs=1}, {thaws="dense", epochs=1}]',
+            'unfreeze.steps=[{unit="head", epochs=1}, {unit="conv2", epochs=1}, {unit="dense", epochs=1}]',
             "expected the order head, dense, conv2, conv1",
         ),
-        ('unfreeze.steps=[{thaws="head", epochs=1}, {thaws="head", epochs=1}]', "a unit can thaw only once"),
+        ('unfreeze.steps=[{unit="head", epochs=1}, {unit="head", epochs=1}]', "a unit can thaw only once"),
         ("dual.epochs", "--set dual.epochs: expected section.key=value"),
         ("=5", "--set =5: expected section.key=value"),
         ("dual..epochs=5", "expected section.key=value"),
@@ -156,11 +156,11 @@ def test_all_faults_are_told_together():
             "dual.epoch=5",
             "dual.patience=0",
             "dual.batch_size=-1",
-            "fusion.hidden=0",
+            "unify.hidden=0",
             "model.dropout=nan",
             "augment.zoom=7",
             "augment.rotation_degrees=999",
-            'unfreeze.steps=[{thaws="conv1", epochs=1}]',
+            'unfreeze.steps=[{unit="conv1", epochs=1}]',
             "compute.precision=half",
             "broken",
         ]
@@ -172,7 +172,7 @@ def test_all_faults_are_told_together():
         "dual.epoch is unknown",
         "dual.patience 0",
         "dual.batch_size -1",
-        "fusion.hidden",
+        "unify.hidden",
         "model.dropout = nan",
         "augment.zoom 7",
         "augment.rotation_degrees 999",

@@ -25,7 +25,7 @@ def test_every_row_has_its_recipe():
 def test_a_record_stays_within_its_parameters(name):
     limit, shape = ROWS[name]
     _, recipe = load_recipe(name)
-    cost = layer_table(recipe.model, recipe.joined, shape, 10)
+    cost = layer_table(recipe.model, recipe.unify_spec, shape, 10)
     assert cost.parameters == learned_parameters(recipe.model.build(shape, 10))
     assert 0.9 * limit < cost.parameters <= limit
 

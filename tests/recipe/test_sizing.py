@@ -18,11 +18,11 @@ from thaw.data.settings import DataSettings, parse_input
 from thaw.errors import BudgetError, RecipeError, RunError, UsageError
 from thaw.graph.lower import layer_table
 from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
-from thaw.models.fusion import FusionSpec
+from thaw.models.unify import UnifySpec
 from thaw.recipe import candidates
 from thaw.recipe.budget import Budget
 from thaw.recipe.recipe import default_recipe, load_recipe, recipe_from_dict
-from thaw.recipe.sizing import SizingSettings, largest_member
+from thaw.recipe.sizing import SizingSettings, largest_variant
 from thaw.run import resolve
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import with_network
@@ -32,14 +32,14 @@ BALANCED = load_recipe("balanced")[1]
 
 
 @cache
-def cost(spec, shape=SHAPE, classes=3, joined=None):
-    return layer_table(spec, joined, shape, classes)
+def cost(spec, shape=SHAPE, classes=3, unify_spec=None):
+    return layer_table(spec, unify_spec, shape, classes)
 
 
 def grid(spec, widest):
     """Every member of a family with free widths up to `widest`, by brute force."""
     step = spec.width_step
-    for widths in itertools.product(range(step, widest + 1, step), repeat=len(spec.free_widths)):
+    for widths in itertools.product(range(step, widest + 1, step), repeat=len(spec.tunable_widths)):
         yield spec.with_widths(widths)
 
 
@@ -70,8 +70,8 @@ def grid(spec, widest):
 def test_the_largest_of_one_width_is_the_largest_that_there_is(spec, budget):
     fitting = [member for member in grid(spec, 64) if not budget.broken(cost(member))]
     expected = max(fitting, key=lambda member: cost(member).parameters)
-    assert expected.free_widths[0] < 64
-    assert largest_member(spec, budget, SHAPE, 3, None) == expected
+    assert expected.tunable_widths[0] < 64
+    assert largest_variant(spec, budget, SHAPE, 3, None) == expected
 
 
 @pytest.mark.parametrize("limit", [600, 2_000, 5_000, 12_000])
@@ -80,15 +80,15 @@ def test_the_largest_of_one_width_is_the_largest_that_there_is(spec, budget):
 )
 def test_of_two_widths_nothing_wider_fits_and_most_of_the_limit_is_used(spec, limit):
     budget = Budget(params=limit)
-    found = largest_member(spec, budget, SHAPE, 3, None)
+    found = largest_variant(spec, budget, SHAPE, 3, None)
     needed = cost(found).parameters
     assert needed <= limit
-    first, second = found.free_widths
+    first, second = found.tunable_widths
     for wider in ((first + 4, second), (first, second + 4)):
         assert cost(found.with_widths(wider)).parameters > limit
 
     def evenness(member):
-        shares = [width / usual for width, usual in zip(member.free_widths, spec.free_widths, strict=True)]
+        shares = [width / usual for width, usual in zip(member.tunable_widths, spec.tunable_widths, strict=True)]
         return min(shares) / max(shares)
 
     as_even = [
@@ -99,36 +99,36 @@ def test_of_two_widths_nothing_wider_fits_and_most_of_the_limit_is_used(spec, li
 
 @pytest.mark.parametrize("limit", [5_000, 14_862, 40_000])
 def test_the_paper_s_family_goes_filter_by_filter(limit):
-    fusion, shape = FusionSpec(), (28, 28, 1)
-    found = largest_member(PaperSpec(), Budget(params=limit), shape, 10, fusion)
+    unify_spec, shape = UnifySpec(), (28, 28, 1)
+    found = largest_variant(PaperSpec(), Budget(params=limit), shape, 10, unify_spec)
     first, second = found.filters
-    assert 0.97 * limit <= cost(found, shape, 10, fusion).parameters <= limit
-    assert cost(PaperSpec(filters=(first + 1, second)), shape, 10, fusion).parameters > limit
-    assert cost(PaperSpec(filters=(first, second + 1)), shape, 10, fusion).parameters > limit
+    assert 0.97 * limit <= cost(found, shape, 10, unify_spec).parameters <= limit
+    assert cost(PaperSpec(filters=(first + 1, second)), shape, 10, unify_spec).parameters > limit
+    assert cost(PaperSpec(filters=(first, second + 1)), shape, 10, unify_spec).parameters > limit
     if limit == 14_862:
         assert found.filters == (10, 20)
 
 
 @pytest.mark.parametrize(("side", "limit"), [(32, 10_000), (32, 19_622), (32, 50_000), (64, 20_000), (64, 50_000)])
 def test_a_limit_on_parameters_is_used_to_within_a_few_per_cent(limit, side):
-    spec = ResidualSpec().deepened((side, side, 3), 11)
-    found = largest_member(spec, Budget(params=limit), (side, side, 3), 10, None)
+    spec = ResidualSpec().with_extra_stages((side, side, 3), 11)
+    found = largest_variant(spec, Budget(params=limit), (side, side, 3), 10, None)
     assert 0.9 * limit <= cost(found, (side, side, 3), 10).parameters <= limit
 
 
 def test_a_limit_that_binds_one_stage_does_not_bind_the_others():
     budget = Budget(params=20_000, ram=6_000)
-    found = largest_member(ResidualSpec(), budget, (32, 32, 3), 10, None)
+    found = largest_variant(ResidualSpec(), budget, (32, 32, 3), 10, None)
     assert not budget.broken(cost(found, (32, 32, 3), 10))
     assert found.widths[0] < 4 < found.widths[-1]
 
 
 def test_a_budget_that_no_network_fits_is_refused_with_the_figures_of_the_smallest():
     budget = Budget(params=50, macs=10**9)
-    assert largest_member(ResidualSpec(), budget, SHAPE, 3, None) is None
+    assert largest_variant(ResidualSpec(), budget, SHAPE, 3, None) is None
     with pytest.raises(BudgetError) as caught:
         with_network(BALANCED, budget, SHAPE, 3)
-    smallest = cost(next(iter(BALANCED.model.members())))
+    smallest = cost(next(iter(BALANCED.model.variants())))
     lines = str(caught.value).splitlines()
     assert lines[0] == "the smallest residual network does not fit the budget (input 16x16x1, 3 classes):"
     assert lines[1].startswith(f"  params: needs {smallest.parameters}, allowed are 50")
@@ -139,16 +139,16 @@ def test_stages_follow_the_image():
     spec = ResidualSpec()
     sides = {24: 3, 32: 3, 40: 3, 47: 3, 48: 4, 64: 4, 80: 4, 95: 4, 96: 5, 160: 5, 1024: 8}
     for side, stages in sides.items():
-        deep = spec.deepened((side, side, 3), 11)
+        deep = spec.with_extra_stages((side, side, 3), 11)
         assert deep.widths == (*spec.widths, *(28,) * 8)[:stages]
         assert len(deep.blocks) == stages
         deep.build((side, side, 3), 4)
     # A side that is short cannot be pooled away.
-    assert len(spec.deepened((8, 512, 3), 11).widths) == 4
-    spec.deepened((8, 512, 3), 11).build((8, 512, 3), 4)
-    assert LoopedSpec().deepened((64, 64, 3), 11).passes == (2, 4, 4, 4)
-    assert SeparableSpec().deepened((64, 64, 3), 11).blocks == (1, 2, 2, 2)
-    assert PaperSpec().deepened((64, 64, 3), 11) == PaperSpec()
+    assert len(spec.with_extra_stages((8, 512, 3), 11).widths) == 4
+    spec.with_extra_stages((8, 512, 3), 11).build((8, 512, 3), 4)
+    assert LoopedSpec().with_extra_stages((64, 64, 3), 11).passes == (2, 4, 4, 4)
+    assert SeparableSpec().with_extra_stages((64, 64, 3), 11).blocks == (1, 2, 2, 2)
+    assert PaperSpec().with_extra_stages((64, 64, 3), 11) == PaperSpec()
 
 
 def test_free_widths_put_back_give_the_same():
@@ -159,7 +159,7 @@ def test_free_widths_put_back_give_the_same():
         SeparableSpec(),
         LoopedSpec(widths=(16, 16, 16), shared=True),
     ):
-        assert spec.with_widths(spec.free_widths) == spec
+        assert spec.with_widths(spec.tunable_widths) == spec
     assert LoopedSpec().with_widths((20, 24, 28)) == LoopedSpec(stem=20, widths=(20, 24, 28))
     assert LoopedSpec(stem=8).with_widths((20, 24, 28)) == LoopedSpec(stem=8, widths=(20, 24, 28))
     assert LoopedSpec(widths=(16, 16, 16), shared=True).with_widths((8,)).widths == (8, 8, 8)
@@ -294,11 +294,11 @@ def test_a_named_source_keeps_its_usual_input_and_is_refused_early(call, monkeyp
 QUICK = ("sizing.sides=[16, 24]", "plain.epochs=1", "plain.batch_size=8", "quantize.qat_threshold=100")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["colour", "grey"])
+@pytest.fixture(scope="module", params=[False, True], ids=["color", "gray"])
 def open_run(request, tmp_path_factory):
     """A run whose network and input were chosen, and its photographs."""
     folder = tmp_path_factory.mktemp("open")
-    photos = draw_photos(folder / "photos", [(30, 40), (28, 26)], grey=request.param)
+    photos = draw_photos(folder / "photos", [(30, 40), (28, 26)], gray=request.param)
     return (
         thaw.train(photos, overrides=QUICK, budget="params=2500", out=folder / "run"),
         photos,
@@ -334,7 +334,7 @@ def test_its_recipe_holds_what_was_chosen(open_run):
     again = thaw.load(photos, recipe=str(run.path / "recipe.toml"))
     assert again.fingerprint == run.metrics["data"]["fingerprint"]
     same = thaw.load(photos, overrides=QUICK, budget="params=2500")
-    assert same.contract == again.contract
+    assert same.input_spec == again.input_spec
 
 
 def test_a_resume_does_not_search_again(open_run, monkeypatch, tmp_path):

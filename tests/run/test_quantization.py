@@ -22,12 +22,12 @@ from thaw.graph.operation import Weighted
 from thaw.graph.trainable import TrainableGraph
 from thaw.model.model import Model
 from thaw.recipe.recipe import load_recipe, recipe_from_dict
-from thaw.run import quantization as quantisation
+from thaw.run import quantization
 from thaw.run.pipeline import Int8Done, QatEpochDone
-from thaw.run.quantization import QuantizeSettings, calibration_images, float_graph, quantise
-from thaw.training.compute import Lanes
-from thaw.training.method import Setting
+from thaw.run.quantization import QuantizeSettings, calibration_images, float_graph, quantize_model
+from thaw.training.compute import ParallelBranches
 from thaw.training.qat import QatSettings, QatStage
+from thaw.training.trainer import TrainingContext
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def data():
     return library.load("digits", overrides=SMALL[1:4:2], seed=3)
 
 
-def setting_of(data, lanes: Lanes, seed: int = 3) -> Setting:
-    return Setting(
+def setting_of(data, lanes: ParallelBranches, seed: int = 3) -> TrainingContext:
+    return TrainingContext(
         train=data.train,
         validation=data.validation,
-        contract=data.contract,
+        input_spec=data.input_spec,
         seed=seed,
         device=CPU,
         dtype=torch.float32,
@@ -80,7 +80,7 @@ def test_calibration_images_are_training_images_that_the_seed_chooses(data):
 def test_the_better_of_both_methods_on_validation_is_taken(model, data):
     with lanes_of(1) as lanes:
         records, found = to_its_end(
-            quantise(model, setting_of(data, lanes), QuantizeSettings(qat_threshold=100.0), AugmentSettings())
+            quantize_model(model, setting_of(data, lanes), QuantizeSettings(qat_threshold=100.0), AugmentSettings())
         )
     assert records == []
     assert found.qat is None
@@ -96,10 +96,10 @@ def test_the_better_of_both_methods_on_validation_is_taken(model, data):
 
 def test_of_equal_accuracies_the_nearer_to_float_is_taken():
     far, near, better = (
-        quantisation.Candidate(
+        quantization.Candidate(
             method=name,
             graph=None,
-            scores=quantisation.Scores(accuracy=accuracy, balanced_accuracy=balanced),
+            scores=quantization.Scores(accuracy=accuracy, balanced_accuracy=balanced),
             squared_error=error,
         )
         for name, accuracy, balanced, error in (
@@ -124,7 +124,7 @@ def spoilt(monkeypatch):
             for method, ranges in found.items()
         }
 
-    monkeypatch.setattr(quantisation, "calibrate", narrow)
+    monkeypatch.setattr(quantization, "calibrate", narrow)
 
 
 QAT = QuantizeSettings(qat=QatSettings(epochs=3, batch_size=32, learning_rate=0.002))
@@ -132,7 +132,7 @@ QAT = QuantizeSettings(qat=QatSettings(epochs=3, batch_size=32, learning_rate=0.
 
 def test_what_loses_too_much_is_trained_on_and_the_better_graph_kept(model, data, spoilt):
     with lanes_of(2) as lanes:
-        records, found = to_its_end(quantise(model, setting_of(data, lanes), QAT, AugmentSettings()))
+        records, found = to_its_end(quantize_model(model, setting_of(data, lanes), QAT, AugmentSettings()))
     before = max(each.scores.accuracy for each in found.candidates[:2])
     assert before < found.float_scores.accuracy - 0.003
     assert [record.kind for record in records] == ["qat"] * len(records)
@@ -145,7 +145,7 @@ def test_what_loses_too_much_is_trained_on_and_the_better_graph_kept(model, data
 def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt):
     hasty = dataclasses.replace(QAT, qat=dataclasses.replace(QAT.qat, epochs=1, learning_rate=5.0))
     with lanes_of(1) as lanes:
-        records, found = to_its_end(quantise(model, setting_of(data, lanes), hasty, AugmentSettings()))
+        records, found = to_its_end(quantize_model(model, setting_of(data, lanes), hasty, AugmentSettings()))
     assert len(records) == 1
     assert found.candidates[2].scores.accuracy < found.chosen.scores.accuracy
     assert found.chosen.method in ("minmax", "mse")
@@ -153,8 +153,8 @@ def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt)
 
 def test_training_on_that_is_not_finite_costs_nothing_but_itself(model, data, spoilt):
     settings = QuantizeSettings(qat_threshold=0.0, qat=QatSettings(epochs=3, learning_rate=1e30))
-    with Lanes(1, CPU) as lanes:
-        _, found = to_its_end(quantise(model, setting_of(data, lanes), settings, AugmentSettings()))
+    with ParallelBranches(1, CPU) as lanes:
+        _, found = to_its_end(quantize_model(model, setting_of(data, lanes), settings, AugmentSettings()))
     assert found.chosen.method in {"minmax", "mse", "qat"}
     assert found.chosen.scores.accuracy == max(each.scores.accuracy for each in found.candidates)
     assert found.qat is None or found.qat.epochs < 3
@@ -164,7 +164,7 @@ def test_it_gives_the_same_bits_again_on_any_number_of_lanes(model, data, spoilt
     once, graphs = dataclasses.replace(QAT, qat=dataclasses.replace(QAT.qat, epochs=1)), []
     for count in (1, 2, 2):
         with lanes_of(count) as lanes:
-            graphs.append(to_its_end(quantise(model, setting_of(data, lanes), once, AugmentSettings()))[1].graph)
+            graphs.append(to_its_end(quantize_model(model, setting_of(data, lanes), once, AugmentSettings()))[1].graph)
     for first, *others in zip(*(graph.ops for graph in graphs), strict=True):
         for other in others:
             assert first.output == other.output
@@ -225,11 +225,11 @@ def test_a_run_says_what_its_int8_graph_gives(finished):
     weights = sum(op.weights.size + 4 * op.bias.size for op in graph.ops if isinstance(op, Weighted))
     assert found["weight_bytes"] == weights
     assert header.classes == model.classes
-    assert header.contract == model.contract
+    assert header.input_spec == model.input_spec
     assert header.facts["method"] == found["method"]
 
 
-def test_a_run_without_an_int8_file_is_quantised_anew(finished, tmp_path):
+def test_a_run_without_an_int8_file_is_quantized_anew(finished, tmp_path):
     run_path = shutil.copytree(finished.path, tmp_path / "run")
     kept = (run_path / "model-int8.safetensors").read_bytes()
     expected = TrainedRun.open(run_path).graph("int8")

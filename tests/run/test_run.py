@@ -398,7 +398,7 @@ def test_a_disk_that_is_nearly_full_is_told_before_training(small_disk, call):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, call):
-    steps = 'unfreeze.steps=[{thaws="head", epochs=2, learning_rate=1e38}]'
+    steps = 'unfreeze.steps=[{unit="head", epochs=2, learning_rate=1e38}]'
     code, out, err = call("train", "digits", "--set", "dual.epochs=1", "--set", steps, "--out", "run")
     error = err[err.index("error: ") :]
     error_of(["stage head, epoch 1", "not finite", "smaller learning rate", "in run"], (code, out, error), 1)

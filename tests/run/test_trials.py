@@ -19,7 +19,7 @@ from thaw.run import resolve
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import prepare_run, settle_run
 from thaw.run.trials import Trial, TrialPlan, best_trial, plan_trials, run_trials
-from thaw.training.method import Method
+from thaw.training.trainer import MultiStageTrainer
 
 BUDGET = "ram=6KB,flash=16KB"
 SHORT = (
@@ -67,8 +67,8 @@ def test_all_that_is_compared_fits_and_is_told(settled):
     assert [trial.number for trial in trials] == list(range(1, len(trials) + 1))
     notes = {note.kind: note.message for note in request.chosen}
     chosen = best_trial(trials).candidate
-    assert (request.recipe.model, data.contract.shape) == (chosen.spec, chosen.shape)
-    assert request.recipe.data.input == str(data.contract)
+    assert (request.recipe.model, data.input_spec.shape) == (chosen.spec, chosen.shape)
+    assert request.recipe.data.input == str(data.input_spec)
     assert f"the best of {len(trials)} in a short training" in notes["network"]
     for trial in trials:
         assert not Budget.parse(BUDGET).broken(trial.candidate.cost)
@@ -80,7 +80,7 @@ def test_all_that_is_compared_fits_and_is_told(settled):
 def test_trials_see_neither_test_images_nor_what_they_train_on(photos, settled):
     plan = settled[0][0]
     data = prepare_run(request_of(photos, "sizing.trials=0"))[1]
-    size = data.contract.shape
+    size = data.input_spec.shape
 
     def pixels(images):
         return {image.tobytes() for image in np.asarray(images.images)}
@@ -125,7 +125,7 @@ def test_switched_off_the_first_in_rank_is_trained(photos):
     first = find_candidates(
         load_recipe("balanced", SHORT)[1], Budget.parse(BUDGET), [(16, 16, 3), (24, 24, 3)], 3
     ).ranked[0]
-    assert (request.recipe.model, data.contract.shape) == (first.spec, first.shape)
+    assert (request.recipe.model, data.input_spec.shape) == (first.spec, first.shape)
     notes = {note.kind: note.message for note in request.chosen}
     assert "trials" not in notes
     assert "was chosen: the largest within ram=6,144, flash=16,384 (" in notes["network"]
@@ -177,7 +177,7 @@ def test_a_trial_that_fails_recognizes_nothing(photos, settled, monkeypatch):
     def fail(self):
         raise TrainingError("not finite")
 
-    monkeypatch.setattr(Method, "epochs", fail)
+    monkeypatch.setattr(MultiStageTrainer, "epochs", fail)
     recipe = load_recipe("balanced", SHORT)[1]
     found = list(run_trials(settled[0][0], recipe, 0, "cpu"))
     assert not any(trial.hits.any() for trial in found)

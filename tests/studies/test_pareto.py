@@ -165,11 +165,11 @@ def test_labels_cover_neither_marks_nor_each_other():
             assert a[2] <= b[0] + 0.2 or b[2] <= a[0] + 0.2 or a[3] <= b[1] + 0.2 or b[3] <= a[1] + 0.2
 
 
-def test_colours_follow_a_dark_page():
+def test_colors_follow_a_dark_page():
     text = draw({point(): 1})
     assert "prefers-color-scheme: dark" in text
     body = text.split("</style>")[1]
-    assert not re.search(r"#[0-9a-f]{3,6}|rgb", body), "a colour that does not follow"
+    assert not re.search(r"#[0-9a-f]{3,6}|rgb", body), "a color that does not follow"
 
 
 def test_what_was_not_read_at_its_source_is_hollow_and_no_part_of_the_front():

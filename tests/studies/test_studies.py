@@ -27,12 +27,12 @@ from thaw.training.arms import (
     without_early_stop,
     without_head,
 )
-from thaw.training.method import Setting
 from thaw.training.stages import UnfreezeSettings, UnfreezeStep
+from thaw.training.trainer import TrainingContext
 
 # Half of the digits are kept for the test, which leaves less to train on.
 EPOCHS = (
-    *("--set", "dual.epochs=2", "--set", 'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="all", epochs=1}]'),
+    *("--set", "dual.epochs=2", "--set", 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'),
     *("--set", "data.test_fraction=0.5"),
 )
 
@@ -54,10 +54,10 @@ def test_what_are_no_seeds(text):
 @pytest.fixture(scope="module")
 def digits_setting():
     data = prepare("digits", DataSettings(), seed=0)
-    return data, Setting(
+    return data, TrainingContext(
         train=data.train,
         validation=data.validation,
-        contract=data.contract,
+        input_spec=data.input_spec,
         seed=0,
         device=None,
         dtype=None,
@@ -76,13 +76,13 @@ def dense_parameters(filters, shape, classes):
 @pytest.mark.parametrize("networks", [1, 2])
 @pytest.mark.parametrize("filters", [(10, 20), (4, 8), (3, 3), (6, 3), (1, 9)])
 def test_plain_networks_are_as_large_as_their_widths_allow(digits_setting, filters, networks):
-    data, setting = digits_setting
+    data, context = digits_setting
     overrides = [f"model.filters={list(filters)}"]
-    settings = load_recipe("paper", overrides)[1].method_settings()
+    settings = load_recipe("paper", overrides)[1].trainer_settings()
     whole = sum(
-        parameter.numel() for parameter in ArmTraining(settings, _on_cpu(setting)).skeleton(ARMS[-1])[0].parameters()
+        parameter.numel() for parameter in ArmTraining(settings, _on_cpu(context)).skeleton(ARMS[-1])[0].parameters()
     )
-    spec = fitting_spec(settings, setting, networks)
+    spec = fitting_spec(settings, context, networks)
     assert isinstance(spec, PaperSpec)
     assert spec.dropout == settings.model.dropout
     first, second = spec.filters
@@ -92,18 +92,18 @@ def test_plain_networks_are_as_large_as_their_widths_allow(digits_setting, filte
     assert size > (0.97 if filters == (10, 20) else 0.9) * whole
 
 
-def _on_cpu(setting):
+def _on_cpu(context):
     from dataclasses import replace
 
     import torch
 
-    return replace(setting, device=torch.device("cpu"))
+    return replace(context, device=torch.device("cpu"))
 
 
 def test_thawing_at_once_takes_as_long(digits_setting):
     settings = load_recipe("paper")[1].unfreeze
     once = at_once(settings)
-    assert [step.thaws for step in once.steps] == ["all"]
+    assert [step.unit for step in once.steps] == ["all"]
     assert once.steps[0].epochs == sum(step.epochs for step in settings.steps)
     assert once.steps[0].learning_rate == settings.steps[-1].learning_rate
 
@@ -118,9 +118,9 @@ def test_thawing_at_once_takes_as_long(digits_setting):
     ],
 )
 def test_the_head_s_epochs_go_to_what_thaws_next(listed, more, expected):
-    steps = tuple(UnfreezeStep(thaws=name, epochs=epochs) for name, epochs in listed)
+    steps = tuple(UnfreezeStep(unit=name, epochs=epochs) for name, epochs in listed)
     made = without_head(UnfreezeSettings(steps=steps), "dense", more)
-    assert [(step.thaws, step.epochs) for step in made.steps] == expected
+    assert [(step.unit, step.epochs) for step in made.steps] == expected
 
 
 @pytest.mark.parametrize("arms", STUDIES.values(), ids=list(STUDIES))
@@ -130,7 +130,9 @@ def test_arms_of_a_study_have_names_of_their_own(arms):
 
 
 def test_no_arm_stops_early():
-    settings = without_early_stop(load_recipe("paper", ["dual.patience=1", "unfreeze.patience=1"])[1].method_settings())
+    settings = without_early_stop(
+        load_recipe("paper", ["dual.patience=1", "unfreeze.patience=1"])[1].trainer_settings()
+    )
     epochs = settings.dual.epochs + sum(step.epochs for step in settings.unfreeze.steps)
     assert min(settings.dual.patience, settings.unfreeze.patience) >= epochs
 
@@ -302,9 +304,9 @@ def test_the_ways_to_unify_are_kept_and_written(unified, call, monkeypatch, tmp_
         (
             "unify",
             "method=plain",
-            "method plain, fusion.join concatenate: arms are made of a recipe for the two stages",
+            "method plain, unify.join concatenate: arms are made of a recipe for the two stages",
         ),
-        ("parts", "fusion.join=distil", "method two-stage, fusion.join distil"),
+        ("parts", "unify.join=distil", "method two-stage, unify.join distil"),
     ],
 )
 def test_recipes_that_no_arms_can_be_made_of_are_refused(study, override, words, call):
@@ -359,9 +361,9 @@ def tiny_recipe(monkeypatch):
 
 def test_reproduce_goes_on_where_it_was_stopped(call, small_root, tiny_recipe, monkeypatch, tmp_path):
     arguments = ("reproduce", "--dataset", "mnist", "--dataset", "mnist", "--seeds", "0,1", "--data-root", small_root)
-    from thaw.training.method import Method
+    from thaw.training.trainer import MultiStageTrainer
 
-    real, calls = Method.epochs, []
+    real, calls = MultiStageTrainer.epochs, []
 
     def epochs(self):
         """The third epoch of the second run is interrupted."""
@@ -371,7 +373,7 @@ def test_reproduce_goes_on_where_it_was_stopped(call, small_root, tiny_recipe, m
                 raise KeyboardInterrupt
             yield record
 
-    monkeypatch.setattr(Method, "epochs", epochs)
+    monkeypatch.setattr(MultiStageTrainer, "epochs", epochs)
     code, out, err = call(*arguments, "--out", "table")
     assert (code, out) == (130, "")
     assert "give the same command again to go on" in err

@@ -26,7 +26,7 @@ def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) 
 
 
 def reflected(position: float, side: int) -> float:
-    """Mirror at the outer edges of the first and the last pixel until it is inside; then the nearest centre."""
+    """Mirror at the outer edges of the first and the last pixel until it is inside; then the nearest center."""
     while not -0.5 <= position <= side - 0.5:
         position = -1.0 - position if position < -0.5 else 2.0 * side - 1.0 - position
     return min(max(position, 0.0), side - 1.0)
@@ -38,7 +38,7 @@ def np_sample(image: np.ndarray, matrix: np.ndarray, fill: str) -> np.ndarray:
     out = np.zeros((channels, height, width))
     for row in range(height):
         for column in range(width):
-            # Pixel centres: -1 is the left edge of the first pixel and 1 the right edge of the last.
+            # Pixel centers: -1 is the left edge of the first pixel and 1 the right edge of the last.
             x, y = (2 * column + 1) / width - 1, (2 * row + 1) / height - 1
             x_in, y_in = matrix @ np.array([x, y, 1.0])
             across, down = ((x_in + 1) * width - 1) / 2, ((y_in + 1) * height - 1) / 2

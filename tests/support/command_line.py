@@ -28,11 +28,11 @@ run()
 
 # Five stages of two epochs and more, so that there is a middle of each to be killed in.
 STAGES = ("dual", "head", "dense", "conv2", "conv1")
-STEPS = ", ".join(f'{{thaws="{name}", epochs=2, learning_rate=0.02}}' for name in STAGES[1:])
+STEPS = ", ".join(f'{{unit="{name}", epochs=2, learning_rate=0.02}}' for name in STAGES[1:])
 SMALL = ("--set", "dual.epochs=3", "--set", f"unfreeze.steps=[{STEPS}]", "--seed", "3")
 
 # As little training as a run can do: three epochs.
-TINY_STEPS = 'unfreeze.steps=[{thaws="head", epochs=1}, {thaws="all", epochs=1}]'
+TINY_STEPS = 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'
 TINY_OVERRIDES = ("dual.epochs=1", TINY_STEPS)
 TINY = tuple(word for override in TINY_OVERRIDES for word in ("--set", override))
 

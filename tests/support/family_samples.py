@@ -13,7 +13,7 @@ from thaw.graph.lower import lower
 from thaw.graph.quantize import quantize
 from thaw.models.blocks import ChannelScale, Norm
 from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
-from thaw.models.fusion import FusionSpec, build_unified
+from thaw.models.unify import UnifySpec, build_unified
 
 CLASSES = 5
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -41,7 +41,7 @@ SPECS = {
 SHAPES = ((12, 12, 3), (16, 16, 1), (28, 28, 1))
 
 
-def randomise(module, seed=0):
+def randomize(module, seed=0):
     """Other statistics, scales and factors than those of a new network, so that nothing folds into 1 and 0."""
     draw = torch.Generator().manual_seed(seed)
 
@@ -51,7 +51,7 @@ def randomise(module, seed=0):
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, Norm):
-                # Scales of either sign: a positive normalisation takes the absolute value.
+                # Scales of either sign: a positive normalization takes the absolute value.
                 uniform(part.weight, -1.5, 1.5)
                 uniform(part.bias, -0.5, 0.8)
                 uniform(part.running_mean, -0.5, 0.5)
@@ -68,8 +68,8 @@ def family_module(name, shape, *, fused=False, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         spec = SPECS[name]
-        module = build_unified(spec, FusionSpec(hidden=6), shape, CLASSES) if fused else spec.build(shape, CLASSES)
-    return randomise(module, seed).eval()
+        module = build_unified(spec, UnifySpec(hidden=6), shape, CLASSES) if fused else spec.build(shape, CLASSES)
+    return randomize(module, seed).eval()
 
 
 @lru_cache(maxsize=64)

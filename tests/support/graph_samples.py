@@ -67,7 +67,7 @@ def random_int8_graph(rng: np.random.Generator, *, extreme: str | None = None) -
 
 
 def random_ranges(rng: np.random.Generator, extreme: str | None = None) -> tuple[Graph, dict[str, tuple[float, float]]]:
-    """What `random_int8_graph` quantises: a float32 graph, and the ranges of its tensors."""
+    """What `random_int8_graph` quantizes: a float32 graph, and the ranges of its tensors."""
     graph = random_graph(rng)
     if extreme in _CHANGED_WEIGHTS:
         graph = _with_weights(graph, rng, _CHANGED_WEIGHTS[extreme])

@@ -1,6 +1,6 @@
 """The LiteRT (TFLite) int8 specification once more, in plain Python: loops over unbounded integers.
 
-Divisions and shifts are written as gemmlowp and the reference kernels write them (C divides towards zero). Nothing is
+Divisions and shifts are written as gemmlowp and the reference kernels write them (C divides toward zero). Nothing is
 shared with `thaw.graph.fixed_point` or `thaw.graph.interpret`. Maps are nested as NumPy indexes them, (H, W, C).
 """
 

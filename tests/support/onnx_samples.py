@@ -7,21 +7,21 @@ from functools import cache
 import numpy as np
 from graph_samples import random_images
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.export.card import ModelCard
 from thaw.export.to_onnx import export_onnx
 from thaw.graph.calibrate import calibrate
 from thaw.graph.lower import lower
 from thaw.graph.quantize import quantize
 from thaw.models.families import PaperSpec
-from thaw.models.fusion import FusionSpec, build_unified
+from thaw.models.unify import UnifySpec, build_unified
 
 
 def card_for(graph, **changes):
     rows, columns, channels = graph.tensor(graph.input).shape
-    contract = InputContract(height=rows, width=columns, channels=channels, **changes)
+    input_spec = InputSpec(height=rows, width=columns, channels=channels, **changes)
     classes = tuple(f"class {index}" for index in range(graph.tensor(graph.outputs[-1]).elements))
-    return ModelCard(name="sample", classes=classes, contract=contract, facts={"parameters": 14_862})
+    return ModelCard(name="sample", classes=classes, input_spec=input_spec, facts={"parameters": 14_862})
 
 
 def exported(graph, precision):
@@ -30,11 +30,11 @@ def exported(graph, precision):
 
 @cache
 def paper_graphs():
-    """The paper's network with random weights, float and int8, for 28x28 grey images."""
+    """The paper's network with random weights, float and int8, for 28x28 gray images."""
     import torch
 
     torch.manual_seed(3)
-    module = build_unified(PaperSpec(), FusionSpec(), (28, 28, 1), 10).eval()
+    module = build_unified(PaperSpec(), UnifySpec(), (28, 28, 1), 10).eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(3.0)

@@ -13,7 +13,7 @@ from thaw.graph.tensors import IMAGE, LOGITS, PROBABILITIES, Quantization, Tenso
 
 
 class RefereeRunner:
-    """An artefact that computes what a graph says, and shows only some of what lies inside it."""
+    """An artifact that computes what a graph says, and shows only some of what lies inside it."""
 
     def __init__(self, graph: Graph, hidden: tuple[str, ...] = ()) -> None:
         self.graph = graph

@@ -12,7 +12,7 @@ from thaw.models.families import ResidualSpec
 from thaw.recipe.candidates import Candidate
 
 
-def draw_photos(folder, sizes, *, grey=False, each=10):
+def draw_photos(folder, sizes, *, gray=False, each=10):
     """Class folders of noise with a tint a class."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("one", "three", "two")):
@@ -22,7 +22,7 @@ def draw_photos(folder, sizes, *, grey=False, each=10):
             pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
             pixels[..., label] += 100
             image = Image.fromarray(pixels)
-            (image.convert("L") if grey else image).save(folder / name / f"{number}.png")
+            (image.convert("L") if gray else image).save(folder / name / f"{number}.png")
     return folder
 
 

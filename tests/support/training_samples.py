@@ -14,19 +14,19 @@ from torch import nn
 
 from thaw.data.augment import AugmentSettings
 from thaw.data.batches import BatchSource
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.images import ImageSet, InputSpec
 from thaw.models.blocks import DenseClassifier, Dropout
 from thaw.models.families import FamilySpec, PaperSpec, ResidualSpec
-from thaw.models.fusion import DualModel, FusionSpec
-from thaw.training.compute import Lanes
+from thaw.models.unify import DualModel, UnifySpec
+from thaw.training.compute import ParallelBranches
 from thaw.training.distil import DistilSettings
-from thaw.training.method import Method, MethodSettings, Setting
-from thaw.training.optim import FitSettings
+from thaw.training.optim import OptimizerSettings
 from thaw.training.stages import DualSettings, PlainSettings, UnfreezeSettings, UnfreezeStep
+from thaw.training.trainer import MultiStageTrainer, TrainerSettings, TrainingContext
 
 CPU = torch.device("cpu")
 SIDE = 16
-CONTRACT = InputContract(height=SIDE, width=SIDE, channels=1, mean=(0.3,), std=(0.4,))
+CONTRACT = InputSpec(height=SIDE, width=SIDE, channels=1, mean=(0.3,), std=(0.4,))
 
 
 @cache
@@ -45,7 +45,7 @@ def digit_set(first: int, last: int) -> ImageSet:
 def source(images: ImageSet, batch_size: int = 32, views=("original",), **ranges) -> BatchSource:
     return BatchSource(
         images=images,
-        contract=CONTRACT,
+        input_spec=CONTRACT,
         batch_size=batch_size,
         device=CPU,
         augment=AugmentSettings(**ranges),
@@ -54,7 +54,7 @@ def source(images: ImageSet, batch_size: int = 32, views=("original",), **ranges
 
 
 def odd_submodel(classes: int = 10, dropout: float = 0.25) -> nn.Sequential:
-    """A family that the package does not know: normalised units, other names, a dropout in the middle; for 16x16x1."""
+    """A family that the package does not know: normalized units, other names, a dropout in the middle; for 16x16x1."""
     stem = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.LeakyReLU())
     mixer = nn.Sequential(
         Dropout(dropout), nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6), nn.LeakyReLU()
@@ -68,37 +68,39 @@ def odd_dual(classes: int = 10, dropout: float = 0.25) -> DualModel:
 
 
 def method_of(
-    lanes: Lanes,
+    lanes: ParallelBranches,
     *,
     method: str = "two-stage",
     join: str = "concatenate",
     model: FamilySpec | None = None,
     seed: int = 0,
-) -> Method:
+) -> MultiStageTrainer:
     """A method on 160 digits with hardly any training: one epoch of stage 1, one each of two units' thawing."""
     spec = PaperSpec(filters=(4, 6), dropout=0.2) if model is None else model
-    fusion = FusionSpec(join=join, hidden=12)
-    order = fusion.thawing_order(spec.units)[:2]
-    settings = MethodSettings(
+    unify_spec = UnifySpec(join=join, hidden=12)
+    order = unify_spec.thawing_order(spec.units)[:2]
+    settings = TrainerSettings(
         method=method,
         model=spec,
-        fusion=fusion,
+        unify=unify_spec,
         augment=AugmentSettings(rotation_degrees=5.0, mixup=0.2),
         dual=DualSettings(epochs=1, batch_size=32, learning_rate=0.01),
-        unfreeze=UnfreezeSettings(steps=tuple(UnfreezeStep(thaws=unit, epochs=1) for unit in order), batch_size=32),
-        plain=PlainSettings(epochs=2, batch_size=32, fit=FitSettings(optimizer="muon", ema=0.9, label_smoothing=0.1)),
+        unfreeze=UnfreezeSettings(steps=tuple(UnfreezeStep(unit=unit, epochs=1) for unit in order), batch_size=32),
+        plain=PlainSettings(
+            epochs=2, batch_size=32, fit=OptimizerSettings(optimizer="muon", ema=0.9, label_smoothing=0.1)
+        ),
         distil=DistilSettings(model=ResidualSpec(widths=(4, 6), blocks=(1, 0)), teacher_epochs=2),
     )
-    setting = Setting(
+    context = TrainingContext(
         train=digit_set(0, 160),
         validation=digit_set(1400, 1460),
-        contract=CONTRACT,
+        input_spec=CONTRACT,
         seed=seed,
         device=CPU,
         dtype=torch.float32,
         lanes=lanes,
     )
-    return Method(settings, setting)
+    return MultiStageTrainer(settings, context)
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -112,12 +114,12 @@ def unit_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def lanes_of(count: int) -> Iterator[Lanes]:
+def lanes_of(count: int) -> Iterator[ParallelBranches]:
     """Lanes as on a machine of `count` cores: 1 makes none, and 2 one thread for each."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with Lanes(count, CPU) as lanes:
+        with ParallelBranches(count, CPU) as lanes:
             yield lanes
     finally:
         torch.set_num_threads(before)

@@ -163,7 +163,7 @@ LOSSY = 3
 IMAGES = [
     ("photo.jpg", encoded("JPEG", quality=90), LOSSY),
     *((f"turned{n}.jpg", encoded("JPEG", quality=95, exif=exif_block(n)), LOSSY) for n in range(2, 9)),
-    ("grey.jpg", encoded("JPEG", quality=95, subsampling=0), LOSSY),
+    ("gray.jpg", encoded("JPEG", quality=95, subsampling=0), LOSSY),
     ("photo.webp", encoded("WEBP", quality=95), LOSSY),
     ("exact.webp", encoded("WEBP", lossless=True), 0),
     ("alpha.webp", encoded("alpha WEBP", lossless=True), 1),

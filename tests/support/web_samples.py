@@ -27,8 +27,8 @@ needs_vendor = pytest.mark.skipif(
     not (WEB / "vendor" / "VERSION").is_file(), reason="onnxruntime-web is not there: make web fetches it"
 )
 
-GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
-SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
+GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
+SAMPLES = {GRAY: 1, RGB: 3, PALETTE: 1, GRAY_ALPHA: 2, RGBA: 4}
 PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
 # Pieces of a case: where what is read and written lies; both are files of bytes.
@@ -79,7 +79,7 @@ def images_by_node(folder: Path, imports: str, answer: str, cases: list[dict[str
 def png_file(
     pixels: np.ndarray,
     depth: int,
-    colour_type: int,
+    color_type: int,
     *,
     interlaced: bool = False,
     palette: bytes = b"",
@@ -97,7 +97,7 @@ def png_file(
         part = pixels[top::down, left::across]
         if part.size:
             body += _filtered(part, depth, step, rng)
-    content = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlaced))
+    content = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlaced))
     content += _chunk(b"PLTE", palette) if palette else b""
     content += _chunk(b"tRNS", transparency) if transparency is not None else b""
     content += _chunk(b"eXIf", exif) if exif else b""

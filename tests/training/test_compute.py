@@ -11,7 +11,7 @@ from torch import nn
 
 from thaw.errors import UsageError
 from thaw.training import compute
-from thaw.training.compute import Lanes, autocast, keep_freed_memory, resolve_device, resolve_precision
+from thaw.training.compute import ParallelBranches, autocast, keep_freed_memory, resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -82,7 +82,7 @@ def test_lanes_run_at_the_same_time_and_answer_in_order(two_threads):
             time.sleep(0.05)
         return name, threading.current_thread().name, torch.get_num_threads()
 
-    with Lanes(2, CPU) as lanes:
+    with ParallelBranches(2, CPU) as lanes:
         made = lanes.run([lambda: job("first"), lambda: job("second")])
         assert torch.get_num_threads() == 1  # what joins the lanes leaves the cores to them
     assert [name for name, _, _ in made] == ["first", "second"]
@@ -106,7 +106,7 @@ def test_lanes_raise_the_first_error_once_all_have_ended(two_threads):
         time.sleep(0.2)
         ended.append(True)
 
-    with Lanes(3, CPU) as lanes:
+    with ParallelBranches(3, CPU) as lanes:
         with pytest.raises(ZeroDivisionError, match="first job"):
             lanes.run([late, early, last])
         assert ended == [True]
@@ -114,7 +114,7 @@ def test_lanes_raise_the_first_error_once_all_have_ended(two_threads):
 
 
 def test_more_jobs_than_lanes(two_threads):
-    with Lanes(2, CPU) as lanes:
+    with ParallelBranches(2, CPU) as lanes:
         assert lanes.run([lambda index=index: index * index for index in range(9)]) == [i * i for i in range(9)]
         assert lanes.run([]) == []
 
@@ -125,7 +125,7 @@ def test_no_threads_where_there_is_nothing_to_gain(case, two_threads):
         torch.set_num_threads(1)
     device = torch.device("cuda") if case == "a GPU" else CPU
     jobs = [threading.current_thread] * (1 if case == "one job" else 2)
-    with Lanes(1 if case == "one lane" else 2, device) as lanes:
+    with ParallelBranches(1 if case == "one lane" else 2, device) as lanes:
         assert set(lanes.run(jobs)) == {threading.current_thread()}
 
 
@@ -133,7 +133,7 @@ def test_without_threads_an_error_is_raised_as_well():
     def fail():
         raise ValueError("now")
 
-    with Lanes(1, CPU) as lanes, pytest.raises(ValueError, match="now"):
+    with ParallelBranches(1, CPU) as lanes, pytest.raises(ValueError, match="now"):
         lanes.run([fail, lambda: 1])
 
 

@@ -23,7 +23,7 @@ from thaw.models.families import PaperSpec, ResidualSpec
 from thaw.recipe.recipe import load_recipe
 from thaw.training.distil import DistillStage, DistilSettings
 from thaw.training.engine import StageRun
-from thaw.training.optim import FitSettings
+from thaw.training.optim import OptimizerSettings
 from thaw.training.replicas import Part
 from thaw.training.stages import PlainSettings, PlainStage
 
@@ -80,7 +80,7 @@ def test_the_loss_agrees_with_numpy(count, temperature, share, smoothing, mixed,
     partners, shares = torch.arange(13).flip(0), torch.linspace(0.1, 1, 13)
     if mixed:
         batch = Batch(batch.views, batch.labels, {"augmented": Mix(partners, shares)})
-    settings = PlainSettings(view="augmented", fit=FitSettings(label_smoothing=smoothing))
+    settings = PlainSettings(view="augmented", fit=OptimizerSettings(label_smoothing=smoothing))
     stage = DistillStage(student, settings, teachers, DistilSettings(temperature=temperature, share=share))
     stage.set_training()
     made = float(stage.backward(batch, lanes, torch.float32)["student"])
@@ -151,7 +151,7 @@ def test_teachers_stay_to_the_bit_and_the_student_learns(share, lanes):
     # In training mode and asking for gradients at first, with statistics and dropout that would move.
     teachers = [odd_submodel(dropout=0.5).train(), odd_submodel(dropout=0.5).train()]
     student = a_submodel(0)
-    settings = PlainSettings(epochs=2, batch_size=32, learning_rate=0.02, fit=FitSettings(ema=0.5))
+    settings = PlainSettings(epochs=2, batch_size=32, learning_rate=0.02, fit=OptimizerSettings(ema=0.5))
     stage = DistillStage(student, settings, teachers, DistilSettings(share=share))
     before, student_before = [snapshot(teacher) for teacher in teachers], snapshot(student)
     records = list(distil_run(stage, lanes).epochs())
@@ -166,7 +166,7 @@ def test_teachers_stay_to_the_bit_and_the_student_learns(share, lanes):
     assert (stage.kind, stage.name, list(records[0].losses)) == ("distil", "student", ["student"])
 
 
-def test_only_the_student_is_optimised_and_kept():
+def test_only_the_student_is_optimized_and_kept():
     stage = DistillStage(a_submodel(0), PlainSettings(), [a_submodel(1)], DistilSettings())
     held = {id(parameter) for group in stage.optimizer().param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in stage.module.parameters()}
@@ -208,34 +208,34 @@ def test_the_teacher_is_trained_as_the_plain_section_says():
 
 
 def test_a_larger_network_teaches_in_the_same_run(lanes):
-    method = method_of(lanes, method="distil")
-    assert method.settings.stage_epochs == {"teacher": 2, "student": 2}
-    assert method.settings.joined is None
-    records = list(method.epochs())
+    trainer = method_of(lanes, method="distil")
+    assert trainer.settings.stage_epochs == {"teacher": 2, "student": 2}
+    assert trainer.settings.unify_spec is None
+    records = list(trainer.epochs())
     assert [(record.stage, record.kind) for record in records] == [("teacher", "plain")] * 2 + [
         ("student", "distil")
     ] * 2
-    (teacher,) = method.teachers
-    assert isinstance(method.settings.distil.model, ResidualSpec)
+    (teacher,) = trainer.teachers
+    assert isinstance(trainer.settings.distil.model, ResidualSpec)
     assert teacher[-1].dense.in_features == 6
-    assert not any(parameter.requires_grad for parameter in method.network.parameters())
+    assert not any(parameter.requires_grad for parameter in trainer.network.parameters())
 
 
 def test_both_submodels_of_stage_one_teach_a_fresh_one(lanes):
-    method = method_of(lanes, join="distil")
-    assert method.settings.stage_epochs == {"dual": 1, "student": 2}
-    assert method.settings.joined is None
-    epochs = method.epochs()
+    trainer = method_of(lanes, join="distil")
+    assert trainer.settings.stage_epochs == {"dual": 1, "student": 2}
+    assert trainer.settings.unify_spec is None
+    epochs = trainer.epochs()
     assert next(epochs).stage == "dual"
-    kept = snapshot(method.dual)
-    student = snapshot(method.network)
+    kept = snapshot(trainer.dual)
+    student = snapshot(trainer.network)
     # Of its own initial weights, and not of those that a submodel began with.
     for branch in method_of(lanes, join="distil").dual.branches:
         assert not torch.equal(branch.conv1.conv.weight, student["conv1.conv.weight"])
     assert [record.stage for record in epochs] == ["student", "student"]
-    assert method.teachers == list(method.dual.branches)
-    assert all(torch.equal(kept[name], tensor) for name, tensor in method.dual.state_dict().items())
-    assert list(student) == list(method.network.state_dict())
+    assert trainer.teachers == list(trainer.dual.branches)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in trainer.dual.state_dict().items())
+    assert list(student) == list(trainer.network.state_dict())
 
 
 def test_averaged_submodels_start_alike_and_apart_otherwise(lanes):
@@ -245,31 +245,31 @@ def test_averaged_submodels_start_alike_and_apart_otherwise(lanes):
 
 
 def test_averaged_submodels_thaw_without_a_head(lanes):
-    method = method_of(lanes, join="average")
-    assert method.settings.stage_epochs == {"dual": 1, "dense": 1, "conv2": 1}
-    assert method.settings.joined is None
-    epochs = method.epochs()
+    trainer = method_of(lanes, join="average")
+    assert trainer.settings.stage_epochs == {"dual": 1, "dense": 1, "conv2": 1}
+    assert trainer.settings.unify_spec is None
+    epochs = trainer.epochs()
     next(epochs)
     expected = {
-        name: (tensor + method.dual.branches[1].state_dict()[name]) / 2
-        for name, tensor in snapshot(method.dual.branches[0]).items()
+        name: (tensor + trainer.dual.branches[1].state_dict()[name]) / 2
+        for name, tensor in snapshot(trainer.dual.branches[0]).items()
     }
-    averaged = snapshot(method.network)
+    averaged = snapshot(trainer.network)
     torch.testing.assert_close(averaged, expected)
     assert [record.stage for record in epochs] == ["dense", "conv2"]
-    assert [summary.trains for summary in method.progress.summaries[1:]] == [("dense",), ("dense", "conv2")]
+    assert [summary.trains for summary in trainer.progress.summaries[1:]] == [("dense",), ("dense", "conv2")]
     # What never thawed is the average still.
-    assert torch.equal(method.network.conv1.conv.weight, averaged["conv1.conv.weight"])
-    assert not torch.equal(method.network.dense.dense.weight, averaged["dense.dense.weight"])
+    assert torch.equal(trainer.network.conv1.conv.weight, averaged["conv1.conv.weight"])
+    assert not torch.equal(trainer.network.dense.dense.weight, averaged["dense.dense.weight"])
 
 
 def test_statistics_of_an_average_are_measured_anew(lanes):
-    method = method_of(lanes, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.5))
-    next(method.epochs())
-    branches = [branch.state_dict() for branch in method.dual.branches]
+    trainer = method_of(lanes, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.5))
+    next(trainer.epochs())
+    branches = [branch.state_dict() for branch in trainer.dual.branches]
     branches[0]["stem.norm.running_mean"].fill_(4)
     branches[1]["stem.norm.running_mean"].fill_(6)
-    network = method.network
+    network = trainer.network
     # The stem's by an oracle: statistics move by a tenth of the way to those of each batch, as torch's do.
     conv = (branches[0]["stem.conv.weight"] + branches[1]["stem.conv.weight"]) / 2
     made = network.stem.norm.running_mean.double().numpy()
@@ -282,22 +282,22 @@ def test_statistics_of_an_average_are_measured_anew(lanes):
 
 
 def test_dropout_is_off_while_statistics_are_measured(lanes):
-    method = method_of(lanes, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.9))
-    next(method.epochs())
+    trainer = method_of(lanes, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.9))
+    next(trainer.epochs())
     seen = []
-    for _, dropout in dropouts(method.dual):
+    for _, dropout in dropouts(trainer.dual):
         dropout.register_forward_hook(lambda module, given, out: seen.append(module.training))
-    assert method.network is not None
+    assert trainer.network is not None
     assert len(seen) == 5
     assert not any(seen)
 
 
 def test_what_has_no_statistics_is_not_run(lanes, monkeypatch):
-    method = method_of(lanes, join="average")
-    next(method.epochs())
+    trainer = method_of(lanes, join="average")
+    next(trainer.epochs())
     monkeypatch.setattr(PaperSpec, "build", None)
     monkeypatch.setattr(nn.Sequential, "forward", None)
-    assert method.network.conv1.conv.weight.device == CPU
+    assert trainer.network.conv1.conv.weight.device == CPU
 
 
 # Recipes and runs
@@ -306,25 +306,25 @@ def test_what_has_no_statistics_is_not_run(lanes, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "stages"),
     [
-        (["fusion.join=distil", "plain.epochs=3"], {"dual": 15, "student": 3}),
-        (["fusion.join=average", 'unfreeze.steps=[{thaws="dense", epochs=2}]'], {"dual": 15, "dense": 2}),
-        (["fusion.join=average", 'unfreeze.steps=[{thaws="all", epochs=2}]'], {"dual": 15, "all": 2}),
+        (["unify.join=distil", "plain.epochs=3"], {"dual": 15, "student": 3}),
+        (["unify.join=average", 'unfreeze.steps=[{unit="dense", epochs=2}]'], {"dual": 15, "dense": 2}),
+        (["unify.join=average", 'unfreeze.steps=[{unit="all", epochs=2}]'], {"dual": 15, "all": 2}),
         (["method=distil", "plain.epochs=3", "distil.teacher_epochs=4"], {"teacher": 4, "student": 3}),
     ],
 )
 def test_recipes_know_their_stages(overrides, stages):
     recipe = load_recipe("paper", overrides)[1]
     assert recipe.stage_epochs() == stages
-    assert recipe.joined is None
+    assert recipe.unify_spec is None
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["fusion.join=average"], "expected the order dense, conv2, conv1, which may end early"),
-        (["fusion.join=average", "unfreeze.steps=[]"], "unfreeze.steps is empty: at least the dense has to be trained"),
-        (["fusion.join=vote"], "fusion.join = 'vote': expected one of concatenate, average, distil"),
-        (['unfreeze.steps=[{thaws="dense", epochs=2}]'], "expected the order head, dense, conv2, conv1"),
+        (["unify.join=average"], "expected the order dense, conv2, conv1, which may end early"),
+        (["unify.join=average", "unfreeze.steps=[]"], "unfreeze.steps is empty: at least the dense has to be trained"),
+        (["unify.join=vote"], "unify.join = 'vote': expected one of concatenate, average, distil"),
+        (['unfreeze.steps=[{unit="dense", epochs=2}]'], "expected the order head, dense, conv2, conv1"),
     ],
 )
 def test_recipes_refuse_the_steps_of_another_join(overrides, words):
@@ -335,13 +335,13 @@ def test_recipes_refuse_the_steps_of_another_join(overrides, words):
 
 @pytest.mark.parametrize("join", ["average", "distil"])
 def test_a_run_leaves_one_submodel_that_stands_alone(join, call, tmp_path):
-    steps = 'unfreeze.steps=[{thaws="all", epochs=1}]'
-    overrides = [f"fusion.join={join}", steps, "dual.epochs=1", "plain.epochs=1", "quantize.qat_threshold=100"]
+    steps = 'unfreeze.steps=[{unit="all", epochs=1}]'
+    overrides = [f"unify.join={join}", steps, "dual.epochs=1", "plain.epochs=1", "quantize.qat_threshold=100"]
     options = [word for override in overrides for word in ("--set", override)]
     code, _, err = call("train", "digits", *options, "--out", "run")
     assert code == 0, err
     model = Model.load(tmp_path / "run")
-    assert model.fusion is None
+    assert model.unify is None
     assert tuple(name for name, _ in model.module.named_children()) == PaperSpec.units
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert [stage["name"] for stage in metrics["stages"]] == ["dual", "all" if join == "average" else "student"]

@@ -14,13 +14,12 @@ from training_samples import digit_set, lanes_of, method_of, odd_dual, snapshot,
 from thaw.errors import TrainingError
 from thaw.models.blocks import dropouts
 from thaw.models.families import PaperSpec, ResidualSpec
-from thaw.models.fusion import FusionSpec, average, build_dual, unify, unit_names
+from thaw.models.unify import UnifySpec, average, build_dual, unify, unit_names
 from thaw.training import engine
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.distil import DistillStage, DistilSettings
 from thaw.training.engine import StageRun
-from thaw.training.method import Method
-from thaw.training.optim import FitSettings
+from thaw.training.optim import OptimizerSettings
 from thaw.training.schedule import Schedule
 from thaw.training.stages import (
     DualSettings,
@@ -31,6 +30,7 @@ from thaw.training.stages import (
     UnfreezeStep,
     unfreeze_stages,
 )
+from thaw.training.trainer import MultiStageTrainer
 
 FAMILIES = ["paper", "odd"]
 
@@ -56,11 +56,11 @@ def dual_run(lanes, *, family="paper", seed=0, images=200, dropout=0.3, dtype=to
     return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
 
 
-def unfreeze_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, thaws="all", **values) -> StageRun:
+def unfreeze_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, unit="all", **values) -> StageRun:
     torch.manual_seed(seed)
-    model = unify(a_dual(family, seed), FusionSpec())
+    model = unify(a_dual(family, seed), UnifySpec())
     numbers = {"epochs": 3, "learning_rate": 0.1, **values}
-    step = UnfreezeStep(thaws=thaws, epochs=numbers.pop("epochs"), learning_rate=numbers.pop("learning_rate"))
+    step = UnfreezeStep(unit=unit, epochs=numbers.pop("epochs"), learning_rate=numbers.pop("learning_rate"))
     settings = UnfreezeSettings(steps=(step,), **{"batch_size": 32, "view": "augmented", **numbers})
     (stage,) = unfreeze_stages(model, settings)
     train = source(digit_set(0, images), stage.batch_size, views=stage.views)
@@ -72,14 +72,14 @@ def averaged_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float
     model = average(a_dual(family, seed))
     numbers = {"epochs": 3, "learning_rate": 0.1, **values}
     epochs, rate = numbers.pop("epochs"), numbers.pop("learning_rate")
-    steps = tuple(UnfreezeStep(thaws=unit, epochs=epochs, learning_rate=rate) for unit in unit_names(model)[:2])
+    steps = tuple(UnfreezeStep(unit=unit, epochs=epochs, learning_rate=rate) for unit in unit_names(model)[:2])
     settings = UnfreezeSettings(steps=steps, **{"batch_size": 32, "view": "augmented", **numbers})
     _, stage = unfreeze_stages(model, settings)
     train = source(digit_set(0, images), stage.batch_size, views=stage.views, mixup=0.4)
     return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
 
 
-FIT = FitSettings(optimizer="muon", momentum=0.95, weight_decay=0.01, ema=0.9, label_smoothing=0.1)
+FIT = OptimizerSettings(optimizer="muon", momentum=0.95, weight_decay=0.01, ema=0.9, label_smoothing=0.1)
 
 
 def plain_settings(**values) -> PlainSettings:
@@ -130,9 +130,9 @@ def test_training_learns_digits(lanes):
     assert records[-1].train_loss < 0.35 * records[0].train_loss
     assert records[-1].validation_accuracy > 0.85
     run.load_best()
-    unified = unify(run.stage.module, FusionSpec())
+    unified = unify(run.stage.module, UnifySpec())
     settings = UnfreezeSettings(
-        steps=(UnfreezeStep(thaws="head", epochs=5, learning_rate=0.3), UnfreezeStep(thaws="all", epochs=2)),
+        steps=(UnfreezeStep(unit="head", epochs=5, learning_rate=0.3), UnfreezeStep(unit="all", epochs=2)),
         batch_size=32,
     )
     train, validation = source(digit_set(0, 1200), 32), run.validation
@@ -145,7 +145,7 @@ def test_training_learns_digits(lanes):
 
 def test_a_plain_network_learns_too(lanes):
     settings = PlainSettings(
-        epochs=4, learning_rate=0.01, view="original", schedule=Schedule(), fit=FitSettings(optimizer="nadam")
+        epochs=4, learning_rate=0.01, view="original", schedule=Schedule(), fit=OptimizerSettings(optimizer="nadam")
     )
     stage = PlainStage(a_dual("paper", dropout=0.0).branches[0], settings)
     run = StageRun(
@@ -203,10 +203,10 @@ METHODS = [("two-stage", "concatenate"), ("two-stage", "average"), ("two-stage",
 def test_a_method_goes_on_from_any_epoch_with_the_same_bits(method, join, family, lanes, tmp_path):
     model = ResidualSpec(widths=(4, 6), blocks=(1, 0), dropout=0.1) if family == "residual" else None
 
-    def fresh() -> Method:
+    def fresh() -> MultiStageTrainer:
         return method_of(lanes, method=method, join=join, model=model)
 
-    def save(at: Method, number: int) -> None:
+    def save(at: MultiStageTrainer, number: int) -> None:
         tensors, numbers = at.state()
         write_tensors(tmp_path / f"{number}.safetensors", tensors, {"version": 1, "method": numbers})
 
@@ -323,14 +323,14 @@ def test_load_best_needs_an_epoch(lanes):
         dual_run(lanes).load_best()
 
 
-def normalised(images) -> torch.Tensor:
+def normalized(images) -> torch.Tensor:
     return torch.from_numpy(((images.images / 255.0 - 0.3) / 0.4).astype(np.float32).transpose(0, 3, 1, 2))
 
 
 def probabilities(branch, images) -> np.ndarray:
     branch.eval()
     with torch.no_grad():
-        return branch(normalised(images)).double().softmax(1).numpy()
+        return branch(normalized(images)).double().softmax(1).numpy()
 
 
 def test_validation_figures_agree_with_scikit_learn(lanes):
@@ -360,7 +360,7 @@ def test_training_losses_are_means_over_all_images(lanes):
 
 def test_a_record_says_what_was_done(lanes):
     schedule = Schedule(kind="cosine")
-    run = unfreeze_run(lanes, images=128, epochs=2, learning_rate=0.2, schedule=schedule, thaws="head")
+    run = unfreeze_run(lanes, images=128, epochs=2, learning_rate=0.2, schedule=schedule, unit="head")
     records = list(run.epochs())
     # 4 batches an epoch, 8 steps in all: the last of each epoch are steps 3 and 7.
     assert [record.learning_rate for record in records] == pytest.approx(

@@ -1,4 +1,4 @@
-"""Optimisers against NumPy's SVD, torch's own and sums by hand, and the running mean of the weights."""
+"""Optimizers against NumPy's SVD, torch's own and sums by hand, and the running mean of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training_samples import odd_submodel, snapshot
 
 from thaw.errors import UsageError
 from thaw.models.families import PaperSpec, SeparableSpec
-from thaw.training.optim import FitSettings, Muon, WeightAverage, make_optimizer, orthogonalise
+from thaw.training.optim import Muon, OptimizerSettings, WeightAverage, make_optimizer, orthogonalize
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -29,9 +29,9 @@ def np_orthogonal(matrix: np.ndarray, iterations: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6), (10, 90), (1, 9), (9, 1)])
-def test_orthogonalise_agrees_with_an_svd(shape):
+def test_orthogonalize_agrees_with_an_svd(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-    made = orthogonalise(matrix, COEFFICIENTS, 3)
+    made = orthogonalize(matrix, COEFFICIENTS, 3)
     np.testing.assert_allclose(made.numpy(), np_orthogonal(matrix.numpy()), rtol=1e-4, atol=1e-5)
 
 
@@ -42,16 +42,16 @@ def test_a_step_has_singular_values_near_one(shape):
     left, _ = np.linalg.qr(generator.normal(size=(shape[0], min(shape))))
     right, _ = np.linalg.qr(generator.normal(size=(shape[1], min(shape))))
     matrix = left * np.geomspace(1, 0.1, min(shape)) @ right.T
-    made = orthogonalise(torch.from_numpy(matrix).float(), COEFFICIENTS, 3).numpy()
+    made = orthogonalize(torch.from_numpy(matrix).float(), COEFFICIENTS, 3).numpy()
     values = np.linalg.svd(made, compute_uv=False)
     assert 0.6 < values.min() <= values.max() < 1.25
-    # The directions stay: the left and right vectors of the matrix diagonalise what came out.
+    # The directions stay: the left and right vectors of the matrix diagonalize what came out.
     inner = left.T @ made @ right
     np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-5)
 
 
 def a_muon(module: nn.Module, **values) -> torch.optim.Optimizer:
-    return make_optimizer(module, FitSettings(**{"optimizer": "muon", "momentum": 0.9, **values}), 0.05)
+    return make_optimizer(module, OptimizerSettings(**{"optimizer": "muon", "momentum": 0.9, **values}), 0.05)
 
 
 def set_gradients(module: nn.Module, seed: int) -> None:
@@ -80,7 +80,7 @@ def test_muon_steps_by_hand(filters):
 
 
 def test_all_but_convolutions_take_adam_s_step():
-    # A depthwise kernel has one channel a filter; the others are a dense layer, biases and normalisations.
+    # A depthwise kernel has one channel a filter; the others are a dense layer, biases and normalizations.
     torch.manual_seed(0)
     module = nn.ModuleDict(
         {"depthwise": nn.Conv2d(4, 4, 3, groups=4), "norm": nn.BatchNorm2d(4), "dense": nn.Linear(4, 3)}
@@ -131,7 +131,7 @@ def test_muon_takes_no_closure():
 @pytest.mark.parametrize("name", ["nadam", "adamw", "sgd", "muon"])
 def test_weights_decay_and_biases_do_not(name):
     module = SeparableSpec(widths=(4, 8), blocks=(1, 1)).build((16, 16, 1), 10)
-    optimizer = make_optimizer(module, FitSettings(optimizer=name, weight_decay=0.03), 0.2)
+    optimizer = make_optimizer(module, OptimizerSettings(optimizer=name, weight_decay=0.03), 0.2)
     decays = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
     assert len(decays) == len(list(module.parameters()))
     for path, parameter in module.named_parameters():
@@ -143,14 +143,14 @@ def test_weights_decay_and_biases_do_not(name):
 @pytest.mark.parametrize(
     ("fit", "kind", "expected"),
     [
-        (FitSettings(), torch.optim.NAdam, {}),
-        (FitSettings(optimizer="adamw"), torch.optim.AdamW, {}),
-        (FitSettings(optimizer="sgd", momentum=0.8), torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
-        (FitSettings(optimizer="sgd", momentum=0.0), torch.optim.SGD, {"momentum": 0.0, "nesterov": False}),
-        (FitSettings(optimizer="muon", momentum=0.95), Muon, {"momentum": 0.95}),
+        (OptimizerSettings(), torch.optim.NAdam, {}),
+        (OptimizerSettings(optimizer="adamw"), torch.optim.AdamW, {}),
+        (OptimizerSettings(optimizer="sgd", momentum=0.8), torch.optim.SGD, {"momentum": 0.8, "nesterov": True}),
+        (OptimizerSettings(optimizer="sgd", momentum=0.0), torch.optim.SGD, {"momentum": 0.0, "nesterov": False}),
+        (OptimizerSettings(optimizer="muon", momentum=0.95), Muon, {"momentum": 0.95}),
     ],
 )
-def test_optimisers_by_name(fit, kind, expected):
+def test_optimizers_by_name(fit, kind, expected):
     module = odd_submodel()
     optimizer = make_optimizer(module, fit, 0.1)
     assert type(optimizer) is kind
@@ -161,7 +161,7 @@ def test_optimisers_by_name(fit, kind, expected):
 
 def test_nadam_without_decay_is_one_group_in_the_module_s_order():
     module = odd_submodel()
-    (group,) = make_optimizer(module, FitSettings(), 0.1).param_groups
+    (group,) = make_optimizer(module, OptimizerSettings(), 0.1).param_groups
     assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in module.parameters()]
 
 
@@ -181,7 +181,7 @@ def test_nadam_without_decay_is_one_group_in_the_module_s_order():
 )
 def test_fit_settings_refuse_what_cannot_be(name, value):
     with pytest.raises(UsageError, match=f"fit.{name} "):
-        FitSettings(**{name: value})
+        OptimizerSettings(**{name: value})
 
 
 # The running mean of the weights

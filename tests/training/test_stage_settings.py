@@ -29,7 +29,7 @@ def test_dual_settings_refuse_other_views(views):
 def test_unfreeze_settings_refuse_what_cannot_be(value):
     for name in ("epochs", "learning_rate"):
         with pytest.raises(UsageError, match=rf"unfreeze.steps\[head\].{name} "):
-            UnfreezeStep(thaws="head", **{"epochs": 1, "learning_rate": 0.1, name: value})
+            UnfreezeStep(unit="head", **{"epochs": 1, "learning_rate": 0.1, name: value})
     for name in ("batch_size", "patience"):
         with pytest.raises(UsageError, match=f"unfreeze.{name} "):
             UnfreezeSettings(**{name: value})

@@ -16,9 +16,9 @@ from thaw.data.mix import Mix
 from thaw.errors import UsageError
 from thaw.models.blocks import dropouts
 from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
-from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, average, build_dual, unify
+from thaw.models.unify import DualModel, UnifiedModel, UnifySpec, average, build_dual, unify
 from thaw.training.engine import StageRun
-from thaw.training.optim import FitSettings
+from thaw.training.optim import OptimizerSettings
 from thaw.training.stages import (
     DualSettings,
     DualStage,
@@ -60,11 +60,11 @@ def a_dual(family: str) -> DualModel:
 
 
 def a_unified(family: str, scores: str = "softmax") -> UnifiedModel:
-    return unify(a_dual(family), FusionSpec(hidden=12, scores=scores))
+    return unify(a_dual(family), UnifySpec(hidden=12, scores=scores))
 
 
 def steps(*units: str, **values) -> tuple[UnfreezeStep, ...]:
-    return tuple(UnfreezeStep(thaws=unit, **{"epochs": 1, "learning_rate": 0.1, **values}) for unit in units)
+    return tuple(UnfreezeStep(unit=unit, **{"epochs": 1, "learning_rate": 0.1, **values}) for unit in units)
 
 
 def a_batch(count: int = 24, seed: int = 1) -> Batch:
@@ -281,7 +281,7 @@ def test_smoothed_and_mixed_targets_enter_the_losses(mixed, smoothing, lanes):
     targets = (share * own + (1 - share) * other) * (1 - smoothing) + smoothing / 10
     plain = np.eye(10)[labels] * (1 - smoothing) + smoothing / 10
 
-    fit = FitSettings(label_smoothing=smoothing)
+    fit = OptimizerSettings(label_smoothing=smoothing)
     for view, expected in (("augmented", targets), ("original", plain)):
         logits = module(batch.views[view]).detach().numpy()
         stage = PlainStage(module, PlainSettings(view=view, fit=fit))
@@ -307,7 +307,7 @@ def test_plain_gradients_are_those_of_one_backward_pass(lanes):
     made = gradients(module)
     module.zero_grad()
     reseed(module)
-    # Two halves, each normalised by its own statistics and with its own dropout: the second's stream is seeded anew.
+    # Two halves, each normalized by its own statistics and with its own dropout: the second's stream is seeded anew.
     seeds = [dropout.generator.initial_seed() for _, dropout in dropouts(module)]
     halves = []
     for number, (x, labels) in enumerate(zip(batch.views["augmented"].chunk(2), batch.labels.chunk(2), strict=True)):
@@ -367,7 +367,7 @@ def test_logits_are_the_modules_own_in_evaluation(family, lanes):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_optimisers_hold_what_trains(family):
+def test_optimizers_hold_what_trains(family):
     settings = UnfreezeSettings(steps=steps(*ORDERS[family], learning_rate=0.03), momentum=0.8)
     model = a_unified(family)
     for stage in unfreeze_stages(model, settings):

@@ -17,7 +17,7 @@ from thaw._version import __version__
 from thaw.cli.interrupt import StoppedError, exit_code, handle_signals, stopped, was_stopped
 from thaw.cli.machine import in_words, open_streams, silence_output
 from thaw.cli.options import (
-    ArtefactFolder,
+    ArtifactFolder,
     DataRoot,
     Device,
     GroupBy,
@@ -233,7 +233,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    out: ArtefactFolder = None,
+    out: ArtifactFolder = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -257,18 +257,18 @@ def verify(
         int | None,
         typer.Option(min=1, help="So many test images; all by default, and 1,000 on a --target.", show_default=False),
     ] = None,
-    out: ArtefactFolder = None,
+    out: ArtifactFolder = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Prove that every artefact computes what the model computes, on the test images; fails where one does not."""
+    """Prove that every artifact computes what the model computes, on the test images; fails where one does not."""
     from thaw.cli import deploy
 
     deploy.verify(run, boards or [], images, out=out, data_root=data_root, as_json=as_json)
 
 
 @app.command()
-def bench(run: RunPath, out: ArtefactFolder = None, data_root: DataRoot = None, as_json: Json = False) -> None:
+def bench(run: RunPath, out: ArtifactFolder = None, data_root: DataRoot = None, as_json: Json = False) -> None:
     """Time one image through torch, onnxruntime, LiteRT and the C, in turns, on one thread."""
     from thaw.cli import deploy
 

@@ -14,7 +14,7 @@ from thaw.api import evaluate_source
 from thaw.cli.columns import columns
 from thaw.cli.interrupt import stopped, watched
 from thaw.cli.progress import Progress
-from thaw.data.images import InputContract, parse_shape
+from thaw.data.images import InputSpec, parse_shape
 from thaw.data.prepare import load_images
 from thaw.errors import RunError, TrainingError, UsageError
 from thaw.evidence.findings import Finding
@@ -211,7 +211,7 @@ def predict(run: Path, images: Sequence[Path], *, output_format: str, skip_broke
     model = Model.load(run)
     with Progress() as progress:
         pixels, names, problems = load_images(
-            images, model.contract, skip_broken=skip_broken, progress=progress.decoding
+            images, model.input_spec, skip_broken=skip_broken, progress=progress.decoding
         )
         if output_format != "json":
             for problem in problems:
@@ -289,17 +289,17 @@ def _share(value: float | None) -> str:
 def info_run(run: Path, *, as_json: bool) -> None:
     """`thaw info RUN`."""
     model = Model.load(run)
-    cost = layer_table(model.spec, model.fusion, model.contract.shape, len(model.classes))
+    cost = layer_table(model.spec, model.unify, model.input_spec.shape, len(model.classes))
     if as_json:
         kept = {key: model.header.get(key) for key in ("dataset", "recipe", "seed", "fingerprint")}
-        described = {"input": model.contract.as_dict(), "classes": list(model.classes), **kept, **cost.as_dict()}
+        described = {"input": model.input_spec.as_dict(), "classes": list(model.classes), **kept, **cost.as_dict()}
         print_json(described)
         return
     recipe = model.header.get("recipe")
     name = recipe.get("name", "?") if isinstance(recipe, dict) else "?"
     origin = f"trained on {model.header.get('dataset')} with recipe {name}, seed {model.header.get('seed')}"
     print_text(printable(origin))
-    taken = f"input {model.contract} ({model.contract.fit}{model.contract.range_in_words})"
+    taken = f"input {model.input_spec} ({model.input_spec.fit}{model.input_spec.range_in_words})"
     print_text(printable(f"{taken}; classes: {', '.join(model.classes)}"))
     _print_cost(cost)
 
@@ -316,16 +316,16 @@ def info_recipe(
     """`thaw info --recipe NAME`."""
     name, settings = load_recipe(recipe, overrides)
     height, width, channels = parse_shape(input_shape)
-    contract = InputContract(height=height, width=width, channels=channels)
+    input_spec = InputSpec(height=height, width=width, channels=channels)
     allowed = None if budget is None else Budget.parse(budget)
-    settled, notes = with_network(settings, allowed, contract.shape, classes)
-    cost = layer_table(settled.model, settled.joined, contract.shape, classes)
+    settled, notes = with_network(settings, allowed, input_spec.shape, classes)
+    cost = layer_table(settled.model, settled.unify_spec, input_spec.shape, classes)
     if as_json:
         model, chosen = settled.as_dict()["model"], [note.as_dict() for note in notes]
-        described = {"recipe": name, "input": str(contract), "classes": classes, "model": model, "chosen": chosen}
+        described = {"recipe": name, "input": str(input_spec), "classes": classes, "model": model, "chosen": chosen}
         print_json(described | cost.as_dict())
         return
-    print_text(f"recipe {printable(name)}, input {contract}, {classes} classes")
+    print_text(f"recipe {printable(name)}, input {input_spec}, {classes} classes")
     for note in notes:
         print_text(f"  {note.severity}: {note}")
     _print_cost(cost)

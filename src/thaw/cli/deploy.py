@@ -14,9 +14,9 @@ from thaw.cli.progress import Progress
 from thaw.deploy.bench import Bench
 from thaw.deploy.bench import bench as time_runtimes
 from thaw.deploy.export import Export, TrainedRun
-from thaw.deploy.export import export as write_artefacts
+from thaw.deploy.export import export as write_artifacts
 from thaw.deploy.verify import Check, Verification
-from thaw.deploy.verify import verify as verify_artefacts
+from thaw.deploy.verify import verify as verify_artifacts
 from thaw.evidence.verify import FloatComparison
 from thaw.export.c_names import prefix_of_files
 from thaw.export.card import Precision
@@ -39,7 +39,7 @@ def export(
     targets = None if to is None else [name.strip() for name in to.split(",") if name.strip()]
     with Progress() as progress, told_when_stopped(STOPPED):
         opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
-        result = write_artefacts(opened, targets=targets, precision=precision, out=out, prefix=prefix)
+        result = write_artifacts(opened, targets=targets, precision=precision, out=out, prefix=prefix)
         _tell_missing(progress, result.missing)
     if as_json:
         print_json({**result.as_dict(), "complete": result.is_complete})
@@ -77,7 +77,7 @@ def verify(
     """`thaw verify RUN`."""
     with Progress() as progress, told_when_stopped(STOPPED):
         opened = TrainedRun.open(run, data_root=data_root, progress=progress.decoding)
-        result = verify_artefacts(opened, boards=boards, images=images, out=out, tell=progress.say)
+        result = verify_artifacts(opened, boards=boards, images=images, out=out, tell=progress.say)
     if as_json:
         print_json(result.as_dict())
     else:
@@ -87,7 +87,7 @@ def verify(
 
 def _print_verification(result: Verification) -> None:
     rows: list[tuple[str, ...]] = [
-        ("artefact", "runtime", "images", "same label", "accuracy", "largest difference", "bytes differ", "result")
+        ("artifact", "runtime", "images", "same label", "accuracy", "largest difference", "bytes differ", "result")
     ]
     rows += [_row(check) for check in result.checks]
     print_text(columns(rows, right=(2, 3, 4, 5, 6)))

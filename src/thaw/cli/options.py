@@ -24,10 +24,10 @@ DataRoot = Annotated[
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read, and list them.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-ArtefactFolder = Annotated[
+ArtifactFolder = Annotated[
     Path | None,
     typer.Option(
-        help="The folder of the artefacts; default RUN/export, of zoo:NAME ./NAME-export.", show_default=False
+        help="The folder of the artifacts; default RUN/export, of zoo:NAME ./NAME-export.", show_default=False
     ),
 ]
 Overrides = Annotated[

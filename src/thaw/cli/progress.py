@@ -63,7 +63,7 @@ class Progress:
         elif isinstance(event, QatEpochDone):
             self._line((event.record.stage,), _describe(event.record))
         elif isinstance(event, Int8Done):
-            int8 = event.quantised
+            int8 = event.quantization
             told = f"validation {int8.chosen.scores.accuracy:.2%}, in float32 {int8.float_scores.accuracy:.2%}"
             self.say(f"int8   {int8.chosen.method}: {told}")
 
@@ -71,7 +71,7 @@ class Progress:
         data = event.data
         self._stages, self._folds = event.stages, event.folds
         counts = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
-        self._print(f"{data.name}: {counts}; {len(data.train.classes)} classes; input {data.contract}")
+        self._print(f"{data.name}: {counts}; {len(data.train.classes)} classes; input {data.input_spec}")
         for problem in data.problems:
             self._print(f"  {problem.severity}: {problem}")
         network = f"{event.cost.parameters:,} parameters, {event.cost.macs:,} multiply-accumulates"

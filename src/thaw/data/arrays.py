@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, Entries, Groups, Source, Split
+from thaw.data.catalog import SPLIT_NAMES, SPLITS, Catalog, Entries, Groups, Source, Split
 from thaw.data.groups import NO_GROUPS, no_groups_here, number_groups
 from thaw.data.labels import encode_labels
 from thaw.data.problems import Problem
@@ -42,16 +42,16 @@ def array_source(data: Mapping[str, Any], settings: DataSettings) -> Source:
         DataError: for anything else, with what was found.
     """
     pairs, declared = _checked(data)
-    return Source(name="arrays", read=partial(_catalogue, pairs, declared, settings))
+    return Source(name="arrays", read=partial(_catalog, pairs, declared, settings))
 
 
-def read_arrays(data: Mapping[str, Any], settings: DataSettings) -> Catalogue:
+def read_arrays(data: Mapping[str, Any], settings: DataSettings) -> Catalog:
     """What `array_source` would read.
 
     Raises:
         DataError: as `array_source`.
     """
-    return _catalogue(*_checked(data), settings)
+    return _catalog(*_checked(data), settings)
 
 
 def _checked(data: Mapping[str, Any]) -> tuple[dict[Split, Parts], list[str] | None]:
@@ -95,7 +95,7 @@ def check_groups(pair: Sequence[Any], split: Split) -> list[object] | None:
 
 
 def digits_source() -> Source:
-    """scikit-learn's digits: 1,797 grey images of 8x8 pixels with values 0 to 16, no split of their own.
+    """scikit-learn's digits: 1,797 gray images of 8x8 pixels with values 0 to 16, no split of their own.
 
     A value v becomes the byte `(255 v + 8) // 16`, which takes 0 to 0 and 16 to 255.
     """
@@ -103,14 +103,14 @@ def digits_source() -> Source:
     return Source(name="digits", facts=facts, read=_read_digits, usual_input="28x28x1")
 
 
-def _read_digits() -> Catalogue:
+def _read_digits() -> Catalog:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pixels = ((digits.images.astype(np.int32) * 255 + 8) // 16).astype(np.uint8)[..., None]
     names = [f"digits[{row}]" for row in range(len(pixels))]
     entries = Entries(names=names, labels=digits.target.astype(np.int64), array=pixels)
-    return Catalogue(classes=tuple(str(digit) for digit in range(10)), splits={"train": entries})
+    return Catalog(classes=tuple(str(digit) for digit in range(10)), splits={"train": entries})
 
 
 def class_names(value: Any) -> list[str] | None:
@@ -187,7 +187,7 @@ def check_labels(value: Any, split: Split) -> list[object]:
     return values
 
 
-def _catalogue(pairs: Mapping[Split, Parts], declared: Sequence[str] | None, settings: DataSettings) -> Catalogue:
+def _catalog(pairs: Mapping[Split, Parts], declared: Sequence[str] | None, settings: DataSettings) -> Catalog:
     names = {split: [f"{split}[{row}]" for row in range(len(images))] for split, (images, *_) in pairs.items()}
     values = {split: labels for split, (_, labels, _) in pairs.items()}
     encoded = encode_labels(values, names, declared, merge=settings.merge_spellings)
@@ -204,4 +204,4 @@ def _catalogue(pairs: Mapping[Split, Parts], declared: Sequence[str] | None, set
     else:
         no_groups_here(settings.group_by, "an array")
     told = (*encoded.problems, *grouping)
-    return Catalogue(classes=encoded.classes, splits=splits, problems=told, named=encoded.named, groups=groups)
+    return Catalog(classes=encoded.classes, splits=splits, problems=told, named=encoded.named, groups=groups)

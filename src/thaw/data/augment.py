@@ -48,8 +48,8 @@ class AugmentSettings:
         flip: mirror half of the images, left and right changed.
         crop: shift by whole pixels, up to this share of the height and of the width (rounded), 0 to 0.5; 0.125 is the
             usual 4 pixels of 32.
-        cutout: a square with this share of the shorter side (rounded), at a random centre, is evened out to its image's
-            mean colour, 0 to 0.9.
+        cutout: a square with this share of the shorter side (rounded), at a random center, is evened out to its image's
+            mean color, 0 to 0.9.
         policy: "trivial" puts each image through one operation of `policy.TRIVIAL` at a random strength.
         mixup: alpha of the Beta distribution of an image's share when it is blended with another, 0 to 10.
         cutmix: the same for its share of the area when a rectangle of another is pasted in, 0 to 10. Where both are on,
@@ -175,17 +175,17 @@ def _move_and_light(x: Tensor, settings: AugmentSettings, generator: torch.Gener
 
 
 def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A square of round(share * shorter side) pixels set to its image's mean colour: float32 [B, C, H, W] -> the same.
+    """A square of round(share * shorter side) pixels set to its image's mean color: float32 [B, C, H, W] -> the same.
 
-    Every pixel is as likely to be the centre (of an even side, the one below and right of it) as any other, so at the
+    Every pixel is as likely to be the center (of an even side, the one below and right of it) as any other, so at the
     borders a part of the square may lie outside.
     """
     count, channels, height, width = x.shape
     side = round(share * min(height, width))
     reach = torch.arange(side, device=x.device) - side // 2
-    centres = [torch.randint(n, (count, 1), generator=generator, device=x.device) for n in (height, width)]
-    # The centre lies inside, so the border that a position outside is moved to belongs to the square too.
-    rows, columns = ((centre + reach).clamp(0, n - 1) for centre, n in zip(centres, (height, width), strict=True))
+    centers = [torch.randint(n, (count, 1), generator=generator, device=x.device) for n in (height, width)]
+    # The center lies inside, so the border that a position outside is moved to belongs to the square too.
+    rows, columns = ((center + reach).clamp(0, n - 1) for center, n in zip(centers, (height, width), strict=True))
     first = torch.arange(count, device=x.device)[:, None] * height
     chosen = (first + rows)[:, :, None] * width + columns[:, None, :]
     made = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)

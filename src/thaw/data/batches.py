@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from thaw.data.augment import AugmentSettings, augment
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.images import ImageSet, InputSpec
 from thaw.data.mix import Mix, mix_images
 from thaw.seeds import derive, numpy_generator
 
@@ -33,7 +33,7 @@ class Batch:
     """A step's images and labels.
 
     Attributes:
-        views: the images, float32 [B, C, H, W] channels-last and normalised as the contract says.
+        views: the images, float32 [B, C, H, W] channels-last and normalized as the input specification says.
         labels: int64 [B], each image's own, also where it was mixed with another.
         mixes: how the images of a view were mixed; a view that is not here was not.
     """
@@ -51,7 +51,7 @@ class BatchSource:
     """Makes the batches of one ImageSet."""
 
     images: ImageSet
-    contract: InputContract
+    input_spec: InputSpec
     batch_size: int
     device: torch.device
     augment: AugmentSettings
@@ -96,7 +96,7 @@ class BatchSource:
 
     def _view(self, view: View, unit: Tensor, generator: torch.Generator) -> Tensor:
         x = augment(unit, self.augment, generator) if view == "augmented" else unit
-        return normalise(x, self.contract)
+        return normalize(x, self.input_spec)
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -104,11 +104,11 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.preserve_format).div_(255.0)
 
 
-def normalise(x: Tensor, contract: InputContract) -> Tensor:
+def normalize(x: Tensor, input_spec: InputSpec) -> Tensor:
     """(x - mean) / std by channel: float32 [B, C, H, W], in channels-last order."""
     count, channels, height, width = x.shape
     # A whole row of pixels at a time, W * C numbers: several times as fast as broadcasting over C alone.
-    mean, std = (torch.tensor(each, device=x.device).repeat(width) for each in (contract.mean, contract.std))
+    mean, std = (torch.tensor(each, device=x.device).repeat(width) for each in (input_spec.mean, input_spec.std))
     rows = channels_last(x).permute(0, 2, 3, 1).reshape(count * height, width * channels)
     return channels_last((rows - mean).div_(std).view(count, height, width, channels).permute(0, 3, 1, 2))
 

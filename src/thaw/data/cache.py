@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from thaw.data.catalogue import Source, slug
+from thaw.data.catalog import Source, slug
 from thaw.data.decode import DECODER_VERSION
 from thaw.data.images import Fit
 from thaw.data.scaling import ValueRange

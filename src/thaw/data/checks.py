@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.catalogue import Split
+from thaw.data.catalog import Split
 from thaw.data.problems import Problem
 from thaw.data.splits import Rows, crossing_pairs, identical_groups
 from thaw.data.store import Store

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.catalogue import Payload
+from thaw.data.catalog import Payload
 from thaw.data.decode import UnreadableImageError, decode_image, quiet_decoding
-from thaw.data.images import Fit, InputContract
+from thaw.data.images import Fit, InputSpec
 from thaw.data.resize import resize
 from thaw.data.scaling import Use, ValueRange, Values, range_use, value_span
 
@@ -34,15 +34,15 @@ class Target:
     range: ValueRange | None = None
 
     @classmethod
-    def of(cls, contract: InputContract) -> Target:
-        """What a model's input contract asks for."""
+    def of(cls, input_spec: InputSpec) -> Target:
+        """What a model's input specification asks for."""
         names = ("height", "width", "channels", "fit", "range")
-        return cls(**{name: getattr(contract, name) for name in names})
+        return cls(**{name: getattr(input_spec, name) for name in names})
 
-    def contract(self, channels: int) -> InputContract:
-        """The contract for images with this many channels of their own."""
+    def input_spec(self, channels: int) -> InputSpec:
+        """The input specification for images with this many channels of their own."""
         channels = self.channels or channels
-        return InputContract(height=self.height, width=self.width, channels=channels, fit=self.fit, range=self.range)
+        return InputSpec(height=self.height, width=self.width, channels=channels, fit=self.fit, range=self.range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,10 @@ class Facts:
 
     Attributes:
         sizes: int32 [n, 2], height and width before resizing.
-        grey: bool [n], whether the original is grey by content.
+        gray: bool [n], whether the original is gray by content.
         originals: uint8 [n, 16], a digest of the decoded original; equal for identical images.
         prepared: uint8 [n, 16], a digest of the pixels handed on.
-        sums: int64 [n, 3], sum of the prepared pixels a channel (grey ones threefold).
+        sums: int64 [n, 3], sum of the prepared pixels a channel (gray ones threefold).
         squares: int64 [n, 3], sum of their squares.
         wide: bool [n], whether the original has more than 8 bits a channel; what follows is 0 where it has not.
         spans: uint16 [n, 2], lowest and highest value of the original that count (`scaling.value_span`).
@@ -63,7 +63,7 @@ class Facts:
     """
 
     sizes: npt.NDArray[np.int32]
-    grey: npt.NDArray[np.bool_]
+    gray: npt.NDArray[np.bool_]
     originals: Pixels
     prepared: Pixels
     sums: npt.NDArray[np.int64]
@@ -76,7 +76,7 @@ class Facts:
 
 FACT_SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
     "sizes": ("<i4", (2,)),
-    "grey": ("|b1", ()),
+    "gray": ("|b1", ()),
     "originals": ("|u1", (DIGEST_BYTES,)),
     "prepared": ("|u1", (DIGEST_BYTES,)),
     "sums": ("<i8", (3,)),
@@ -94,7 +94,7 @@ class Chunk:
     """A decoded chunk.
 
     Attributes:
-        pixels: uint8 [n, h, w, c], c = 1 where every image of the chunk is grey, else 3 (or as the target says).
+        pixels: uint8 [n, h, w, c], c = 1 where every image of the chunk is gray, else 3 (or as the target says).
         facts: of these n images.
         kept: their n places among the payloads.
         modes: their n pixel formats.
@@ -116,7 +116,7 @@ def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
     kept: list[int] = []
     modes: list[str] = []
     sizes: list[tuple[int, int]] = []
-    grey: list[bool] = []
+    gray: list[bool] = []
     digests: list[bytes] = []
     depths: list[_Depth] = []
     rules: dict[str, list[int]] = {}
@@ -125,7 +125,7 @@ def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
         for place, payload in enumerate(payloads):
             try:
                 decoded = decode_image(payload)
-                small = resize(decoded.pixels, target.contract(decoded.pixels.shape[2]))
+                small = resize(decoded.pixels, target.input_spec(decoded.pixels.shape[2]))
             except UnreadableImageError as error:
                 failures[place] = str(error)
                 continue
@@ -136,34 +136,34 @@ def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
             kept.append(place)
             modes.append(decoded.mode)
             sizes.append((decoded.pixels.shape[0], decoded.pixels.shape[1]))
-            grey.append(decoded.pixels.shape[2] == 1)
+            gray.append(decoded.pixels.shape[2] == 1)
             digests.append(_digest(decoded.pixels))
             depths.append(_depth(decoded.pixels, target.range, decoded.span))
             for rule in decoded.rules:
                 rules.setdefault(rule, []).append(place)
     pixels = _stack(parts, target)
-    facts = _facts(pixels, sizes, grey, digests, depths)
+    facts = _facts(pixels, sizes, gray, digests, depths)
     return Chunk(pixels=pixels, facts=facts, kept=kept, modes=modes, rules=rules, failures=failures)
 
 
 def convert_chunk(images: Values, target: Target) -> Chunk:
     """The same for images uint8 or uint16 [n, H, W, C] that are decoded already, without a loop where all are alike."""
     count, height, width, channels = images.shape
-    grey = np.ones(count, dtype=np.bool_)
+    gray = np.ones(count, dtype=np.bool_)
     originals = images
     if channels == 3:
-        grey = ((images[..., 0] == images[..., 1]) & (images[..., 0] == images[..., 2])).all(axis=(1, 2))
-        if grey.all():
+        gray = ((images[..., 0] == images[..., 1]) & (images[..., 0] == images[..., 2])).all(axis=(1, 2))
+        if gray.all():
             images = originals = images[..., :1]
-    small = resize(images, target.contract(images.shape[3]))
+    small = resize(images, target.input_spec(images.shape[3]))
     digests = [
-        _digest(original[..., :1] if is_grey else original) for original, is_grey in zip(originals, grey, strict=True)
+        _digest(original[..., :1] if is_gray else original) for original, is_gray in zip(originals, gray, strict=True)
     ]
     is_wide = images.dtype == np.uint16
     depths = [_depth(image, target.range) for image in images] if is_wide else [_EIGHT_BITS] * count
-    facts = _facts(small, [(height, width)] * count, grey.tolist(), digests, depths)
-    of_grey, of_color = ("I;16", "RGB;16") if is_wide else ("L", "RGB")
-    modes = [of_grey if is_grey else of_color for is_grey in grey]
+    facts = _facts(small, [(height, width)] * count, gray.tolist(), digests, depths)
+    of_gray, of_color = ("I;16", "RGB;16") if is_wide else ("L", "RGB")
+    modes = [of_gray if is_gray else of_color for is_gray in gray]
     return Chunk(pixels=small, facts=facts, kept=list(range(count)), modes=modes)
 
 
@@ -198,19 +198,19 @@ def _digest(pixels: Values) -> bytes:
 def _facts(
     pixels: Pixels,
     sizes: Sequence[tuple[int, int]],
-    grey: Sequence[bool],
+    gray: Sequence[bool],
     digests: Sequence[bytes],
     depths: Sequence[_Depth],
 ) -> Facts:
     count = len(pixels)
-    # A grey image has the same digest alone and among colour images.
-    prepared = [_digest(image[..., :1] if is_grey else image) for image, is_grey in zip(pixels, grey, strict=True)]
+    # A gray image has the same digest alone and among color images.
+    prepared = [_digest(image[..., :1] if is_gray else image) for image, is_gray in zip(pixels, gray, strict=True)]
     # A NumPy integer sum over bytes keeps 64 bits: 1024 * 1024 * 255**2 needs 37.
     sums = pixels.sum(axis=(1, 2), dtype=np.int64)
     squares = np.square(pixels, dtype=np.uint16).sum(axis=(1, 2), dtype=np.int64)
     return Facts(
         sizes=np.array(sizes, dtype=np.int32).reshape(count, 2),
-        grey=np.array(grey, dtype=np.bool_),
+        gray=np.array(gray, dtype=np.bool_),
         originals=np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(count, DIGEST_BYTES),
         prepared=np.frombuffer(b"".join(prepared), dtype=np.uint8).reshape(count, DIGEST_BYTES),
         sums=np.broadcast_to(sums, (count, 3)).copy(),

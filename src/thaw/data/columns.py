@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 
-from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Split
+from thaw.data.catalog import SPLIT_NAMES, SPLITS, Split
 from thaw.data.decode import SUFFIXES
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings

@@ -9,11 +9,11 @@ The rules, in this order:
   0 and 65,535. Floating-point pixels up to 1 are taken as 0 to 1 and scaled by 65,535, above that as 0 to 255 and
   scaled by 257; both are rounded. Of color JPEG 2000, AVIF, and CMYK or premultiplied TIFF only the high 8 bits are
   read.
-- A palette is expanded to its colours. CMYK, YCbCr and HSV become red-green-blue by Pillow's formulas, without colour
+- A palette is expanded to its colors. CMYK, YCbCr and HSV become red-green-blue by Pillow's formulas, without color
   profiles.
 - Transparency is placed on white: `(value * alpha + 255 * (255 - alpha) + 127) // 255`, with 65,535 for 255 and 32,767
   for 127 in 16 bits.
-- An image whose three channels are equal everywhere is grey, whatever the file calls itself.
+- An image whose three channels are equal everywhere is gray, whatever the file calls itself.
 - The EXIF orientation is obeyed.
 """
 
@@ -67,9 +67,9 @@ RULES = {
     "unit-float": "floating-point values from 0 to 1: taken as 0 to 65,535",
     "byte-float": "floating-point values from 0 to 255: taken as 0 to 65,535",
     "reduced": "more than 8 bits a channel in a format of which only the high 8 are read (save as 16-bit PNG or TIFF)",
-    "palette": "palette expanded to its colours",
+    "palette": "palette expanded to its colors",
     "cmyk": "CMYK converted to red-green-blue",
-    "colour-space": "other colour space converted to red-green-blue",
+    "color-space": "other color space converted to red-green-blue",
     "alpha": "transparency placed on white",
     "orientation": "turned as their EXIF orientation says",
 }
@@ -88,7 +88,7 @@ class Decoded:
     """An image as pixels.
 
     Attributes:
-        pixels: [H, W, C], C = 1 where the image is grey by content, else 3; uint8, or uint16 (0 to 65,535, not scaled)
+        pixels: [H, W, C], C = 1 where the image is gray by content, else 3; uint8, or uint16 (0 to 65,535, not scaled)
             where the file has more than 8 bits a channel.
         mode: Pillow's name of the file's pixel format ("L", "RGB", "P", ...).
         rules: the keys of `RULES` that were applied.
@@ -215,7 +215,7 @@ def _decode_opened(image: Image.Image, content: bytes) -> Decoded:
     if alpha is not None and (alpha != np.iinfo(alpha.dtype).max).any():
         rules.append("alpha")
         pixels = _on_white(pixels, alpha)
-    if pixels.shape[2] == 3 and _is_grey(pixels):
+    if pixels.shape[2] == 3 and _is_gray(pixels):
         pixels = pixels[..., :1]
     orientation = _orientation(image)
     if orientation != 1:
@@ -225,7 +225,7 @@ def _decode_opened(image: Image.Image, content: bytes) -> Decoded:
 
 
 def _to_bytes(image: Image.Image, rules: list[str]) -> tuple[Values, Values | None]:
-    """Colour or grey bytes [H, W, C], and alpha [H, W, 1] where the image has any."""
+    """Color or gray bytes [H, W, C], and alpha [H, W, 1] where the image has any."""
     mode = image.mode
     if mode in ("L", "RGB") and "transparency" not in image.info:
         pixels = np.asarray(image)
@@ -237,7 +237,7 @@ def _to_bytes(image: Image.Image, rules: list[str]) -> tuple[Values, Values | No
     elif mode == "CMYK":
         rules.append("cmyk")
     elif mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX"):
-        rules.append("colour-space")
+        rules.append("color-space")
     if mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         four = np.asarray(image.convert("RGBA") if mode != "La" else image.convert("LA").convert("RGBA"))
         return four[..., :3], four[..., 3:]
@@ -251,9 +251,9 @@ def _on_white(pixels: Values, alpha: Values) -> Values:
     return placed.astype(np.uint8) if pixels.dtype == np.uint8 else placed.astype(np.uint16)
 
 
-def _is_grey(pixels: Values) -> bool:
+def _is_gray(pixels: Values) -> bool:
     red = pixels[..., 0]
-    # Most colour images show it in their first row, which spares a pass over the whole.
+    # Most color images show it in their first row, which spares a pass over the whole.
     if not np.array_equal(red[0], pixels[0, :, 1]):
         return False
     return np.array_equal(red, pixels[..., 1]) and np.array_equal(red, pixels[..., 2])

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from thaw.data.catalogue import SPLITS, Catalogue, Entries, Payload, Source, Split, natural_key, source_name
+from thaw.data.catalog import SPLITS, Catalog, Entries, Payload, Source, Split, natural_key, source_name
 from thaw.data.decode import SUFFIXES, looks_like_image
 from thaw.data.groups import groups_by_pattern
 from thaw.data.layout import find_layout
@@ -132,12 +132,12 @@ def _links(files: Sequence[FoundFile]) -> str:
     return "links that lead to nothing (" + ", ".join(f"{shown_path(f.path)}: {f.broken}" for f in files[:3]) + ")"
 
 
-def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalogue:
+def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalog:
     images, problems = _chosen_images(root, walk, settings)
     others = {file.path for file in walk.files if not file.hidden} - set(images)
     layout = find_layout(shown_path(root), images, others, walk.folders)
-    members = [(split, path, name) for split in SPLITS for path, name in layout.files.get(split, ())]
-    counts = Counter(name for *_, name in members)
+    variants = [(split, path, name) for split in SPLITS for path, name in layout.files.get(split, ())]
+    counts = Counter(name for *_, name in variants)
     named, merged = one_spelling({name: counts[name] for name in layout.classes}, merge=settings.merge_spellings)
     classes = sorted(set(named.values()), key=natural_key)
     if len(classes) < len({folded(name) for name in layout.classes} if settings.merge_spellings else layout.classes):
@@ -150,12 +150,12 @@ def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalogue:
         paths = [path for path, _ in layout.files[split]]
         labels = np.array([order[named[name]] for _, name in layout.files[split]], dtype=np.int64)
         splits[split] = Entries(names=_printable(paths), labels=labels, batches=partial(path_batches, root, paths))
-    pairs = find_pairs(path for _, path, _ in members)
+    pairs = find_pairs(path for _, path, _ in variants)
     groups, grouping = groups_by_pattern(
         {split: [path for path, _ in layout.files[split]] for split in splits}, settings.group_by
     )
     told = (*problems, *layout.problems, *merged, *grouping, *([pairs] if pairs else []))
-    return Catalogue(classes=tuple(classes), splits=splits, problems=told, groups=groups)
+    return Catalog(classes=tuple(classes), splits=splits, problems=told, groups=groups)
 
 
 def _chosen_images(root: Path, walk: Walk, settings: DataSettings) -> tuple[list[str], list[Problem]]:

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from thaw.data.catalogue import SPLITS, Groups, Split
+from thaw.data.catalog import SPLITS, Groups, Split
 from thaw.data.problems import Problem
 from thaw.data.splits import Rows
 from thaw.errors import UsageError
@@ -167,8 +167,8 @@ def _straddling(groups: Groups, *, is_asked_for: bool) -> list[Problem]:
     """Groups that the source itself has in two splits."""
     present = {split: set(groups.numbers[split].tolist()) for split in SPLITS if split in groups.numbers}
     counts: dict[int, list[str]] = {}
-    for split, members in present.items():
-        for number in members:
+    for split, variants in present.items():
+        for number in variants:
             counts.setdefault(number, []).append(split)
     crossing = {number: splits for number, splits in sorted(counts.items()) if len(splits) > 1}
     if not crossing:

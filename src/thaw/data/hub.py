@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Catalogue, Source, Split, source_name
+from thaw.data.catalog import SPLIT_NAMES, SPLITS, Catalog, Source, Split, source_name
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
-from thaw.data.tables import ROWS_A_BATCH, Opener, Table, one_line, reading, table_catalogue, told_as_data_error
+from thaw.data.tables import ROWS_A_BATCH, Opener, Table, one_line, reading, table_catalog, told_as_data_error
 from thaw.errors import DataError
 from thaw.quoting import listed, shown
 
@@ -87,7 +87,7 @@ def _hub_cache() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalogue:
+def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalog:
     import datasets
 
     repository, _, configuration = hub_id.partition(":")
@@ -117,7 +117,7 @@ def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalogue:
         )
     message = "splits other than train, validation and test are not used"
     problems = [Problem("unused", "warning", message, tuple(unused))] if unused else []
-    return table_catalogue(hub_id, {split: tables[split] for split in SPLITS if split in tables}, settings, problems)
+    return table_catalog(hub_id, {split: tables[split] for split in SPLITS if split in tables}, settings, problems)
 
 
 def _hub_failure(repository: str, name: str, reason: str) -> str:

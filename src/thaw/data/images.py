@@ -1,6 +1,6 @@
-"""ImageSet: images as bytes with labels and class names, and the contract that says what a model takes as input.
+"""ImageSet: images as bytes with labels and class names, and the specification of a model's input.
 
-Shapes: N images, H rows, W columns, C channels (1 grey, 3 red-green-blue), K classes.
+Shapes: N images, H rows, W columns, C channels (1 gray, 3 red-green-blue), K classes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputContract:
+class InputSpec:
     """What a model takes: uint8 pixels [height, width, channels], and how an image of any size becomes that.
 
-    `fit` says how: "stretch" scales both sides independently; "crop" first takes the largest centred window that has
+    `fit` says how: "stretch" scales both sides independently; "crop" first takes the largest centered window that has
     the model's aspect ratio. Pixels then become `(value / 255 - mean) / std`, one mean and deviation a channel.
 
     `range` is (low, high), the part of 0 to 65,535 that images of more than 8 bits a channel are scaled to bytes by,
@@ -57,7 +57,7 @@ class InputContract:
                 f"input size {shown(self.height)}x{shown(self.width)}: both sides must be from 1 to {MAX_SIDE} pixels"
             )
         if type(self.channels) is not int or self.channels not in (1, 3):
-            raise UsageError(f"input with {shown(self.channels)} channels: expected 1 (grey) or 3 (red, green, blue)")
+            raise UsageError(f"input with {shown(self.channels)} channels: expected 1 (gray) or 3 (red, green, blue)")
         if self.fit not in FITS:
             raise UsageError(f"fit {shown(self.fit)}: expected one of {', '.join(FITS)}")
         object.__setattr__(self, "mean", tuple(self.mean) or (0.0,) * self.channels)
@@ -94,7 +94,7 @@ class InputContract:
         return {} if self.range is None else {"range": list(self.range)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> InputContract:
+    def from_dict(cls, data: Mapping[str, Any]) -> InputSpec:
         """The inverse of `as_dict`; an unknown or missing key is a UsageError, as is a value of another type."""
         missing = [name for name in ("fit", "mean", "std") if isinstance(data, Mapping) and name not in data]
         if missing:
@@ -103,7 +103,7 @@ class InputContract:
 
 
 def check_statistics(where: str, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Refuse means and deviations that pixels from 0 to 1 cannot be normalised by.
+    """Refuse means and deviations that pixels from 0 to 1 cannot be normalized by.
 
     Args:
         where: what they belong to, for the message.
@@ -124,7 +124,7 @@ def check_statistics(where: str, mean: Sequence[float], std: Sequence[float], ch
                 raise UsageError(f"{where}.{name}[{index}] = {shown(value)}: expected {expected}")
 
 
-def are_signs(classes: Sequence[str]) -> bool:
+def are_characters(classes: Sequence[str]) -> bool:
     """Whether classes are named like digits or letters: all of one character, or whole numbers."""
     return all(len(name) == 1 or (name.isascii() and name.isdigit()) for name in classes)
 
@@ -149,7 +149,7 @@ def _is_whole_number(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Labelled images of one size.
+    """Labeled images of one size.
 
     Attributes:
         images: uint8 [N, H, W, C], 0 to 255; may be a read-only memory map.

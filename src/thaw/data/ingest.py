@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.cache import cache_root, check_room, open_or_build, store_folder
-from thaw.data.catalogue import NO_LABEL, Catalogue, Entries, Payload, Source, Split
+from thaw.data.catalog import NO_LABEL, Catalog, Entries, Payload, Source, Split
 from thaw.data.chunks import Chunk, Facts, Target, convert_chunk, join_facts
 from thaw.data.decode import LOSSY_RULES, RULES, UnreadableImageError, decode_image, quiet_decoding
 from thaw.data.images import Fit, parse_shape
@@ -106,16 +106,16 @@ def read_store(
     folder = store_folder(cache_root(cache_dir), source, wanted_input, fit, value_range)
 
     def build(making: Path) -> Store:
-        catalogue = source.read()
-        if any(entries.array is not None for entries in catalogue.splits.values()):
-            store = _convert(source, catalogue, wanted, progress)
+        catalog = source.read()
+        if any(entries.array is not None for entries in catalog.splits.values()):
+            store = _convert(source, catalog, wanted, progress)
             file = ImageFile(making / "images.bin", *store.shape)
             for images in store.images.values():
                 for block in image_blocks(images):
                     file.append(block)
             write_tables(making, store, file.close())
             return store
-        return _decode(making, source, catalogue, wanted, workers, progress)
+        return _decode(making, source, catalog, wanted, workers, progress)
 
     return open_or_build(folder, build)
 
@@ -140,11 +140,11 @@ class Glance:
 
     Attributes:
         sizes: height and width of each.
-        colour: whether any is in colour.
+        color: whether any is in color.
     """
 
     sizes: tuple[tuple[int, int], ...]
-    colour: bool
+    color: bool
 
     @property
     def shorter_side(self) -> int:
@@ -163,20 +163,20 @@ def glance(splits: Mapping[Split, Entries]) -> Glance | None:
     total = sum(len(entries.labels) for entries in splits.values())
     every = max(1, total // _GLANCED)
     sizes: list[tuple[int, int]] = []
-    colour = False
+    color = False
     for entries in splits.values():
         for height, width, channels in _some_shapes(entries, every):
             sizes.append((height, width))
-            colour = colour or channels == 3
-    return Glance(sizes=tuple(sizes), colour=colour) if sizes else None
+            color = color or channels == 3
+    return Glance(sizes=tuple(sizes), color=color) if sizes else None
 
 
 def _some_shapes(entries: Entries, every: int) -> Iterator[tuple[int, ...]]:
-    """(H, W, C) of every so-manieth image, as far as they can be read; C = 1 where it is grey by content."""
+    """(H, W, C) of every so-manieth image, as far as they can be read; C = 1 where it is gray by content."""
     if entries.array is not None:
         for image in entries.array[::every]:
-            grey = image.shape[2] == 1 or (image == image[..., :1]).all()
-            yield (*image.shape[:2], 1 if grey else 3)
+            gray = image.shape[2] == 1 or (image == image[..., :1]).all()
+            yield (*image.shape[:2], 1 if gray else 3)
         return
     start = 0
     with quiet_decoding():
@@ -208,15 +208,15 @@ def _choose(source: Source, splits: Mapping[Split, Entries], wanted: _Wanted) ->
     return _Choice(target=wanted.target(height, width, 0), reason=reason, own_size=True)
 
 
-def _convert(source: Source, catalogue: Catalogue, wanted: _Wanted, progress: Progress | None) -> Store:
+def _convert(source: Source, catalog: Catalog, wanted: _Wanted, progress: Progress | None) -> Store:
     """Arrays: a view of what came in, where nothing has to change."""
-    choice = _choose(source, catalogue.splits, wanted)
-    arrays = {split: entries.array for split, entries in catalogue.splits.items() if entries.array is not None}
+    choice = _choose(source, catalog.splits, wanted)
+    arrays = {split: entries.array for split, entries in catalog.splits.items() if entries.array is not None}
     total, done = sum(len(array) for array in arrays.values()), 0
     findings = _Findings()
     blocks: dict[Split, list[npt.NDArray[np.uint8]]] = {split: [] for split in arrays}
     for split, array in arrays.items():
-        labels, names = catalogue.splits[split].labels, catalogue.splits[split].names
+        labels, names = catalog.splits[split].labels, catalog.splits[split].names
         whole = bool((labels != NO_LABEL).all())
         start = 0
         for block in image_blocks(array):
@@ -231,11 +231,11 @@ def _convert(source: Source, catalogue: Catalogue, wanted: _Wanted, progress: Pr
             done += len(block)
             if progress is not None:
                 progress(done, total)
-    grey = all(part.grey.all() for parts in findings.facts.values() for part in parts)
-    channels = choice.target.channels or (1 if grey else 3)
+    gray = all(part.gray.all() for parts in findings.facts.values() for part in parts)
+    channels = choice.target.channels or (1 if gray else 3)
     shape = (choice.target.height, choice.target.width, channels)
     images = {split: _joined(arrays[split], blocks[split], shape) for split in arrays}
-    return _store(source, catalogue, choice, findings, images, shape)
+    return _store(source, catalog, choice, findings, images, shape)
 
 
 def _joined(
@@ -258,40 +258,40 @@ def _joined(
 def _decode(
     folder: Path,
     source: Source,
-    catalogue: Catalogue,
+    catalog: Catalog,
     wanted: _Wanted,
     workers: int | None,
     progress: Progress | None,
 ) -> Store:
     """Encoded images into `folder`, a chunk at a time; once, or twice where small images turn out to differ in size."""
-    choice = _choose(source, catalogue.splits, wanted)
-    total = sum(len(entries.labels) for entries in catalogue.splits.values())
+    choice = _choose(source, catalog.splits, wanted)
+    total = sum(len(entries.labels) for entries in catalog.splits.values())
     processes = usual_workers() if workers is None else workers
     if total < SMALLEST_PARALLEL:
         processes = 1
     try:
-        findings, shape, written = _decode_as(folder, catalogue, choice, processes, progress)
+        findings, shape, written = _decode_as(folder, catalog, choice, processes, progress)
     except _SizesDifferError:
         choice = _Choice(target=wanted.target(USUAL_SIDE, USUAL_SIDE, 0), reason="the images differ in size")
-        findings, shape, written = _decode_as(folder, catalogue, choice, processes, progress)
-    counts = {split: len(findings.kept.get(split, [])) for split in catalogue.splits}
-    store = _store(source, catalogue, choice, findings, map_images(folder, shape, counts), shape)
+        findings, shape, written = _decode_as(folder, catalog, choice, processes, progress)
+    counts = {split: len(findings.kept.get(split, [])) for split in catalog.splits}
+    store = _store(source, catalog, choice, findings, map_images(folder, shape, counts), shape)
     write_tables(folder, store, written)
     return store
 
 
 def _decode_as(
-    folder: Path, catalogue: Catalogue, choice: _Choice, processes: int, progress: Progress | None
+    folder: Path, catalog: Catalog, choice: _Choice, processes: int, progress: Progress | None
 ) -> tuple[_Findings, tuple[int, int, int], tuple[int, list[int]]]:
     target = choice.target
-    total = sum(len(entries.labels) for entries in catalogue.splits.values())
+    total = sum(len(entries.labels) for entries in catalog.splits.values())
     check_room(folder, total * target.height * target.width * (target.channels or 1))
     findings, done = _Findings(), 0
     file = ImageFile(folder / "images.bin", target.height, target.width, target.channels)
     try:
-        for split, entries in catalogue.splits.items():
+        for split, entries in catalog.splits.items():
             asked: list[list[int]] = []
-            chunks = decode_chunks(_labelled(entries, asked), target, processes)
+            chunks = decode_chunks(_labeled(entries, asked), target, processes)
             for place, chunk in enumerate(chunks):
                 if choice.own_size and (chunk.facts.sizes != (target.height, target.width)).any():
                     raise _SizesDifferError
@@ -305,7 +305,7 @@ def _decode_as(
     return findings, (target.height, target.width, file.channels), written
 
 
-def _labelled(entries: Entries, asked: list[list[int]]) -> Iterator[Sequence[Payload]]:
+def _labeled(entries: Entries, asked: list[list[int]]) -> Iterator[Sequence[Payload]]:
     """Only images with a label; `asked` gets their places, batch by batch."""
     start = 0
     for batch in entries.batches():
@@ -335,34 +335,34 @@ def conversions(rules: Mapping[str, Sequence[str]]) -> list[Problem]:
 
 def _store(
     source: Source,
-    catalogue: Catalogue,
+    catalog: Catalog,
     choice: _Choice,
     findings: _Findings,
     images: Mapping[Split, npt.NDArray[np.uint8]],
     shape: tuple[int, int, int],
 ) -> Store:
-    kept = {split: np.array(findings.kept.get(split, []), dtype=np.int64) for split in catalogue.splits}
-    grey = all(part.grey.all() for parts in findings.facts.values() for part in parts)
+    kept = {split: np.array(findings.kept.get(split, []), dtype=np.int64) for split in catalog.splits}
+    gray = all(part.gray.all() for parts in findings.facts.values() for part in parts)
     reason = choice.reason
     if reason and not choice.target.channels:
-        reason += "; every image is grey" if grey else "; some images are in colour"
+        reason += "; every image is gray" if gray else "; some images are in color"
     return Store(
         name=source.name,
-        classes=catalogue.classes,
-        named=catalogue.named,
+        classes=catalog.classes,
+        named=catalog.named,
         shape=shape,
         fit=choice.target.fit,
         range=choice.target.range,
         chosen=reason,
         images=images,
-        labels={split: entries.labels[kept[split]] for split, entries in catalogue.splits.items()},
-        names={split: [entries.names[row] for row in kept[split]] for split, entries in catalogue.splits.items()},
-        facts={split: join_facts(findings.facts.get(split, [])) for split in catalogue.splits},
+        labels={split: entries.labels[kept[split]] for split, entries in catalog.splits.items()},
+        names={split: [entries.names[row] for row in kept[split]] for split, entries in catalog.splits.items()},
+        facts={split: join_facts(findings.facts.get(split, [])) for split in catalog.splits},
         modes=dict(findings.modes),
         unreadable=tuple(findings.unreadable),
-        problems=(*catalogue.problems, *conversions(findings.rules)),
+        problems=(*catalog.problems, *conversions(findings.rules)),
         groups=replace(
-            catalogue.groups,
-            numbers={split: column[kept[split]] for split, column in catalogue.groups.numbers.items() if split in kept},
+            catalog.groups,
+            numbers={split: column[kept[split]] for split, column in catalog.groups.numbers.items() if split in kept},
         ),
     )

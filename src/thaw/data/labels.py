@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.catalogue import NO_LABEL, SPLITS, Split, natural_key
+from thaw.data.catalog import NO_LABEL, SPLITS, Split, natural_key
 from thaw.data.problems import Problem
 from thaw.data.spelling import one_spelling
 from thaw.quoting import shown
@@ -45,7 +45,7 @@ def encode_labels(
         declared: class names that the source states.
         merge: whether spellings of one name are one class.
     """
-    values, unlabelled = _without_unlabelled(values)
+    values, unlabeled = _without_unlabeled(values)
     tally = Counter(value for column in values.values() for value in column)
     numeric = not any(isinstance(value, str) for value in tally)
     known, classes, merged = (
@@ -65,7 +65,7 @@ def encode_labels(
                 missing.append(name)
             else:
                 outside.append(f"{name} has {shown(value)}")
-    problems = [*unlabelled, *merged]
+    problems = [*unlabeled, *merged]
     if missing:
         problems.append(Problem("label", "error", f"{_count(len(missing), 'image')} without a label", tuple(missing)))
     if outside:
@@ -126,19 +126,19 @@ def _declared_classes(
     return known, classes, problems
 
 
-def _without_unlabelled(
+def _without_unlabeled(
     values: Mapping[Split, Sequence[object]],
 ) -> tuple[Mapping[Split, Sequence[object]], list[Problem]]:
     """Leaves out held-out splits whose labels are all withheld, as is usual for the test splits of contests."""
-    unlabelled = {split for split, column in values.items() if len(column) and all(map(_is_withheld, column))}
-    if "train" not in values or "train" in unlabelled or not unlabelled:
+    unlabeled = {split for split, column in values.items() if len(column) and all(map(_is_withheld, column))}
+    if "train" not in values or "train" in unlabeled or not unlabeled:
         return values, []
     problems = [
-        Problem("unlabelled", "warning", f"the {split} split has no labels and is not used")
+        Problem("unlabeled", "warning", f"the {split} split has no labels and is not used")
         for split in SPLITS
-        if split in unlabelled
+        if split in unlabeled
     ]
-    return {split: column for split, column in values.items() if split not in unlabelled}, problems
+    return {split: column for split, column in values.items() if split not in unlabeled}, problems
 
 
 def _is_withheld(value: object) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from thaw.data.catalogue import SPLIT_NAMES, Split, natural_key
+from thaw.data.catalog import SPLIT_NAMES, Split, natural_key
 from thaw.data.problems import Problem
 from thaw.data.walk import is_hidden
 from thaw.errors import DataError

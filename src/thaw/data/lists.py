@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from thaw.data.catalogue import Catalogue, Payload, Source, Split, source_name
+from thaw.data.catalog import Catalog, Payload, Source, Split, source_name
 from thaw.data.columns import Roles, choose_roles, name_image_files, rows_of_splits
 from thaw.data.decode import SUFFIXES
 from thaw.data.list_files import Columns, read_list
 from thaw.data.pattern import FilePattern, require_match
 from thaw.data.problems import Problem
-from thaw.data.row_catalogue import Rows, row_catalogue
+from thaw.data.row_catalog import Rows, row_catalog
 from thaw.data.settings import DataSettings
 from thaw.data.walk import file_state, shown_path
 from thaw.errors import DataError
@@ -280,11 +280,11 @@ def _read(
     payloads: Sequence[Payload],
     notes: Sequence[Problem],
     declared: Sequence[str] | None,
-) -> Catalogue:
-    members: dict[Split, list[int]] = {"train": list(range(len(payloads)))}
+) -> Catalog:
+    variants: dict[Split, list[int]] = {"train": list(range(len(payloads)))}
     unused: list[Problem] = []
     if roles.split:
-        members, unused = rows_of_splits(columns[roles.split], roles.split)
+        variants, unused = rows_of_splits(columns[roles.split], roles.split)
     images = columns[roles.image]
     has_paths = any(isinstance(value, str) for value in images)
 
@@ -296,8 +296,8 @@ def _read(
             paths=(lambda: [str(images[row]) for row in chosen]) if has_paths else None,
         )
 
-    parts = {split: rows_of(split, chosen) for split, chosen in members.items()}
-    return row_catalogue(where, roles, settings, parts, declared=declared, problems=[*notes, *unused])
+    parts = {split: rows_of(split, chosen) for split, chosen in variants.items()}
+    return row_catalog(where, roles, settings, parts, declared=declared, problems=[*notes, *unused])
 
 
 def _batches(payloads: Sequence[Payload]) -> Iterator[Sequence[Payload]]:

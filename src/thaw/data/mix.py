@@ -69,7 +69,7 @@ def _pasted(x: Tensor, partners: Tensor, alpha: float, generator: np.random.Gene
 def rectangles(
     shares: npt.NDArray[np.float64], height: int, width: int, generator: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rectangles with the image's shape and 1 - share of its area, at random centres, clipped at the borders.
+    """Rectangles with the image's shape and 1 - share of its area, at random centers, clipped at the borders.
 
     Returns:
         The first row and the row after the last, int64 [B, 2], and the same for columns.

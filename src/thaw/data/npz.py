@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from thaw.data.arrays import read_arrays
-from thaw.data.catalogue import SPLIT_NAMES, Catalogue, Source, source_name
+from thaw.data.catalog import SPLIT_NAMES, Catalog, Source, source_name
 from thaw.data.settings import DataSettings
 from thaw.data.walk import shown_path
 from thaw.errors import DataError
@@ -34,7 +34,7 @@ def npz_source(path: Path, settings: DataSettings) -> Source:
     return Source(name=source_name(path.stem), facts=facts, read=lambda: _read(path, settings))
 
 
-def _read(path: Path, settings: DataSettings) -> Catalogue:
+def _read(path: Path, settings: DataSettings) -> Catalog:
     where = shown_path(path)
     arrays = _load(path, where)
     parts: dict[str, dict[str, Any]] = {}

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from thaw.data.arrays import array_source, check_groups, check_labels, class_names, split_key
-from thaw.data.catalogue import SPLIT_NAMES, SPLITS, Source, Split
+from thaw.data.catalog import SPLIT_NAMES, SPLITS, Source, Split
 from thaw.data.decode import UnreadableImageError, decode_pillow
 from thaw.data.hub import RowsTable
 from thaw.data.list_files import Columns
@@ -23,7 +23,7 @@ from thaw.data.lists import columns_source
 from thaw.data.problems import Problem
 from thaw.data.scaling import Values
 from thaw.data.settings import DataSettings
-from thaw.data.tables import table_catalogue
+from thaw.data.tables import table_catalog
 from thaw.data.walk import file_state
 from thaw.errors import DataError
 from thaw.quoting import given, listed, shown
@@ -186,7 +186,7 @@ def _rows_source(parts: Mapping[str, Any], settings: DataSettings, *, is_mapping
                 _feed(digest, part.to_pylist())
     reading = [settings.image_column, settings.label_column, settings.split_column, settings.group_by]
     facts = {"rows": digest.hexdigest(), "reading": [*reading, settings.merge_spellings]}
-    read = partial(table_catalogue, "the data set", ordered, settings, problems)
+    read = partial(table_catalog, "the data set", ordered, settings, problems)
     return Source(name="dataset", facts=facts, read=read)
 
 

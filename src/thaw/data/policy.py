@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # ITU-R BT.601, as Pillow's enhancers weigh red, green and blue.
-_GREY_WEIGHTS = (0.299, 0.587, 0.114)
+_GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +26,14 @@ class Operation:
         high: the other end, which may be the smaller one.
         change: (images [n, C, H, W], strengths [n, 1, 1, 1]) -> images [n, C, H, W], not yet clamped to 0..1; None for
             the identity and for what moves pixels, which all images that drew it do together.
-        colour_only: whether it does nothing to grey images, which then do not draw it.
+        color_only: whether it does nothing to gray images, which then do not draw it.
     """
 
     name: str
     low: float = 0.0
     high: float = 0.0
     change: Callable[[Tensor, Tensor], Tensor] | None = None
-    colour_only: bool = False
+    color_only: bool = False
 
 
 def brightness(x: Tensor, strengths: Tensor) -> Tensor:
@@ -42,13 +42,13 @@ def brightness(x: Tensor, strengths: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, strengths: Tensor) -> Tensor:
-    """The distance of each pixel from the mean grey of its image, times 1 + strength."""
-    return torch.lerp(_grey(x).mean(dim=(2, 3), keepdim=True), x, 1.0 + strengths)
+    """The distance of each pixel from the mean gray of its image, times 1 + strength."""
+    return torch.lerp(_gray(x).mean(dim=(2, 3), keepdim=True), x, 1.0 + strengths)
 
 
 def saturation(x: Tensor, strengths: Tensor) -> Tensor:
-    """The distance of each pixel from its own grey, times 1 + strength."""
-    return torch.lerp(_grey(x), x, 1.0 + strengths)
+    """The distance of each pixel from its own gray, times 1 + strength."""
+    return torch.lerp(_gray(x), x, 1.0 + strengths)
 
 
 def sharpness(x: Tensor, strengths: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ TRIVIAL: tuple[Operation, ...] = (
     Operation(name="translate_y", low=-0.3, high=0.3),
     Operation(name="brightness", low=-0.9, high=0.9, change=brightness),
     Operation(name="contrast", low=-0.9, high=0.9, change=contrast),
-    Operation(name="saturation", low=-0.9, high=0.9, change=saturation, colour_only=True),
+    Operation(name="saturation", low=-0.9, high=0.9, change=saturation, color_only=True),
     Operation(name="sharpness", low=-0.9, high=0.9, change=sharpness),
     Operation(name="posterize", low=8.0, high=4.0, change=posterize),
     Operation(name="solarize", low=1.0, high=0.0, change=solarize),
@@ -106,7 +106,7 @@ _MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 def trivial_table(channels: int) -> tuple[Operation, ...]:
     """The operations that images of so many channels draw from."""
-    return tuple(operation for operation in TRIVIAL if channels == 3 or not operation.colour_only)
+    return tuple(operation for operation in TRIVIAL if channels == 3 or not operation.color_only)
 
 
 def draw(table: tuple[Operation, ...], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -167,9 +167,9 @@ def _put(made: Tensor, where: Tensor, some: Tensor) -> None:
     made.index_copy_(0, where, some.clamp_(0.0, 1.0))
 
 
-def _grey(x: Tensor) -> Tensor:
-    """Brightness as the eye weighs colours: [n, C, H, W] -> [n, 1, H, W]; grey images are their own."""
+def _gray(x: Tensor) -> Tensor:
+    """Brightness as the eye weighs colors: [n, C, H, W] -> [n, 1, H, W]; gray images are their own."""
     if x.shape[1] == 1:
         return x
-    weights = torch.tensor(_GREY_WEIGHTS, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+    weights = torch.tensor(_GRAY_WEIGHTS, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
     return (x * weights).sum(dim=1, keepdim=True)

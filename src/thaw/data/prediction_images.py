@@ -1,6 +1,7 @@
 """Whatever a program may give a model to predict, as pixels of the model's input.
 
-Shapes: N images, H rows, W columns, C channels (1 grey, 3 red-green-blue) of what is given; h, w, c of the contract.
+Shapes: N images, H rows, W columns, C channels (1 gray, 3 red-green-blue) of what is given; h, w, c of the input
+specification.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from PIL import Image
 from thaw.data.checks import as_skippable
 from thaw.data.chunks import Facts, Target, convert_chunk, join_facts
 from thaw.data.decode import UnreadableImageError, decode_pillow
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prepare import load_images
 from thaw.data.problems import Problem, raise_errors
 from thaw.data.ranges import told_of_use
@@ -60,17 +61,17 @@ class _Part:
 
 
 def read_images(
-    images: object, contract: InputContract, *, skip_broken: bool = False
+    images: object, input_spec: InputSpec, *, skip_broken: bool = False
 ) -> tuple[Pixels, list[str], tuple[Problem, ...]]:
     """Images without labels, from files or from memory.
 
-    An array of three axes is one image [H, W, C] where its last axis has 1 or 3 entries, else N grey images [N, H, W].
+    An array of three axes is one image [H, W, C] where its last axis has 1 or 3 entries, else N gray images [N, H, W].
 
     Args:
         images: a path of an image or of a folder, whose images are taken in natural order; a `PIL.Image.Image`, decoded
             as its file would be; an array uint8 or uint16 [H, W], [H, W, C], [N, H, W] or [N, H, W, C], or what NumPy
             makes one of, such as a tensor; or an iterable of these, in any mixture.
-        contract: what they become.
+        input_spec: what they become.
         skip_broken: leave out images that cannot be decoded.
 
     Returns:
@@ -81,10 +82,10 @@ def read_images(
         DataError: for anything else, for a path that does not exist, a broken image, or an empty list.
     """
     if _is_array(images):
-        parts = [_array_images(images, "the array", "", contract)]
+        parts = [_array_images(images, "the array", "", input_spec)]
     else:
         items = [images] if _is_path(images) or _is_image(images) else _items(images)
-        parts = list(_parts(items, contract, skip_broken=skip_broken))
+        parts = list(_parts(items, input_spec, skip_broken=skip_broken))
     names = [name for part in parts for name in part.names]
     problems = [problem for part in parts for problem in part.problems]
     if not parts or (not names and problems):
@@ -92,7 +93,7 @@ def read_images(
     told = [(part.names, part.facts) for part in parts if part.facts is not None]
     if told:
         facts = join_facts([each for _, each in told])
-        problems += told_of_use(facts, [name for some, _ in told for name in some], contract.range)
+        problems += told_of_use(facts, [name for some, _ in told for name in some], input_spec.range)
     return np.concatenate([part.pixels for part in parts]), names, tuple(problems)
 
 
@@ -102,49 +103,49 @@ def _items(images: object) -> list[object]:
     return list(images)
 
 
-def _parts(items: Sequence[object], contract: InputContract, *, skip_broken: bool) -> Iterator[_Part]:
+def _parts(items: Sequence[object], input_spec: InputSpec, *, skip_broken: bool) -> Iterator[_Part]:
     """Paths that stand together are read together, which is done in parallel."""
     for are_paths, group in groupby(enumerate(items), key=lambda item: _is_path(item[1])):
         if are_paths:
             paths = [_path(item) for _, item in group]
             pixels, names, problems = load_images(
-                paths, contract, skip_broken=skip_broken, may_be_none=len(items) > len(paths)
+                paths, input_spec, skip_broken=skip_broken, may_be_none=len(items) > len(paths)
             )
             yield _Part(pixels=pixels, names=names, problems=problems)
             continue
         for place, item in group:
             name = f"[{place}]"
             if isinstance(item, Image.Image):
-                yield _pillow_image(item, name, contract, skip_broken=skip_broken)
+                yield _pillow_image(item, name, input_spec, skip_broken=skip_broken)
             elif _is_array(item):
-                yield _array_images(item, f"image {name}", name, contract)
+                yield _array_images(item, f"image {name}", name, input_spec)
             else:
                 raise DataError(f"image {name} is {type(item).__name__}: {_EXPECTED}")
 
 
-def _pillow_image(image: Image.Image, name: str, contract: InputContract, *, skip_broken: bool) -> _Part:
+def _pillow_image(image: Image.Image, name: str, input_spec: InputSpec, *, skip_broken: bool) -> _Part:
     try:
-        return _prepared(decode_pillow(image).pixels[None], [name], contract)
+        return _prepared(decode_pillow(image).pixels[None], [name], input_spec)
     except UnreadableImageError as error:
         broken = Problem("unreadable", "error", "images that cannot be read", (f"{name} ({error})",))
     problems = tuple(as_skippable([broken], skip_broken=skip_broken))
     raise_errors("images", problems)
-    return _Part(pixels=np.empty((0, *contract.shape), np.uint8), names=(), problems=problems)
+    return _Part(pixels=np.empty((0, *input_spec.shape), np.uint8), names=(), problems=problems)
 
 
-def _array_images(item: Any, what: str, name: str, contract: InputContract) -> _Part:
+def _array_images(item: Any, what: str, name: str, input_spec: InputSpec) -> _Part:
     """The images of an array, and their names: that of the array, and a number each where it holds several."""
     array = _as_pixels(item, what)
     if array.ndim == 3:
-        return _prepared(array[None], [name or "[0]"], contract)
-    return _prepared(array, [f"{name}[{number}]" for number in range(len(array))], contract)
+        return _prepared(array[None], [name or "[0]"], input_spec)
+    return _prepared(array, [f"{name}[{number}]" for number in range(len(array))], input_spec)
 
 
-def _prepared(values: Values, names: list[str], contract: InputContract) -> _Part:
-    """Images uint8 or uint16 [N, H, W, C] as the contract asks, with their facts where one of the two has a range."""
-    if not len(values) or (values.dtype == np.uint8 and contract.range is None):
-        return _Part(pixels=resize(values, contract), names=names)
-    chunk = convert_chunk(values, Target.of(contract))
+def _prepared(values: Values, names: list[str], input_spec: InputSpec) -> _Part:
+    """Images uint8 or uint16 [N, H, W, C] as the input specification asks, with facts where either has a range."""
+    if not len(values) or (values.dtype == np.uint8 and input_spec.range is None):
+        return _Part(pixels=resize(values, input_spec), names=names)
+    chunk = convert_chunk(values, Target.of(input_spec))
     return _Part(pixels=chunk.pixels, names=names, facts=chunk.facts)
 
 
@@ -165,10 +166,10 @@ def _as_pixels(item: Any, what: str) -> Values:
     if array.ndim not in (2, 3, 4) or (array.ndim == 4 and shape[3] not in _CHANNELS):
         hint = " (channels last)" if array.ndim == 4 and shape[1] in _CHANNELS else ""
         raise DataError(f"{found}: expected [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C = 1 or 3{hint}")
-    # A tensor [3, H, W] is one image of a library that has channels first, and no three grey ones.
+    # A tensor [3, H, W] is one image of a library that has channels first, and no three gray ones.
     if array.ndim == 3 and shape[0] in _CHANNELS and shape[2] not in _CHANNELS and not isinstance(item, np.ndarray):
         raise DataError(
-            f"{found}, with channels first: expected [H, W, C]; permute its axes, or give grey images as [N, H, W, 1]"
+            f"{found}, with channels first: expected [H, W, C]; permute its axes, or give gray images as [N, H, W, 1]"
         )
     if array.ndim == 2 or (array.ndim == 3 and shape[2] not in _CHANNELS):
         array = array[..., None]

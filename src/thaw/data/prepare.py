@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.cache import cache_root, take_rows
-from thaw.data.catalogue import SPLITS, Source, Split
+from thaw.data.catalog import SPLITS, Source, Split
 from thaw.data.checks import LEFT_OUT_KINDS, as_skippable, find_problems, unusable_images
 from thaw.data.chunks import Target, join_facts
 from thaw.data.folders import path_batches, split_images
 from thaw.data.groups import NO_GROUPS
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.images import ImageSet, InputSpec
 from thaw.data.ingest import Progress, conversions, read_store
 from thaw.data.pattern import PatternError
 from thaw.data.problems import Problem, raise_errors
@@ -77,7 +77,7 @@ class PreparedData:
         train_groups: int64 [len(train)]; identical images, and those of one group, have equal numbers, which folds must
             not separate.
         grouping: None, or "by" (in words) and how many groups there are in each split.
-        contract: the model's input, with mean and deviation of the training part where the settings ask for it.
+        input_spec: the model's input, with mean and deviation of the training part where the settings ask for it.
         name: what the source is called, one printable line.
         fingerprint: SHA-256 over classes, input shape, range, prepared pixels and labels in the source's order and
             splits; it does not depend on the seed, unless the range was found on training images that the seed chose.
@@ -92,7 +92,7 @@ class PreparedData:
     test: SealedTestSet
     train_groups: Rows
     grouping: Mapping[str, Any] | None
-    contract: InputContract
+    input_spec: InputSpec
     name: str
     fingerprint: str
     problems: tuple[Problem, ...]
@@ -121,7 +121,7 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
 
     Args:
         source: a name, path, Hub id or arrays (see `open_source`).
-        settings: input, fit, normalisation, fractions, columns.
+        settings: input, fit, normalization, fractions, columns.
         seed: decides which images are cut off.
         data_root: where the named data sets are looked for first.
         skip_broken: leave out images that cannot be read or have no label, instead of stopping.
@@ -172,7 +172,7 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
         test=SealedTestSet(sets["test"]),
         train_groups=plan.groups[rows["train"]],
         grouping=plan.grouping,
-        contract=_contract(store, settings, rows["train"]),
+        input_spec=_contract(store, settings, rows["train"]),
         name=store.name,
         fingerprint=_fingerprint(store),
         problems=tuple(problems),
@@ -191,12 +191,12 @@ def _image_set(store: Store, split: Split, rows: Rows, root: Path) -> ImageSet:
     )
 
 
-def _contract(store: Store, settings: DataSettings, train: Rows) -> InputContract:
-    """The input contract; "standard" statistics are exact up to the last division, from whole-number sums."""
+def _contract(store: Store, settings: DataSettings, train: Rows) -> InputSpec:
+    """The input specification; "standard" statistics are exact up to the last division, from whole-number sums."""
     height, width, channels = store.shape
-    contract = InputContract(height=height, width=width, channels=channels, fit=store.fit, range=store.range)
-    if settings.normalise == "unit":
-        return contract
+    input_spec = InputSpec(height=height, width=width, channels=channels, fit=store.fit, range=store.range)
+    if settings.normalize == "unit":
+        return input_spec
     facts = store.facts["train"]
     count = len(train) * height * width
     mean, deviation = [], []
@@ -207,7 +207,7 @@ def _contract(store: Store, settings: DataSettings, train: Rows) -> InputContrac
         mean.append(total / (255 * count))
         # A channel that never changes is only shifted.
         deviation.append(variance**0.5 if variance > 0 else 1.0)
-    return replace(contract, mean=tuple(mean), std=tuple(deviation))
+    return replace(input_spec, mean=tuple(mean), std=tuple(deviation))
 
 
 def _fingerprint(store: Store) -> str:
@@ -235,7 +235,7 @@ def _renumbered(store: Store, split: Split) -> Rows:
 
 def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     source: SourceLike,
-    contract: InputContract,
+    input_spec: InputSpec,
     classes: Sequence[str],
     *,
     settings: DataSettings | None = None,
@@ -252,7 +252,7 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
 
     Args:
         source: as for `prepare`.
-        contract: the model's input.
+        input_spec: the model's input.
         classes: the model's class names.
         settings: only the columns are used, and the pattern where it fits.
         data_root: as for `prepare`.
@@ -268,9 +268,9 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     opened = _open_for_evaluation(source, chosen, data_root)
     store = read_store(
         opened,
-        wanted_input=str(contract),
-        fit=contract.fit,
-        value_range=contract.range,
+        wanted_input=str(input_spec),
+        fit=input_spec.fit,
+        value_range=input_spec.range,
         cache_dir=cache_dir,
         workers=workers,
         progress=progress,
@@ -287,7 +287,7 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     raise_errors(store.name, problems)
     images = [store.images[split] for split in used]
     names = [name for split in used for name in store.names[split]]
-    problems += told_of_use(join_facts([store.facts[split] for split in used]), names, contract.range)
+    problems += told_of_use(join_facts([store.facts[split] for split in used]), names, input_spec.range)
     joined = images[0] if len(images) == 1 else np.concatenate(images)
     return ImageSet(images=joined, labels=labels, classes=tuple(classes), names=names), tuple(problems)
 
@@ -324,7 +324,7 @@ def _match_classes(store: Store, used: Sequence[Split], classes: Sequence[str]) 
 
 def load_images(
     paths: Sequence[str | Path],
-    contract: InputContract,
+    input_spec: InputSpec,
     *,
     skip_broken: bool = False,
     may_be_none: bool = False,
@@ -335,7 +335,7 @@ def load_images(
 
     Args:
         paths: image files, and folders whose images are taken with all sub-folders, in natural order.
-        contract: the model's input.
+        input_spec: the model's input.
         skip_broken: leave out what cannot be read.
         may_be_none: whether it is no error that nothing is left.
         workers: processes that decode.
@@ -354,7 +354,7 @@ def load_images(
     processes = (usual_workers() if workers is None else workers) if len(names) >= SMALLEST_PARALLEL else 1
     parts, facts, kept, broken, done = [], [], [], [], 0
     rules: dict[str, list[str]] = {}
-    for chunk in decode_chunks(path_batches(Path(), files), Target.of(contract), processes):
+    for chunk in decode_chunks(path_batches(Path(), files), Target.of(input_spec), processes):
         parts.append(chunk.pixels)
         facts.append(chunk.facts)
         kept += [names[done + place] for place in chunk.kept]
@@ -367,11 +367,11 @@ def load_images(
     if broken:
         unreadable = Problem("unreadable", "error", "images that cannot be read", tuple(broken))
         problems += as_skippable([unreadable], skip_broken=skip_broken)
-    problems += [*conversions(rules), *told_of_use(join_facts(facts), kept, contract.range)]
+    problems += [*conversions(rules), *told_of_use(join_facts(facts), kept, input_spec.range)]
     raise_errors("images", problems)
     if not kept and not may_be_none:
         raise DataError(f"no image in {listed(paths) or 'nothing'}: expected image files or folders")
-    pixels = np.concatenate(parts) if parts else np.empty((0, *contract.shape), np.uint8)
+    pixels = np.concatenate(parts) if parts else np.empty((0, *input_spec.shape), np.uint8)
     return pixels, kept, tuple(problems)
 
 

@@ -20,7 +20,7 @@ RANGE_KINDS = ("range", "levels", "depth", "clipped")
 """Kinds of the problems that are told here."""
 
 FEW_LEVELS = 32
-"""Grey levels below which little is left of an image that had at least twice as many."""
+"""Gray levels below which little is left of an image that had at least twice as many."""
 
 MOSTLY = 0.5
 """The share of an image's values outside the range from which it is told."""
@@ -95,7 +95,7 @@ def _content(
         f"{names[highest]} goes up to {facts.spans[highest, 1]:,}",
     )
     message = (
-        f"16-bit images keep {kept} grey levels of {native:,} (median of the training images) in the range "
+        f"16-bit images keep {kept} gray levels of {native:,} (median of the training images) in the range "
         f"{_words(value_range)}: choose the part that matters with {_SETTING}"
     )
     return [Problem("levels", "warning", message, ends)]
@@ -107,7 +107,7 @@ def told_of_use(facts: Facts, names: Sequence[str], value_range: ValueRange | No
     Args:
         facts: of the images.
         names: as many names.
-        value_range: of the model's input contract; None where it was trained on 8-bit images.
+        value_range: of the model's input specification; None where it was trained on 8-bit images.
     """
     wide, narrow = np.flatnonzero(facts.wide), np.flatnonzero(~facts.wide)
     problems = []

@@ -1,14 +1,14 @@
-"""The one definition of resizing and grey conversion, in integers, for training, prediction and emitted code alike.
+"""The one definition of resizing and gray conversion, in integers, for training, prediction and emitted code alike.
 
-Shapes: N images, H rows, W columns, C channels (1 grey, 3 red-green-blue) of the source; h, w, c of the target.
+Shapes: N images, H rows, W columns, C channels (1 gray, 3 red-green-blue) of the source; h, w, c of the target.
 
 Values of more than 8 bits become bytes first, each by itself (`thaw.data.scaling`). The steps then, in this order:
 
-1. *Window.* "stretch" takes the whole image; "crop" takes the largest centred window of the target's aspect ratio
+1. *Window.* "stretch" takes the whole image; "crop" takes the largest centered window of the target's aspect ratio
    (`window`).
-2. *Grey*, when the target has one channel and the source three: `(77 R + 150 G + 29 B + 128) >> 8`. The weights sum to
+2. *Gray*, when the target has one channel and the source three: `(77 R + 150 G + 29 B + 128) >> 8`. The weights sum to
    256, so a pixel with R = G = B keeps its value exactly.
-3. *Columns*, then *rows*: each target position is a weighted sum of neighbouring source positions (`axis_taps`), with
+3. *Columns*, then *rows*: each target position is a weighted sum of neighboring source positions (`axis_taps`), with
    whole weights that sum to `total`. The pass over columns keeps 8 fractional bits, the pass over rows rounds to bytes:
 
        column pass:  v[x] = (256 * sum(weight * pixel) + total // 2) // total          0 to 65,280, fits 16 bits
@@ -19,7 +19,7 @@ Values of more than 8 bits become bytes first, each by itself (`thaw.data.scalin
 4. *Replication*, when the target has three channels and the source one.
 
 An axis that shrinks averages the area that a target position covers; an axis that grows is interpolated linearly
-between pixel centres; an axis of equal length is left as it is (both rules give the identity there).
+between pixel centers; an axis of equal length is left as it is (both rules give the identity there).
 
 Bounds: with source sides up to 32,768 and target sides up to 8,192, `total` is at most 32,768, so every intermediate
 value is at most 255 * 256 * 32,768 + 128 * 32,768 = 2,143,289,344, which is below 2**31; the products that place the
@@ -37,13 +37,13 @@ from math import gcd
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.images import Fit, InputContract
+from thaw.data.images import Fit, InputSpec
 from thaw.data.scaling import Values, scale
 from thaw.errors import DataError
 
 MAX_SOURCE_SIDE = 32_768
 
-GREY_WEIGHTS = (77, 150, 29)
+GRAY_WEIGHTS = (77, 150, 29)
 """ITU-R BT.601 luma (0.299, 0.587, 0.114) in 256ths, rounded so that they sum to 256."""
 
 # Images are resized in blocks of about this many intermediate values, which keeps a block inside the processor's cache.
@@ -72,8 +72,8 @@ def axis_taps(source: int, target: int) -> Taps:
     Shrinking: on a ruler with `target` marks a source pixel and `source` marks a target pixel, the weight is the number
     of marks that the two share.
 
-    Growing: the centre of target pixel i lies at ((2 i + 1) * source - target) / (2 * target) on the source axis; its
-    two neighbours are weighted by closeness, and the edge pixels continue outwards.
+    Growing: the center of target pixel i lies at ((2 i + 1) * source - target) / (2 * target) on the source axis; its
+    two neighbors are weighted by closeness, and the edge pixels continue outwards.
     """
     position = np.arange(target, dtype=np.int64)[:, None]
     if target <= source:
@@ -109,22 +109,22 @@ def window(height: int, width: int, target_height: int, target_width: int, fit: 
     return (0, 0, height, width)
 
 
-def to_grey(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Colour to grey: uint8 [..., 3] -> uint8 [..., 1], by `GREY_WEIGHTS`."""
+def to_gray(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Color to gray: uint8 [..., 3] -> uint8 [..., 1], by `GRAY_WEIGHTS`."""
     red, green, blue = (images[..., channel].astype(np.uint16) for channel in range(3))
     # 256 * 255 + 128 = 65,408 fits 16 bits.
-    return ((GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue + 128) >> 8).astype(np.uint8)[
+    return ((GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue + 128) >> 8).astype(np.uint8)[
         ..., None
     ]
 
 
-def resize(values: Values, contract: InputContract) -> npt.NDArray[np.uint8]:
-    """Images of any one size as the contract asks.
+def resize(values: Values, input_spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """Images of any one size as the input specification asks.
 
     Args:
         values: uint8 or uint16 [H, W, C] or [N, H, W, C], C = 1 or 3, sides from 1 to `MAX_SOURCE_SIDE`; uint16 is
-            scaled by the contract's range.
-        contract: the target's height, width, channels, fit and range.
+            scaled by the input specification's range.
+        input_spec: the target's height, width, channels, fit and range.
 
     Returns:
         uint8 [h, w, c] or [N, h, w, c]; the very array that came in where nothing had to change.
@@ -138,32 +138,32 @@ def resize(values: Values, contract: InputContract) -> npt.NDArray[np.uint8]:
     height, width = values.shape[-3:-1]
     if not (1 <= height <= MAX_SOURCE_SIDE and 1 <= width <= MAX_SOURCE_SIDE):
         raise DataError(f"image of {height}x{width} pixels: both sides must be from 1 to {MAX_SOURCE_SIDE}")
-    images = scale(values, contract.range)
+    images = scale(values, input_spec.range)
     if images.ndim == 3:
-        return _resize_block(images, contract)
-    if images.shape[1:] == contract.shape or not len(images):
-        return images if images.shape[1:] == contract.shape else np.zeros((0, *contract.shape), dtype=np.uint8)
-    values = max(height * contract.width, contract.height * contract.width) * 3
+        return _resize_block(images, input_spec)
+    if images.shape[1:] == input_spec.shape or not len(images):
+        return images if images.shape[1:] == input_spec.shape else np.zeros((0, *input_spec.shape), dtype=np.uint8)
+    values = max(height * input_spec.width, input_spec.height * input_spec.width) * 3
     block = max(1, _BLOCK_VALUES // values)
-    result = np.empty((len(images), *contract.shape), dtype=np.uint8)
+    result = np.empty((len(images), *input_spec.shape), dtype=np.uint8)
     for start in range(0, len(images), block):
-        result[start : start + block] = _resize_block(images[start : start + block], contract)
+        result[start : start + block] = _resize_block(images[start : start + block], input_spec)
     return result
 
 
-def _resize_block(images: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.uint8]:
+def _resize_block(images: npt.NDArray[np.uint8], input_spec: InputSpec) -> npt.NDArray[np.uint8]:
     source_height, source_width = images.shape[-3:-1]
-    top, left, height, width = window(source_height, source_width, contract.height, contract.width, contract.fit)
+    top, left, height, width = window(source_height, source_width, input_spec.height, input_spec.width, input_spec.fit)
     images = images[..., top : top + height, left : left + width, :]
-    if contract.channels == 1 and images.shape[-1] == 3:
-        images = to_grey(images)
-    if width != contract.width or height != contract.height:
-        columns, rows = axis_taps(width, contract.width), axis_taps(height, contract.height)
+    if input_spec.channels == 1 and images.shape[-1] == 3:
+        images = to_gray(images)
+    if width != input_spec.width or height != input_spec.height:
+        columns, rows = axis_taps(width, input_spec.width), axis_taps(height, input_spec.height)
         wide = (256 * _weighted_sum(images, columns, -2) + columns.total // 2) // columns.total
         tall = (_weighted_sum(wide, rows, -3) + 128 * rows.total) // (256 * rows.total)
         images = tall.astype(np.uint8)
-    if images.shape[-1] != contract.channels:
-        images = np.repeat(images, contract.channels, axis=-1)
+    if images.shape[-1] != input_spec.channels:
+        images = np.repeat(images, input_spec.channels, axis=-1)
     return images
 
 

@@ -1,7 +1,7 @@
 """Values of more than 8 bits to bytes: the one definition, for training, prediction and emitted code alike.
 
 A camera of 10, 12 or 16 bits uses a part of 0 to 65,535, so a model has a range (low, high), which is part of its input
-contract. A value v becomes a byte before anything else happens to it (`scale`):
+input specification. A value v becomes a byte before anything else happens to it (`scale`):
 
     v <= low   0
     v >= high  255

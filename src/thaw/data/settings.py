@@ -6,33 +6,33 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from thaw.data.images import FITS, Fit, InputContract, parse_shape
+from thaw.data.images import FITS, Fit, InputSpec, parse_shape
 from thaw.data.pattern import FilePattern
 from thaw.data.scaling import ValueRange, check_range, parse_range
 from thaw.errors import UsageError
 from thaw.quoting import shown
 
-Normalise = Literal["unit", "standard"]
-NORMALISATIONS: tuple[Normalise, ...] = get_args(Normalise)
+Normalize = Literal["unit", "standard"]
+NORMALIZATIONS: tuple[Normalize, ...] = get_args(Normalize)
 
 _LARGEST_FRACTION = 0.5
 
-_TEXTS = ("input", "fit", "normalise", "image_column", "label_column", "split_column", "group_by", "pattern")
+_TEXTS = ("input", "fit", "normalize", "image_column", "label_column", "split_column", "group_by", "pattern")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """How images are read, resized, normalised and split.
+    """How images are read, resized, normalized and split.
 
     Attributes:
         input: "auto" or HEIGHTxWIDTHxCHANNELS such as "28x28x1". "auto" takes the images' own size where all are equal
-            and neither side is over 64 pixels, else 32x32; one channel where every image is grey, else three.
+            and neither side is over 64 pixels, else 32x32; one channel where every image is gray, else three.
             "28x28xauto" chooses the channels alone.
         range: (low, high), the values of images of more than 8 bits a channel that become 0 and 255, also as the text
             "low,high"; "auto" finds it on the training images (`thaw.data.scaling`). 8-bit values are used as they are.
-        fit: "stretch" scales both sides independently; "crop" takes the largest centred window of the model's aspect
+        fit: "stretch" scales both sides independently; "crop" takes the largest centered window of the model's aspect
             ratio.
-        normalise: "standard" subtracts the training part's mean and divides by its deviation, a channel each; "unit"
+        normalize: "standard" subtracts the training part's mean and divides by its deviation, a channel each; "unit"
             leaves pixels from 0 to 1.
         validation_fraction: share of the training images that is cut off where the source has no validation split.
         test_fraction: share of all images that is cut off where the source has no test split.
@@ -50,7 +50,7 @@ class DataSettings:
     input: str = "auto"
     range: str | tuple[int, int] = "auto"
     fit: Fit = "stretch"
-    normalise: Normalise = "standard"
+    normalize: Normalize = "standard"
     validation_fraction: float = 0.1
     test_fraction: float = 0.2
     image_column: str = ""
@@ -72,15 +72,15 @@ class DataSettings:
         FilePattern.parse(self.pattern)
         if self.fit not in FITS:
             raise UsageError(f"fit {shown(self.fit)}: expected one of {', '.join(FITS)}")
-        if self.normalise not in NORMALISATIONS:
-            raise UsageError(f"normalise {shown(self.normalise)}: expected one of {', '.join(NORMALISATIONS)}")
+        if self.normalize not in NORMALIZATIONS:
+            raise UsageError(f"normalize {shown(self.normalize)}: expected one of {', '.join(NORMALIZATIONS)}")
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_FRACTION:
                 raise UsageError(f"{name} {shown(value)}: expected a number above 0 and at most {_LARGEST_FRACTION}")
         if self.input != "auto":
             height, width, channels = parse_input(self.input)
-            InputContract(height=height, width=width, channels=channels or 1)
+            InputSpec(height=height, width=width, channels=channels or 1)
         self._check_columns()
 
     def _check_columns(self) -> None:

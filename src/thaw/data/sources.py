@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from thaw.data.arrays import digits_source
-from thaw.data.catalogue import Source, source_name
+from thaw.data.catalog import Source, source_name
 from thaw.data.columns import name_image_files
 from thaw.data.decode import SUFFIXES
 from thaw.data.folders import folder_source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 
-from thaw.data.catalogue import natural_key
+from thaw.data.catalog import natural_key
 from thaw.data.problems import Problem
 from thaw.quoting import encodable
 

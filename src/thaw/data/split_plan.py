@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from thaw.data.catalogue import SPLITS, Split
+from thaw.data.catalog import SPLITS, Split
 from thaw.data.checks import fold_problems
 from thaw.data.group_splits import cut_off_groups, groups_of_classes, join_groups
 from thaw.data.problems import Problem

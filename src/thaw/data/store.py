@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thaw.data.catalogue import SPLITS, Groups, Split
+from thaw.data.catalog import SPLITS, Groups, Split
 from thaw.data.chunks import FACT_SHAPES, Facts
 from thaw.data.images import Fit
 from thaw.data.problems import Problem
@@ -83,7 +83,7 @@ class Store:
 
 
 class ImageFile:
-    """Writes images one after the other, with check sums; turns to three channels when the first colour image comes."""
+    """Writes images one after the other, with check sums; turns to three channels when the first color image comes."""
 
     def __init__(self, path: Path, height: int, width: int, channels: int) -> None:
         """Channels may be 0: one until a chunk has three."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from thaw.data.catalogue import Split
+from thaw.data.catalog import Split
 from thaw.data.checks import find_problems
 from thaw.data.contact_sheet import draw_sheet
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.images import ImageSet, InputSpec
 from thaw.data.ingest import Progress, read_store
 from thaw.data.problems import Problem
 from thaw.data.ranges import find_range, told_of_training
@@ -35,14 +35,14 @@ class SourceSummary:
 
     Attributes:
         name: short.
-        input: the input contract that training would use, without statistics.
+        input: the input specification that training would use, without statistics.
         classes: K class names.
         counts: usable images a split and class; only the splits that the source has.
         heights: smallest, median and largest height of the originals in pixels; zeros where there is no image.
         widths: the same of their widths.
         distinct_sizes: how many different sizes there are.
         modes: how many images have which pixel format in their files.
-        grey_images: how many are grey by content.
+        gray_images: how many are gray by content.
         balance: images of the largest class over images of the smallest that has any, in training (or all there is).
         problems: all of them, errors included.
         preview: a few images of each class, prepared as training would see them, from the training split if there is
@@ -50,14 +50,14 @@ class SourceSummary:
     """
 
     name: str
-    input: InputContract
+    input: InputSpec
     classes: tuple[str, ...]
     counts: Mapping[Split, Mapping[str, int]]
     heights: tuple[int, float, int]
     widths: tuple[int, float, int]
     distinct_sizes: int
     modes: Mapping[str, int]
-    grey_images: int
+    gray_images: int
     balance: float
     problems: tuple[Problem, ...]
     preview: ImageSet
@@ -84,7 +84,7 @@ class SourceSummary:
             else f"{self.distinct_sizes:,} sizes, {low} to {high}, median {middle}"
         )
         modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(self.modes.items()))
-        lines.append(f"  height x width: {one}; pixels: {modes or 'none'}; grey by content: {self.grey_images:,}")
+        lines.append(f"  height x width: {one}; pixels: {modes or 'none'}; gray by content: {self.gray_images:,}")
         lines.append(f"  balance: the largest class has {self.balance:.2f} times the images of the smallest")
         shown = {name: printable(name) for name in self.classes}
         widest = max((len(text) for text in shown.values()), default=0)
@@ -109,7 +109,7 @@ class SourceSummary:
             "widths": dict(zip(sides, self.widths, strict=True)),
             "distinct_sizes": self.distinct_sizes,
             "modes": dict(self.modes),
-            "grey_images": self.grey_images,
+            "gray_images": self.gray_images,
             "balance": self.balance,
             "usable": self.usable,
             "problems": [problem.as_dict() for problem in self.problems],
@@ -158,14 +158,14 @@ def look(
     height, width, channels = store.shape
     return SourceSummary(
         name=store.name,
-        input=InputContract(height=height, width=width, channels=channels, fit=store.fit, range=store.range),
+        input=InputSpec(height=height, width=width, channels=channels, fit=store.fit, range=store.range),
         classes=store.classes,
         counts={split: dict(zip(store.classes, count.tolist(), strict=True)) for split, count in counts.items()},
         heights=_spread(sizes[:, 0]),
         widths=_spread(sizes[:, 1]),
         distinct_sizes=len(np.unique(sizes, axis=0)),
         modes=store.modes,
-        grey_images=sum(int(facts.grey.sum()) for facts in store.facts.values()),
+        gray_images=sum(int(facts.gray.sum()) for facts in store.facts.values()),
         balance=float(present.max() / present.min()) if len(present) else 0.0,
         problems=(*problems, *grouping, *training),
         preview=_preview(store),
@@ -216,9 +216,9 @@ def _preview(store: Store) -> ImageSet:
     labels = store.labels[split]
     rows = []
     for label in range(len(store.classes)):
-        members = np.flatnonzero(labels == label)
-        count = min(_PREVIEW_IMAGES, len(members))
-        rows += [members[place * len(members) // count] for place in range(count)]
+        variants = np.flatnonzero(labels == label)
+        count = min(_PREVIEW_IMAGES, len(variants))
+        rows += [variants[place * len(variants) // count] for place in range(count)]
     chosen = np.array(rows, dtype=np.int64)
     return ImageSet(
         images=store.images[split][chosen],

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from thaw.data.catalogue import (
+from thaw.data.catalog import (
     SPLIT_NAMES,
     SPLITS,
-    Catalogue,
+    Catalog,
     Payload,
     Source,
     Split,
@@ -23,7 +23,7 @@ from thaw.data.catalogue import (
 )
 from thaw.data.columns import Roles, choose_roles, name_image_files, rows_of_splits
 from thaw.data.problems import Problem
-from thaw.data.row_catalogue import Rows, row_catalogue
+from thaw.data.row_catalog import Rows, row_catalog
 from thaw.data.settings import DataSettings
 from thaw.data.walk import file_state, walk_files
 from thaw.errors import DataError
@@ -120,7 +120,7 @@ def parquet_source(path: Path, settings: DataSettings, name: str = "") -> Source
         "reading": reading(settings),
     }
     label = name or (path.stem if path.is_file() else path.resolve().name)
-    read = partial(table_catalogue, str(path), tables, settings, problems)
+    read = partial(table_catalog, str(path), tables, settings, problems)
     return Source(name=source_name(label), facts=facts, read=read)
 
 
@@ -134,7 +134,7 @@ def _files_named(table: Table, settings: DataSettings) -> Iterator[str]:
 
 
 def reading(settings: DataSettings) -> list[str | bool]:
-    """The settings that the catalogue of a table depends on."""
+    """The settings that the catalog of a table depends on."""
     columns = [settings.image_column, settings.label_column, settings.split_column]
     return [*columns, settings.group_by, settings.merge_spellings]
 
@@ -148,28 +148,28 @@ def _parquet_tables(root: Path, files: Sequence[Path]) -> tuple[dict[Split, Tabl
     """A table a split, by the names of files and folders; files whose names tell no split are told."""
     import pyarrow.parquet as pq
 
-    members: dict[Split, list[Path]] = {}
+    variants: dict[Split, list[Path]] = {}
     unknown: list[Path] = []
     for file in files:
         split = _split_of(file.relative_to(root) if root.is_dir() else PurePath(file.name))
         if split is None:
             unknown.append(file)
         else:
-            members.setdefault(split, []).append(file)
+            variants.setdefault(split, []).append(file)
     problems = []
-    if not members or root.is_file():
-        members, unknown = {"train": list(files)}, []
+    if not variants or root.is_file():
+        variants, unknown = {"train": list(files)}, []
     if unknown:
         names = tuple(encodable(str(file.relative_to(root))) for file in unknown)
         problems.append(Problem("unused", "warning", "parquet files whose names tell no split are not used", names))
     tables: dict[Split, Table] = {}
-    for split in (split for split in SPLITS if split in members):
+    for split in (split for split in SPLITS if split in variants):
         schemas = []
-        for file in members[split]:
+        for file in variants[split]:
             with told_as_data_error(f"{file} is no readable parquet file"), pq.ParquetFile(file) as opened:
                 schemas.append(opened.schema_arrow)
-        tables[split] = _ParquetTable(members[split], schemas[0])
-        for file, schema in zip(members[split], schemas, strict=True):
+        tables[split] = _ParquetTable(variants[split], schemas[0])
+        for file, schema in zip(variants[split], schemas, strict=True):
             if schema.names != schemas[0].names:
                 raise DataError(f"{file} has columns {listed(schema.names)}, the first file {listed(schemas[0].names)}")
     return tables, problems
@@ -184,9 +184,9 @@ def _split_of(path: PurePath) -> Split | None:
     return None
 
 
-def table_catalogue(
+def table_catalog(
     where: str, tables: Mapping[Split, Table], settings: DataSettings, problems: Iterable[Problem]
-) -> Catalogue:
+) -> Catalog:
     """What one table a split holds, or one table with a column of splits.
 
     Args:
@@ -214,29 +214,29 @@ def table_catalogue(
                 raise DataError(
                     f"{where}: the {split} split has no column {shown(column)}, only {listed(other.schema.names)}"
                 )
-    members: Mapping[Split, list[int] | None] = dict.fromkeys(tables)
+    variants: Mapping[Split, list[int] | None] = dict.fromkeys(tables)
     unused: list[Problem] = []
     if roles.split and list(tables) == ["train"]:
-        members, unused = rows_of_splits(table.column(roles.split), roles.split)
-    parts = {split: _rows(tables.get(split, table), split, rows, roles, where) for split, rows in members.items()}
+        variants, unused = rows_of_splits(table.column(roles.split), roles.split)
+    parts = {split: _rows(tables.get(split, table), split, rows, roles, where) for split, rows in variants.items()}
     declared = features.get(roles.label, {}).get("names")
     names = declared if isinstance(declared, list) else None
-    return row_catalogue(where, roles, settings, parts, declared=names, problems=[*problems, *unused])
+    return row_catalog(where, roles, settings, parts, declared=names, problems=[*problems, *unused])
 
 
-def _rows(table: Table, split: Split, members: list[int] | None, roles: Roles, where: str) -> Rows:
+def _rows(table: Table, split: Split, variants: list[int] | None, roles: Roles, where: str) -> Rows:
     """The rows of a table that are a split's, or all."""
 
     def column(name: str) -> list[object]:
         values = table.column(name)
-        return values if members is None else [values[row] for row in members]
+        return values if variants is None else [values[row] for row in variants]
 
-    rows = range(len(table.column(roles.label))) if members is None else members
+    rows = range(len(table.column(roles.label))) if variants is None else variants
     has_paths = _holds_text(table.schema.field(roles.image).type)
     return Rows(
         column=column,
         names=[f"{split}[{row}]" for row in rows],
-        batches=partial(_payloads, table, members, roles.image, where),
+        batches=partial(_payloads, table, variants, roles.image, where),
         paths=(lambda: [str(value) for value in column(roles.image)]) if has_paths else None,
     )
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from thaw.data.catalogue import natural_key
+from thaw.data.catalog import natural_key
 from thaw.errors import DataError
 from thaw.quoting import encodable, printable
 

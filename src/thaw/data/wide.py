@@ -1,6 +1,6 @@
 """Images of more than 8 bits a channel, read without loss.
 
-Pillow keeps 16 bits of one channel only: it drops the low bytes of 16-bit colour, and of grey with alpha. What it
+Pillow keeps 16 bits of one channel only: it drops the low bytes of 16-bit color, and of gray with alpha. What it
 unpacks is chosen by the name of the packing in an image's tiles ("RGB;16B"), so the low bytes are read by a second pass
 under the name of the other byte order.
 """
@@ -20,7 +20,7 @@ from PIL import Image
 from thaw.data.scaling import LARGEST_VALUE, Wide
 
 _SIXTEEN_BITS = re.compile(r";16(?=[BLNR]|$)")
-_GREY_ALPHA = "LA;16B"
+_GRAY_ALPHA = "LA;16B"
 _NATIVE = ";16L" if sys.byteorder == "little" else ";16B"
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION, _SEPARATE = 258, 284, 2
 
@@ -107,8 +107,8 @@ def wide_samples(image: Image.Image, content: bytes) -> tuple[Wide, Wide | None,
 def _colors(image: Image.Image, content: bytes) -> tuple[Wide, Wide | None]:
     if _is_wide_in_planes(image):
         raise UnsupportedDepthError("16-bit TIFF in separate planes is not read: save it with interleaved channels")
-    if packing(image) == _GREY_ALPHA:
-        # Four bytes a pixel, unpacked as if they were four channels: high and low byte of grey, and of alpha.
+    if packing(image) == _GRAY_ALPHA:
+        # Four bytes a pixel, unpacked as if they were four channels: high and low byte of gray, and of alpha.
         parts = _loaded(image, lambda _: "RGBA")
         return _joined(parts[..., 0:1], parts[..., 1:2]), _joined(parts[..., 2:3], parts[..., 3:4])
     with Image.open(io.BytesIO(content), formats=(str(image.format),)) as again:
@@ -151,7 +151,7 @@ def _loaded(image: Image.Image, renamed: Callable[[str], str]) -> npt.NDArray[np
 
 
 def _keyed(samples: Wide, key: Any) -> Wide | None:
-    """Alpha uint16 [H, W, 1] of the one colour that stands for transparency; None where there is none."""
+    """Alpha uint16 [H, W, 1] of the one color that stands for transparency; None where there is none."""
     if not isinstance(key, int | tuple) or np.size(key) != samples.shape[2]:
         return None
     hidden = (samples == np.array(key)).all(axis=2, keepdims=True)
@@ -167,7 +167,7 @@ def _largest(image: Image.Image) -> int:
 
 
 def _portable_map(image: Image.Image, content: bytes) -> Wide:
-    """The samples of a PGM or PPM file of more than 8 bits, which Pillow would reduce to 8 in colour."""
+    """The samples of a PGM or PPM file of more than 8 bits, which Pillow would reduce to 8 in color."""
     largest, offset = _largest(image), image.tile[0][2]  # type: ignore[attr-defined]
     shape = (image.height, image.width, 3 if image.mode == "RGB" else 1)
     count = int(np.prod(shape))

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from thaw.data.catalogue import Payload
+from thaw.data.catalog import Payload
 from thaw.data.chunks import FACT_SHAPES, Chunk, Facts, Target, decode_chunk
 from thaw.errors import DataError
 

@@ -69,7 +69,7 @@ def bench(
 
     Args:
         run: a run folder or a model of the zoo, opened.
-        out: where the artefacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
+        out: where the artifacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
         rounds: how often each has its turn, at least 1.
         repeats: timed inferences a turn, at least 1.
         tell: called with a line about each thing that is begun.
@@ -80,7 +80,7 @@ def bench(
     run.needs_run("a comparison of runtimes")
     folder = run.default_out() if out is None else out.expanduser()
     # What the image shows does not matter to the time, so no data are needed.
-    image = numpy_generator(0, "bench").integers(0, 256, run.model.contract.shape, dtype=np.uint8)
+    image = numpy_generator(0, "bench").integers(0, 256, run.model.input_spec.shape, dtype=np.uint8)
     calls: dict[tuple[str, Precision], Callable[[], object]] = {}
     problems: dict[tuple[str, Precision], str] = {}
     with run.locked(), contextlib.ExitStack() as opened:

@@ -23,7 +23,7 @@ from thaw.export.to_onnx import export_onnx
 from thaw.export.to_web import export_web
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import read_graph, write_graph
-from thaw.graph.interpret import run as run_referee
+from thaw.graph.interpret import run as run_reference
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.model.model import Model
 from thaw.model.zoo import zoo_folder
@@ -33,7 +33,7 @@ from thaw.recipe.recipe import recipe_from_dict
 from thaw.run.deployment import Part, update_deployment
 from thaw.run.folder import EXPORT_FOLDER, RunFolder, locked, open_for_resume, read_json
 from thaw.run.metrics_file import read_metrics
-from thaw.run.pipeline import MODEL_DIGEST, DecodeProgress, quantised
+from thaw.run.pipeline import MODEL_DIGEST, DecodeProgress, quantize_run
 from thaw.run.quantization import float_graph, graph_header
 from thaw.run.report import rewrite_deployment
 from thaw.run.request import TrainRequest
@@ -154,11 +154,11 @@ class TrainedRun:
         return prefix_of_name(name)
 
     def default_out(self) -> Path:
-        """Where the artefacts are: in the run's folder, or for a model of the zoo in the working folder."""
+        """Where the artifacts are: in the run's folder, or for a model of the zoo in the working folder."""
         if self.zoo is not None:
             return Path(f"{self.zoo.name}-{EXPORT_FOLDER}")
         if self.folder is None:
-            raise UsageError(f"{self.path} is no run folder: say with --out where the artefacts go")
+            raise UsageError(f"{self.path} is no run folder: say with --out where the artifacts go")
         return self.folder.path / EXPORT_FOLDER
 
     @contextlib.contextmanager
@@ -234,7 +234,7 @@ class TrainedRun:
     @cached_property
     def _float_graph(self) -> Graph:
         graph = float_graph(self.model)
-        run_referee(graph, probe_images(graph.tensor(graph.input).shape))
+        run_reference(graph, probe_images(graph.tensor(graph.input).shape))
         return graph
 
     @cached_property
@@ -245,7 +245,7 @@ class TrainedRun:
         folder = self.needs_folder("the int8 network")
         if folder.int8.is_file():
             return self._own_int8(folder, mend="remove it, and it is made anew")
-        graph, header = quantised(self.model, self.data, self.request)
+        graph, header = quantize_run(self.model, self.data, self.request)
         # Kept, since it takes a while, and so that whatever is asked next is asked of the same graph.
         write_graph(folder.int8, graph, header)
         return graph
@@ -257,13 +257,13 @@ class TrainedRun:
         except ModelFileError as error:
             raise ModelFileError(f"{error}\n{mend}") from error
         made_of = header.facts.get(MODEL_DIGEST, self.model.digest)
-        mine = (self.model.classes, self.model.contract.shape, self.model.digest)
-        if (header.classes, header.contract.shape, made_of) != mine:
+        mine = (self.model.classes, self.model.input_spec.shape, self.model.digest)
+        if (header.classes, header.input_spec.shape, made_of) != mine:
             raise ModelFileError(f"{folder.int8} belongs to another model than {folder.model.name}\n{mend}")
         return graph
 
     def card(self) -> ModelCard:
-        """What the artefacts say of themselves."""
+        """What the artifacts say of themselves."""
         facts: dict[str, Any] = {}
         if self.zoo is not None:
             facts = {
@@ -281,7 +281,7 @@ class TrainedRun:
                 "test accuracy in int8": _rounded(metrics["int8"]["test"]["accuracy"]),
             }
         header = graph_header(self.model, facts)
-        return ModelCard(name=header.name, classes=header.classes, contract=header.contract, facts=header.facts)
+        return ModelCard(name=header.name, classes=header.classes, input_spec=header.input_spec, facts=header.facts)
 
 
 def probe_images(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -318,7 +318,7 @@ def export(
     out: Path | None = None,
     prefix: str | None = None,
 ) -> Export:
-    """Write the artefacts of a run.
+    """Write the artifacts of a run.
 
     Args:
         run: what to export.

@@ -1,4 +1,4 @@
-"""Where artefacts run on this machine, what is asked of each, and how each is opened."""
+"""Where artifacts run on this machine, what is asked of each, and how each is opened."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class TimedRunner(Runner, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One way to run an artefact.
+    """One way to run an artifact.
 
     Attributes:
         target: "onnx", "litert" or "c".
         precision: "float" or "int8".
         name: as it is shown.
-        is_exact: whether every byte must be the referee's.
+        is_exact: whether every byte must be the reference interpreter's.
         is_timed: whether `thaw bench` times it.
     """
 
@@ -62,17 +62,17 @@ _PACKAGES = ("onnx", "onnxruntime", "ai-edge-litert")
 
 
 def open_runner(runtime: Runtime, exported: ExportedTarget, graph: Graph, *, is_strict: bool = True) -> TimedRunner:
-    """The artefact of an export in a runtime, on one thread.
+    """The artifact of an export in a runtime, on one thread.
 
     Args:
         runtime: which.
         exported: the export of its target.
-        graph: the graph that the artefact was made from.
+        graph: the graph that the artifact was made from.
         is_strict: whether C must compile without a warning.
 
     Raises:
         MissingDependencyError: naming the package that is missing.
-        ModelFileError: when the artefact is not there or cannot be used.
+        ModelFileError: when the artifact is not there or cannot be used.
     """
     if runtime.target == "c":
         return HostCRunner(exported.files, graph, is_strict=is_strict)
@@ -90,7 +90,7 @@ def close_runner(runner: Any) -> None:
 
 
 def runtime_versions() -> Mapping[str, str | None]:
-    """Versions of the packages that run artefacts; None where one is not installed."""
+    """Versions of the packages that run artifacts; None where one is not installed."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:

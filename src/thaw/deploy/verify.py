@@ -1,4 +1,4 @@
-"""Every artefact of a run against the referee, on the run's test images: what `thaw verify` does."""
+"""Every artifact of a run against the reference interpreter, on the run's test images: what `thaw verify` does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from thaw.export.card import Precision
 from thaw.export.folder import TARGETS, ExportedTarget, read_target
 from thaw.graph.cost import layer_macs
 from thaw.graph.graph import Graph
-from thaw.graph.interpret import run as run_referee
+from thaw.graph.interpret import run as run_reference
 from thaw.quoting import shown
 
 EMULATED_IMAGES = 1000
@@ -35,15 +35,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One artefact in one runtime.
+    """One artifact in one runtime.
 
     Attributes:
         target: "onnx", "litert" or "c".
         precision: "float" or "int8".
         runtime: where it ran.
-        must_be_equal: whether every byte has to be the referee's; else it has to be close.
-        comparison: with the referee; None where it did not run.
-        accuracy: share of the images that it labelled rightly; None where it did not run.
+        must_be_equal: whether every byte has to be the reference interpreter's; else it has to be close.
+        comparison: with the reference interpreter; None where it did not run.
+        accuracy: share of the images that it labeled rightly; None where it did not run.
         emulation: what it took on an emulated board, as `Emulation.as_dict`, and "instructions_per_mac".
         problem: why it did not run; "" where it did.
         is_missing: whether a package or program is missing for it.
@@ -99,9 +99,9 @@ class Verification:
     """What was verified.
 
     Attributes:
-        images: how many test images the artefacts were given on this machine.
+        images: how many test images the artifacts were given on this machine.
         test_images: how many there are.
-        checks: one an artefact and runtime.
+        checks: one an artifact and runtime.
         changed: files that are no longer as they were exported, as "target/name".
     """
 
@@ -136,7 +136,7 @@ def verify(
     out: Path | None = None,
     tell: Tell = lambda _: None,
 ) -> Verification:
-    """Run every artefact that was exported on the run's test images, and compare with the referee.
+    """Run every artifact that was exported on the run's test images, and compare with the reference interpreter.
 
     Where nothing was exported yet, everything is exported first.
 
@@ -144,7 +144,7 @@ def verify(
         run: a run folder or a model of the zoo, opened.
         boards: emulated targets, keys of `thaw.evidence.emulate.TARGETS`, to run the C on besides.
         images: so many test images, spread evenly over the test set; None for all, and 1,000 on a board.
-        out: where the artefacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
+        out: where the artifacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
         tell: called with a line about each thing that is begun.
 
     Raises:
@@ -214,7 +214,7 @@ def _failed(target: str, precision: Precision, runtime: str, error: ThawError) -
 
 
 class _Verifier:
-    """The images, and what the referee gives on them, worked out once a precision."""
+    """The images, and what the reference interpreter gives on them, worked out once a precision."""
 
     def __init__(
         self,
@@ -233,11 +233,11 @@ class _Verifier:
         self._expected: dict[Precision, Array] = {}
 
     def expected(self, precision: Precision) -> Array:
-        """The referee's scores, [N, K]."""
+        """The reference interpreter's scores, [N, K]."""
         if precision not in self._expected:
-            self.tell(f"the referee, {precision}: {len(self.images):,} images")
+            self.tell(f"the reference interpreter, {precision}: {len(self.images):,} images")
             graph = self.run.graph(precision)
-            self._expected[precision] = run_referee(graph, self.images)[graph.outputs[-1]]
+            self._expected[precision] = run_reference(graph, self.images)[graph.outputs[-1]]
         return self._expected[precision]
 
     def on_this_machine(self) -> Iterator[Check]:
@@ -245,7 +245,7 @@ class _Verifier:
         for runtime in RUNTIMES:
             exported = self.exported.get(runtime.target)
             if exported is not None and runtime.precision in exported.precisions:
-                # Not within the try: without the referee nothing can be verified.
+                # Not within the try: without the reference interpreter nothing can be verified.
                 self.expected(runtime.precision)
                 try:
                     yield self._check(runtime, exported)

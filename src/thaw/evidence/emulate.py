@@ -34,7 +34,7 @@ _PACKAGES = {
     f"{PREFIX}size": "binutils-arm-none-eabi",
     _QEMU: "qemu-system-arm",
 }
-OPTIMISATION = ("-O2", "-ffunction-sections", "-fdata-sections")
+OPTIMIZATION = ("-O2", "-ffunction-sections", "-fdata-sections")
 # No exported file is called so, since a prefix has no hyphen.
 _FIRMWARE_SOURCE, _FIRMWARE_OBJECT, _MODEL_OBJECT = "thaw-firmware.c", "thaw-firmware.o", "thaw-model.o"
 _SECONDS_PER_IMAGE = 1.0
@@ -198,7 +198,7 @@ def _write_sources(folder: Path, files: Mapping[str, bytes], board: Target) -> N
 
 
 def _compiler(board: Target) -> list[str]:
-    return [f"{PREFIX}gcc", f"-mcpu={board.cpu}", "-mthumb", "-mfloat-abi=soft", *OPTIMISATION]
+    return [f"{PREFIX}gcc", f"-mcpu={board.cpu}", "-mthumb", "-mfloat-abi=soft", *OPTIMIZATION]
 
 
 def _link(folder: Path, board: Target, name: str, objects: Sequence[str], flags: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ class Finding:
 def result_findings(
     confusion: npt.NDArray[np.int64], classes: Sequence[str], *, images: str = "image"
 ) -> tuple[Finding, ...]:
-    """What the answers on labelled images say.
+    """What the answers on labeled images say.
 
     Args:
         confusion: int64 [K, K], true classes in rows, predicted ones in columns; at least one image.

@@ -29,7 +29,7 @@ class Latency:
 
     Attributes:
         median_us: median time of one image, microseconds.
-        p99_us: 99th percentile of the same (linear between neighbours), microseconds.
+        p99_us: 99th percentile of the same (linear between neighbors), microseconds.
         repeats: timed calls for one image.
         warmup: calls before them that were not timed.
         batch_size: images in the batch.
@@ -59,7 +59,7 @@ def measure_latency(
     repeats: int = 200,
     min_seconds: float = 0.5,
 ) -> Latency:
-    """Time two calls; each must return only when its result is there (on an accelerator: synchronised).
+    """Time two calls; each must return only when its result is there (on an accelerator: synchronized).
 
     Python's garbage collector is off while calls are timed, as `timeit` does, and on again afterwards.
 
@@ -99,7 +99,7 @@ class Timing:
 
     Attributes:
         median_us: median time of a call over all rounds, microseconds.
-        p99_us: 99th percentile of the same (linear between neighbours), microseconds.
+        p99_us: 99th percentile of the same (linear between neighbors), microseconds.
         ratio: median over the rounds of its median time over that of the base call in the same round, so that what
             slows the machine for a while slows both; None without a base.
         rounds: how often its turn came.

@@ -1,4 +1,4 @@
-"""An artefact layer by layer: which is the first that does not give what it may give on the numbers that it had.
+"""An artifact layer by layer: which is the first that does not give what it may give on the numbers that it had.
 
 Nothing here knows a runtime: a runner is whatever takes images and gives scores.
 
@@ -29,7 +29,7 @@ Allowed: TypeAlias = Callable[[Op, Sequence[Tensor], Sequence[Array], Sequence[A
 
 
 class Runner(Protocol):
-    """An artefact in its runtime."""
+    """An artifact in its runtime."""
 
     def run(self, images: Images) -> Array:
         """Scores [N, K], float32 or int8, for uint8 [N, H, W, C]."""
@@ -40,7 +40,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FirstDifference:
-    """Where an artefact leaves the referee for the first time, in the graph's order.
+    """Where an artifact leaves the reference interpreter for the first time, in the graph's order.
 
     Attributes:
         layer: the operation after which the numbers differ.
@@ -49,8 +49,8 @@ class FirstDifference:
         tensor: what `layer` writes.
         image: which of the images, from 0.
         index: place in the tensor, (row, column, channel) or (channel,), of the first number that differs.
-        expected: what it may have there, from what the artefact had before; of several numbers, the nearest.
-        found: what the artefact has there.
+        expected: what it may have there, from what the artifact had before; of several numbers, the nearest.
+        found: what the artifact has there.
     """
 
     layer: str
@@ -86,12 +86,12 @@ def first_difference(
 ) -> FirstDifference | None:
     """The first layer, in the graph's order, that does not give what it may give on the numbers that it had.
 
-    Each layer is given what the artefact had before it, so that what an earlier one did is not laid at its door. What
+    Each layer is given what the artifact had before it, so that what an earlier one did is not laid at its door. What
     cannot be seen is all that is allowed.
 
     Args:
         graph: int8.
-        found: what the artefact had inside it, [N, ...] by the graph's names.
+        found: what the artifact had inside it, [N, ...] by the graph's names.
         images: uint8 [N, H, W, C].
         numbers: of the N images, for the record.
         allowed: `exact`, or `thaw.graph.rounding.admitted`.

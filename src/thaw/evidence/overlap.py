@@ -22,7 +22,7 @@ class Overlap:
         train: images that are training images.
         validation: images that are validation images, and no training images.
         others: images that are neither.
-        accuracy: share of these others that were labelled rightly, 0 to 1; None where there are none.
+        accuracy: share of these others that were labeled rightly, 0 to 1; None where there are none.
         accuracy_ci95: Wilson's 95 % interval of it; None where there are none.
     """
 
@@ -63,7 +63,7 @@ def overlap(
     """Count right answers on held-out images apart.
 
     Args:
-        correct: bool [N], whether each image was labelled rightly.
+        correct: bool [N], whether each image was labeled rightly.
         in_train: bool [N], whether it is a training image.
         in_validation: bool [N], whether it is a validation image, and no training image.
     """

@@ -161,11 +161,11 @@ def wilson_interval(successes: int, count: int, z: float = Z_95) -> tuple[float,
         )
     share = successes / count
     spread = 1 + z * z / count
-    centre = (share + z * z / (2 * count)) / spread
+    center = (share + z * z / (2 * count)) / spread
     half = z / spread * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     # At the ends the formula gives exactly 0 and 1, which rounding would miss by an ulp.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == count else min(1.0, centre + half)
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == count else min(1.0, center + half)
     return (low, high)
 
 
@@ -284,7 +284,7 @@ def _checked(
     if names is not None and len(names) != count:
         raise UsageError(f"{len(names)} names for {count} images: expected one an image, or none at all")
     if not count:
-        raise DataError("no images to evaluate: at least one labelled image is expected")
+        raise DataError("no images to evaluate: at least one labeled image is expected")
     if int(labels.min()) < 0 or int(labels.max()) >= classes_count:
         raise DataError(
             f"labels from {labels.min()} to {labels.max()}: "

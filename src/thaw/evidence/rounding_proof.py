@@ -1,14 +1,15 @@
-"""What is proved of an int8 artefact in a runtime that rounds otherwise than the specification.
+"""What is proved of an int8 artifact in a runtime that rounds otherwise than the specification.
 
 Such a runtime gives other bytes, and in a deep network other labels, without computing anything wrongly. Three things
 tell the two apart:
 
 - Of images whose scores differ, every layer is looked at: each of its numbers has to be one that an admitted rounding
   gives on the numbers which the layer had (`thaw.graph.rounding`). By induction over the layers, nothing but rounding
-  lies between such an image's scores and the referee's.
+  lies between such an image's scores and the reference interpreter's.
 - The same roundings, carried from the pixels to the scores, bound what a score may differ by, per graph and image and
   without regard to the runtime. A label may change only where the bounds of the two classes overlap.
-- Over all images, the artefact is right no less often than the referee, but by chance (McNemar's exact test).
+- Over all images, the artifact is right no less often than the reference interpreter, but by chance (McNemar's exact
+test).
 
 Shapes: N images, K classes.
 """
@@ -42,24 +43,25 @@ class RoundingProof:
 
     Attributes:
         traced_images: images of which every layer was looked at, of those whose scores differ.
-        relabelled_images: images with another label than the referee's, of all.
-        traced_relabelled: how many of these were traced.
+        relabeled_images: images with another label than the reference interpreter's, of all.
+        traced_relabeled: how many of these were traced.
         unrepeated_images: traced images that got other scores when layers were looked at, so that nothing is known of
             how the runtime came to its own.
         outside_images: traced images with a score that admitted roundings cannot give.
         largest_bound: the most that admitted roundings can change a score of a traced image by; 255 is no bound.
         median_bound: the median over traced images of the same.
-        largest_margin: of images with another label, the most by which the referee's first score is ahead of its score
+        largest_margin: of images with another label, the most by which the reference interpreter's first score is
+        ahead of its score
             for that label; None where no label differs.
-        only_reference: images that only the referee labelled rightly; None without labels.
-        only_runtime: images that only the artefact labelled rightly; None without labels.
-        p_value: probability of so few right answers of the artefact, or fewer, among the images that only one of the
-            two labelled rightly, were both equally good (one-sided exact McNemar test); None without labels.
+        only_reference: images that only the reference interpreter labeled rightly; None without labels.
+        only_runtime: images that only the artifact labeled rightly; None without labels.
+        p_value: probability of so few right answers of the artifact, or fewer, among the images that only one of the
+            two labeled rightly, were both equally good (one-sided exact McNemar test); None without labels.
     """
 
     traced_images: int
-    relabelled_images: int
-    traced_relabelled: int
+    relabeled_images: int
+    traced_relabeled: int
     unrepeated_images: int
     outside_images: int
     largest_bound: int
@@ -88,7 +90,7 @@ class RoundingProof:
     def findings(self, images: int) -> list[str]:
         """What was found, in words, `images` being how many were compared."""
         told = [f"rounding in this graph can add up to {self.bound}"]
-        told.append(f"labels differ on {self.relabelled_images:,} of {images:,} images")
+        told.append(f"labels differ on {self.relabeled_images:,} of {images:,} images")
         if self.largest_margin is not None:
             told[-1] += f", where the two scores are at most {self.largest_margin} units apart"
         if self.p_value is not None:
@@ -121,10 +123,10 @@ def prove_rounding(
     """Look for what is more than rounding.
 
     Args:
-        graph: the int8 graph that the artefact was made from.
-        expected: the referee's scores, int8 [N, K].
-        found: the artefact's scores, int8 [N, K].
-        runner: the artefact.
+        graph: the int8 graph that the artifact was made from.
+        expected: the reference interpreter's scores, int8 [N, K].
+        found: the artifact's scores, int8 [N, K].
+        runner: the artifact.
         images: uint8 [N, H, W, C].
         labels: the true classes, [N]; None where they are not known.
 
@@ -150,12 +152,12 @@ def prove_rounding(
         outside += int(((found[chosen] < low) | (found[chosen] > high)).any(axis=1).sum())
         reach = np.maximum(high.astype(np.int64) - expected[chosen], expected[chosen] - low.astype(np.int64))
         bounds.append(reach.max(axis=1))
-    relabelled, margins = _margins(expected, found)
+    relabeled, margins = _margins(expected, found)
     every = np.concatenate(bounds) if bounds else np.zeros(1, np.int64)
     proof = RoundingProof(
         traced_images=len(rows),
-        relabelled_images=len(relabelled),
-        traced_relabelled=int(np.isin(relabelled, rows).sum()),
+        relabeled_images=len(relabeled),
+        traced_relabeled=int(np.isin(relabeled, rows).sum()),
         unrepeated_images=unrepeated,
         outside_images=outside,
         largest_bound=int(every.max()),
@@ -167,15 +169,15 @@ def prove_rounding(
 
 
 def traced_rows(expected: Array, found: Array) -> npt.NDArray[np.int64]:
-    """The images to look into, at most `TRACED_IMAGES`, by the scores of the referee and the artefact, int8 [N, K].
+    """The images to look into, at most `TRACED_IMAGES`, by the scores of the interpreter and the artifact, int8 [N, K].
 
     Those with another label come first, those with the largest margin before others; then those whose scores differ,
     evenly spread over their largest difference.
     """
-    relabelled, margins = _margins(expected, found)
-    first = relabelled[np.argsort(-margins, kind="stable")][:TRACED_IMAGES]
+    relabeled, margins = _margins(expected, found)
+    first = relabeled[np.argsort(-margins, kind="stable")][:TRACED_IMAGES]
     difference = np.abs(expected.astype(np.int64) - found).max(axis=1)
-    difference[relabelled] = 0
+    difference[relabeled] = 0
     others = np.flatnonzero(difference)
     others = others[np.argsort(-difference[others], kind="stable")]
     room = TRACED_IMAGES - len(first)
@@ -185,7 +187,7 @@ def traced_rows(expected: Array, found: Array) -> npt.NDArray[np.int64]:
 
 
 def _margins(expected: Array, found: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The images with another label, and how far the referee's first score lies ahead of its score for that label."""
+    """Images with another label, and the margin of the reference's first score over its score for that label."""
     rows = np.flatnonzero(expected.argmax(axis=1) != found.argmax(axis=1))
     scores = expected[rows].astype(np.int64)
     places = np.arange(len(rows))
@@ -198,7 +200,7 @@ def _batches(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def _tensors(runner: Runner, images: Images) -> Mapping[str, Array]:
-    """What lies inside of the artefact for each image, one after another: [N, ...]."""
+    """What lies inside of the artifact for each image, one after another: [N, ...]."""
     each = [runner.tensors(images[index : index + 1]) for index in range(len(images))]
     return {name: np.concatenate([np.asarray(values[name]) for values in each]) for name in each[0]}
 

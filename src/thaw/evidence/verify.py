@@ -1,6 +1,6 @@
-"""An artefact against the referee: do they give the same scores, and where they do not, which layer is the first.
+"""An artifact against the interpreter: do they give the same scores, and where they do not, which layer is the first.
 
-What the referee gave is passed in, so that it computes a test set once for all artefacts.
+What the reference interpreter gave is passed in, so that it computes a test set once for all artifacts.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -22,12 +22,12 @@ from thaw.graph.tensors import Quantization
 FLOAT_TOLERANCE = 1e-4
 """The most that a probability in float32 may differ between runtimes, which add up sums in orders of their own."""
 _OFF_SCALE = 1e-3
-"""How far dequantised scores may lie beside a whole number, by the rounding of float32."""
+"""How far dequantized scores may lie beside a whole number, by the rounding of float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloatComparison:
-    """Scores in float32 against the referee's.
+    """Scores in float32 against the reference interpreter's.
 
     Attributes:
         images: N, how many were compared.
@@ -59,7 +59,7 @@ class FloatComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Comparison:
-    """Scores in int8 against the referee's.
+    """Scores in int8 against the reference interpreter's.
 
     Attributes:
         images: N, how many were compared.
@@ -125,13 +125,13 @@ def verify_int8(
     is_exact: bool = True,
     labels: npt.NDArray[np.integer[Any]] | None = None,
 ) -> Int8Comparison:
-    """What an int8 artefact gave against what the referee gave, and the first layer that differs.
+    """What an int8 artifact gave against what the reference interpreter gave, and the first layer that differs.
 
     Args:
-        graph: the int8 graph that the artefact was made from.
-        expected: the referee's scores, int8 [N, K].
-        found: the artefact's scores, int8 [N, K], or float32 where they come dequantised.
-        runner: the artefact, which is asked for its intermediate results where something differs.
+        graph: the int8 graph that the artifact was made from.
+        expected: the reference interpreter's scores, int8 [N, K].
+        found: the artifact's scores, int8 [N, K], or float32 where they come dequantized.
+        runner: the artifact, which is asked for its intermediate results where something differs.
         images: uint8 [N, H, W, C], from which the scores come.
         is_exact: whether the runtime is to give every byte; else what differs has to be rounding (`prove_rounding`).
         labels: true classes, [N], by which right answers are counted where it need not be exact; None for no count.
@@ -152,7 +152,7 @@ def verify_int8(
 
 
 def as_numbers(scores: Array, quantization: Quantization | None) -> Array:
-    """The int8 numbers of scores that a runtime gives dequantised, as float32; other scores as they are.
+    """The int8 numbers of scores that a runtime gives dequantized, as float32; other scores as they are.
 
     Raises:
         ModelFileError: when they do not lie on the scale.
@@ -168,7 +168,7 @@ def as_numbers(scores: Array, quantization: Quantization | None) -> Array:
 
 
 def compare_float(expected: Array, found: Array) -> FloatComparison:
-    """What a float32 artefact gave against what the referee gave, float32 [N, K] each.
+    """What a float32 artifact gave against what the reference interpreter gave, float32 [N, K] each.
 
     Raises:
         ModelFileError: for scores of another shape or type, or that are not finite.
@@ -184,7 +184,7 @@ def compare_float(expected: Array, found: Array) -> FloatComparison:
 
 
 def compare_int8(expected: Array, found: Array) -> Int8Comparison:
-    """What an int8 artefact gave against what the referee gave, int8 [N, K] each.
+    """What an int8 artifact gave against what the reference interpreter gave, int8 [N, K] each.
 
     Raises:
         ModelFileError: for scores of another shape or type.

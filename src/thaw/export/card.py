@@ -1,4 +1,4 @@
-"""What every exported artefact says of itself: what it is, what it takes, what its scores mean."""
+"""What every exported artifact says of itself: what it is, what it takes, what its scores mean."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from thaw._version import __version__
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 
 Precision = Literal["float", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What goes into every artefact beside the network.
+    """What goes into every artifact beside the network.
 
     Attributes:
         name: such as "mnist-paper"; any text.
         classes: K names, in the order of the scores.
-        contract: what the network takes as input; scaling and offset are inside the artefact, so only its size,
+        input_spec: what the network takes as input; scaling and offset are inside the artifact, so only its size,
             channels, fit and the range of 16-bit images concern who feeds it.
         facts: what else there is to say, such as "parameters" or "test accuracy"; values are texts or numbers.
     """
 
     name: str
     classes: tuple[str, ...]
-    contract: InputContract
+    input_spec: InputSpec
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form; of the contract, what concerns who feeds the artefact: scaling and offset are inside."""
-        contract = self.contract.as_dict()
+        """A JSON-ready form. Scaling and offset are inside the artifact and are left out of the input specification."""
+        input_spec = self.input_spec.as_dict()
         return {
             "name": self.name,
             "made_by": f"thaw {__version__}",
             "classes": list(self.classes),
-            "input": {key: contract[key] for key in ("height", "width", "channels", "fit", "range") if key in contract},
+            "input": {
+                key: input_spec[key] for key in ("height", "width", "channels", "fit", "range") if key in input_spec
+            },
             **{key: value for key, value in self.facts.items() if key not in {"name", "classes", "input"}},
         }

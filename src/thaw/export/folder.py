@@ -1,4 +1,4 @@
-"""The folder that artefacts are exported to: a subfolder a target, each with a list of what thaw wrote there.
+"""The folder that artifacts are exported to: a subfolder a target, each with a list of what thaw wrote there.
 
 OUT/onnx, OUT/litert, OUT/c, OUT/web    the files of a target, and in each
 export.json                             their sizes and digests; "complete" only once all of them are there

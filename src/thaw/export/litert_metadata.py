@@ -21,7 +21,7 @@ _IDENTIFIER = "M001"
 _PARSER_VERSION = "1.0.0"
 # Numbers of the schema: enumerations, and the members of its unions.
 _DESCRIPTIONS, _TENSOR_AXIS_LABELS, _TENSOR_VALUE_LABELS = 1, 2, 3
-_RGB, _GREY = 1, 2
+_RGB, _GRAY = 1, 2
 _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """The time that a ZIP archive gives its files; always the same, so that equal models are equal files."""
@@ -73,11 +73,11 @@ def with_files(model: bytes, card: ModelCard) -> bytes:
 
 
 def _image(writer: FlatWriter, card: ModelCard, name: str) -> int:
-    """The metadata of the input: its size and its colours; pixels are taken as they are."""
-    contract = card.contract
-    size = writer.slots(width=(0, "uint", contract.width), height=(1, "uint", contract.height))
-    colours = _GREY if contract.channels == 1 else _RGB
-    properties = writer.slots(colours=(0, "byte", colours), size=(1, "offset", size))
+    """The metadata of the input: its size and its colors; pixels are taken as they are."""
+    input_spec = card.input_spec
+    size = writer.slots(width=(0, "uint", input_spec.width), height=(1, "uint", input_spec.height))
+    colors = _GRAY if input_spec.channels == 1 else _RGB
+    properties = writer.slots(colors=(0, "byte", colors), size=(1, "offset", size))
     content = writer.slots(kind=(0, "byte", _IMAGE_PROPERTIES), value=(1, "offset", properties))
     return writer.slots(
         name=(0, "offset", writer.text(name)),

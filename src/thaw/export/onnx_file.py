@@ -100,7 +100,7 @@ def _check_shapes(onnx: ModuleType, model: Any) -> None:
 def with_all_outputs(model: Any) -> tuple[bytes, dict[str, str]]:
     """A copy of a model that gives every tensor of the graph it was made from, and what they are called in the copy.
 
-    The file declares exactly those tensors (`value_info`). The output of an int8 model is the dequantised form of the
+    The file declares exactly those tensors (`value_info`). The output of an int8 model is the dequantized form of the
     graph's last tensor; the copy gives that tensor itself.
 
     Returns:

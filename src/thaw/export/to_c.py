@@ -2,7 +2,8 @@
 
 What runs, in which order and where in the arena, is `thaw.graph.plan`'s; how weights lie is `thaw.graph.packing`'s; the
 kernels are written by hand in `thaw/export/c`, and only those that a network needs are taken. The arithmetic is that of
-the referee, so that every byte is equal. All names begin with a prefix of the model's own (`thaw.export.c_names`).
+the reference interpreter, so that every byte is equal. All names begin with a prefix of the model's own
+(`thaw.export.c_names`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str 
 
     Args:
         graphs: its "int8" graph is written; the target knows no other precision.
-        card: class names and input contract, which stand in the header.
+        card: class names and input specification, which stand in the header.
         prefix: what all symbols, macros (in capitals) and the names of header and source begin with.
 
     Raises:
@@ -45,8 +46,8 @@ def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str 
     if "int8" not in graphs:
         raise UsageError("the C target is int8: it takes no float network")
     graph = replace(graphs["int8"], outputs=graphs["int8"].outputs[-1:])
-    if graph.tensor(graph.input).shape != card.contract.shape:
-        raise UsageError(f"the network takes {graph.tensor(graph.input).shape}, the card says {card.contract.shape}")
+    if graph.tensor(graph.input).shape != card.input_spec.shape:
+        raise UsageError(f"the network takes {graph.tensor(graph.input).shape}, the card says {card.input_spec.shape}")
     program = _Program(graph, plan_memory(graph), card, prefix)
     texts = {
         f"{prefix}.h": program.header(),
@@ -87,8 +88,8 @@ class _Program:
 
     def header(self) -> str:
         """PREFIX.h."""
-        height, width, channels = self.card.contract.shape
-        low, high = self.card.contract.range or FULL_RANGE
+        height, width, channels = self.card.input_spec.shape
+        low, high = self.card.input_spec.range or FULL_RANGE
         quantization = self.result.quantization
         values = {
             "NAME": c_comment(self.card.name),
@@ -96,7 +97,7 @@ class _Program:
             "WIDTH": str(width),
             "CHANNELS": str(channels),
             "INPUT_BYTES": str(height * width * channels),
-            "FIT_CROP": "1" if self.card.contract.fit == "crop" else "0",
+            "FIT_CROP": "1" if self.card.input_spec.fit == "crop" else "0",
             "RANGE_LOW": f"{low}U",
             "RANGE_HIGH": f"{high}U",
             "SCORES": str(self.result.elements),
@@ -134,7 +135,7 @@ class _Program:
         values = {
             "NAME": markdown_text(self.card.name),
             "ARENA_BYTES": f"{self.plan.arena_bytes:,}",
-            "INPUT": "x".join(map(str, self.card.contract.shape)),
+            "INPUT": "x".join(map(str, self.card.input_spec.shape)),
             "CARD": textwrap.indent(card, "    "),
         }
         return self.fill("README.md", values)

@@ -98,13 +98,13 @@ def _scale(writer: ModelWriter, op: Scale) -> None:
     pixels = writer.scale_of(Quantization(scale=float(np.float32(1.0 / 255.0)), zero_point=-128))
     as_int8 = writer.tensor(f"{op.output}.int8", shape, "int8", pixels)
     as_float = writer.written(f"{op.output}.float", op.output)
-    centred = writer.written(f"{op.output}.centred", op.output)
+    centered = writer.written(f"{op.output}.centered", op.output)
     mean = writer.constant(f"{op.name}.mean", np.array(op.mean), "float32")
     factor = writer.constant(f"{op.name}.factor", 1.0 / np.array(op.std), "float32")
     writer.add("QUANTIZE", [writer.index[op.inputs[0]]], as_int8)
     writer.add("DEQUANTIZE", [as_int8], as_float)
-    writer.add("SUB", [as_float, mean], centred)
-    writer.add("MUL", [centred, factor], writer.output(op))
+    writer.add("SUB", [as_float, mean], centered)
+    writer.add("MUL", [centered, factor], writer.output(op))
 
 
 def _conv2d(writer: ModelWriter, op: Conv2d) -> None:

@@ -4,7 +4,7 @@ The model takes raw pixels, uint8 [N, H, W, C], and gives float32 [N, K], in its
 maps [N, C, H, W], so the pixels are transposed first, and a map is transposed back where it becomes a vector.
 
 Each tensor of the graph has its name in the file, where it is declared (`value_info`); what is in between is not
-declared. Only the last tensor has another one in the int8 model, whose output is its dequantised form.
+declared. Only the last tensor has another one in the int8 model, whose output is its dequantized form.
 
 In QDQ form a runtime sees the real-valued network and the scale of every tensor, and makes of each DequantizeLinear,
 operation, QuantizeLinear one integer operation. Two things here are so that onnxruntime can do that on any processor:
@@ -59,7 +59,7 @@ _TO_UINT8 = 128
 def export_onnx(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
     """The files of the ONNX folder: a model for each graph, and a program that runs them on image files.
 
-    Of a graph's outputs the models give the last. Classes and input contract lie in the models' metadata, as JSON.
+    Of a graph's outputs the models give the last. Classes and input specification lie in the models' metadata, as JSON.
 
     Args:
         graphs: by precision; at least one.
@@ -178,7 +178,7 @@ class _Writer:
         return [self.constant(names[0], scale, "float32"), self.constant(names[1], zero_point, "uint8")]
 
     def read(self, name: str) -> str:
-        """The real values of a tensor: itself, or dequantised for one reader alone, as runtimes fuse it."""
+        """The real values of a tensor: itself, or dequantized for one reader alone, as runtimes fuse it."""
         tensor = self.graph.tensor(name)
         if tensor.quantization is None:
             return self.name(name)
@@ -195,7 +195,7 @@ class _Writer:
     def compute(
         self, op: Op, kind: str, reads: Sequence[str], activation: Activation = "none", **attributes: Any
     ) -> None:
-        """`kind` on real values, its activation, and in an int8 graph the quantisation of what `op` writes."""
+        """`kind` on real values, its activation, and in an int8 graph the quantization of what `op` writes."""
         tensor, written = self.graph.tensor(op.output), self.name(op.output)
         if tensor.quantization is None:
             sums = written if activation == "none" else self.fresh(f"{op.output}.before_relu")
@@ -378,5 +378,5 @@ def _has_order(shape: Shape) -> bool:
 
 
 def _without_scale(tensor: Tensor) -> str:
-    """The dtype of a tensor once it is dequantised."""
+    """The dtype of a tensor once it is dequantized."""
     return "float32" if tensor.dtype == "int8" else tensor.dtype

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thaw.data.images import are_signs
+from thaw.data.images import are_characters
 from thaw.errors import MissingDependencyError
 from thaw.export.card import ModelCard, Precision
 from thaw.export.to_onnx import export_onnx
@@ -76,12 +76,12 @@ def export_web(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, 
 def _drawing(card: ModelCard) -> dict[str, Any] | None:
     """How one draws for this model; None for a model that drawings are nothing for.
 
-    Digits and letters are drawn: grey images in classes of one character each, or of numbers. Where images are dark on
+    Digits and letters are drawn: gray images in classes of one character each, or of numbers. Where images are dark on
     average, strokes are bright on dark.
     """
-    if card.contract.channels != 1 or not are_signs(card.classes):
+    if card.input_spec.channels != 1 or not are_characters(card.classes):
         return None
-    return {"isBright": card.contract.mean[0] < 0.5}
+    return {"isBright": card.input_spec.mean[0] < 0.5}
 
 
 def _web() -> Path:

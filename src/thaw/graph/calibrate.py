@@ -48,7 +48,7 @@ def calibrate(graph: Graph, images: npt.NDArray[np.uint8]) -> dict[ClipMethod, d
             low, high = float(values[name].min()), float(values[name].max())
             if not np.isfinite((low, high)).all():
                 raise UsageError(
-                    f"tensor {shown(name)} takes values that are not finite: the network cannot be quantised"
+                    f"tensor {shown(name)} takes values that are not finite: the network cannot be quantized"
                 )
             spans[name] = (min(spans[name][0], low), max(spans[name][1], high))
     counts = {name: np.zeros(_BINS, np.int64) for name in names}
@@ -76,9 +76,9 @@ def _histogram_range(span: Range) -> Range:
 def _least_error_range(span: Range, counts: Histogram) -> Range:
     """`span` with either end cut to the share of it that makes the squared error over the histogram least."""
     edges = np.linspace(*_histogram_range(span), _BINS + 1)
-    centres = (edges[:-1] + edges[1:]) / 2.0
+    centers = (edges[:-1] + edges[1:]) / 2.0
     lows, highs = min(span[0], 0.0) * _SHARES, max(span[1], 0.0) * _SHARES
-    errors = _errors(lows, highs, _cut_off(-centres, counts, -lows), _cut_off(centres, counts, highs), counts.sum())
+    errors = _errors(lows, highs, _cut_off(-centers, counts, -lows), _cut_off(centers, counts, highs), counts.sum())
     # The last of equals: cut no more than pays.
     last = errors.size - 1 - int(np.argmin(errors[::-1, ::-1]))
     low, high = float(lows[last // len(highs)]), float(highs[last % len(highs)])

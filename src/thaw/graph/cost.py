@@ -42,7 +42,7 @@ class LayerCost:
         kind: the operation's, such as "conv2d".
         output: shape of what it writes, (H, W, C) or (C,).
         parameters: weights and biases. Where operations share weights, the first has them, and each has a factor and a
-            bias a channel: what a normalisation of its own learned.
+            bias a channel: what a normalization of its own learned.
         macs: multiply-accumulates for one image (see `layer_macs`).
         activation_bytes: bytes of what it writes, in float32; 0 for a reshape, which writes nothing.
     """
@@ -124,7 +124,7 @@ def count_cost(graph: Graph) -> Cost:
     shared = shared_names(graph.ops)
     layers = tuple(_layer_cost(graph, op, shared) for op in graph.ops)
     weights, others = (sum(counts) for counts in zip(*(_count_parameters(op, shared) for op in graph.ops), strict=True))
-    # Artefacts give the last output only, so that nothing else has to be kept to the end.
+    # Artifacts give the last output only, so that nothing else has to be kept to the end.
     plan = plan_memory(replace(graph, outputs=graph.outputs[-1:]))
     further_steps = max(0, len(plan.steps) - _USUAL_STEPS)
     image_bytes = graph.tensor(graph.input).elements

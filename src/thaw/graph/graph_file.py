@@ -3,7 +3,8 @@
 A reader finds the graph that was written, or a ModelFileError: names, kinds, fields, types and sizes are checked before
 an operation is made, an operation refuses what it cannot be, and a digest over header and numbers finds a changed bit.
 
-The header, version 1: "version", "name", "classes", "input" (the contract), "facts", "sha256", and "graph" with
+The header, version 1: "version", "name", "classes", "input" (the input specification), "facts", "sha256", and
+"graph" with
 "input", "outputs", "tensors" and "ops". The numbers of operation i are the tensors "i.weights", "i.bias" and, in an
 int8 graph, "i.weight_scales". An operation that shares weights says so under "shares", which others lack; in an int8
 graph it has no "i.weights", since they are those of the one that it names.
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load, save
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError, ThawError
 from thaw.graph.graph import Graph
 from thaw.graph.operation import Operation, Weighted
@@ -56,13 +57,13 @@ class GraphHeader:
     Attributes:
         name: of the model, any text.
         classes: K names, in the order of the scores.
-        contract: what the model takes as input.
+        input_spec: what the model takes as input.
         facts: what else there is to say; JSON-ready, no number that is not finite.
     """
 
     name: str
     classes: tuple[str, ...]
-    contract: InputContract
+    input_spec: InputSpec
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -82,7 +83,7 @@ def write_graph(path: Path, graph: Graph, header: GraphHeader) -> None:
         "version": GRAPH_VERSION,
         "name": header.name,
         "classes": list(header.classes),
-        "input": header.contract.as_dict(),
+        "input": header.input_spec.as_dict(),
         "facts": dict(header.facts),
         "graph": _describe(graph),
     }
@@ -154,13 +155,13 @@ def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
     scores = graph.tensor(graph.outputs[-1])
     if scores.dtype != "int32" and scores.shape != (len(classes),):
         raise ModelFileError(f"output {shown(scores.name)} has shape {scores.shape} for {len(classes)} classes")
-    contract = InputContract.from_dict(_object_of("input", content["input"]))
-    if graph.tensor(graph.input).shape != contract.shape:
+    input_spec = InputSpec.from_dict(_object_of("input", content["input"]))
+    if graph.tensor(graph.input).shape != input_spec.shape:
         found = graph.tensor(graph.input).shape
-        raise ModelFileError(f"the graph takes images of {found}, but its input contract says {contract}")
+        raise ModelFileError(f"the graph takes images of {found}, but its input specification says {input_spec}")
     _check_plain(content["facts"])
     facts = _object_of("facts", content["facts"])
-    return GraphHeader(name=_text("name", content["name"]), classes=classes, contract=contract, facts=facts)
+    return GraphHeader(name=_text("name", content["name"]), classes=classes, input_spec=input_spec, facts=facts)
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:

@@ -1,6 +1,6 @@
-"""The referee: executes float32 and int8 graphs in NumPy, a batch at a time.
+"""The reference interpreter: executes float32 and int8 graphs in NumPy, a batch at a time.
 
-What an int8 graph gives here is what every artefact has to give, to the byte. The arithmetic is that of the LiteRT
+What an int8 graph gives here is what every artifact has to give, to the byte. The arithmetic is that of the LiteRT
 (TFLite) int8 specification (`thaw.graph.fixed_point`); no other runtime has a part in it.
 
 Shapes: N images, H rows, W columns, C channels; a batch of a tensor (H, W, C) is [N, H, W, C].
@@ -167,8 +167,8 @@ def _operands(op: Weighted, read: Tensor, x: Array, terms: int) -> tuple[Array, 
     if terms > 2**31 // _LARGEST_PRODUCT:
         raise UsageError(f"graph: {op.kind} {shown(op.name)} adds {terms} products, which can overflow int32")
     dtype = np.dtype(np.float32 if terms <= _EXACT_TERMS_FLOAT32 else np.float64)
-    centred: Array = np.subtract(x, read.quantization.zero_point, dtype=dtype)
-    return centred, op.weights.astype(dtype)
+    centered: Array = np.subtract(x, read.quantization.zero_point, dtype=dtype)
+    return centered, op.weights.astype(dtype)
 
 
 def _patches(op: Convolution, x: Array) -> Array:

@@ -49,7 +49,7 @@ from thaw.models.blocks import (
     Separable,
 )
 from thaw.models.families import FamilySpec
-from thaw.models.fusion import HEAD, FusionSpec, Head, UnifiedModel, build_unified
+from thaw.models.unify import HEAD, Head, UnifiedModel, UnifySpec, build_unified
 from thaw.quoting import shown
 
 
@@ -65,7 +65,7 @@ def lower(
     Args:
         module: a UnifiedModel, or a submodel (an nn.Sequential of named units); [B, C, H, W] -> logits [B, K].
         shape: (H, W, C) of the image.
-        mean: one a channel, as in the input contract.
+        mean: one a channel, as in the input specification.
         std: one a channel, above 0.
         classes: K.
 
@@ -86,17 +86,18 @@ def lower(
     )
 
 
-def layer_table(spec: FamilySpec, fusion: FusionSpec | None, shape: tuple[int, int, int], classes: int) -> Cost:
-    """What the unified model of `spec` and `fusion` costs for images (H, W, C) and K classes, before any training.
+def layer_table(spec: FamilySpec, unify_spec: UnifySpec | None, shape: tuple[int, int, int], classes: int) -> Cost:
+    """What the unified model of `spec` and `unify` costs for images (H, W, C) and K classes, before any training.
 
-    Without a fusion it is the submodel of `spec` alone. No weights are made: no random numbers are drawn, and a network
+    Without `unify_spec` it is the submodel of `spec` alone. No weights are made: no random numbers are drawn, and a
+    network
     too large for memory can be looked at.
 
     Raises:
         UsageError: when the image is too small for the layers, or `classes` below 2.
     """
     with torch.device("meta"):
-        module = spec.build(shape, classes) if fusion is None else build_unified(spec, fusion, shape, classes)
+        module = spec.build(shape, classes) if unify_spec is None else build_unified(spec, unify_spec, shape, classes)
     channels = shape[2]
     return count_cost(lower(module, shape=shape, mean=(0.0,) * channels, std=(1.0,) * channels, classes=classes))
 
@@ -153,8 +154,8 @@ def _unified(trace: _Trace, model: UnifiedModel, name: str, read: str) -> str:
             score = trace.add(Softmax(name=softmax, inputs=(score,), output=softmax))
         scores.append(score)
     concat = _join(name, "concat")
-    joined = trace.add(Concat(name=concat, inputs=tuple(scores), output=concat))
-    return _lower_unit(trace, model.head, _join(name, HEAD), joined)
+    combined = trace.add(Concat(name=concat, inputs=tuple(scores), output=concat))
+    return _lower_unit(trace, model.head, _join(name, HEAD), combined)
 
 
 def _sequential(trace: _Trace, submodel: nn.Sequential, name: str, read: str) -> str:
@@ -274,9 +275,9 @@ def _add_conv(trace: _Trace, conv: nn.Conv2d, name: str, read: str, activation: 
 def _add_normed(
     trace: _Trace, conv: nn.Conv2d, norm: Norm, name: str, read: str, activation: Activation, *, shares: str = ""
 ) -> str:
-    """A convolution and the normalisation after it as one convolution."""
+    """A convolution and the normalization after it as one convolution."""
     if conv.bias is not None:
-        raise UsageError(f"{name} has a bias before its normalisation: expected a convolution without one")
+        raise UsageError(f"{name} has a bias before its normalization: expected a convolution without one")
     weight, offset = conv.weight.detach(), norm.bias.detach()
     # On torch's meta device there are no numbers to fold, and arithmetic on none takes as long as all the counting.
     if not weight.is_meta:

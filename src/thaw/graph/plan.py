@@ -5,7 +5,7 @@ none. Steps run in the order that needs the least memory, and buffers overlap wh
 begins; a convolution may also write over the part of its input that it has read already, and an addition over an input
 that nothing else reads.
 
-Everything here follows from shapes, so a float32 graph is planned as the int8 graph that it will be quantised to.
+Everything here follows from shapes, so a float32 graph is planned as the int8 graph that it will be quantized to.
 Sizes are bytes of int8 numbers.
 """
 

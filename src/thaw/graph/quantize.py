@@ -178,7 +178,7 @@ class _Builder:
 
     def _range(self, written: str) -> Range:
         if written not in self.ranges:
-            raise UsageError(f"graph: the range of {shown(written)} is not known: calibrate before quantising")
+            raise UsageError(f"graph: the range of {shown(written)} is not known: calibrate before quantizing")
         return self.ranges[written]
 
     def _on_one_scale(self, op: Concat) -> Concat:
@@ -209,7 +209,7 @@ def _pixel_quantization(scale: Scale) -> Quantization:
     """What raw pixels stand for: as near to `scale` as one scale and one whole zero point come.
 
     The rest is folded into weights and biases, which is exact, but for padding: the zeros that pad a scaled image
-    become zero points, which are off by up to half a grey level in a grey image, and in a coloured one by as much as a
+    become zero points, which are off by up to half a gray level in a gray image, and in a colored one by as much as a
     channel's mean differs from the mean of all.
     """
     mean, std = float(np.mean(scale.mean)), float(np.mean(scale.std))

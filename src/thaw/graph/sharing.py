@@ -1,6 +1,6 @@
 """Operations that use the weights of another one: whether they do, and by which factors theirs differ.
 
-A convolution that a network runs many times, each time with a normalisation of its own, becomes that many operations,
+A convolution that a network runs many times, each time with a normalization of its own, becomes that many operations,
 whose float32 weights differ by one positive factor an output channel. Their int8 weights are then one and the same, and
 a device keeps them once.
 """
@@ -20,7 +20,7 @@ from thaw.quoting import shown
 _TOLERANCE = 1e-4
 """Of a channel's largest weight, of which an int8 step is 1/127."""
 _NOTHING = 1e-30
-"""Weights below this count as 0: towards the least float32 number they have fewer and fewer digits."""
+"""Weights below this count as 0: toward the least float32 number they have fewer and fewer digits."""
 
 
 def check_shares(ops: Sequence[Op]) -> None:

@@ -59,7 +59,7 @@ Scaling: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 class TrainableGraph(nn.Module):
-    """Takes normalised images, as training batches hold them, and gives the logits of the int8 graph.
+    """Takes normalized images, as training batches hold them, and gives the logits of the int8 graph.
 
     Args:
         graph: float32, with one `Scale` that reads its input; its weights and biases are what trains.

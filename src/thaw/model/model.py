@@ -1,4 +1,4 @@
-"""Model: a trained network with its input contract and class names, as it is saved, opened and used.
+"""Model: a trained network with its input specification and class names, as it is saved, opened and used.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thaw.data.batches import normalise, to_unit
-from thaw.data.images import InputContract
+from thaw.data.batches import normalize, to_unit
+from thaw.data.images import InputSpec
 from thaw.data.prediction_images import read_images
 from thaw.data.ranges import warn_of
 from thaw.errors import ModelFileError, ThawError, UsageError
 from thaw.finite import check_finite
 from thaw.model.zoo import zoo_folder
 from thaw.models.families import FAMILIES, FamilySpec
-from thaw.models.fusion import FusionSpec, build_network
+from thaw.models.unify import UnifySpec, build_network
 from thaw.plain import from_plain
 from thaw.quoting import shown
 from thaw.training.checkpoint import open_tensors, write_tensors
@@ -66,8 +66,8 @@ class Model:
     Attributes:
         module: float32, in evaluation mode.
         spec: the family of its submodels, or of the one network, and their sizes.
-        fusion: how two submodels were joined; None where one network stands alone.
-        contract: what it takes as input.
+        unify: how two submodels were unified; None where one network stands alone.
+        input_spec: what it takes as input.
         classes: K names.
         header: what else the file says: "recipe", "fingerprint" of the data, "seed", ...
         file: where it was opened; None for one that was not.
@@ -75,8 +75,8 @@ class Model:
 
     module: nn.Module
     spec: FamilySpec
-    fusion: FusionSpec | None
-    contract: InputContract
+    unify: UnifySpec | None
+    input_spec: InputSpec
     classes: tuple[str, ...]
     header: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None
@@ -109,22 +109,22 @@ class Model:
     def _from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The model that a file's header and tensors describe; refuses what contradicts itself."""
         architecture = header["architecture"]
-        contract = InputContract.from_dict(header["input"])
+        input_spec = InputSpec.from_dict(header["input"])
         classes = _class_names(header["classes"])
         family = architecture["family"]
         if not isinstance(family, str) or family not in FAMILIES:
             raise ModelFileError(f"architecture.family = {shown(family)}: expected one of {', '.join(FAMILIES)}")
         spec = from_plain(FAMILIES[family], architecture["model"], "architecture.model")
-        joined = architecture["fusion"]
-        fusion = None if joined is None else from_plain(FusionSpec, joined, "architecture.fusion")
+        found = architecture["unify"]
+        unify_spec = None if found is None else from_plain(UnifySpec, found, "architecture.unify")
         # On torch's meta device sizes are free, so a header that lies about them is found before memory is taken.
         with torch.device("meta"):
-            module = build_network(spec, fusion, contract.shape, len(classes))
+            module = build_network(spec, unify_spec, input_spec.shape, len(classes))
         module.load_state_dict(tensors, strict=True, assign=True)
         if any(tensor.dtype != torch.float32 or not torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ModelFileError("it holds weights that are not finite float32 numbers")
         module.requires_grad_(False).eval()
-        return cls(module=module, spec=spec, fusion=fusion, contract=contract, classes=classes, header=header)
+        return cls(module=module, spec=spec, unify=unify_spec, input_spec=input_spec, classes=classes, header=header)
 
     def save(self, path: Path) -> None:
         """Write weights and header, atomically."""
@@ -134,9 +134,9 @@ class Model:
             "architecture": {
                 "family": self.spec.family,
                 "model": asdict(self.spec),
-                "fusion": None if self.fusion is None else asdict(self.fusion),
+                "unify": None if self.unify is None else asdict(self.unify),
             },
-            "input": self.contract.as_dict(),
+            "input": self.input_spec.as_dict(),
             "classes": list(self.classes),
         }
         write_tensors(path, self.module.state_dict(), header)
@@ -156,13 +156,13 @@ class Model:
             images: a path; a `PIL.Image.Image`, of any mode, which is treated as its file would be; an array uint8 or
                 uint16, [H, W] or [H, W, C] of one image or [N, H, W] or [N, H, W, C] of several, with C = 1 or 3 (an
                 array of three axes is one image where its last axis has 1 or 3 entries); or a list or other iterable
-                of these, in any mixture. All are resized, and scaled from 16 bits, as the input contract says.
+                of these, in any mixture. All are resized, and scaled from 16 bits, as the input specification says.
             skip_broken: leave out images that cannot be decoded.
 
         Raises:
             DataError: naming what cannot be read, or telling what was given instead of an image.
         """
-        pixels, names, problems = read_images(images, self.contract, skip_broken=skip_broken)
+        pixels, names, problems = read_images(images, self.input_spec, skip_broken=skip_broken)
         warn_of(problems)
         return self.label(pixels, names)
 
@@ -174,19 +174,19 @@ class Model:
         ]
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        """Class probabilities, float64 [N, K], for pixels of the input contract's size, uint8 [N, H, W, C].
+        """Class probabilities, float64 [N, K], for pixels of the input specification's size, uint8 [N, H, W, C].
 
         Raises:
             UsageError: for another type or shape.
             NotFiniteError: when the network computes NaN or infinity.
         """
         pixels = np.asarray(pixels)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self.contract.shape:
-            expected = ", ".join(map(str, self.contract.shape))
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self.input_spec.shape:
+            expected = ", ".join(map(str, self.input_spec.shape))
             raise UsageError(f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {expected}]")
         if not len(pixels):
             return np.zeros((0, len(self.classes)))
-        return network_probabilities([self.module], pixels, self.contract)
+        return network_probabilities([self.module], pixels, self.input_spec)
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """A call that gives the probabilities of one image, uint8 [H, W, C], with everything prepared, for timing."""
@@ -195,13 +195,13 @@ class Model:
 
         def call() -> object:
             with torch.inference_mode():
-                return F.softmax(self.module(normalise(to_unit(pixels), self.contract)), dim=1)
+                return F.softmax(self.module(normalize(to_unit(pixels), self.input_spec)), dim=1)
 
         return call
 
 
 def network_probabilities(
-    modules: Sequence[nn.Module], pixels: npt.NDArray[np.uint8], contract: InputContract
+    modules: Sequence[nn.Module], pixels: npt.NDArray[np.uint8], input_spec: InputSpec
 ) -> npt.NDArray[np.float64]:
     """The mean of the modules' class probabilities, float64 [N, K], for pixels uint8 [N, H, W, C] with N at least 1.
 
@@ -215,7 +215,7 @@ def network_probabilities(
     with torch.inference_mode():
         for start in range(0, len(pixels), _BATCH):
             chunk = torch.from_numpy(np.array(pixels[start : start + _BATCH])).to(device)
-            x = normalise(to_unit(chunk), contract)
+            x = normalize(to_unit(chunk), input_spec)
             total = sum(F.softmax(module(x).double(), dim=1) for module in modules) / len(modules)
             rows.append(torch.as_tensor(total).cpu().numpy())
     made = np.concatenate(rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError, RunError, UsageError
 from thaw.files import read_document
 from thaw.model.zoo import CARD_FILE, zoo_folders
@@ -39,7 +39,7 @@ class Measured:
 
     @property
     def hits(self) -> int:
-        """Images that were labelled rightly."""
+        """Images that were labeled rightly."""
         return round(self.accuracy * self.count)
 
     @classmethod
@@ -96,7 +96,7 @@ class ZooCard:
         name: as in "zoo:NAME".
         dataset: the named data set that it was trained on.
         classes: K names.
-        input: the input contract, as its `as_dict`.
+        input: the input specification, as its `as_dict`.
         parameters: learned numbers.
         macs: multiply-accumulates for one image.
         test: of this very model on the whole test set, in float32.
@@ -115,7 +115,7 @@ class ZooCard:
         fingerprint: of the data.
         device: what it was trained on, "cpu" or "cuda".
         precision: of the convolutions in training.
-        normalisation: what computed it in training, "fused" or "torch".
+        normalization: what computed it in training, "fused" or "torch".
         seconds: of this model's training.
         environment: versions and hardware, as `thaw.evidence.environment.environment`.
     """
@@ -141,7 +141,7 @@ class ZooCard:
     fingerprint: str
     device: str
     precision: str
-    normalisation: str
+    normalization: str
     seconds: float
     environment: Mapping[str, Any]
 
@@ -185,7 +185,7 @@ class ZooCard:
             "fingerprint": self.fingerprint,
             "device": self.device,
             "precision": self.precision,
-            "normalisation": self.normalisation,
+            "normalization": self.normalization,
             "seconds": self.seconds,
             "environment": dict(self.environment),
         }
@@ -210,7 +210,7 @@ class ZooCard:
             if isinstance(part, dict):
                 tree[name] = {_HALF_WIDTH.get(key, key): value for key, value in part.items()}
         card = from_plain(cls, tree, "card")
-        InputContract.from_dict(card.input)
+        InputSpec.from_dict(card.input)
         return card
 
 

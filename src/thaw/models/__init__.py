@@ -1,1 +1,1 @@
-"""Small convolutional networks: blocks, families of submodels, and their fusion into one model."""
+"""Small convolutional networks: blocks, families of submodels, and how two are unified."""

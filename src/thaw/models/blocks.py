@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thaw.models.fused import After, Running, can_fuse, normalise
+from thaw.models.fused import After, Running, can_fuse, normalize
 
 Pooling = Literal["max", "average"]
 StemReduction = Literal["none", "pool", "stride"]
@@ -21,7 +21,7 @@ StemReduction = Literal["none", "pool", "stride"]
 _NORM_EPSILON = 1e-5
 _NORM_MOMENTUM = 0.1
 _LEAST_SCALE = 1e-6
-"""Below this a positive normalisation does not fall: a factor of 0 could not be put into the scale of int8 weights."""
+"""Below this a positive normalization does not fall: a factor of 0 could not be put into the scale of int8 weights."""
 
 
 class ConvReluPool(nn.Module):
@@ -123,7 +123,7 @@ class ConvClassifier(nn.Module):
 
 
 class Norm(nn.Module):
-    """Batch normalisation by channel, with what comes after it: [B, C, H, W] -> the same shape.
+    """Batch normalization by channel, with what comes after it: [B, C, H, W] -> the same shape.
 
     Its running mean and variance are those of torch's BatchNorm2d with momentum 0.1. It keeps no count of batches, so
     that every tensor of a model is float32.
@@ -131,7 +131,7 @@ class Norm(nn.Module):
     Args:
         channels: C.
         positive: keep the scale above 0, by taking its absolute value. Convolutions that share their weights and differ
-            in the normalisation after them then differ by one positive factor a channel, which int8 weights put into
+            in the normalization after them then differ by one positive factor a channel, which int8 weights put into
             their scales, so that a device keeps the weights once.
 
     Attributes:
@@ -165,7 +165,7 @@ class Norm(nn.Module):
         scale = self.scale
         if self.fused and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
             running = Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
-            return normalise(x, scale, self.bias, running, after, shortcut)
+            return normalize(x, scale, self.bias, running, after, shortcut)
         y = F.batch_norm(
             x,
             self.running_mean,
@@ -182,7 +182,7 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution padded with zeros, normalisation, and ReLU where asked: [B, C, H, W] -> [B, C', H', W'].
+    """Convolution padded with zeros, normalization, and ReLU where asked: [B, C, H, W] -> [B, C', H', W'].
 
     H' is H at stride 1 and (H + 1) // 2 at stride 2; W' likewise.
 
@@ -233,7 +233,7 @@ class Residual(nn.Module):
 
 
 class Separable(nn.Module):
-    """Depthwise 3x3 and pointwise convolution, each normalised and followed by ReLU: [B, C, H, W] -> [B, C', H, W].
+    """Depthwise 3x3 and pointwise convolution, each normalized and followed by ReLU: [B, C, H, W] -> [B, C', H, W].
 
     Where C' = C there is a shortcut around both, and the ReLU of the second comes before the addition.
     """
@@ -255,7 +255,7 @@ class Separable(nn.Module):
 
 
 class Loop(nn.Module):
-    """One 3x3 convolution used many times, each time with a normalisation of its own: [B, C, H, W] -> [B, C, H', W'].
+    """One 3x3 convolution used many times, each time with a normalization of its own: [B, C, H, W] -> [B, C, H', W'].
 
     Every pass adds to the state: `x <- x + relu(norm_p(conv(x)))`. Between groups of passes the state is pooled 2x2.
 
@@ -346,7 +346,7 @@ class ChannelScale(nn.Module):
 def learned_parameters(module: nn.Module) -> int:
     """The numbers that training learned, as they count when networks are compared.
 
-    A normalisation that folds into the convolution before it counts as that convolution's bias, C numbers, since its
+    A normalization that folds into the convolution before it counts as that convolution's bias, C numbers, since its
     scale moves into the weights. Those of a `Loop` of several passes cannot fold into weights that all of them share,
     and count whole.
     """
@@ -359,7 +359,7 @@ def learned_parameters(module: nn.Module) -> int:
 
 
 def fuse_norms(module: nn.Module, *, fused: bool) -> None:
-    """Have every normalisation of `module` compute its training steps in compiled C, or in torch."""
+    """Have every normalization of `module` compute its training steps in compiled C, or in torch."""
     for part in module.modules():
         if isinstance(part, Norm):
             part.fused = fused

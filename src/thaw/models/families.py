@@ -1,7 +1,7 @@
 """Families of submodels: one frozen spec and one builder each.
 
 A submodel is an `nn.Sequential` of named units from the image to the logits, the last of which is a `DenseClassifier`.
-That is all that fusion and the training stages know of it: units are what thaws, one at a time, from the last to the
+Unification and the training stages know nothing else of it: units are unfrozen one at a time, from the last to the
 first. A submodel can also stand alone as the whole network.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
@@ -58,7 +58,7 @@ class PaperSpec:
 
     family: ClassVar[str] = "paper"
     units: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense")
-    normalised: ClassVar[bool] = False
+    normalized: ClassVar[bool] = False
     width_step: ClassVar[int] = 1
 
     filters: tuple[int, ...] = (10, 20)
@@ -93,7 +93,7 @@ class PaperSpec:
             )
         )
 
-    def members(self, least: int = 1) -> Iterator[PaperSpec]:
+    def variants(self, least: int = 1) -> Iterator[PaperSpec]:
         """The family from the smallest on: these proportions at every width of the first convolution from `least`."""
         ratio = self.filters[1] / self.filters[0]
         for first in range(least, WIDEST + 1):
@@ -101,15 +101,15 @@ class PaperSpec:
                 yield replace(self, filters=(first, second))
 
     @property
-    def free_widths(self) -> tuple[int, ...]:
+    def tunable_widths(self) -> tuple[int, ...]:
         """The widths that can be chosen one by one, in steps of `width_step`."""
         return self.filters
 
     def with_widths(self, widths: Sequence[int]) -> Self:
-        """The same with other `free_widths`."""
+        """The same with other `tunable_widths`."""
         return replace(self, filters=tuple(widths))
 
-    def deepened(self, shape: Shape, last_map: int) -> Self:  # noqa: ARG002 - other families need it
+    def with_extra_stages(self, shape: Shape, last_map: int) -> Self:  # noqa: ARG002 - other families need it
         """The same: the paper's submodel has two convolutions, whatever the image."""
         return self
 
@@ -134,7 +134,7 @@ class _BlockSpec(ABC):
     """
 
     width_step: ClassVar[int] = 4
-    normalised: ClassVar[bool] = True
+    normalized: ClassVar[bool] = True
     least_blocks: ClassVar[int]
 
     widths: tuple[int, ...]
@@ -173,7 +173,7 @@ class _BlockSpec(ABC):
         """From the image to the logits."""
         return stage_units(self.widths)
 
-    def members(self, least: int = 1) -> Iterator[Self]:
+    def variants(self, least: int = 1) -> Iterator[Self]:
         """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each).
 
         A stage that would have fewer than `least` channels has `least`.
@@ -182,15 +182,15 @@ class _BlockSpec(ABC):
             yield replace(self, widths=widths)
 
     @property
-    def free_widths(self) -> tuple[int, ...]:
+    def tunable_widths(self) -> tuple[int, ...]:
         """The widths that can be chosen one by one, in steps of `width_step`."""
         return self.widths
 
     def with_widths(self, widths: Sequence[int]) -> Self:
-        """The same with other `free_widths`."""
+        """The same with other `tunable_widths`."""
         return replace(self, widths=tuple(widths))
 
-    def deepened(self, shape: Shape, last_map: int) -> Self:
+    def with_extra_stages(self, shape: Shape, last_map: int) -> Self:
         """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
         more = missing_stages(shape, len(self.widths), last_map, self.stem_reduction)
         return replace(self, widths=lengthened(self.widths, more), blocks=lengthened(self.blocks, more))
@@ -229,7 +229,7 @@ class ResidualSpec(_BlockSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopedSpec:
-    """Stages of one 3x3 convolution each that is used many times, with a normalisation of its own for each pass.
+    """Stages of one 3x3 convolution each that is used many times, with a normalization of its own for each pass.
 
     Parameters are shared between the passes, so that depth costs time and not memory. The stem works at the image's own
     size; later stages begin with pooling 2x2, and a 1x1 convolution where the width changes.
@@ -247,7 +247,7 @@ class LoopedSpec:
 
     family: ClassVar[str] = "looped"
     width_step: ClassVar[int] = 4
-    normalised: ClassVar[bool] = True
+    normalized: ClassVar[bool] = True
 
     stem: int = 16
     widths: tuple[int, ...] = (16, 32, 32)
@@ -306,7 +306,7 @@ class LoopedSpec:
             read = width
         return _staged(self, shape, classes, stem, stages, read)
 
-    def members(self, least: int = 1) -> Iterator[LoopedSpec]:
+    def variants(self, least: int = 1) -> Iterator[LoopedSpec]:
         """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each).
 
         A stage that would have fewer than `least` channels has `least`.
@@ -315,16 +315,16 @@ class LoopedSpec:
             yield replace(self, stem=stem, widths=tuple(widths))
 
     @property
-    def free_widths(self) -> tuple[int, ...]:
+    def tunable_widths(self) -> tuple[int, ...]:
         """The widths that can be chosen one by one, in steps of `width_step`; one where all stages share theirs."""
         return (self.stem,) if self.shared else self.widths
 
     def with_widths(self, widths: Sequence[int]) -> Self:
-        """The same with other `free_widths`; a stem that is as wide as the first stage stays so."""
+        """The same with other `tunable_widths`; a stem that is as wide as the first stage stays so."""
         stem = widths[0] if self.stem == self.widths[0] else self.stem
         return replace(self, stem=stem, widths=tuple(widths) * (len(self.widths) if self.shared else 1))
 
-    def deepened(self, shape: Shape, last_map: int) -> Self:
+    def with_extra_stages(self, shape: Shape, last_map: int) -> Self:
         """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
         more = missing_stages(shape, len(self.widths), last_map, self.stem_reduction)
         return replace(self, widths=lengthened(self.widths, more), passes=lengthened(self.passes, more))

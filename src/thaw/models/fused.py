@@ -1,6 +1,6 @@
-"""Batch normalisation with what comes after it, in C that is compiled when training begins.
+"""Batch normalization with what comes after it, in C that is compiled when training begins.
 
-On a CPU, networks this small spend more of a training step in normalisation, ReLU and addition than in convolutions,
+On a CPU, networks this small spend more of a training step in normalization, ReLU and addition than in convolutions,
 each a pass over memory of its own. `fused_norm.c` does with two passes forward and two backward. It computes what the
 same modules compute in torch, but for rounding: it rounds to bfloat16 once, and not after each of the three.
 
@@ -25,7 +25,7 @@ from thaw.errors import MissingDependencyError, ModelFileError
 from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
 
 After = Literal["nothing", "relu", "add relu", "relu add"]
-"""What comes after a normalisation; "add" is of a shortcut. In this order they are numbered in the C."""
+"""What comes after a normalization; "add" is of a shortcut. In this order they are numbered in the C."""
 
 NUMBERS: dict[After, int] = {"nothing": 0, "relu": 1, "add relu": 2, "relu add": 3}
 SOURCE = files("thaw.models") / "fused_norm.c"
@@ -35,12 +35,12 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Running:
-    """A normalisation's running statistics.
+    """A normalization's running statistics.
 
     Attributes:
         mean: float32 [C].
         variance: float32 [C], that of a sample.
-        momentum: how far a step moves them towards a batch's own, 0 to 1.
+        momentum: how far a step moves them toward a batch's own, 0 to 1.
         epsilon: added to a variance before its root is taken.
     """
 
@@ -82,7 +82,7 @@ def compiled(dtype: torch.dtype) -> _Library:
             # Without contraction, compilers agree on what is rounded.
             rest = [
                 "-std=c99",
-                "-ffp-contract=off",
+                "-ffp-input specification=off",
                 *flags,
                 "-fPIC",
                 "-shared",
@@ -92,21 +92,21 @@ def compiled(dtype: torch.dtype) -> _Library:
                 "-lm",
             ]
             try:
-                compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalisation")
+                compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalization")
             except ModelFileError:
                 # Not every compiler knows "native" of every processor.
-                compile_c([compiler, FAST_FLAGS[0], *rest], folder, "the fused normalisation")
+                compile_c([compiler, FAST_FLAGS[0], *rest], folder, "the fused normalization")
             return _Library(folder / "fused_norm.so")
     except (MissingDependencyError, ModelFileError, OSError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise MissingDependencyError(
-            f"fused normalisation cannot be compiled: {reason}\n"
-            "on Debian and Ubuntu: apt-get install gcc libc6-dev; or train with compute.normalisation=torch"
+            f"fused normalization cannot be compiled: {reason}\n"
+            "on Debian and Ubuntu: apt-get install gcc libc6-dev; or train with compute.normalization=torch"
         ) from error
 
 
 def can_fuse(x: Tensor, shortcut: Tensor | None) -> bool:
-    """Whether `normalise` takes these: maps [B, C, H, W] on the CPU, channels-last, float32 or bfloat16, and alike."""
+    """Whether `normalize` takes these: maps [B, C, H, W] on the CPU, channels-last, float32 or bfloat16, and alike."""
     return (
         x.device.type == "cpu"
         and x.dtype in _DTYPES
@@ -125,7 +125,7 @@ def can_fuse(x: Tensor, shortcut: Tensor | None) -> bool:
     )
 
 
-def normalise(
+def normalize(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -133,21 +133,21 @@ def normalise(
     after: After,
     shortcut: Tensor | None,
 ) -> Tensor:
-    """Training-mode batch normalisation (arXiv 1502.03167) and what comes after it: [B, C, H, W] -> the same shape.
+    """Training-mode batch normalization (arXiv 1502.03167) and what comes after it: [B, C, H, W] -> the same shape.
 
     Args:
         x: what `can_fuse` takes.
         weight: float32 [C].
         bias: float32 [C].
-        running: statistics that are moved towards those of x.
+        running: statistics that are moved toward those of x.
         after: what comes after.
         shortcut: [B, C, H, W], where `after` adds.
     """
-    result: Tensor = _Normalise.apply(x, weight, bias, shortcut, running, after)  # type: ignore[no-untyped-call]
+    result: Tensor = _Normalize.apply(x, weight, bias, shortcut, running, after)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

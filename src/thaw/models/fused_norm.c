@@ -1,5 +1,5 @@
-/* Batch normalisation of a training step with what comes after it, forward and backward, in as few passes over memory as
- * there can be: two each. torch takes a pass for each of normalisation, ReLU and addition, and more in the backward step.
+/* Batch normalization of a training step with what comes after it, forward and backward, in as few passes over memory as
+ * there can be: two each. torch takes a pass for each of normalization, ReLU and addition, and more in the backward step.
  *
  * Maps are rows of channels, [rows, channels] with rows = B H W: torch's channels-last order. With -DTHAW_BFLOAT16 values
  * are bfloat16, else float32; sums and statistics are float32, their totals float64.
@@ -38,7 +38,7 @@ static inline float load(value stored) { return stored; }
 static inline value store(float number) { return number; }
 #endif
 
-/* What comes after the normalisation; the numbers are those of fused.py. */
+/* What comes after the normalization; the numbers are those of fused.py. */
 enum { NOTHING, RELU, ADD_RELU, RELU_ADD };
 
 /* The most channels, and the most values that an inner loop runs over. */
@@ -170,7 +170,7 @@ void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, 
     }
 }
 
-/* The gradient that reaches the normalisation: dy where the ReLU let the value through, else 0. */
+/* The gradient that reaches the normalization: dy where the ReLU let the value through, else 0. */
 static inline float passed(int after, value dy, value x, value y, float factor, float offset)
 {
     float gradient = load(dy);

@@ -16,7 +16,7 @@ from thaw.models.families import FamilySpec
 from thaw.models.stages import Shape
 from thaw.recipe.budget import Budget, over_budget
 from thaw.recipe.recipe import Recipe
-from thaw.recipe.sizing import largest_member, network_cost
+from thaw.recipe.sizing import largest_variant, network_cost
 
 # What counts as about as much: of parameters, and of multiply-accumulates.
 _ABOUT = 0.9
@@ -54,7 +54,7 @@ class Candidate:
     def network(self) -> str:
         """The network in words, such as "residual, stem stride, widths 20, 60, 68"."""
         stem = "" if self.stem == "none" else f", stem {self.stem}"
-        return f"{self.spec.family}{stem}, widths {', '.join(map(str, self.spec.free_widths))}"
+        return f"{self.spec.family}{stem}, widths {', '.join(map(str, self.spec.tunable_widths))}"
 
     def __str__(self) -> str:
         """Such as "48x48x3, residual, stem stride, widths 20, 60, 68"."""
@@ -180,7 +180,7 @@ def _variants(recipe: Recipe, shape: Shape) -> tuple[FamilySpec, ...]:
     # The sub-stages of thawing name the stages that there are.
     if recipe.method == "two-stage":
         return variants
-    return tuple(variant.deepened(shape, sizing.last_map) for variant in variants)
+    return tuple(variant.with_extra_stages(shape, sizing.last_map) for variant in variants)
 
 
 def _largest(
@@ -190,8 +190,8 @@ def _largest(
     member: FamilySpec | None = spec
     try:
         if recipe.sizing.network == "largest" and budget is not None:
-            member = largest_member(spec, budget, shape, classes, recipe.joined, least=least)
-        elif budget is not None and budget.broken(network_cost(spec, recipe.joined, shape, classes)):
+            member = largest_variant(spec, budget, shape, classes, recipe.unify_spec, least=least)
+        elif budget is not None and budget.broken(network_cost(spec, recipe.unify_spec, shape, classes)):
             member = None
         return None if member is None else _candidate(recipe, member, shape, classes, proportions=spec)
     except UsageError:
@@ -201,8 +201,8 @@ def _largest(
 
 
 def _candidate(recipe: Recipe, spec: FamilySpec, shape: Shape, classes: int, *, proportions: FamilySpec) -> Candidate:
-    shares = [width / usual for width, usual in zip(spec.free_widths, proportions.free_widths, strict=True)]
-    cost = network_cost(spec, recipe.joined, shape, classes)
+    shares = [width / usual for width, usual in zip(spec.tunable_widths, proportions.tunable_widths, strict=True)]
+    cost = network_cost(spec, recipe.unify_spec, shape, classes)
     return Candidate(shape=shape, spec=spec, cost=cost, evenness=min(shares) / max(shares))
 
 
@@ -219,9 +219,9 @@ def _nearest(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], cla
 def _smallest(recipe: Recipe, shapes: Sequence[Shape], classes: int, least: int) -> Iterator[Candidate]:
     for shape in shapes:
         for place, spec in enumerate(_variants(recipe, shape)):
-            members: Iterator[FamilySpec] = iter((spec,) if recipe.sizing.network == "fixed" else spec.members(least))
+            variants: Iterator[FamilySpec] = iter((spec,) if recipe.sizing.network == "fixed" else spec.variants(least))
             try:
-                yield _candidate(recipe, next(members), shape, classes, proportions=spec)
+                yield _candidate(recipe, next(variants), shape, classes, proportions=spec)
             except UsageError:
                 if not place:
                     raise

@@ -18,7 +18,7 @@ from thaw.data.settings import DataSettings
 from thaw.data.sources import NAMES
 from thaw.errors import RecipeError, UsageError
 from thaw.models.families import FamilySpec, PaperSpec
-from thaw.models.fusion import FusionSpec
+from thaw.models.unify import UnifySpec
 from thaw.plain import build
 from thaw.quoting import PATH_LENGTH, encodable, given, shown
 from thaw.recipe.quantize_settings import QuantizeSettings
@@ -26,17 +26,17 @@ from thaw.recipe.sizing import SizingSettings
 from thaw.training.compute import ComputeSettings
 from thaw.training.distil import DistilSettings
 from thaw.training.loss import LossSettings
-from thaw.training.method import MethodName, MethodSettings
 from thaw.training.stages import DualSettings, PlainSettings, UnfreezeSettings
+from thaw.training.trainer import MethodName, TrainerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that decides what a run trains and how; with the data, the seed and the machine it decides the weights.
 
-    `method` says which sections count: "two-stage" trains by `dual`, `fusion` and `unfreeze`, "plain" one network that
+    `method` says which sections count: "two-stage" trains by `dual`, `unify` and `unfreeze`, "plain" one network that
     stands alone by `plain`, and "distil" that network by `plain` and `distil`. Two stages that end in a distillation
-    (`fusion.join`) train the student by `plain` and `distil` too, and thaw nothing.
+    (`unify.join`) train the student by `plain` and `distil` too, and thaw nothing.
 
     What `sizing` leaves open of the size is settled when data and budget are known; a resolved recipe leaves nothing
     open.
@@ -48,7 +48,7 @@ class Recipe:
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     model: FamilySpec = field(default_factory=PaperSpec)
     sizing: SizingSettings = field(default_factory=SizingSettings)
-    fusion: FusionSpec = field(default_factory=FusionSpec)
+    unify: UnifySpec = field(default_factory=UnifySpec)
     dual: DualSettings = field(default_factory=DualSettings)
     unfreeze: UnfreezeSettings = field(default_factory=UnfreezeSettings)
     plain: PlainSettings = field(default_factory=PlainSettings)
@@ -60,9 +60,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in get_args(MethodName):
             raise UsageError(f"method {shown(self.method)}: expected one of {', '.join(get_args(MethodName))}")
-        if self.method != "two-stage" or self.fusion.join == "distil":
+        if self.method != "two-stage" or self.unify.join == "distil":
             return
-        order = self.fusion.thawing_order(self.model.units)
+        order = self.unify.thawing_order(self.model.units)
         if not self.unfreeze.steps:
             raise UsageError(f"unfreeze.steps is empty: at least the {order[0]} has to be trained")
         self.unfreeze.check_units(order)
@@ -75,20 +75,20 @@ class Recipe:
         return plain
 
     @property
-    def joined(self) -> FusionSpec | None:
+    def unify_spec(self) -> UnifySpec | None:
         """How the network that comes out is joined of two submodels; None where it stands alone."""
-        return self.method_settings().joined
+        return self.trainer_settings().unify_spec
 
     def stage_epochs(self) -> dict[str, int]:
         """The planned epochs of each stage, in order."""
-        return self.method_settings().stage_epochs
+        return self.trainer_settings().stage_epochs
 
-    def method_settings(self) -> MethodSettings:
+    def trainer_settings(self) -> TrainerSettings:
         """The part that the method needs."""
-        return MethodSettings(
+        return TrainerSettings(
             method=self.method,
             model=self.model,
-            fusion=self.fusion,
+            unify=self.unify,
             augment=self.augment,
             dual=self.dual,
             unfreeze=self.unfreeze,

@@ -17,8 +17,8 @@ from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
 from thaw.models.blocks import StemReduction
 from thaw.models.families import FamilySpec
-from thaw.models.fusion import FusionSpec
 from thaw.models.stages import WIDEST, Shape
+from thaw.models.unify import UnifySpec
 from thaw.quoting import shown
 from thaw.recipe.budget import Budget
 
@@ -112,17 +112,17 @@ class SizingSettings:
 
 
 @lru_cache(maxsize=4096)
-def network_cost(spec: FamilySpec, joined: FusionSpec | None, shape: Shape, classes: int) -> Cost:
-    """`layer_table`, remembered: a search asks for neighbours of neighbours, and again when the classes are known."""
-    return layer_table(spec, joined, shape, classes)
+def network_cost(spec: FamilySpec, unify_spec: UnifySpec | None, shape: Shape, classes: int) -> Cost:
+    """`layer_table`, remembered: a search asks for neighbors of neighbors, and again when the classes are known."""
+    return layer_table(spec, unify_spec, shape, classes)
 
 
-def largest_member(
-    spec: FamilySpec, budget: Budget, shape: Shape, classes: int, joined: FusionSpec | None, *, least: int = 1
+def largest_variant(
+    spec: FamilySpec, budget: Budget, shape: Shape, classes: int, unify_spec: UnifySpec | None, *, least: int = 1
 ) -> FamilySpec | None:
     """The largest member of a family that breaks no limit, for images (H, W, C); None where even the smallest does.
 
-    The largest of `spec.members(least)` that fits is made wider while it still fits: all stages that can be by equally
+    The largest of `spec.variants(least)` that fits is made wider while it still fits: all stages that can be by equally
     many steps, or else the one stage whose step adds most learned parameters (of equal ones, with fewer
     multiply-accumulates).
 
@@ -131,16 +131,16 @@ def largest_member(
     """
 
     def cost(member: FamilySpec) -> Cost:
-        return network_cost(member, joined, shape, classes)
+        return network_cost(member, unify_spec, shape, classes)
 
     def fits(member: FamilySpec) -> bool:
         return not budget.broken(cost(member))
 
-    members: list[FamilySpec] = list(spec.members(least))
-    fitting = _leading(len(members), lambda place: fits(members[place]))
+    variants: list[FamilySpec] = list(spec.variants(least))
+    fitting = _leading(len(variants), lambda place: fits(variants[place]))
     if not fitting:
         return None
-    found = members[fitting - 1]
+    found = variants[fitting - 1]
     while growing := [place for place in _places(found) if fits(_widened(found, [place], 1))]:
         most = min(_room(found, place) for place in growing)
         steps = _leading(most, lambda place: fits(_widened(found, growing, place + 1)))  # noqa: B023 - called at once
@@ -162,28 +162,28 @@ def _leading(count: int, holds: Callable[[int], bool]) -> int:
 
 
 def limits_reached(
-    spec: FamilySpec, budget: Budget, shape: Shape, classes: int, joined: FusionSpec | None
+    spec: FamilySpec, budget: Budget, shape: Shape, classes: int, unify_spec: UnifySpec | None
 ) -> list[str]:
     """The limits that a member would break that is a step wider in any one stage."""
-    costs = [network_cost(_widened(spec, [place], 1), joined, shape, classes) for place in _places(spec)]
+    costs = [network_cost(_widened(spec, [place], 1), unify_spec, shape, classes) for place in _places(spec)]
     broken = {name for cost in costs for name in budget.broken(cost)}
     return [name for name in budget.limits() if name in broken]
 
 
 def _places(spec: FamilySpec) -> list[int]:
     """The stages that can be wider."""
-    return [place for place in range(len(spec.free_widths)) if _room(spec, place)]
+    return [place for place in range(len(spec.tunable_widths)) if _room(spec, place)]
 
 
 def _room(spec: FamilySpec, place: int) -> int:
     """By how many steps a stage can be wider."""
-    return (WIDEST - spec.free_widths[place]) // spec.width_step
+    return (WIDEST - spec.tunable_widths[place]) // spec.width_step
 
 
 def _widened(spec: FamilySpec, places: Sequence[int], steps: int) -> FamilySpec:
     """The member with some stages wider, at whole multiples of the family's step."""
     step = spec.width_step
-    widths = enumerate(spec.free_widths)
+    widths = enumerate(spec.tunable_widths)
     return spec.with_widths([(width // step + steps) * step if place in places else width for place, width in widths])
 
 

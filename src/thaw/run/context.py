@@ -6,49 +6,49 @@ from thaw.data.prepare import PreparedData
 from thaw.recipe.recipe import Recipe
 from thaw.training.compute import (
     LANES,
-    Lanes,
-    normalisation_name,
+    ParallelBranches,
+    normalization_name,
     resolve_device,
-    resolve_normalisation,
+    resolve_normalization,
     resolve_precision,
     thread_count,
 )
-from thaw.training.method import Setting
+from thaw.training.trainer import TrainingContext
 
 
-def normalisation_of(recipe: Recipe, device: str) -> str:
-    """What normalisation trains by, "fused" or "torch", on the device that "auto", "cpu" or "cuda" means here.
+def normalization_of(recipe: Recipe, device: str) -> str:
+    """What normalization trains by, "fused" or "torch", on the device that "auto", "cpu" or "cuda" means here.
 
     Raises:
         UsageError: for "fused" on a GPU.
         MissingDependencyError: for "fused" without a C compiler.
     """
     found = resolve_device(device)
-    fused = recipe.method_settings().normalised and resolve_normalisation(
-        recipe.compute.normalisation,
+    fused = recipe.trainer_settings().normalized and resolve_normalization(
+        recipe.compute.normalization,
         found,
         resolve_precision(recipe.compute.precision, found),
         threads=max(1, thread_count() // LANES),
     )
-    return normalisation_name(fused=fused)
+    return normalization_name(fused=fused)
 
 
-def training_setting(
-    data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: Lanes, *, normalisation: str
-) -> Setting:
+def training_context(
+    data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: ParallelBranches, *, normalization: str
+) -> TrainingContext:
     """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here.
 
-    `normalisation` is what `normalisation_of` gave when the training began.
+    `normalization` is what `normalization_of` gave when the training began.
     """
     found = resolve_device(device)
-    return Setting(
+    return TrainingContext(
         train=data.train,
         validation=data.validation,
-        contract=data.contract,
+        input_spec=data.input_spec,
         seed=seed,
         device=found,
         dtype=resolve_precision(recipe.compute.precision, found),
         lanes=lanes,
-        fused=normalisation == normalisation_name(fused=True),
+        fused=normalization == normalization_name(fused=True),
         loss=recipe.loss,
     )

@@ -26,7 +26,7 @@ from thaw.run.folder import RunFolder
 from thaw.run.request import TrainRequest
 from thaw.seeds import derive
 from thaw.training.engine import EpochRecord
-from thaw.training.method import Method, Setting
+from thaw.training.trainer import MultiStageTrainer, TrainingContext
 
 _TRAIN_FOLD_AGAIN = "remove it to train the fold again"
 
@@ -50,7 +50,7 @@ class FoldDone:
 
 
 def cross_validate(
-    folder: RunFolder, request: TrainRequest, data: PreparedData, setting: Setting
+    folder: RunFolder, request: TrainRequest, data: PreparedData, context: TrainingContext
 ) -> Generator[EpochDone | FoldDone, None, list[FoldDone]]:
     """Cross-validation over the training part: how good each is on its fold's images, which its training never saw.
 
@@ -64,14 +64,14 @@ def cross_validate(
     for number, (kept, held) in enumerate(splits, start=1):
         path = folder.fold(number)
         if not path.exists():
-            fold_setting = dataclasses.replace(
-                setting, train=_rows(data.train, kept), seed=derive(request.seed, "fold", number)
+            fold_context = dataclasses.replace(
+                context, train=_rows(data.train, kept), seed=derive(request.seed, "fold", number)
             )
-            method = Method(request.recipe.method_settings(), fold_setting)
-            for record in method.epochs():
+            trainer = MultiStageTrainer(request.recipe.trainer_settings(), fold_context)
+            for record in trainer.epochs():
                 yield EpochDone(record, number)
             held_out = _rows(data.train, held)
-            probabilities = network_probabilities([method.network], held_out.images, data.contract)
+            probabilities = network_probabilities([trainer.network], held_out.images, data.input_spec)
             quality = evaluate(probabilities, held_out.labels, held_out.classes)
             figures = {"accuracy": quality.accuracy, "balanced_accuracy": quality.balanced_accuracy}
             write_document(path, {"fold": number, **figures, "count": len(held_out)})

@@ -10,7 +10,7 @@ training-images.safetensors  digests of the images that it was trained on
 model-int8.safetensors  its int8 graph
 metrics.json        see docs/metrics.md
 report.html
-export/             artefacts, a folder a target (export_folder.py)
+export/             artifacts, a folder a target (export_folder.py)
 deployment.json     what export, verify and bench found
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from thaw.data.balance import class_counts, imbalance, is_uneven
-from thaw.data.images import InputContract
+from thaw.data.images import InputSpec
 from thaw.data.prepare import PreparedData
 from thaw.data.problems import Problem
 from thaw.recipe.budget import Budget
@@ -15,9 +15,9 @@ from thaw.recipe.sizing import limits_reached
 from thaw.run.trials import Trial, TrialPlan
 
 
-def input_note(contract: InputContract, reason: str) -> Problem:
+def input_note(input_spec: InputSpec, reason: str) -> Problem:
     """What tells of an input that was chosen."""
-    return Problem("input", "note", f"input {contract} was chosen: {reason}")
+    return Problem("input", "note", f"input {input_spec} was chosen: {reason}")
 
 
 def input_reason(sides: Sequence[int], bound: str, chosen: Candidate, *, compared: bool) -> str:
@@ -38,7 +38,7 @@ def network_notes(
     recipe: Recipe, budget: Budget, choices: Choices, chosen: Candidate, classes: int, trials: int = 0
 ) -> list[Problem]:
     """Which network was chosen, after so many trials, and what bounds it."""
-    reached = limits_reached(chosen.spec, budget, chosen.shape, classes, recipe.joined)
+    reached = limits_reached(chosen.spec, budget, chosen.shape, classes, recipe.unify_spec)
     bound = f"; any wider breaks {' or '.join(reached)}" if reached else ""
     what = f"the best of {trials} in a short training on these images," if trials else "the largest"
     message = (

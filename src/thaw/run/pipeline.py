@@ -35,12 +35,12 @@ from thaw.graph.lower import layer_table
 from thaw.model.model import Model
 from thaw.model.training_images import write_seen
 from thaw.quoting import encodable
-from thaw.run.context import normalisation_of, training_setting
+from thaw.run.context import normalization_of, training_context
 from thaw.run.cross_validation import EpochDone, FoldDone, cross_validate, fold_summary
 from thaw.run.findings import run_findings
 from thaw.run.folder import RunFolder, create, locked, open_for_resume
 from thaw.run.metrics_file import METRICS_SCHEMA
-from thaw.run.quantization import Quantised, compare_on_test, graph_header, quantise
+from thaw.run.quantization import QuantizationResult, compare_on_test, graph_header, quantize_model
 from thaw.run.report import ReportPictures, write_report
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import settle_run
@@ -49,16 +49,16 @@ from thaw.seeds import derive
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import (
     LANES,
-    Lanes,
-    normalisation_name,
+    ParallelBranches,
+    normalization_name,
     precision_name,
     resolve_device,
     thread_count,
     threads,
 )
 from thaw.training.engine import EpochRecord
-from thaw.training.method import Method, Setting
 from thaw.training.pace import seconds_per_epoch
+from thaw.training.trainer import MultiStageTrainer, TrainingContext
 
 CHECKPOINT_VERSION = 1
 MODEL_DIGEST = "model"
@@ -87,7 +87,7 @@ class Started:
 
 @dataclass(frozen=True)
 class QatEpochDone:
-    """An epoch of quantisation-aware training is over; a resume begins with the first again."""
+    """An epoch of quantization-aware training is over; a resume begins with the first again."""
 
     record: EpochRecord
 
@@ -96,7 +96,7 @@ class QatEpochDone:
 class Int8Done:
     """The int8 graph is chosen, and saved."""
 
-    quantised: Quantised
+    quantization: QuantizationResult
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,16 @@ def start_run(
     """
     resolve_device(request.device)
     request, data = yield from settle_run(request, progress)
-    request.recipe.model.build(data.contract.shape, len(data.train.classes))
+    request.recipe.model.build(data.input_spec.shape, len(data.train.classes))
     kept = request.as_dict() | {
         "fingerprint": data.fingerprint,
         "threads": thread_count(),
-        "normalisation": normalisation_of(request.recipe, request.device),
+        "normalization": normalization_of(request.recipe, request.device),
     }
     folder = create(out, f"{data.name}-{request.recipe_name}", overwrite=overwrite)
     with locked(folder):
         folder.begin(kept)
-        yield from _run(folder, request, data, kept["normalisation"])
+        yield from _run(folder, request, data, kept["normalization"])
 
 
 def resume_run(
@@ -156,53 +156,55 @@ def resume_run(
         if data.fingerprint != kept.get("fingerprint"):
             raise RunError(f"the data of {path} have changed since the run began; start a new run with thaw train")
         # The order in which an operation adds up depends on its number of threads, and with it the last bits; so they
-        # do on what computes normalisation.
+        # do on what computes normalization.
         with threads(kept["threads"]):
-            yield from _run(folder, request, data, kept.get("normalisation") or normalisation_name(fused=False))
+            yield from _run(folder, request, data, kept.get("normalization") or normalization_name(fused=False))
 
 
 def _run(
-    folder: RunFolder, request: TrainRequest, data: PreparedData, normalisation: str
+    folder: RunFolder, request: TrainRequest, data: PreparedData, normalization: str
 ) -> Generator[Event, None, None]:
     started = time.perf_counter()
-    with Lanes(LANES, resolve_device(request.device)) as lanes:
-        setting = training_setting(
-            data, request.recipe, request.seed, request.device, lanes, normalisation=normalisation
+    with ParallelBranches(LANES, resolve_device(request.device)) as lanes:
+        context = training_context(
+            data, request.recipe, request.seed, request.device, lanes, normalization=normalization
         )
-        method = Method(request.recipe.method_settings(), setting)
+        trainer = MultiStageTrainer(request.recipe.trainer_settings(), context)
         plan = _plan(request, data)
-        earlier_seconds = _restore(folder, method, plan)
-        folder.write_history([record.as_dict() for record in method.progress.records])
+        earlier_seconds = _restore(folder, trainer, plan)
+        folder.write_history([record.as_dict() for record in trainer.progress.records])
         write_atomically(folder.recipe, request.recipe.as_toml())
-        cost = layer_table(request.recipe.model, method.settings.joined, data.contract.shape, len(data.train.classes))
-        pace = seconds_per_epoch(method.settings, setting)
+        cost = layer_table(
+            request.recipe.model, trainer.settings.unify_spec, data.input_spec.shape, len(data.train.classes)
+        )
+        pace = seconds_per_epoch(trainer.settings, context)
         stages = request.recipe.stage_epochs()
-        yield Started(folder, data, cost, len(method.progress.records), stages, request.folds, pace)
-        for record in method.epochs():
-            _save(folder, method, plan, earlier_seconds + time.perf_counter() - started)
+        yield Started(folder, data, cost, len(trainer.progress.records), stages, request.folds, pace)
+        for record in trainer.epochs():
+            _save(folder, trainer, plan, earlier_seconds + time.perf_counter() - started)
             yield EpochDone(record)
         model = Model(
-            module=method.network,
+            module=trainer.network,
             spec=request.recipe.model,
-            fusion=method.settings.joined,
-            contract=data.contract,
+            unify=trainer.settings.unify_spec,
+            input_spec=data.input_spec,
             classes=data.train.classes,
             header=_model_header(request, data),
         )
-        folds = yield from cross_validate(folder, request, data, setting)
+        folds = yield from cross_validate(folder, request, data, context)
         _check_data(folder, data)
         # Before the model, so that whoever finds that knows its images.
         write_seen(folder.training_images, SeenImages.of(data.train.images, data.validation.images), model)
         model.save(folder.model)
         seconds = earlier_seconds + time.perf_counter() - started
-        int8 = yield from _quantise(request, setting, model)
+        int8 = yield from _quantize(request, context, model)
         write_graph(folder.int8, int8.graph, _int8_header(model, int8))
         yield Int8Done(int8)
-    metrics = _measure(request, data, method, model, cost, folds, seconds)
+    metrics = _measure(request, data, trainer, model, cost, folds, seconds)
     test = data.test.open()
     probabilities = model.probabilities(test.images)
     quality, in_int8 = quality_of(probabilities, test), compare_on_test(int8, test, probabilities)
-    findings = run_findings(request.recipe_name, request.recipe, method, model, quality, in_int8)
+    findings = run_findings(request.recipe_name, request.recipe, trainer, model, quality, in_int8)
     metrics["findings"] = [finding.as_dict() for finding in findings]
     metrics["test"] = quality.as_dict()
     metrics["int8"] = {**int8.as_dict(), "test": in_int8}
@@ -210,7 +212,7 @@ def _run(
     samples = sample_views(
         data.train, request.recipe.augment, count=SAMPLES_SHOWN, seed=derive(request.seed, "samples")
     )
-    history = [record.as_dict() for record in method.progress.records]
+    history = [record.as_dict() for record in trainer.progress.records]
     write_report(folder.path, metrics, history, ReportPictures(mistakes=mistakes, samples=samples))
     # Last, so that a run with metrics.json is a whole one.
     yield Finished(folder, write_document(folder.metrics, metrics))
@@ -229,13 +231,13 @@ def _check_data(folder: RunFolder, data: PreparedData) -> None:
 def _plan(request: TrainRequest, data: PreparedData) -> str:
     """A digest of what decides the weights, which a checkpoint must share with the run that goes on from it."""
     recipe = request.recipe.as_dict()
-    # Quantisation begins when training is over, and what was open is settled before it.
+    # Quantization begins when training is over, and what was open is settled before it.
     del recipe["quantize"], recipe["sizing"]
-    facts = [recipe, request.seed, data.fingerprint, data.contract.as_dict()]
+    facts = [recipe, request.seed, data.fingerprint, data.input_spec.as_dict()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _restore(folder: RunFolder, method: Method, plan: str) -> float:
+def _restore(folder: RunFolder, trainer: MultiStageTrainer, plan: str) -> float:
     """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
     if not folder.checkpoint.exists():
         return 0.0
@@ -244,7 +246,7 @@ def _restore(folder: RunFolder, method: Method, plan: str) -> float:
         tensors, header = read_tensors(folder.checkpoint, version=CHECKPOINT_VERSION)
         found, seconds = header["plan"], float(header["seconds"])
         if found == plan:
-            method.restore(tensors, header["method"])
+            trainer.restore(tensors, header["method"])
     except (ModelFileError, LookupError, TypeError, ValueError) as error:
         what = str(error) if isinstance(error, ModelFileError) else f"{folder.checkpoint} lacks something: {error}"
         raise RunError(f"{what}\n{mend}") from error
@@ -253,9 +255,9 @@ def _restore(folder: RunFolder, method: Method, plan: str) -> float:
     return max(0.0, seconds)
 
 
-def _save(folder: RunFolder, method: Method, plan: str, seconds: float) -> None:
+def _save(folder: RunFolder, trainer: MultiStageTrainer, plan: str, seconds: float) -> None:
     """The checkpoint first: the history is made from it again on a resume, but not the other way round."""
-    tensors, numbers = method.state()
+    tensors, numbers = trainer.state()
     header = {"version": CHECKPOINT_VERSION, "plan": plan, "method": numbers, "seconds": seconds}
     write_tensors(folder.checkpoint, tensors, header)
     folder.write_history(numbers["records"])
@@ -270,27 +272,29 @@ def _model_header(request: TrainRequest, data: PreparedData) -> dict[str, Any]:
     }
 
 
-def _quantise(request: TrainRequest, setting: Setting, model: Model) -> Generator[Event, None, Quantised]:
-    epochs = quantise(model, setting, request.recipe.quantize, request.recipe.augment)
+def _quantize(
+    request: TrainRequest, context: TrainingContext, model: Model
+) -> Generator[Event, None, QuantizationResult]:
+    epochs = quantize_model(model, context, request.recipe.quantize, request.recipe.augment)
     while True:
         try:
             yield QatEpochDone(next(epochs))
         except StopIteration as end:
-            found: Quantised = end.value
+            found: QuantizationResult = end.value
             return found
 
 
-def _int8_header(model: Model, quantised: Quantised) -> GraphHeader:
-    facts = {"method": quantised.chosen.method, "validation accuracy": quantised.chosen.scores.accuracy}
+def _int8_header(model: Model, quantization: QuantizationResult) -> GraphHeader:
+    facts = {"method": quantization.chosen.method, "validation accuracy": quantization.chosen.scores.accuracy}
     return graph_header(model, {**facts, MODEL_DIGEST: model.digest})
 
 
-def quantised(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
+def quantize_run(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
     """The int8 graph of a finished run that has none, made as `thaw train` would have made it from the run's data."""
-    with Lanes(LANES, resolve_device(request.device)) as lanes:
-        # Of an int8 graph, no step normalises.
-        setting = training_setting(data, request.recipe, request.seed, request.device, lanes, normalisation="torch")
-        events = _quantise(request, setting, model)
+    with ParallelBranches(LANES, resolve_device(request.device)) as lanes:
+        # Of an int8 graph, no step normalizes.
+        context = training_context(data, request.recipe, request.seed, request.device, lanes, normalization="torch")
+        events = _quantize(request, context, model)
         while True:
             try:
                 next(events)
@@ -299,12 +303,12 @@ def quantised(model: Model, data: PreparedData, request: TrainRequest) -> tuple[
 
 
 def measure_quality(model: Model, images: ImageSet) -> Quality:
-    """How good `model` is on labelled images of its input's size."""
+    """How good `model` is on labeled images of its input's size."""
     return quality_of(model.probabilities(images.images), images)
 
 
 def quality_of(probabilities: npt.NDArray[np.float64], images: ImageSet) -> Quality:
-    """How good probabilities, float64 [N, K], are for N labelled images."""
+    """How good probabilities, float64 [N, K], are for N labeled images."""
     names = [images.name(index) for index in range(len(images))]
     return evaluate(probabilities, images.labels, images.classes, names)
 
@@ -312,7 +316,7 @@ def quality_of(probabilities: npt.NDArray[np.float64], images: ImageSet) -> Qual
 def _measure(
     request: TrainRequest,
     data: PreparedData,
-    method: Method,
+    trainer: MultiStageTrainer,
     model: Model,
     cost: Cost,
     folds: list[FoldDone],
@@ -326,7 +330,7 @@ def _measure(
         latency = measure_latency(
             lambda: model.probabilities(batch[:1]), lambda: model.probabilities(batch), batch_size=len(batch)
         )
-    device = str(method.setting.device.type)
+    device = str(trainer.context.device.type)
     return {
         "schema": METRICS_SCHEMA,
         "dataset": data.name,
@@ -345,12 +349,12 @@ def _measure(
         "recipe": request.recipe_name,
         "overrides": list(request.overrides),
         "seed": request.seed,
-        "input": data.contract.as_dict(),
+        "input": data.input_spec.as_dict(),
         "parameters": cost.parameters,
         "macs": cost.macs,
         "cost": cost.as_dict(),
         "budget": None if request.budget is None else request.budget.as_dict(),
-        "stages": [summary.as_dict() for summary in method.progress.summaries],
+        "stages": [summary.as_dict() for summary in trainer.progress.summaries],
         "validation": {
             "accuracy": validation.accuracy,
             "accuracy_ci95": list(validation.accuracy_ci95),
@@ -361,8 +365,8 @@ def _measure(
         "folds": fold_summary(folds),
         "command": encodable(request.command),
         "device": device,
-        "precision": precision_name(method.setting.dtype),
-        "normalisation": normalisation_name(fused=method.setting.fused),
+        "precision": precision_name(trainer.context.dtype),
+        "normalization": normalization_name(fused=trainer.context.fused),
         "seconds": seconds,
         "environment": environment(device),
         "files": {

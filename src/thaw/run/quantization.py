@@ -34,8 +34,8 @@ from thaw.recipe.quantize_settings import QuantizeSettings
 from thaw.seeds import numpy_generator
 from thaw.training.engine import EpochRecord
 from thaw.training.loss import Score
-from thaw.training.method import Setting, StageSummary, summarise
 from thaw.training.qat import QatSettings, QatStage
+from thaw.training.trainer import StageSummary, TrainingContext, summarize
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -73,7 +73,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantised:
+class QuantizationResult:
     """The int8 graph that was chosen, and how.
 
     Attributes:
@@ -129,40 +129,42 @@ class Quantised:
 
 def float_graph(model: Model) -> Graph:
     """The float32 graph of a trained model, from raw pixels to "logits" and "probabilities"."""
-    contract = model.contract
-    return lower(model.module, shape=contract.shape, mean=contract.mean, std=contract.std, classes=len(model.classes))
+    input_spec = model.input_spec
+    return lower(
+        model.module, shape=input_spec.shape, mean=input_spec.mean, std=input_spec.std, classes=len(model.classes)
+    )
 
 
 def int8_probabilities(graph: Graph, images: npt.NDArray[np.uint8]) -> Probabilities:
-    """Class probabilities by the referee, float64 [N, K], of an int8 graph whose last output they are."""
+    """Class probabilities by the reference interpreter, float64 [N, K], of an int8 graph whose last output they are."""
     numbers = run(graph, images)[graph.outputs[-1]].astype(np.float64)
     return (numbers - SOFTMAX_QUANTIZATION.zero_point) * SOFTMAX_QUANTIZATION.scale
 
 
-def quantise(
-    model: Model, setting: Setting, settings: QuantizeSettings, augment: AugmentSettings
-) -> Generator[EpochRecord, None, Quantised]:
+def quantize_model(
+    model: Model, context: TrainingContext, settings: QuantizeSettings, augment: AugmentSettings
+) -> Generator[EpochRecord, None, QuantizationResult]:
     """Calibrate, choose on validation images, and train on where too much is lost; yields the epochs of that.
 
     Equal arguments give equal bits. Training on that ends in a loss which is not finite costs nothing but itself: what
     it had reached until then counts, or else what calibration gave.
     """
     graph = float_graph(model)
-    images = calibration_images(setting.train, settings.calibration_images, setting.seed)
+    images = calibration_images(context.train, settings.calibration_images, context.seed)
     ranges = calibrate(graph, images)
-    truth, expected, score = setting.validation, model.probabilities(setting.validation.images), setting.score
+    truth, expected, score = context.validation, model.probabilities(context.validation.images), context.score
     measured = {method: _measured(method, quantize(graph, ranges[method]), truth, expected) for method in METHODS}
     method = max(METHODS, key=lambda each: measured[each].rank(score))
     candidates, best = list(measured.values()), measured[method]
     float_scores = _scores(expected, truth)
     summary: StageSummary | None = None
     if 100.0 * (float_scores.by(score) - best.scores.by(score)) > settings.qat_threshold:
-        trained = yield from _train_on(graph, ranges[method], setting, settings.qat, augment)
+        trained = yield from _train_on(graph, ranges[method], context, settings.qat, augment)
         if trained is not None:
             summary = trained[1]
             candidates.append(_measured("qat", trained[0], truth, expected))
             best = max(candidates, key=lambda each: each.rank(score))
-    return Quantised(
+    return QuantizationResult(
         chosen=best,
         candidates=tuple(candidates),
         float_scores=float_scores,
@@ -191,20 +193,20 @@ def graph_header(model: Model, facts: Mapping[str, Any]) -> GraphHeader:
     return GraphHeader(
         name="-".join(str(word) for word in words if word) or "model",
         classes=model.classes,
-        contract=model.contract,
+        input_spec=model.input_spec,
         facts={**known, **facts},
     )
 
 
-def compare_on_test(quantised: Quantised, test: ImageSet, expected: Probabilities) -> dict[str, Any]:
+def compare_on_test(quantization: QuantizationResult, test: ImageSet, expected: Probabilities) -> dict[str, Any]:
     """The `test` part of `int8` in metrics.json: the int8 graph against the float network, whose answers are given.
 
     Args:
-        quantised: what was chosen before.
-        test: N labelled images.
+        quantization: what was chosen before.
+        test: N labeled images.
         expected: float64 [N, K], the float network's probabilities.
     """
-    found = int8_probabilities(quantised.graph, test.images)
+    found = int8_probabilities(quantization.graph, test.images)
     in_int8, in_float = (evaluate(each, test.labels, test.classes) for each in (found, expected))
     return {
         "float_accuracy": in_float.accuracy,
@@ -222,13 +224,13 @@ def compare_on_test(quantised: Quantised, test: ImageSet, expected: Probabilitie
 
 
 def _train_on(
-    graph: Graph, ranges: Mapping[str, Range], setting: Setting, settings: QatSettings, augment: AugmentSettings
+    graph: Graph, ranges: Mapping[str, Range], context: TrainingContext, settings: QatSettings, augment: AugmentSettings
 ) -> Generator[EpochRecord, None, tuple[Graph, StageSummary] | None]:
     module = TrainableGraph(graph, ranges)
-    module.to(setting.device)
-    stage_run = setting.run(QatStage(module, settings), augment)
+    module.to(context.device)
+    stage_run = context.run(QatStage(module, settings), augment)
     records = []
-    # Weights that have run away cannot be quantised, which is told as a UsageError.
+    # Weights that have run away cannot be quantized, which is told as a UsageError.
     with contextlib.suppress(TrainingError, UsageError):
         for record in stage_run.epochs():
             records.append(record)
@@ -236,7 +238,7 @@ def _train_on(
     if not records:
         return None
     stage_run.load_best()
-    return module.int8_graph(), summarise(stage_run, records)
+    return module.int8_graph(), summarize(stage_run, records)
 
 
 def _measured(method: str, graph: Graph, truth: ImageSet, expected: Probabilities) -> Candidate:

@@ -1,4 +1,4 @@
-"""Where the lines, dots and labels of the report's plots go; the template draws them in the page's colours.
+"""Where the lines, dots and labels of the report's plots go; the template draws them in the page's colors.
 
 Each plot is worked out for a width in SVG units, once for wide screens and once for phones: text keeps its size.
 """
@@ -48,7 +48,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A curve laid out: `path` is SVG path data, `lone` are values with no neighbour to draw a line to."""
+    """A curve laid out: `path` is SVG path data, `lone` are values with no neighbor to draw a line to."""
 
     name: str
     style: str

@@ -32,7 +32,7 @@ _KEPT_TYPES: dict[str, type | types.UnionType] = {
     "command": str,
     "fingerprint": str,
     "threads": int,
-    "normalisation": str | None,
+    "normalization": str | None,
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from thaw.data.images import are_signs
+from thaw.data.images import are_characters
 from thaw.data.ingest import Glance, Progress, glance
 from thaw.data.prepare import PreparedData, prepare
 from thaw.data.problems import Problem
@@ -38,14 +38,14 @@ class SourceFacts:
         classes: how many there are at least.
         bound: where the budget chooses the input, what says that no larger one was looked at; "" where it does not.
         own_size: height and width of all images, where they are alike and small.
-        colour: whether an image in colour was seen.
+        color: whether an image in color was seen.
     """
 
     shapes: tuple[Shape, ...] = ()
     classes: int = _FEWEST_CLASSES
     bound: str = ""
     own_size: tuple[int, int] | None = None
-    colour: bool = False
+    color: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -61,7 +61,7 @@ class SourceFacts:
         """`data.input` for one of the shapes: "auto" for the images' own size, and for channels that are not sure."""
         if shape[:2] == self.own_size:
             return "auto"
-        return f"{shape[0]}x{shape[1]}x{shape[2] if self.colour else 'auto'}"
+        return f"{shape[0]}x{shape[1]}x{shape[2] if self.color else 'auto'}"
 
 
 def prepare_run(request: TrainRequest, progress: Progress | None = None) -> tuple[TrainRequest, PreparedData]:
@@ -100,7 +100,7 @@ def settle_run(
     plan = plan_trials(choices.ranked, request.recipe, data, request.seed)
     trials = [] if plan is None else (yield from _compare(plan, request))
     chosen = best_trial(trials).candidate if trials else choices.ranked[0]
-    if facts.is_open and chosen.shape != data.contract.shape:
+    if facts.is_open and chosen.shape != data.input_spec.shape:
         data = _prepare(request, facts, chosen.shape, progress)
     request = _settled(request, facts, choices, chosen, data, plan, trials)
     told = (*request.chosen, *balance_notes(request.recipe, data))
@@ -148,18 +148,18 @@ def look_at_source(request: TrainRequest) -> SourceFacts:
     if recipe.sizing.input == "as is" or request.budget is None:
         return SourceFacts()
     opened = open_source(request.source, recipe.data, data_root=request.data_root)
-    catalogue = None if opened.usual_input else opened.read()
-    seen = None if catalogue is None else glance(catalogue.splits)
-    if catalogue is None or seen is None:
+    catalog = None if opened.usual_input else opened.read()
+    seen = None if catalog is None else glance(catalog.splits)
+    if catalog is None or seen is None:
         return SourceFacts()
     shapes = _open_shapes(recipe, seen)
     is_named = shapes[-1][0] == recipe.sizing.sides[-1] and shapes[-1][:2] != seen.own_size
     return SourceFacts(
         shapes=shapes,
-        classes=max(_FEWEST_CLASSES, len(catalogue.classes)),
+        classes=max(_FEWEST_CLASSES, len(catalog.classes)),
         bound="sizing.sides has no more" if is_named else f"the shorter side of the images is {seen.shorter_side}",
         own_size=seen.own_size,
-        colour=seen.colour,
+        color=seen.color,
     )
 
 
@@ -180,8 +180,8 @@ def first_choices(request: TrainRequest, facts: SourceFacts) -> Choices | None:
         check_fits(request.recipe, request.budget, facts.shapes, facts.classes)
     except BudgetError:
         # What does not fit with the fewest classes is refused with its own number, which may take long to look up.
-        catalogue = open_source(request.source, request.recipe.data, data_root=request.data_root).read()
-        check_fits(request.recipe, request.budget, facts.shapes, max(_FEWEST_CLASSES, len(catalogue.classes)))
+        catalog = open_source(request.source, request.recipe.data, data_root=request.data_root).read()
+        check_fits(request.recipe, request.budget, facts.shapes, max(_FEWEST_CLASSES, len(catalog.classes)))
     return None
 
 
@@ -211,7 +211,7 @@ def with_network(
 
 def _open_shapes(recipe: Recipe, seen: Glance) -> tuple[Shape, ...]:
     """Inputs to choose from, the smallest first: squares, and the images' own size where "auto" would take that."""
-    channels = 3 if seen.colour else 1
+    channels = 3 if seen.color else 1
     sides = recipe.sizing.sides
     if seen.own_size is None:
         fitting = [side for side in sides if side <= seen.shorter_side] or [sides[0]]
@@ -246,7 +246,7 @@ def _prepare(request: TrainRequest, facts: SourceFacts, shape: Shape | None, pro
 
 def _choices_for(request: TrainRequest, facts: SourceFacts, data: PreparedData) -> Choices:
     """What fits now that classes and channels are known, of inputs that the decoded images can be made smaller to."""
-    height, width, channels = data.contract.shape
+    height, width, channels = data.input_spec.shape
     shapes = [(height, width, channels)]
     if facts.is_open:
         smaller = [(rows, columns, channels) for rows, columns, _ in facts.shapes if rows * columns < height * width]
@@ -277,8 +277,8 @@ def _settled(
     settled = replace(recipe, model=chosen.spec, sizing=recipe.sizing.settled())
     notes: list[Problem] = []
     if facts.is_open and chosen.shape[:2] != facts.own_size:
-        settled = replace(settled, data=replace(recipe.data, input=str(data.contract)))
-        notes.append(input_note(data.contract, input_reason(facts.sides, facts.bound, chosen, compared=bool(trials))))
+        settled = replace(settled, data=replace(recipe.data, input=str(data.input_spec)))
+        notes.append(input_note(data.input_spec, input_reason(facts.sides, facts.bound, chosen, compared=bool(trials))))
     if recipe.sizing.network == "largest" and budget is not None:
         notes += network_notes(recipe, budget, choices, chosen, len(data.train.classes), len(trials))
     notes += [] if plan is None else trial_notes(plan, trials)
@@ -308,7 +308,7 @@ def _with_epochs(request: TrainRequest, images: int) -> TrainRequest:
 def _mirrors_signs(request: TrainRequest, classes: Sequence[str]) -> bool:
     """Whether a recipe for anything would mirror digits or letters, and nobody asked for that."""
     is_for_anything = request.recipe.sizing.is_open and request.recipe.augment.flip
-    return is_for_anything and not _is_asked_for(request, "augment.flip") and are_signs(classes)
+    return is_for_anything and not _is_asked_for(request, "augment.flip") and are_characters(classes)
 
 
 def _is_asked_for(request: TrainRequest, setting: str) -> bool:

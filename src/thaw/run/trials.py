@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.balance import class_counts
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.images import ImageSet, InputSpec
 from thaw.data.prepare import PreparedData
 from thaw.data.resize import resize
 from thaw.data.splits import Rows, cut_off
@@ -26,11 +26,11 @@ from thaw.model.model import network_probabilities
 from thaw.models.stages import Shape
 from thaw.recipe.candidates import Candidate
 from thaw.recipe.recipe import Recipe
-from thaw.run.context import normalisation_of, training_setting
+from thaw.run.context import normalization_of, training_context
 from thaw.seeds import derive, numpy_generator
-from thaw.training.compute import LANES, Lanes, resolve_device
+from thaw.training.compute import LANES, ParallelBranches, resolve_device
 from thaw.training.loss import Score
-from thaw.training.method import Method
+from thaw.training.trainer import MultiStageTrainer
 
 _HELD_OUT = 0.2
 _MOST_TRAINED = 5_000
@@ -116,19 +116,19 @@ def plan_trials(candidates: Sequence[Candidate], recipe: Recipe, data: PreparedD
 def run_trials(plan: TrialPlan, recipe: Recipe, seed: int, device: str) -> Iterator[Trial]:
     """Train and judge each candidate; the same seed gives the same choice on the same machine."""
     weights = _weights(plan)
-    with Lanes(LANES, resolve_device(device)) as lanes:
+    with ParallelBranches(LANES, resolve_device(device)) as lanes:
         for number, candidate in enumerate(plan.candidates, start=1):
             started = time.perf_counter()
             data = _resized(plan.data, candidate.shape)
             plain = replace(recipe.plain, epochs=plan.epochs, most_steps=0)
             short = replace(recipe, method="plain", model=candidate.spec, plain=plain)
-            norms = normalisation_of(short, device)
-            setting = training_setting(data, short, derive(seed, "trials"), device, lanes, normalisation=norms)
-            method = Method(short.method_settings(), setting)
+            norms = normalization_of(short, device)
+            setting = training_context(data, short, derive(seed, "trials"), device, lanes, normalization=norms)
+            trainer = MultiStageTrainer(short.trainer_settings(), setting)
             try:
-                for _ in method.epochs():
+                for _ in trainer.epochs():
                     pass
-                probabilities = network_probabilities([method.network], data.validation.images, data.contract)
+                probabilities = network_probabilities([trainer.network], data.validation.images, data.input_spec)
                 hits = probabilities.argmax(axis=1) == data.validation.labels
             except TrainingError:
                 hits = np.zeros(len(data.validation), dtype=bool)
@@ -190,8 +190,8 @@ def _rows(images: ImageSet, rows: Rows) -> ImageSet:
 
 def _resized(data: PreparedData, shape: Shape) -> PreparedData:
     """The same images at another size; mean and deviation stay."""
-    contract: InputContract = replace(data.contract, height=shape[0], width=shape[1])
+    input_spec: InputSpec = replace(data.input_spec, height=shape[0], width=shape[1])
     train, validation = (
-        replace(images, images=resize(images.images, contract)) for images in (data.train, data.validation)
+        replace(images, images=resize(images.images, input_spec)) for images in (data.train, data.validation)
     )
-    return replace(data, train=train, validation=validation, contract=contract)
+    return replace(data, train=train, validation=validation, input_spec=input_spec)

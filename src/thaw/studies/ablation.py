@@ -25,12 +25,12 @@ from thaw.graph.lower import lower
 from thaw.model.model import network_probabilities
 from thaw.quoting import markdown_code, markdown_text
 from thaw.recipe.recipe import Recipe
-from thaw.run.context import normalisation_of, training_setting
+from thaw.run.context import normalization_of, training_context
 from thaw.run.folder import RunFolder, locked, read_json
 from thaw.run.pipeline import DecodeProgress
 from thaw.training.arms import PLAIN, STUDIES, Arm, ArmTraining, Modules, StudyName, arm_tensors, load_arm
 from thaw.training.checkpoint import read_tensors, write_tensors
-from thaw.training.compute import LANES, Lanes, precision_name, resolve_device, resolve_precision
+from thaw.training.compute import LANES, ParallelBranches, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import EpochRecord
 
 ARM_VERSION = 1
@@ -89,7 +89,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
     """
     resolve_device(device)
     _check_recipe(recipe, study)
-    normalisation = normalisation_of(recipe, device)
+    normalization = normalization_of(recipe, device)
     arms, folder = STUDIES[study], RunFolder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -105,13 +105,13 @@ def ablate(  # noqa: PLR0913 - the options of the command
                 "version": ARM_VERSION,
                 "source": source,
                 "recipe": recipe.as_dict(),
-                "normalisation": normalisation,
+                "normalization": normalization,
             }
             _check_plan(folder, plan, data, seed)
-            trained = yield from _train_arms(arms, out, recipe, data, seed, device, normalisation)
+            trained = yield from _train_arms(arms, out, recipe, data, seed, device, normalization)
             name, test = data.name, data.test.open()
             for arm, modules in trained.items():
-                predicted = network_probabilities(modules, test.images, data.contract).argmax(axis=1)
+                predicted = network_probabilities(modules, test.images, data.input_spec).argmax(axis=1)
                 outcomes[arm].append(predicted == test.labels)
                 costs[arm] = _costs(modules, data)
         result = _compare(arms, outcomes, costs, seeds) | {
@@ -123,7 +123,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
             "epochs": sum(recipe.stage_epochs().values()),
             "stages": recipe.stage_epochs(),
             "precision": precision_name(resolve_precision(recipe.compute.precision, resolve_device(device))),
-            "normalisation": normalisation,
+            "normalization": normalization,
             "environment": environment(resolve_device(device).type),
         }
         write_document(out / f"{_FILES[study]}.json", result)
@@ -133,9 +133,9 @@ def ablate(  # noqa: PLR0913 - the options of the command
 
 def _check_recipe(recipe: Recipe, study: StudyName) -> None:
     """Refuse a recipe that the arms of a study cannot be made of."""
-    if recipe.method != "two-stage" or recipe.fusion.join != "concatenate":
+    if recipe.method != "two-stage" or recipe.unify.join != "concatenate":
         raise UsageError(
-            f"method {recipe.method}, fusion.join {recipe.fusion.join}: arms are made of a recipe for the two stages "
+            f"method {recipe.method}, unify.join {recipe.unify.join}: arms are made of a recipe for the two stages "
             "that concatenates; the other ways are arms of --study unify"
         )
     if study == "unify" and recipe.dual.epochs < 2:
@@ -147,9 +147,9 @@ def _check_recipe(recipe: Recipe, study: StudyName) -> None:
 
 def _costs(modules: Modules, data: PreparedData) -> dict[str, int]:
     """Parameters and multiply-accumulates of all modules together."""
-    contract, classes = data.contract, len(data.train.classes)
+    input_spec, classes = data.input_spec, len(data.train.classes)
     every = [
-        count_cost(lower(module, shape=contract.shape, mean=contract.mean, std=contract.std, classes=classes))
+        count_cost(lower(module, shape=input_spec.shape, mean=input_spec.mean, std=input_spec.std, classes=classes))
         for module in modules
     ]
     return {"parameters": sum(cost.parameters for cost in every), "macs": sum(cost.macs for cost in every)}
@@ -162,12 +162,12 @@ def _train_arms(
     data: PreparedData,
     seed: int,
     device: str,
-    normalisation: str,
+    normalization: str,
 ) -> Generator[ArmEpoch, None, dict[str, Modules]]:
     trained: dict[str, Modules] = {}
-    with Lanes(LANES, resolve_device(device)) as lanes:
-        setting = training_setting(data, recipe, seed, device, lanes, normalisation=normalisation)
-        training = ArmTraining(recipe.method_settings(), setting)
+    with ParallelBranches(LANES, resolve_device(device)) as lanes:
+        setting = training_context(data, recipe, seed, device, lanes, normalization=normalization)
+        training = ArmTraining(recipe.trainer_settings(), setting)
         for arm in arms:
             path = out / f"seed{seed}-{arm.name}.safetensors"
             if path.is_file():

@@ -128,7 +128,7 @@ def _paper() -> list[Point]:
     _, recipe = load_recipe(RECIPE)
     points = []
     for dataset, published in PUBLISHED.items():
-        cost = layer_table(recipe.model, recipe.joined, _SHAPES[dataset], _CLASSES)
+        cost = layer_table(recipe.model, recipe.unify_spec, _SHAPES[dataset], _CLASSES)
         points.append(
             Point(
                 dataset=dataset,

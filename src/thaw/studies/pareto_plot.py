@@ -1,4 +1,4 @@
-"""The drawing of the Pareto plot: SVG text, with colours that follow a dark page.
+"""The drawing of the Pareto plot: SVG text, with colors that follow a dark page.
 
 Accuracy goes up by the logarithm of the error, so that 99 % and 99.5 % lie as far apart as 90 % and 95 %; size goes
 right by its own logarithm. All lengths are SVG units.
@@ -259,7 +259,7 @@ def _titled(point: Point, size: float, x: float, y: float) -> str:
 
 
 def _mark(kind: str, x: float, y: float) -> str:
-    """A mark of its own shape, so that colour alone does not tell whose it is."""
+    """A mark of its own shape, so that color alone does not tell whose it is."""
     r = _RADIUS
     if kind == "zoo":
         return f'<circle class="mark {kind}" cx="{x:g}" cy="{y:g}" r="{r + 0.6:g}"/>'

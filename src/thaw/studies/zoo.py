@@ -49,8 +49,8 @@ class _Finished:
         return self.opened.request.recipe
 
     @property
-    def normalisation(self) -> str:
-        return str(self.metrics["normalisation"])
+    def normalization(self) -> str:
+        return str(self.metrics["normalization"])
 
     @property
     def result(self) -> SeedResult:
@@ -145,10 +145,10 @@ def _check_same(runs: Sequence[_Finished]) -> None:
                 f"the recipes of {first.folder.path} and {other.folder.path} differ in their settings\n"
                 "give runs that differ in nothing but their seed"
             )
-        if other.normalisation != first.normalisation:
+        if other.normalization != first.normalization:
             raise RunError(
-                f"{first.folder.path} was trained with normalisation {first.normalisation}, and {other.folder.path} "
-                f"with {other.normalisation}\ngive runs that differ in nothing but their seed"
+                f"{first.folder.path} was trained with normalization {first.normalization}, and {other.folder.path} "
+                f"with {other.normalization}\ngive runs that differ in nothing but their seed"
             )
         if other.metrics["data"]["fingerprint"] != first.metrics["data"]["fingerprint"]:
             raise RunError(
@@ -189,7 +189,7 @@ def _card(name: str, best: _Finished, results: Sequence[SeedResult]) -> ZooCard:
         name=name,
         dataset=str(request.source),
         classes=best.opened.model.classes,
-        input=best.opened.model.contract.as_dict(),
+        input=best.opened.model.input_spec.as_dict(),
         parameters=metrics["parameters"],
         macs=metrics["macs"],
         test=Measured.of(metrics["test"]),
@@ -207,7 +207,7 @@ def _card(name: str, best: _Finished, results: Sequence[SeedResult]) -> ZooCard:
         fingerprint=metrics["data"]["fingerprint"],
         device=metrics["device"],
         precision=metrics["precision"],
-        normalisation=best.normalisation,
+        normalization=best.normalization,
         seconds=round(metrics["seconds"], 1),
         environment=metrics["environment"],
     )
@@ -246,15 +246,15 @@ def describe(card: ZooCard) -> list[tuple[str, str]]:
         ("made by", card.command),
         (
             "trained on",
-            f"{machine['cpu']}, {card.device}, {card.precision}, {_normalised(card)}, in {card.seconds:,.0f} s",
+            f"{machine['cpu']}, {card.device}, {card.precision}, {_normalized(card)}, in {card.seconds:,.0f} s",
         ),
         ("with", f"thaw {machine['thaw']}, Python {machine['python']}, torch {machine['torch']}; {machine['os']}"),
         ("data fingerprint", card.fingerprint),
     ]
 
 
-def _normalised(card: ZooCard) -> str:
-    return "normalisation fused" if card.normalisation == "fused" else f"normalisation by {card.normalisation}"
+def _normalized(card: ZooCard) -> str:
+    return "normalization fused" if card.normalization == "fused" else f"normalization by {card.normalization}"
 
 
 def interval_half(card: ZooCard) -> str:

@@ -23,17 +23,9 @@ from thaw.data.batches import View
 from thaw.errors import UsageError
 from thaw.models.blocks import learned_parameters
 from thaw.models.families import FamilySpec, PaperSpec
-from thaw.models.fusion import HEAD, DualModel, Join, build_unified
+from thaw.models.unify import HEAD, DualModel, Join, build_unified
 from thaw.training.distil import DistillStage
 from thaw.training.engine import EpochRecord, StageRun
-from thaw.training.method import (
-    MethodSettings,
-    Setting,
-    measured_average,
-    seeded_dual,
-    seeded_submodel,
-    seeded_unify,
-)
 from thaw.training.stages import (
     DualSettings,
     DualStage,
@@ -43,6 +35,14 @@ from thaw.training.stages import (
     UnfreezeSettings,
     UnfreezeStep,
     unfreeze_stages,
+)
+from thaw.training.trainer import (
+    TrainerSettings,
+    TrainingContext,
+    measured_average,
+    seeded_dual,
+    seeded_submodel,
+    seeded_unify,
 )
 
 StudyName = Literal["parts", "unify"]
@@ -110,9 +110,9 @@ STUDIES: dict[StudyName, tuple[Arm, ...]] = {"parts": ARMS, "unify": UNIFY_ARMS}
 class ArmTraining:
     """Trains arms on one setting; arms whose first stage is the same share it, since it would give the same weights."""
 
-    def __init__(self, settings: MethodSettings, setting: Setting) -> None:
+    def __init__(self, settings: TrainerSettings, context: TrainingContext) -> None:
         self.settings = without_early_stop(settings)
-        self.setting = setting
+        self.context = context
         self._first_stages: dict[tuple[DualSettings, FamilySpec, bool], DualModel] = {}
 
     def train(self, arm: Arm) -> Iterator[EpochRecord]:
@@ -121,16 +121,16 @@ class ArmTraining:
         dual = replace(self.settings.dual, views=arm.views)
         passes = dual.epochs + _thawing_epochs(self.settings.unfreeze)
         if not arm.dual:
-            network = seeded_submodel(self._alone(arm), self.setting)
+            network = seeded_submodel(self._alone(arm), self.context)
             yield from self._stage(PlainStage(network, as_plain(dual, passes * arm.epochs_a_pass)))
             self.modules = [network]
         elif arm.stage_two == "none":
-            made = seeded_dual(fitting_spec(self.settings, self.setting, 2), self.setting)
+            made = seeded_dual(fitting_spec(self.settings, self.context, 2), self.context)
             yield from self._stage(DualStage(made, replace(dual, epochs=passes)))
             self.modules = list(made.branches)
         elif arm.join == "concatenate":
             made = yield from self._first_stage(dual, self.settings.model)
-            unified = seeded_unify(made, self.settings.fusion, self.setting)
+            unified = seeded_unify(made, self.settings.unify, self.context)
             steps = self.settings.unfreeze if arm.stage_two == "gradual" else at_once(self.settings.unfreeze)
             yield from self._thaw(unified, steps)
         else:
@@ -142,11 +142,11 @@ class ArmTraining:
         dual, spec = replace(dual, epochs=epochs), self._alone(arm)
         if arm.join == "average":
             made = yield from self._first_stage(dual, spec, alike=True)
-            averaged = measured_average(made, self.setting, self.settings.unfreeze.batch_size)
+            averaged = measured_average(made, self.context, self.settings.unfreeze.batch_size)
             yield from self._thaw(averaged, without_head(self.settings.unfreeze, spec.units[-1], left))
             return
         made = yield from self._first_stage(dual, spec)
-        student = seeded_submodel(spec, self.setting, "student")
+        student = seeded_submodel(spec, self.context, "student")
         epochs = _thawing_epochs(self.settings.unfreeze) * arm.epochs_a_pass + left
         settings = replace(as_plain(dual, epochs), view=self.settings.unfreeze.view)
         yield from self._stage(
@@ -160,37 +160,37 @@ class ArmTraining:
         """Two submodels trained as `dual` says, or those that an earlier arm has trained so."""
         key = (dual, spec, alike)
         if key not in self._first_stages:
-            made = seeded_dual(spec, self.setting, alike=alike)
+            made = seeded_dual(spec, self.context, alike=alike)
             yield from self._stage(DualStage(made, dual))
             self._first_stages[key] = made
         return self._first_stages[key]
 
-    def _thaw(self, joined: nn.Module, settings: UnfreezeSettings) -> Iterator[EpochRecord]:
-        for stage in unfreeze_stages(joined, settings):
+    def _thaw(self, network: nn.Module, settings: UnfreezeSettings) -> Iterator[EpochRecord]:
+        for stage in unfreeze_stages(network, settings):
             yield from self._stage(stage)
-        self.modules = [joined]
+        self.modules = [network]
 
     def _stage(self, stage: Stage) -> Iterator[EpochRecord]:
-        run: StageRun = self.setting.run(stage, self.settings.augment)
+        run: StageRun = self.context.run(stage, self.settings.augment)
         yield from run.epochs()
         run.load_best()
 
     def _alone(self, arm: Arm) -> FamilySpec:
         """The submodel that comes out alone: as large as the unified model, or half of it."""
-        return self.settings.model if arm.half else fitting_spec(self.settings, self.setting, 1)
+        return self.settings.model if arm.half else fitting_spec(self.settings, self.context, 1)
 
     def skeleton(self, arm: Arm) -> Modules:
         """Modules of the arm's shapes, to load trained tensors into."""
-        shape, classes = self.setting.train.shape, self.setting.classes
+        shape, classes = self.context.train.shape, self.context.classes
         modules: Modules
         if arm.gives_one_submodel:
             modules = [self._alone(arm).build(shape, classes)]
         elif arm.stage_two == "none":
-            modules = [fitting_spec(self.settings, self.setting, 2).build(shape, classes) for _ in range(2)]
+            modules = [fitting_spec(self.settings, self.context, 2).build(shape, classes) for _ in range(2)]
         else:
-            modules = [build_unified(self.settings.model, self.settings.fusion, shape, classes)]
+            modules = [build_unified(self.settings.model, self.settings.unify, shape, classes)]
         for module in modules:
-            self.setting.place(module)
+            self.context.place(module)
         return modules
 
 
@@ -207,7 +207,7 @@ def as_plain(dual: DualSettings, epochs: int) -> PlainSettings:
     )
 
 
-def without_early_stop(settings: MethodSettings) -> MethodSettings:
+def without_early_stop(settings: TrainerSettings) -> TrainerSettings:
     """Every planned epoch is trained: arms that stopped at different times would not have had equal image passes."""
     passes = settings.dual.epochs + _thawing_epochs(settings.unfreeze)
     return replace(
@@ -220,18 +220,18 @@ def without_early_stop(settings: MethodSettings) -> MethodSettings:
 def at_once(settings: UnfreezeSettings) -> UnfreezeSettings:
     """Stage 2 without gradual thawing: one step over everything, for as many epochs as all steps together."""
     rate = settings.steps[-1].learning_rate
-    step = UnfreezeStep(thaws="all", epochs=_thawing_epochs(settings), learning_rate=rate)
+    step = UnfreezeStep(unit="all", epochs=_thawing_epochs(settings), learning_rate=rate)
     return replace(settings, steps=(step,))
 
 
 def without_head(settings: UnfreezeSettings, last_unit: str, more: int) -> UnfreezeSettings:
     """Stage 2 of a network without a head: the head's epochs, and so many `more`, go to what thaws next."""
     first, *later = settings.steps
-    if first.thaws == HEAD and later:
+    if first.unit == HEAD and later:
         after, *later = later
         first = replace(after, epochs=first.epochs + after.epochs)
-    elif first.thaws == HEAD:
-        first = replace(first, thaws=last_unit)
+    elif first.unit == HEAD:
+        first = replace(first, unit=last_unit)
     return replace(settings, steps=(replace(first, epochs=first.epochs + more), *later))
 
 
@@ -239,15 +239,15 @@ def _thawing_epochs(settings: UnfreezeSettings) -> int:
     return sum(step.epochs for step in settings.steps)
 
 
-def fitting_spec(settings: MethodSettings, setting: Setting, networks: int) -> FamilySpec:
+def fitting_spec(settings: TrainerSettings, context: TrainingContext, networks: int) -> FamilySpec:
     """Submodels of which `networks` have as many parameters as the unified model, or as few less as widths allow.
 
     The first filters are those that keep the submodel's proportion as far as it fits, or up to `_NEARBY` more or less;
     the second take what is then left.
     """
-    shape, classes = setting.train.shape, setting.classes
+    shape, classes = context.train.shape, context.classes
     if not isinstance(settings.model, PaperSpec):
-        return _largest_member(settings, setting, networks)
+        return _largest_member(settings, context, networks)
     paper = settings.model
 
     def size(first: int, second: int) -> int:
@@ -255,7 +255,7 @@ def fitting_spec(settings: MethodSettings, setting: Setting, networks: int) -> F
         return networks * count_parameters([spec.build(shape, classes)])
 
     with torch.device("meta"):
-        budget = count_parameters([build_unified(settings.model, settings.fusion, shape, classes)])
+        budget = count_parameters([build_unified(settings.model, settings.unify, shape, classes)])
         ratio = paper.filters[1] / paper.filters[0]
         middle = paper.filters[0]
         while size(middle + 1, max(1, round(ratio * (middle + 1)))) <= budget:
@@ -271,13 +271,13 @@ def fitting_spec(settings: MethodSettings, setting: Setting, networks: int) -> F
     return replace(paper, filters=best)
 
 
-def _largest_member(settings: MethodSettings, setting: Setting, networks: int) -> FamilySpec:
+def _largest_member(settings: TrainerSettings, context: TrainingContext, networks: int) -> FamilySpec:
     """The largest member of the family of which `networks` have no more parameters than the unified model."""
-    shape, classes = setting.train.shape, setting.classes
+    shape, classes = context.train.shape, context.classes
     found: FamilySpec | None = None
     with torch.device("meta"):
-        budget = count_parameters([build_unified(settings.model, settings.fusion, shape, classes)])
-        for spec in settings.model.members():
+        budget = count_parameters([build_unified(settings.model, settings.unify, shape, classes)])
+        for spec in settings.model.variants():
             if networks * count_parameters([spec.build(shape, classes)]) > budget:
                 break
             found = spec

@@ -20,7 +20,7 @@ from thaw.quoting import shown
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Normalisation = Literal["auto", "fused", "torch"]
+Normalization = Literal["auto", "fused", "torch"]
 # With more, torch's operations, which use them all, are taken to be faster than C that uses one.
 _FUSED_THREADS = 2
 
@@ -31,15 +31,15 @@ class ComputeSettings:
 
     Attributes:
         precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware multiplies it.
-        normalisation: "fused" for normalisation with what comes after it in C that is compiled when training begins,
+        normalization: "fused" for normalization with what comes after it in C that is compiled when training begins,
             "torch" for torch's operations, or "auto": fused where that is faster and there is a C compiler.
     """
 
     precision: Precision = "auto"
-    normalisation: Normalisation = "auto"
+    normalization: Normalization = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("precision", get_args(Precision)), ("normalisation", get_args(Normalisation))):
+        for name, known in (("precision", get_args(Precision)), ("normalization", get_args(Normalization))):
             if (value := getattr(self, name)) not in known:
                 raise UsageError(f"compute.{name} {shown(value)}: expected one of {', '.join(known)}")
 
@@ -60,7 +60,7 @@ def resolve_device(name: str) -> torch.device:
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The type that convolutions compute in: "auto" is bfloat16 where the hardware multiplies it, else float32.
 
-    Weights, gradients and optimiser state are float32 in either case.
+    Weights, gradients and optimizer state are float32 in either case.
     """
     if name not in get_args(Precision):
         raise UsageError(f"precision {shown(name)}: expected one of {', '.join(get_args(Precision))}")
@@ -71,8 +71,8 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in _cpu_features() else torch.float32
 
 
-def resolve_normalisation(name: str, device: torch.device, dtype: torch.dtype, *, threads: int) -> bool:
-    """Whether normalisation is fused with what comes after it; where it is, the C for maps of `dtype` is compiled here.
+def resolve_normalization(name: str, device: torch.device, dtype: torch.dtype, *, threads: int) -> bool:
+    """Whether normalization is fused with what comes after it; where it is, the C for maps of `dtype` is compiled here.
 
     "auto" is yes on a CPU under Linux, where it was measured, with few threads an operation (the C has one), and where
     it compiles.
@@ -87,14 +87,14 @@ def resolve_normalisation(name: str, device: torch.device, dtype: torch.dtype, *
         UsageError: for another name, or for "fused" on a GPU.
         MissingDependencyError: for "fused" without a C compiler that can make it.
     """
-    if name not in get_args(Normalisation):
-        raise UsageError(f"normalisation {shown(name)}: expected one of {', '.join(get_args(Normalisation))}")
+    if name not in get_args(Normalization):
+        raise UsageError(f"normalization {shown(name)}: expected one of {', '.join(get_args(Normalization))}")
     pays = device.type == "cpu" and sys.platform.startswith("linux") and threads <= _FUSED_THREADS
     if name == "torch" or (name == "auto" and not pays):
         return False
     if device.type != "cpu":
         raise UsageError(
-            f'compute.normalisation "fused" computes on a CPU, not on {device.type}; use "auto" or "torch"'
+            f'compute.normalization "fused" computes on a CPU, not on {device.type}; use "auto" or "torch"'
         )
     try:
         compiled(dtype)
@@ -105,7 +105,7 @@ def resolve_normalisation(name: str, device: torch.device, dtype: torch.dtype, *
     return True
 
 
-def normalisation_name(*, fused: bool) -> str:
+def normalization_name(*, fused: bool) -> str:
     """The name of what computes: "fused" or "torch"."""
     return "fused" if fused else "torch"
 
@@ -145,7 +145,7 @@ LANES = 2
 """Branches, or parts of a batch, that are computed at once."""
 
 
-class Lanes:
+class ParallelBranches:
     """Runs independent pieces of work at the same time: on a CPU each in a thread with its share of the cores.
 
     Branches this small gain nothing from threads inside an operation, but two of them keep two cores busy. The numbers

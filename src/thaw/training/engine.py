@@ -26,7 +26,7 @@ from thaw.models.blocks import dropouts
 from thaw.plain import from_plain
 from thaw.quoting import shown
 from thaw.seeds import derive
-from thaw.training.compute import Lanes
+from thaw.training.compute import ParallelBranches
 from thaw.training.loss import Score
 from thaw.training.optim import WeightAverage
 from thaw.training.schedule import learning_rate
@@ -106,7 +106,7 @@ class StageRun:
         validation: BatchSource,
         *,
         seed: int,
-        lanes: Lanes,
+        lanes: ParallelBranches,
         dtype: torch.dtype,
         score: Score = "accuracy",
     ) -> None:

@@ -1,6 +1,6 @@
-"""Optimisers by name, and the running mean of the weights.
+"""Optimizers by name, and the running mean of the weights.
 
-What torch does for many tensors in one call has no public name; its own optimisers use these calls too.
+What torch does for many tensors in one call has no public name; its own optimizers use these calls too.
 
 Shapes: C' output channels of a convolution, C input channels, kh and kw the sides of its kernel.
 """
@@ -24,14 +24,14 @@ OptimizerName = Literal["nadam", "adamw", "sgd", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSettings:
+class OptimizerSettings:
     """How gradients become weights, beside the learning rate and its schedule.
 
     Attributes:
         optimizer: "nadam", "adamw", "sgd" (with Nesterov's momentum), or "muon" (see `Muon`).
         momentum: of "sgd" and "muon", 0 to below 1.
         weight_decay: share of a weight that a step takes off, times the learning rate; for weights with more than one
-            axis only, so that biases and normalisations keep what they have. From 0.
+            axis only, so that biases and normalizations keep what they have. From 0.
         ema: decay a step of the running mean of the weights, which is then what is validated and kept; 0 for the last
             weights themselves, else below 1.
         label_smoothing: share of the target that is spread over all classes, 0 to below 1 (arXiv 1512.00567).
@@ -55,8 +55,8 @@ class FitSettings:
             raise UsageError(f"fit.weight_decay {shown(self.weight_decay)}: expected a finite number from 0")
 
 
-def make_optimizer(module: nn.Module, fit: FitSettings, learning_rate: float) -> torch.optim.Optimizer:
-    """A fresh optimiser over all parameters of `module`."""
+def make_optimizer(module: nn.Module, fit: OptimizerSettings, learning_rate: float) -> torch.optim.Optimizer:
+    """A fresh optimizer over all parameters of `module`."""
     trained = list(module.parameters())
     decayed = [parameter for parameter in trained if parameter.ndim > 1]
     others = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -85,7 +85,7 @@ class Muon(torch.optim.Optimizer):
     directions that it has, and not along the few in which gradients are large; networks of some ten thousand
     parameters, which underfit, come much further in as many epochs.
 
-    Depthwise kernels, dense layers, biases and normalisations take Adam's step, at `ADAM_SHARE` of the rate.
+    Depthwise kernels, dense layers, biases and normalizations take Adam's step, at `ADAM_SHARE` of the rate.
 
     Source: K. Jordan and others, "Muon: an optimizer for hidden layers in neural networks", 2024; the coefficients are
     those given there, and three iterations do as in its CIFAR-10 programs.
@@ -139,7 +139,7 @@ class Muon(torch.optim.Optimizer):
         # Nesterov's: the mean as it will be with the same gradient once more.
         rows = torch.stack(torch._foreach_lerp(gradients, means, momentum)).flatten(2).float()
         scale = math.sqrt(max(1.0, rows.shape[1] / rows.shape[2]))
-        made = orthogonalise(rows, self._COEFFICIENTS, self._ITERATIONS) * scale
+        made = orthogonalize(rows, self._COEFFICIENTS, self._ITERATIONS) * scale
         return [each.view(parameter.shape) for each, parameter in zip(made, parameters, strict=True)]
 
     def _adam(self, parameters: list[Tensor]) -> Sequence[Tensor]:
@@ -177,8 +177,8 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
-    """Matrices float32 [..., m, n] with singular values moved towards 1, by x <- a x + b x^3 + c x^5 on each."""
+def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
+    """Matrices float32 [..., m, n] with singular values moved toward 1, by x <- a x + b x^3 + c x^5 on each."""
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -9,19 +9,19 @@ import time
 from thaw.models.blocks import dropouts
 from thaw.seeds import derive
 from thaw.training.engine import StageRun
-from thaw.training.method import Method, MethodSettings, Setting
+from thaw.training.trainer import MultiStageTrainer, TrainerSettings, TrainingContext
 
 _MOST_STEPS = 6
 _MOST_SECONDS = 2.0
 
 
-def seconds_per_epoch(settings: MethodSettings, setting: Setting) -> dict[str, float]:
+def seconds_per_epoch(settings: TrainerSettings, context: TrainingContext) -> dict[str, float]:
     """Seconds of an epoch of each stage, validation included, by the stage's name.
 
     Each stage takes a few steps on networks that are made for it and thrown away, with random streams of their own, so
     that the run ends in the same bits as without.
     """
-    return {run.stage.name: _seconds(run) for run in Method(settings, setting).stage_runs()}
+    return {run.stage.name: _seconds(run) for run in MultiStageTrainer(settings, context).stage_runs()}
 
 
 def _seconds(run: StageRun) -> float:

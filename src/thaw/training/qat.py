@@ -1,4 +1,4 @@
-"""Quantisation-aware training: a further stage, on a module that computes in the arithmetic of int8.
+"""Quantization-aware training: a further stage, on a module that computes in the arithmetic of int8.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from thaw.data.batches import Batch, View
-from thaw.training.compute import Lanes
+from thaw.training.compute import ParallelBranches
 from thaw.training.replicas import Part, split
 from thaw.training.schedule import Schedule
 from thaw.training.stages import Stage, check_positive, check_view
@@ -54,7 +54,7 @@ class QatSettings:
 
 
 class QatStage(Stage):
-    """All weights of a module that takes normalised images [B, C, H, W] and gives logits [B, K]."""
+    """All weights of a module that takes normalized images [B, C, H, W] and gives logits [B, K]."""
 
     kind = "qat"
 
@@ -77,7 +77,7 @@ class QatStage(Stage):
         """Everything trains."""
         self.module.requires_grad_(True).train()
 
-    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002
+    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002
         """The cross-entropy of the logits, the parts of a batch in lanes; in float32, which holds the int8 numbers."""
         parameters = list(self.module.parameters())
 
@@ -92,7 +92,7 @@ class QatStage(Stage):
             parameter.grad = torch.stack(gradients).sum(0)
         return {"int8": torch.stack([loss for loss, _ in done]).sum()}
 
-    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
         """The int8 logits as real numbers."""
         self.module.eval()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from thaw.data.batches import Batch, View
 from thaw.data.mix import Targets
 from thaw.models.blocks import Dropout, dropouts
-from thaw.training.compute import Lanes
+from thaw.training.compute import ParallelBranches
 
 # A batch of one submodel is computed in so many parts, whatever the number of lanes.
 _PARTS = 2
@@ -45,7 +45,7 @@ def parts_of(batch: Batch, view: View) -> list[Part]:
     return split(batch, view, _PARTS if batch.labels.device.type == "cpu" else 1)
 
 
-def logits_by_parts(module: nn.Module, x: Tensor, lanes: Lanes) -> Tensor:
+def logits_by_parts(module: nn.Module, x: Tensor, lanes: ParallelBranches) -> Tensor:
     """Logits float32 [B, K] of one submodel for images [B, C, H, W], in lanes."""
     return torch.cat(lanes.run([partial(without_gradients, module, part) for part in x.chunk(_PARTS)]))
 
@@ -60,14 +60,16 @@ def without_gradients(module: nn.Module, x: Tensor) -> Tensor:
 class Replicas:
     """Computes the gradients of `module` on parts of a batch, each in a lane, always with the same sums.
 
-    A normalisation's running statistics become the mean over the parts; each part draws its own dropout.
+    A normalization's running statistics become the mean over the parts; each part draws its own dropout.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._others: list[nn.Module] = []
 
-    def backward(self, loss: Callable[[nn.Module, Part], Tensor], parts: Sequence[Part], lanes: Lanes) -> Tensor:
+    def backward(
+        self, loss: Callable[[nn.Module, Part], Tensor], parts: Sequence[Part], lanes: ParallelBranches
+    ) -> Tensor:
         """Add the gradients of the batch's mean loss, and return its value, a scalar; `loss` gives a part's mean."""
         total = sum(len(part.targets) for part in parts)
         modules = self._modules(len(parts))

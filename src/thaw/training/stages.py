@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from thaw.data.batches import Batch, View
 from thaw.data.mix import cross_entropy
 from thaw.errors import UsageError
-from thaw.models.fusion import DualModel, UnifiedModel, unit_names, units
+from thaw.models.unify import DualModel, UnifiedModel, unit_names, units
 from thaw.quoting import listed, shown
-from thaw.training.compute import Lanes, autocast
-from thaw.training.optim import FitSettings, make_optimizer
+from thaw.training.compute import ParallelBranches, autocast
+from thaw.training.optim import OptimizerSettings, make_optimizer
 from thaw.training.replicas import Part, Replicas, logits_by_parts, parts_of, without_gradients
 from thaw.training.schedule import Schedule
 
@@ -61,7 +61,7 @@ class DualSettings:
         schedule: how the rate moves.
         patience: epochs without a better validation accuracy after which the stage ends.
         views: what the first and the second submodel see.
-        fit: the optimiser and what goes with it; the paper's is NAdam.
+        fit: the optimizer and what goes with it; the paper's is NAdam.
     """
 
     epochs: int = 15
@@ -70,7 +70,7 @@ class DualSettings:
     schedule: Schedule = field(default_factory=Schedule)
     patience: int = 5
     views: tuple[View, View] = ("original", "augmented")
-    fit: FitSettings = field(default_factory=FitSettings)
+    fit: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
         check_positive(
@@ -93,11 +93,11 @@ class PlainSettings:
         batch_size: images a step.
         most_steps: optimizer steps that are enough: a run on so many images that `epochs` are more has fewer epochs
             (`settled`). 0 for no such limit.
-        learning_rate: the optimiser's.
+        learning_rate: the optimizer's.
         schedule: how the rate moves.
         patience: epochs without a better validation accuracy after which it ends.
         view: what it is trained on.
-        fit: the optimiser and what goes with it.
+        fit: the optimizer and what goes with it.
     """
 
     epochs: int = 30
@@ -107,7 +107,9 @@ class PlainSettings:
     schedule: Schedule = field(default_factory=lambda: Schedule(kind="cosine", warmup=0.1))
     patience: int = 1000
     view: View = "augmented"
-    fit: FitSettings = field(default_factory=lambda: FitSettings(optimizer="muon", momentum=0.95, ema=0.999))
+    fit: OptimizerSettings = field(
+        default_factory=lambda: OptimizerSettings(optimizer="muon", momentum=0.95, ema=0.999)
+    )
 
     def __post_init__(self) -> None:
         check_positive(
@@ -131,14 +133,14 @@ class PlainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class UnfreezeStep:
-    """One sub-stage of stage 2: `thaws` names the unit that joins what trains already ("head", "dense", ... "all")."""
+    """One sub-stage of stage 2: `unit` names the unit that joins what trains already ("head", "dense", ... "all")."""
 
-    thaws: str
+    unit: str
     epochs: int
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_positive(f"unfreeze.steps[{self.thaws}]", epochs=self.epochs, learning_rate=self.learning_rate)
+        check_positive(f"unfreeze.steps[{self.unit}]", epochs=self.epochs, learning_rate=self.learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +157,10 @@ class UnfreezeSettings:
     """
 
     steps: tuple[UnfreezeStep, ...] = (
-        UnfreezeStep(thaws="head", epochs=5),
-        UnfreezeStep(thaws="dense", epochs=5),
-        UnfreezeStep(thaws="conv2", epochs=5),
-        UnfreezeStep(thaws="conv1", epochs=10),
+        UnfreezeStep(unit="head", epochs=5),
+        UnfreezeStep(unit="dense", epochs=5),
+        UnfreezeStep(unit="conv2", epochs=5),
+        UnfreezeStep(unit="conv1", epochs=10),
     )
     batch_size: int = 128
     momentum: float = 0.9
@@ -171,7 +173,7 @@ class UnfreezeSettings:
         if not 0.0 <= self.momentum < 1.0:
             raise UsageError(f"unfreeze.momentum {shown(self.momentum)}: expected a number from 0 to below 1")
         check_view("unfreeze", self.view)
-        names = [step.thaws for step in self.steps]
+        names = [step.unit for step in self.steps]
         if len(set(names)) != len(names):
             raise UsageError(f"unfreeze.steps thaw {listed(names)}: a unit can thaw only once")
 
@@ -181,18 +183,18 @@ class UnfreezeSettings:
         Raises:
             UsageError: naming the order that is expected. "all" thaws whatever is still frozen and can only come last.
         """
-        names = [step.thaws for step in self.steps]
+        names = [step.unit for step in self.steps]
         if names[-1:] == ["all"]:
             names = names[:-1]
         if names != list(units[: len(names)]):
             raise UsageError(
-                f"unfreeze.steps thaw {listed(step.thaws for step in self.steps)}: "
+                f"unfreeze.steps thaw {listed(step.unit for step in self.steps)}: "
                 f'expected the order {", ".join(units)}, which may end early or in "all"'
             )
 
 
 class Stage(ABC):
-    """One stretch of training with one optimiser.
+    """One stretch of training with one optimizer.
 
     Attributes:
         name: unique in a run: "dual", or the unit that thaws.
@@ -231,23 +233,23 @@ class Stage(ABC):
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimiser over what trains."""
+        """A fresh optimizer over what trains."""
 
     @abstractmethod
     def set_training(self) -> None:
         """Put what trains into training mode and what is frozen, buffers and dropout included, into evaluation mode."""
 
     @abstractmethod
-    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Add the gradients for one batch; returns the losses (scalars, float32) by output, whose sum is minimised."""
+    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Add the gradients for one batch; returns the losses (scalars, float32) by output, whose sum is minimized."""
 
     @abstractmethod
-    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
         """The outputs [B, K] by name for images [B, C, H, W], in float32 and evaluation mode, without gradients."""
 
 
 class DualStage(Stage):
-    """Stage 1: two submodels, each on its own view of the same images, one optimiser step for both."""
+    """Stage 1: two submodels, each on its own view of the same images, one optimizer step for both."""
 
     kind = "dual"
 
@@ -269,7 +271,7 @@ class DualStage(Stage):
         """Everything trains."""
         self.module.requires_grad_(True).train()
 
-    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
         """The two cross-entropies; their sum's gradient is the two gradients, since the submodels share nothing."""
 
         def job(branch: nn.Module, view: View) -> Tensor:
@@ -283,7 +285,7 @@ class DualStage(Stage):
         jobs = [_bind(job, branch, view) for branch, view in zip(self.module.branches, self.views, strict=True)]
         return dict(zip(self.outputs, lanes.run(jobs), strict=True))
 
-    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
         """Both submodels on the same images."""
         self.module.eval()
         results = lanes.run([_bind(without_gradients, branch, x) for branch in self.module.branches])
@@ -301,7 +303,7 @@ class UnfreezeStage(Stage):
     def __init__(
         self, module: nn.Module, settings: UnfreezeSettings, step: UnfreezeStep, thawed: Sequence[str]
     ) -> None:
-        self.name = step.thaws
+        self.name = step.unit
         self.module = module
         self.epochs = step.epochs
         self.batch_size = settings.batch_size
@@ -331,7 +333,7 @@ class UnfreezeStage(Stage):
         for name, unit in units(module):
             unit.train(name in self.trains)
 
-    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
         """The cross-entropy of the one output."""
         if isinstance(self.module, UnifiedModel):
             return {"unified": self._backward_by_branches(self.module, batch, lanes, dtype)}
@@ -345,7 +347,9 @@ class UnfreezeStage(Stage):
 
         return {"unified": self._replicas.backward(loss, parts_of(batch, self.views[0]), lanes)}
 
-    def _backward_by_branches(self, module: UnifiedModel, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> Tensor:
+    def _backward_by_branches(
+        self, module: UnifiedModel, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype
+    ) -> Tensor:
         """Branches run forward and backward in lanes, the head between."""
         x = batch.views[self.views[0]]
 
@@ -362,7 +366,7 @@ class UnfreezeStage(Stage):
         lanes.run([_bind(score.backward, leaf.grad) for score, leaf in pairs])
         return loss.detach()
 
-    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
         """The one output."""
         module = self.module.eval()
         if not isinstance(module, UnifiedModel):
@@ -380,7 +384,7 @@ class UnfreezeStage(Stage):
 class PlainStage(Stage):
     """One network trained as usual, on one view.
 
-    On a CPU each step's batch is computed in two halves, in lanes, each half normalised by its own statistics:
+    On a CPU each step's batch is computed in two halves, in lanes, each half normalized by its own statistics:
     operations this small keep one core busy and not two. The halves are there on one core too, so that its sums are the
     same.
     """
@@ -403,7 +407,7 @@ class PlainStage(Stage):
         """Everything trains."""
         self.module.requires_grad_(True).train()
 
-    def backward(self, batch: Batch, lanes: Lanes, dtype: torch.dtype) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
         """The loss of the one output."""
 
         def loss(module: nn.Module, part: Part) -> Tensor:
@@ -414,10 +418,10 @@ class PlainStage(Stage):
         return {self.name: self._replicas.backward(loss, parts_of(batch, self.views[0]), lanes)}
 
     def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - for what else computes
-        """What is minimised, the mean over a part of a batch; logits float32 [B, K]."""
+        """What is minimized, the mean over a part of a batch; logits float32 [B, K]."""
         return part.targets.cross_entropy(logits, self.fit.label_smoothing, self.class_weights)
 
-    def logits(self, x: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
         """The one output."""
         return {self.name: logits_by_parts(self.module.eval(), x, lanes)}
 
@@ -433,7 +437,7 @@ def unfreeze_stages(module: nn.Module, settings: UnfreezeSettings) -> list[Unfre
     stages = []
     thawed: tuple[str, ...] = ()
     for step in settings.steps:
-        thawed = order if step.thaws == "all" else (*thawed, step.thaws)
+        thawed = order if step.unit == "all" else (*thawed, step.unit)
         stages.append(UnfreezeStage(module, settings, step, thawed))
     return stages
 

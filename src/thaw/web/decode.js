@@ -1,6 +1,6 @@
 /* An image file to pixels, by the rules of thaw's data/decode.py.
 
-   PNG is read here, to the byte. All other formats are the browser's to decode: the first frame, without colour
+   PNG is read here, to the byte. All other formats are the browser's to decode: the first frame, without color
    profile, turned upright, transparency placed on white. Lossy formats may come out a few levels off another decoder. */
 
 import { canDecodePng, decodePng, isPng, PngError, pngDepth, pngSize } from "./png.js";

@@ -8,7 +8,7 @@ import { chosenFiles, droppedFiles } from "./files.js";
 import { depthWarning, resize } from "./resize.js";
 import { SAMPLES } from "./samples.js";
 import { count, element, indexOfLargest, made, paintImage, percent } from "./show.js";
-import { centred, rendered } from "./strokes.js";
+import { centered, rendered } from "./strokes.js";
 
 const SPEAK_MILLISECONDS = 600;
 const MANY_CLASSES = 20;
@@ -78,7 +78,7 @@ class Page {
         element("drawing").hidden = false;
         element("clear").addEventListener("click", () => pad.replace([]));
         element("undo").addEventListener("click", () => pad.undo());
-        element("centre").addEventListener("change", () => this.drawn(pad));
+        element("center").addEventListener("change", () => this.drawn(pad));
         const known = this.card.classes.filter((name) => SAMPLES.has(name));
         element("samples").hidden = !known.length;
         for (const name of known) {
@@ -96,7 +96,7 @@ class Page {
             return;
         }
         const { input, drawing } = this.card;
-        const strokes = element("centre").checked ? centred(pad.strokes, input.width / input.height) : pad.strokes;
+        const strokes = element("center").checked ? centered(pad.strokes, input.width / input.height) : pad.strokes;
         this.answer(resize(rendered(strokes, input, drawing.isBright), input), "Your drawing");
     }
 
@@ -211,8 +211,8 @@ class Page {
 
     showClasses() {
         const { input, classes } = this.card;
-        const colours = input.channels === 1 ? "grey" : "in colour";
-        element("seen-size").textContent = `${input.width} × ${input.height} pixels, ${colours}`;
+        const colors = input.channels === 1 ? "gray" : "in color";
+        element("seen-size").textContent = `${input.width} × ${input.height} pixels, ${colors}`;
         element("seen").height = input.height;
         element("seen").width = input.width;
         this.rows = classes.map(probabilityRow);
@@ -284,10 +284,10 @@ function probabilityRow(name) {
 }
 
 function inputWords({ height, width, channels, fit, range }) {
-    const colours = channels === 1 ? "grey" : "red, green, blue";
-    const how = fit === "crop" ? "its largest centred window of that shape" : "stretched to that size";
+    const colors = channels === 1 ? "gray" : "red, green, blue";
+    const how = fit === "crop" ? "its largest centered window of that shape" : "stretched to that size";
     const depth = range ? `; 16-bit values ${count(range[0])} to ${count(range[1])} become 0 to 255` : "";
-    return `${width} × ${height} pixels, ${colours}; an image of another size is ${fit === "crop" ? "cut to " : ""}${how}${depth}`;
+    return `${width} × ${height} pixels, ${colors}; an image of another size is ${fit === "crop" ? "cut to " : ""}${how}${depth}`;
 }
 
 function shortened(classes) {

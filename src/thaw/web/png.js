@@ -1,16 +1,16 @@
 /* PNG files to pixels, to the byte as thaw reads them (data/decode.py, by way of Pillow).
 
-   A browser's own decoder would do for opaque 8-bit files, but a canvas keeps colours multiplied by their alpha, which
-   loses bits, and keeps 8 bits of 16-bit channels. So the format is read here: all depths, colour types and
+   A browser's own decoder would do for opaque 8-bit files, but a canvas keeps colors multiplied by their alpha, which
+   loses bits, and keeps 8 bits of 16-bit channels. So the format is read here: all depths, color types and
    Adam7 interlacing; of an animation the first frame. Only the decompression is the browser's. */
 
 import { orient, orientationOf, xmpOrientation } from "./exif.js";
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
-const [GREY, RGB, PALETTE, GREY_ALPHA, RGBA] = [0, 2, 3, 4, 6];
-const SAMPLES = new Map([[GREY, 1], [RGB, 3], [PALETTE, 1], [GREY_ALPHA, 2], [RGBA, 4]]);
+const [GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA] = [0, 2, 3, 4, 6];
+const SAMPLES = new Map([[GRAY, 1], [RGB, 3], [PALETTE, 1], [GRAY_ALPHA, 2], [RGBA, 4]]);
 const DEPTHS = new Map([
-    [GREY, [1, 2, 4, 8, 16]], [RGB, [8, 16]], [PALETTE, [1, 2, 4, 8]], [GREY_ALPHA, [8, 16]], [RGBA, [8, 16]],
+    [GRAY, [1, 2, 4, 8, 16]], [RGB, [8, 16]], [PALETTE, [1, 2, 4, 8]], [GRAY_ALPHA, [8, 16]], [RGBA, [8, 16]],
 ]);
 
 // The seven passes of Adam7: where in each block of 8 x 8 they begin, and how far apart their pixels are.
@@ -54,7 +54,7 @@ export async function decodePng(bytes) {
     const sizes = passes.map((pass) => sizeOf(file, pass));
     const total = sizes.reduce((sum, size) => sum + (size.width ? size.height * (1 + size.rowBytes) : 0), 0);
     const filtered = await inflate(file.compressed, total);
-    const channels = file.colourType === GREY || file.colourType === GREY_ALPHA ? 1 : 3;
+    const channels = file.colorType === GRAY || file.colorType === GRAY_ALPHA ? 1 : 3;
     const image = { height: file.height, width: file.width, channels, data: null };
     image.data = new (file.depth === 16 ? Uint16Array : Uint8Array)(image.height * image.width * channels);
     const place = placer(file, image);
@@ -89,13 +89,13 @@ function text(bytes, begin, end) {
 
 function readChunks(bytes) {
     const { height, width } = pngSize(bytes);
-    const [depth, colourType, , , interlacing] = bytes.subarray(24, 29);
-    if (!height || !width || !(DEPTHS.get(colourType) ?? []).includes(depth) || interlacing > 1) {
+    const [depth, colorType, , , interlacing] = bytes.subarray(24, 29);
+    if (!height || !width || !(DEPTHS.get(colorType) ?? []).includes(depth) || interlacing > 1) {
         throw new PngError("a damaged PNG file: its header says what cannot be");
     }
-    const samples = SAMPLES.get(colourType);
+    const samples = SAMPLES.get(colorType);
     const file = {
-        height, width, depth, colourType, samples,
+        height, width, depth, colorType, samples,
         isInterlaced: interlacing === 1,
         pixelBytes: Math.max(1, (samples * depth) / 8),
         palette: new Uint8Array(0),
@@ -115,10 +115,10 @@ function readChunks(bytes) {
         }
         at += 12 + length;
     }
-    if ([GREY, RGB].includes(colourType) && (file.transparency?.length ?? Infinity) < 2 * samples) {
-        throw new PngError("a damaged PNG file: its transparent colour is cut short");
+    if ([GRAY, RGB].includes(colorType) && (file.transparency?.length ?? Infinity) < 2 * samples) {
+        throw new PngError("a damaged PNG file: its transparent color is cut short");
     }
-    if (!file.compressed.length || (colourType === PALETTE && !file.palette.length)) {
+    if (!file.compressed.length || (colorType === PALETTE && !file.palette.length)) {
         throw new PngError("a damaged PNG file: its image or its palette is missing");
     }
     file.orientation = found.exif === 1 ? found.xmp : found.exif;
@@ -194,12 +194,12 @@ function paeth(left, up, corner) {
 
 /* A function that puts the pixels of a row of a pass where they belong in the image. */
 function placer(file, image) {
-    const colourOf = pixelReader(file);
+    const colorOf = pixelReader(file);
     const { data, channels } = image;
     return (row, pass, y, width) => {
         const begin = (pass.top + y * pass.down) * image.width + pass.left;
         for (let x = 0; x < width; x++) {
-            colourOf(row, x, data, (begin + x * pass.across) * channels);
+            colorOf(row, x, data, (begin + x * pass.across) * channels);
         }
     };
 }
@@ -207,25 +207,25 @@ function placer(file, image) {
 /* A function (row, x, data, at) that writes the pixel x of a row as 1 or 3 values to data[at]. */
 function pixelReader(file) {
     const sample = sampleReader(file.depth);
-    if (file.colourType === PALETTE) {
+    if (file.colorType === PALETTE) {
         return paletteReader(file, sample);
     }
-    const colours = file.colourType === RGB || file.colourType === RGBA ? 3 : 1;
+    const colors = file.colorType === RGB || file.colorType === RGBA ? 3 : 1;
     const scale = file.depth < 8 ? 255 / (2 ** file.depth - 1) : 1;
     const white = file.depth === 16 ? 65535 : 255;
-    const hasAlpha = file.samples > colours;
-    const hidden = transparentColour(file, colours);
+    const hasAlpha = file.samples > colors;
+    const hidden = transparentColor(file, colors);
     return (row, x, data, at) => {
         const first = x * file.samples;
-        let alpha = hasAlpha ? sample(row, first + colours) : white;
+        let alpha = hasAlpha ? sample(row, first + colors) : white;
         let isHidden = hidden !== null;
-        for (let colour = 0; colour < colours; colour++) {
-            data[at + colour] = sample(row, first + colour) * scale;
-            isHidden = isHidden && data[at + colour] === hidden[colour];
+        for (let color = 0; color < colors; color++) {
+            data[at + color] = sample(row, first + color) * scale;
+            isHidden = isHidden && data[at + color] === hidden[color];
         }
         alpha = isHidden ? 0 : alpha;
-        for (let colour = 0; alpha !== white && colour < colours; colour++) {
-            data[at + colour] = onWhite(data[at + colour], alpha, white);
+        for (let color = 0; alpha !== white && color < colors; color++) {
+            data[at + color] = onWhite(data[at + color], alpha, white);
         }
     };
 }
@@ -242,26 +242,26 @@ function sampleReader(depth) {
     };
 }
 
-/* The colour that stands for transparency, where a file has one. Of up to 8 bits Pillow compares its low byte with the
-   8-bit colour, and does not look at 1-bit grey; so does this. */
-function transparentColour(file, colours) {
-    const canHide = file.colourType === GREY ? file.depth !== 1 : file.colourType === RGB;
+/* The color that stands for transparency, where a file has one. Of up to 8 bits Pillow compares its low byte with the
+   8-bit color, and does not look at 1-bit gray; so does this. */
+function transparentColor(file, colors) {
+    const canHide = file.colorType === GRAY ? file.depth !== 1 : file.colorType === RGB;
     if (file.transparency === null || !canHide) {
         return null;
     }
     const sample = sampleReader(16);
-    return Array.from({ length: colours }, (_, colour) => {
-        const value = sample(file.transparency, colour);
+    return Array.from({ length: colors }, (_, color) => {
+        const value = sample(file.transparency, color);
         return file.depth === 16 ? value : value & 255;
     });
 }
 
 function paletteReader(file, index) {
-    const colours = new Uint8Array(3 * 256);
-    colours.set(file.palette.subarray(0, 3 * 256));
+    const colors = new Uint8Array(3 * 256);
+    colors.set(file.palette.subarray(0, 3 * 256));
     const alphas = new Uint8Array(256).fill(255);
     alphas.set((file.transparency ?? new Uint8Array(0)).subarray(0, 256));
-    const shown = colours.map((value, place) => onWhite(value, alphas[Math.floor(place / 3)], 255));
+    const shown = colors.map((value, place) => onWhite(value, alphas[Math.floor(place / 3)], 255));
     return (row, x, data, at) => {
         const from = 3 * index(row, x);
         data[at] = shown[from];

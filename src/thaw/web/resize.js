@@ -1,16 +1,16 @@
-/* Resizing and grey conversion in whole numbers: the definition of thaw's data/resize.py, to the byte.
+/* Resizing and gray conversion in whole numbers: the definition of thaw's data/resize.py, to the byte.
 
-   An image is {height, width, channels, data}: data is a Uint8Array [H, W, C], C = 1 (grey) or 3 (red, green, blue), or
+   An image is {height, width, channels, data}: data is a Uint8Array [H, W, C], C = 1 (gray) or 3 (red, green, blue), or
    a Uint16Array, of which bytes are made first, as data/scaling.py says.
    A contract is what a model takes: {height, width, channels, fit}, fit "stretch" or "crop", and "range" [low, high] of
    16-bit values where it was trained on such images.
 
    Whole numbers up to 2^53 are exact here, and so is Math.floor(a / b) for those that occur (below 2^32 or so). */
 
-const GREY_WEIGHTS = [77, 150, 29];
+const GRAY_WEIGHTS = [77, 150, 29];
 const FULL_RANGE = [0, 65535];
 
-/* The part of an image that is used: the whole for "stretch", the largest centred window of the target's aspect ratio
+/* The part of an image that is used: the whole for "stretch", the largest centered window of the target's aspect ratio
    for "crop". */
 export function usedWindow(height, width, contract) {
     const across = width * contract.height;
@@ -58,10 +58,10 @@ function growingTaps(position, source, target) {
     return { index: [inside(below), inside(below + 1)], weight: [2 * target - part, part] };
 }
 
-/* Red, green, blue -> one grey channel. */
+/* Red, green, blue -> one gray channel. */
 export function toGrey(image) {
     const data = new Uint8Array(image.height * image.width);
-    const [red, green, blue] = GREY_WEIGHTS;
+    const [red, green, blue] = GRAY_WEIGHTS;
     for (let pixel = 0, at = 0; pixel < data.length; pixel++, at += 3) {
         const sum = red * image.data[at] + green * image.data[at + 1] + blue * image.data[at + 2];
         data[pixel] = (sum + 128) >> 8;

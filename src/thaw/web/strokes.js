@@ -12,9 +12,9 @@ const BOX = 20 / 28;
 // Pixels of the image for each pixel of the model's input: enough for smooth edges once it is made smaller.
 const OVERSAMPLING = 8;
 
-/* The strokes moved and scaled as MNIST's digits were: the longer side of what is drawn as long as the box, the centre
+/* The strokes moved and scaled as MNIST's digits were: the longer side of what is drawn as long as the box, the center
    of its ink in the middle of the frame. `aspect` is the frame's width by its height. */
-export function centred(strokes, aspect = 1) {
+export function centered(strokes, aspect = 1) {
     const points = strokes.flat();
     if (!points.length) {
         return strokes;
@@ -25,7 +25,7 @@ export function centred(strokes, aspect = 1) {
     // The box holds the pen's width too. A dot stays a dot.
     const room = Math.min(1, aspect) * (BOX - PEN_WIDTH);
     const scale = longest > 0 ? Math.min(room / longest, 8) : 1;
-    const [x, y] = centreOfInk(strokes, aspect);
+    const [x, y] = centerOfInk(strokes, aspect);
     return strokes.map((stroke) =>
         stroke.map((point) => [
             ((point[0] * aspect - x) * scale) / aspect + 0.5,
@@ -35,7 +35,7 @@ export function centred(strokes, aspect = 1) {
 }
 
 /* The mean place of the ink, which lies evenly along the strokes. */
-function centreOfInk(strokes, aspect) {
+function centerOfInk(strokes, aspect) {
     let [weight, sumX, sumY] = [0, 0, 0];
     for (const stroke of strokes) {
         for (let place = 0; place < stroke.length; place++) {
@@ -51,7 +51,7 @@ function centreOfInk(strokes, aspect) {
     return [sumX / weight, sumY / weight];
 }
 
-/* A grey image of the strokes for a model's input contract: bright on dark, or dark on bright. */
+/* A gray image of the strokes for a model's input contract: bright on dark, or dark on bright. */
 export function rendered(strokes, contract, isBright) {
     const height = contract.height * OVERSAMPLING;
     const width = contract.width * OVERSAMPLING;

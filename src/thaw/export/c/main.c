@@ -95,9 +95,9 @@ int main(int count, char **arguments)
         return 1;
     }
     if (sample_bytes == 2) {
-        format = channels == 1 ? THAW_GREY16 : THAW_RGB16;
+        format = channels == 1 ? THAW_GRAY16 : THAW_RGB16;
     } else {
-        format = channels == 1 ? THAW_GREY8 : THAW_RGB888;
+        format = channels == 1 ? THAW_GRAY8 : THAW_RGB888;
     }
     if (thaw_preprocess(image, width, height, width * channels * sample_bytes, format, pixels)) {
         fprintf(stderr, "%s has a size that cannot be used\n", arguments[1]);

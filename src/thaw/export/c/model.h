@@ -12,8 +12,8 @@
 
 #define THAW_HEIGHT @HEIGHT@
 #define THAW_WIDTH @WIDTH@
-#define THAW_CHANNELS @CHANNELS@ /* 1 grey, 3 red, green, blue */
-#define THAW_FIT_CROP @FIT_CROP@ /* thaw_preprocess: 1 takes the largest centred part of the model's shape, 0 stretches */
+#define THAW_CHANNELS @CHANNELS@ /* 1 gray, 3 red, green, blue */
+#define THAW_FIT_CROP @FIT_CROP@ /* thaw_preprocess: 1 takes the largest centered part of the model's shape, 0 stretches */
 #define THAW_INPUT_BYTES @INPUT_BYTES@ /* THAW_HEIGHT * THAW_WIDTH * THAW_CHANNELS, also where an int has 16 bits */
 #define THAW_RANGE_LOW @RANGE_LOW@ /* thaw_preprocess: 16-bit values that become 0 and 255 */
 #define THAW_RANGE_HIGH @RANGE_HIGH@

@@ -31,9 +31,9 @@ static thaw_taps thaw_axis_taps(uint32_t position, uint32_t source, uint32_t tar
         taps.less_first = begin - taps.first * target;
         taps.less_last = (taps.last + 1U) * target - end;
     } else {
-        /* The target pixel's centre, in steps of 1 / (2 target) from the first source pixel's centre. */
-        const uint32_t centre = (2U * position + 1U) * source;
-        const uint32_t place = centre > target ? centre - target : 0U;
+        /* The target pixel's center, in steps of 1 / (2 target) from the first source pixel's center. */
+        const uint32_t center = (2U * position + 1U) * source;
+        const uint32_t place = center > target ? center - target : 0U;
         taps.weight = 2U * target;
         taps.first = place / taps.weight;
         taps.last = taps.first;
@@ -62,20 +62,20 @@ static uint32_t thaw_scaled(const uint8_t *source)
 }
 
 #if THAW_CHANNELS == 1
-static uint32_t thaw_grey(uint32_t red, uint32_t green, uint32_t blue)
+static uint32_t thaw_gray(uint32_t red, uint32_t green, uint32_t blue)
 {
     return (77U * red + 150U * green + 29U * blue + 128U) >> 8;
 }
 #endif
 
-/* The sum of `count` pixels of a row, and the last of them: of their grey for a model that takes grey, else of their
-   colour `channel`. */
+/* The sum of `count` pixels of a row, and the last of them: of their gray for a model that takes gray, else of their
+   color `channel`. */
 static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format format, uint32_t channel, uint32_t *last)
 {
     uint32_t sum = 0U;
     uint32_t value = 0U;
     (void)channel;
-    if (format == THAW_GREY8) {
+    if (format == THAW_GRAY8) {
         for (; count > 0U; count--, pixel++) {
             value = pixel[0];
             sum += value;
@@ -83,13 +83,13 @@ static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format forma
     } else if (format == THAW_RGB888) {
         for (; count > 0U; count--, pixel += 3) {
 #if THAW_CHANNELS == 1
-            value = thaw_grey(pixel[0], pixel[1], pixel[2]);
+            value = thaw_gray(pixel[0], pixel[1], pixel[2]);
 #else
             value = pixel[channel];
 #endif
             sum += value;
         }
-    } else if (format == THAW_GREY16) {
+    } else if (format == THAW_GRAY16) {
         for (; count > 0U; count--, pixel += 2) {
             value = thaw_scaled(pixel);
             sum += value;
@@ -97,7 +97,7 @@ static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format forma
     } else if (format == THAW_RGB16) {
         for (; count > 0U; count--, pixel += 6) {
 #if THAW_CHANNELS == 1
-            value = thaw_grey(thaw_scaled(pixel), thaw_scaled(pixel + 2), thaw_scaled(pixel + 4));
+            value = thaw_gray(thaw_scaled(pixel), thaw_scaled(pixel + 2), thaw_scaled(pixel + 4));
 #else
             value = thaw_scaled(pixel + 2U * channel);
 #endif
@@ -110,7 +110,7 @@ static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format forma
             const uint32_t green = (bits >> 5) & 63U;
             const uint32_t blue = bits & 31U;
 #if THAW_CHANNELS == 1
-            value = thaw_grey((red << 3) | (red >> 2), (green << 2) | (green >> 4), (blue << 3) | (blue >> 2));
+            value = thaw_gray((red << 3) | (red >> 2), (green << 2) | (green >> 4), (blue << 3) | (blue >> 2));
 #else
             if (channel == 1U) {
                 value = (green << 2) | (green >> 4);
@@ -150,9 +150,9 @@ int thaw_preprocess(const uint8_t *source, int32_t width, int32_t height, int32_
         pixel_bytes = 2U;
     } else if (format == THAW_RGB16) {
         pixel_bytes = 6U;
-    } else if (format == THAW_GREY8) {
+    } else if (format == THAW_GRAY8) {
         channels = 1U;
-    } else if (format == THAW_GREY16) {
+    } else if (format == THAW_GRAY16) {
         pixel_bytes = 2U;
         channels = 1U;
     } else {
@@ -163,7 +163,7 @@ int thaw_preprocess(const uint8_t *source, int32_t width, int32_t height, int32_
     }
     stride = (size_t)stride_bytes;
 #if THAW_FIT_CROP
-    /* The largest centred window of the model's aspect ratio. */
+    /* The largest centered window of the model's aspect ratio. */
     if (columns * THAW_HEIGHT > rows * THAW_WIDTH) {
         const uint32_t used = rows * THAW_WIDTH / THAW_HEIGHT;
         columns = used > 0U ? used : 1U;

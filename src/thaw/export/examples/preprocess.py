@@ -1,6 +1,6 @@
 """An image file as the pixels that the model takes; needs NumPy and Pillow.
 
-The same whole-number definition of depth, of grey and of resizing by which the training images were made, in short.
+The same whole-number definition of depth, of gray and of resizing by which the training images were made, in short.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 
 
 def read_image(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """The colours of an image file, upright, on white where it is transparent: [height, width, 3].
+    """The colors of an image file, upright, on white where it is transparent: [height, width, 3].
 
-    uint8, or uint16 of a grey image of 16 bits; `fit` scales those.
+    uint8, or uint16 of a gray image of 16 bits; `fit` scales those.
     """
     with Image.open(path) as opened:
         # Only the name of the packing tells that Pillow drops the low bytes.
@@ -25,16 +25,16 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint1
         opened.load()  # which turns some formats upright itself
         image = ImageOps.exif_transpose(opened)
     if is_reduced or image.mode == "F":
-        raise ValueError(f"{path}: expected 8 bits a channel, or grey of 16 bits without alpha")
+        raise ValueError(f"{path}: expected 8 bits a channel, or gray of 16 bits without alpha")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65_535:
-            raise ValueError(f"{path}: expected values from 0 to 65535, not {grey.min()} to {grey.max()}")
-        grey[grey == image.info.get("transparency", -1)] = 65_535
-        return np.repeat(grey[..., None].astype(np.uint16), 3, axis=-1)
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65_535:
+            raise ValueError(f"{path}: expected values from 0 to 65535, not {gray.min()} to {gray.max()}")
+        gray[gray == image.info.get("transparency", -1)] = 65_535
+        return np.repeat(gray[..., None].astype(np.uint16), 3, axis=-1)
     rgba = np.asarray(image.convert("RGBA")).astype(np.int64)
-    colour, alpha = rgba[..., :3], rgba[..., 3:]
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    color, alpha = rgba[..., :3], rgba[..., 3:]
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def printable(name: str) -> str:
@@ -42,24 +42,24 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
-def fit(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], contract: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+def fit(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], input_spec: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     """An image as the model takes it.
 
     Args:
         pixels: uint8 or uint16 [height, width, 1 or 3], of any size.
-        contract: the model's "height", "width", "channels", "fit" ("stretch" or "crop") and, where it was trained on
+        input_spec: the model's "height", "width", "channels", "fit" ("stretch" or "crop") and, where it was trained on
             images of 16 bits, the "range" of values that become 0 to 255.
 
     Returns:
-        uint8 [contract's height, width, channels].
+        uint8 [input specification's height, width, channels].
     """
-    height, width, channels = (int(contract[key]) for key in ("height", "width", "channels"))
+    height, width, channels = (int(input_spec[key]) for key in ("height", "width", "channels"))
     if pixels.dtype == np.uint16:
-        low, high = contract.get("range", (0, 65_535))
+        low, high = input_spec.get("range", (0, 65_535))
         above = np.clip(pixels.astype(np.int64), low, high) - low
         pixels = ((above * 510 + high - low) // (2 * (high - low))).astype(np.uint8)
-    if contract["fit"] == "crop":
-        pixels = _centre(pixels, height, width)
+    if input_spec["fit"] == "crop":
+        pixels = _center(pixels, height, width)
     values = pixels.astype(np.int64)
     if channels == 1 and pixels.shape[2] == 3:
         values = (values @ np.array([77, 150, 29]) + 128 >> 8)[..., None]
@@ -71,8 +71,8 @@ def fit(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], contract: Mappin
     return np.ascontiguousarray(np.broadcast_to(values, (height, width, channels)).astype(np.uint8))
 
 
-def _centre(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
-    """The largest centred part whose sides are as height to width."""
+def _center(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
+    """The largest centered part whose sides are as height to width."""
     rows, columns = pixels.shape[:2]
     used_rows = min(rows, max(1, columns * height // width))
     used_columns = min(columns, max(1, rows * width // height))
@@ -87,9 +87,9 @@ def _weights(source: int, target: int) -> npt.NDArray[np.int64]:
         # The share of each area that the two have in common.
         shared = np.minimum((origin + 1) * target, (goal + 1) * source) - np.maximum(origin * target, goal * source)
         return np.maximum(shared, 0)
-    # Linear between the centres of the two nearest; the edges continue outwards.
-    centre = np.clip((2 * goal + 1) * source - target, 0, 2 * target * (source - 1))
-    return np.maximum(2 * target - np.abs(centre - 2 * target * origin), 0)
+    # Linear between the centers of the two nearest; the edges continue outwards.
+    center = np.clip((2 * goal + 1) * source - target, 0, 2 * target * (source - 1))
+    return np.maximum(2 * target - np.abs(center - 2 * target * origin), 0)
 
 
 def _sums(axes: str, weights: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

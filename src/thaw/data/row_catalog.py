@@ -1,11 +1,11 @@
-"""From the columns of a table to its catalogue, whatever kind of table it is."""
+"""From the columns of a table to its catalog, whatever kind of table it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from thaw.data.catalogue import Catalogue, Entries, Groups, Payload, Split
+from thaw.data.catalog import Catalog, Entries, Groups, Payload, Split
 from thaw.data.columns import Roles
 from thaw.data.groups import NO_GROUPS, groups_by_pattern, no_groups_here, number_groups
 from thaw.data.labels import encode_labels
@@ -32,7 +32,7 @@ class Rows:
     paths: Callable[[], Sequence[str]] | None
 
 
-def row_catalogue(
+def row_catalog(
     where: str,
     roles: Roles,
     settings: DataSettings,
@@ -40,7 +40,7 @@ def row_catalogue(
     *,
     declared: Sequence[str] | None = None,
     problems: Iterable[Problem] = (),
-) -> Catalogue:
+) -> Catalog:
     """Entries, labels, classes and groups.
 
     Args:
@@ -68,7 +68,7 @@ def row_catalogue(
     encoded = encode_labels(values, names, declared, merge=settings.merge_spellings)
     used = {split: parts[split] for split in encoded.labels}
     groups, grouping = _groups(where, roles, settings, used)
-    return Catalogue(
+    return Catalog(
         classes=encoded.classes,
         splits={
             split: Entries(names=rows.names, labels=encoded.labels[split], batches=rows.batches)

@@ -25,7 +25,7 @@ HEAD = "head"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionSpec:
+class UnifySpec:
     """How two submodels become one.
 
     Attributes:
@@ -41,11 +41,11 @@ class FusionSpec:
 
     def __post_init__(self) -> None:
         if self.join not in get_args(Join):
-            raise UsageError(f"fusion.join {shown(self.join)}: expected one of {', '.join(get_args(Join))}")
+            raise UsageError(f"unify.join {shown(self.join)}: expected one of {', '.join(get_args(Join))}")
         if type(self.hidden) is not int or not 1 <= self.hidden <= 65536:
-            raise UsageError(f"fusion.hidden {shown(self.hidden)}: expected a whole number from 1 to 65536")
+            raise UsageError(f"unify.hidden {shown(self.hidden)}: expected a whole number from 1 to 65536")
         if self.scores not in get_args(Scores):
-            raise UsageError(f"fusion.scores {shown(self.scores)}: expected one of {', '.join(get_args(Scores))}")
+            raise UsageError(f"unify.scores {shown(self.scores)}: expected one of {', '.join(get_args(Scores))}")
 
     def thawing_order(self, units: Sequence[str]) -> tuple[str, ...]:
         """What thaws of the joined network, in order, for submodels with `units` from the image to the logits."""
@@ -126,29 +126,29 @@ def units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def build_dual(spec: FamilySpec, shape: tuple[int, int, int], classes: int, *, alike: bool = False) -> DualModel:
-    """Two submodels for images (H, W, C) and K classes, freshly initialised from torch's global generator.
+    """Two submodels for images (H, W, C) and K classes, freshly initialized from torch's global generator.
 
     Where they are `alike` both start from the same weights, so that an average of what becomes of them means something:
-    between networks that were initialised apart the loss is high half-way (arXiv 1912.05671).
+    between networks that were initialized apart the loss is high half-way (arXiv 1912.05671).
     """
     first = spec.build(shape, classes)
     return DualModel(first, copy.deepcopy(first) if alike else spec.build(shape, classes))
 
 
-def unify(dual: DualModel, fusion: FusionSpec) -> UnifiedModel:
+def unify(dual: DualModel, unify_spec: UnifySpec) -> UnifiedModel:
     """The unified model: copies of the dual model's branches, dense layers rewritten as convolutions, a new head.
 
-    The branches give the same numbers as before, to rounding. The head is initialised from torch's global generator.
+    The branches give the same numbers as before, to rounding. The head is initialized from torch's global generator.
     """
     branches = [_with_conv_classifier(branch) for branch in dual.branches]
     classes = cast("ConvClassifier", branches[0][-1]).conv.out_channels
-    return UnifiedModel(branches, Head(classes * len(branches), fusion.hidden, classes), fusion.scores)
+    return UnifiedModel(branches, Head(classes * len(branches), unify_spec.hidden, classes), unify_spec.scores)
 
 
 def average(dual: DualModel) -> nn.Sequential:
     """One submodel with the mean of both submodels' weights, and of their statistics.
 
-    A normalisation's statistics are those of what it reads, which no mean gives: they have to be measured anew.
+    A normalization's statistics are those of what it reads, which no mean gives: they have to be measured anew.
     """
     first, second = dual.branches
     made = copy.deepcopy(first)
@@ -163,14 +163,16 @@ def average(dual: DualModel) -> nn.Sequential:
     return made
 
 
-def build_unified(spec: FamilySpec, fusion: FusionSpec, shape: tuple[int, int, int], classes: int) -> UnifiedModel:
+def build_unified(spec: FamilySpec, unify_spec: UnifySpec, shape: tuple[int, int, int], classes: int) -> UnifiedModel:
     """A unified model with fresh weights: what a model file's tensors are loaded into."""
-    return unify(build_dual(spec, shape, classes), fusion)
+    return unify(build_dual(spec, shape, classes), unify_spec)
 
 
-def build_network(spec: FamilySpec, fusion: FusionSpec | None, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A network with fresh weights: two submodels joined as `fusion` says, or one that stands alone for None."""
-    return spec.build(shape, classes) if fusion is None else build_unified(spec, fusion, shape, classes)
+def build_network(
+    spec: FamilySpec, unify_spec: UnifySpec | None, shape: tuple[int, int, int], classes: int
+) -> nn.Module:
+    """A network with fresh weights: two submodels joined as `unify` says, or one that stands alone for None."""
+    return spec.build(shape, classes) if unify_spec is None else build_unified(spec, unify_spec, shape, classes)
 
 
 def _with_conv_classifier(branch: nn.Module) -> nn.Sequential:

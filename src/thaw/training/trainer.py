@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from thaw.data.augment import AugmentSettings
 from thaw.data.balance import class_counts
 from thaw.data.batches import BatchSource, View
-from thaw.data.images import ImageSet, InputContract
+from thaw.data.images import ImageSet, InputSpec
 from thaw.errors import ModelFileError, UsageError
 from thaw.models.blocks import dropouts, fuse_norms
 from thaw.models.families import FamilySpec
-from thaw.models.fusion import DualModel, FusionSpec, UnifiedModel, average, build_dual, unify
+from thaw.models.unify import DualModel, UnifiedModel, UnifySpec, average, build_dual, unify
 from thaw.plain import from_plain
 from thaw.seeds import derive
-from thaw.training.compute import Lanes
+from thaw.training.compute import ParallelBranches
 from thaw.training.distil import DistillStage, DistilSettings
 from thaw.training.engine import EpochRecord, StageRun, under
 from thaw.training.loss import LossSettings, Score
@@ -54,12 +54,12 @@ _STATISTICS_BATCHES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodSettings:
+class TrainerSettings:
     """What trains and how; a part of a recipe."""
 
     method: MethodName = "two-stage"
     model: FamilySpec
-    fusion: FusionSpec
+    unify: UnifySpec
     augment: AugmentSettings
     dual: DualSettings
     unfreeze: UnfreezeSettings
@@ -70,49 +70,49 @@ class MethodSettings:
     def stage_epochs(self) -> dict[str, int]:
         """The stages in order, with their planned epochs."""
         match self.method:
-            case "two-stage" if self.fusion.join == "distil":
+            case "two-stage" if self.unify.join == "distil":
                 return {"dual": self.dual.epochs, "student": self.plain.epochs}
             case "two-stage":
-                return {"dual": self.dual.epochs, **{step.thaws: step.epochs for step in self.unfreeze.steps}}
+                return {"dual": self.dual.epochs, **{step.unit: step.epochs for step in self.unfreeze.steps}}
             case "plain":
                 return {"plain": self.plain.epochs}
             case "distil":
                 return {"teacher": self.distil.teacher_epochs, "student": self.plain.epochs}
 
     @property
-    def normalised(self) -> bool:
-        """Whether a network that trains has normalisations."""
-        return self.model.normalised or (self.method == "distil" and self.distil.model.normalised)
+    def normalized(self) -> bool:
+        """Whether a network that trains has normalizations."""
+        return self.model.normalized or (self.method == "distil" and self.distil.model.normalized)
 
     @property
-    def joined(self) -> FusionSpec | None:
+    def unify_spec(self) -> UnifySpec | None:
         """How the network that comes out is made of two; None where it is one submodel that stands alone."""
-        return self.fusion if self.method == "two-stage" and self.fusion.join == "concatenate" else None
+        return self.unify if self.method == "two-stage" and self.unify.join == "concatenate" else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class TrainingContext:
     """What a training runs on.
 
     Attributes:
         train: what is trained on.
         validation: what chooses the best epoch.
-        contract: the network's input.
+        input_spec: the network's input.
         seed: of every random number.
         device: where it computes.
         dtype: what convolutions compute in.
         lanes: that run independent branches at once.
-        fused: whether normalisation is computed with what comes after it (`thaw.models.fused`).
+        fused: whether normalization is computed with what comes after it (`thaw.models.fused`).
         loss: how classes are weighted, and which figure chooses.
     """
 
     train: ImageSet
     validation: ImageSet
-    contract: InputContract
+    input_spec: InputSpec
     seed: int
     device: torch.device
     dtype: torch.dtype
-    lanes: Lanes
+    lanes: ParallelBranches
     fused: bool = False
     loss: LossSettings = field(default_factory=LossSettings)
 
@@ -140,11 +140,11 @@ class Setting:
         return StageRun(stage, train, validation, seed=self.seed, lanes=self.lanes, dtype=self.dtype, score=self.score)
 
     def measure_statistics(self, module: nn.Module, batch_size: int) -> None:
-        """Move a module's normalisation statistics to those of training images as they are, in batches of this size."""
+        """Move a module's normalization statistics to those of training images as they are, in batches of this size."""
         if next(module.buffers(), None) is None:
             return
         module.train()
-        # In float32, which the fused normalisation was perhaps not compiled for.
+        # In float32, which the fused normalization was perhaps not compiled for.
         fuse_norms(module, fused=False)
         for _, dropout in dropouts(module):
             dropout.eval()
@@ -160,7 +160,7 @@ class Setting:
     ) -> BatchSource:
         return BatchSource(
             images=images,
-            contract=self.contract,
+            input_spec=self.input_spec,
             batch_size=batch_size,
             device=self.device,
             augment=augment,
@@ -168,7 +168,7 @@ class Setting:
         )
 
     def place(self, module: nn.Module) -> None:
-        """Put a module on the device, its convolutions in channels-last order, its normalisations as they compute."""
+        """Put a module on the device, its convolutions in channels-last order, its normalizations as they compute."""
         fuse_norms(module, fused=self.fused)
         # torch's stubs do not know of memory_format.
         module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -213,16 +213,16 @@ class Progress:
     submodel_hits: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
-class Method:
+class MultiStageTrainer:
     """The stages of one recipe on one set of data.
 
     `epochs()` trains from wherever `restore` left off. After each record, `state()` is all that is needed to go on from
     there, to the same bits.
     """
 
-    def __init__(self, settings: MethodSettings, setting: Setting) -> None:
+    def __init__(self, settings: TrainerSettings, context: TrainingContext) -> None:
         self.settings = settings
-        self.setting = setting
+        self.context = context
         self.progress = Progress()
         self._names = tuple(settings.stage_epochs)
         self._index = 0
@@ -231,14 +231,14 @@ class Method:
     @cached_property
     def dual(self) -> DualModel:
         """What stage 1 of the two stages trains."""
-        return seeded_dual(self.settings.model, self.setting, alike=self.settings.fusion.join == "average")
+        return seeded_dual(self.settings.model, self.context, alike=self.settings.unify.join == "average")
 
     @cached_property
     def teachers(self) -> list[nn.Module]:
         """What teaches the network, where something does: both submodels of stage 1, or a larger network."""
         if self.settings.method == "two-stage":
             return list(self.dual.branches)
-        return [seeded_submodel(self.settings.distil.model, self.setting, "teacher")]
+        return [seeded_submodel(self.settings.distil.model, self.context, "teacher")]
 
     @cached_property
     def network(self) -> UnifiedModel | nn.Sequential:
@@ -249,14 +249,14 @@ class Method:
         """
         settings = self.settings
         if settings.method != "two-stage":
-            return seeded_submodel(settings.model, self.setting)
-        match settings.fusion.join:
+            return seeded_submodel(settings.model, self.context)
+        match settings.unify.join:
             case "concatenate":
-                return seeded_unify(self.dual, settings.fusion, self.setting)
+                return seeded_unify(self.dual, settings.unify, self.context)
             case "average":
-                return measured_average(self.dual, self.setting, settings.unfreeze.batch_size)
+                return measured_average(self.dual, self.context, settings.unfreeze.batch_size)
             case "distil":
-                return seeded_submodel(settings.model, self.setting, "student")
+                return seeded_submodel(settings.model, self.context, "student")
 
     def epochs(self) -> Iterator[EpochRecord]:
         """Train what is left, a record an epoch; each stage ends with its best epoch's weights."""
@@ -265,7 +265,7 @@ class Method:
                 self.progress.records.append(record)
                 yield record
             self._run.load_best()
-            self.progress.summaries.append(summarise(self._run, self.progress.records))
+            self.progress.summaries.append(summarize(self._run, self.progress.records))
             if self._run.stage.kind == DualStage.kind and self._run.best is not None:
                 self.progress.submodel_hits = self._run.best.hits
             if self._index + 1 >= len(self._names):
@@ -279,7 +279,7 @@ class Method:
         return map(self._begin, range(len(self._names)))
 
     def _begin(self, index: int) -> StageRun:
-        return self.setting.run(self._stage(self._names[index]), self.settings.augment)
+        return self.context.run(self._stage(self._names[index]), self.settings.augment)
 
     def _stage(self, name: str) -> Stage:
         settings = self.settings
@@ -335,7 +335,7 @@ class Method:
             raise ValueError(f"it has {own} records at epoch {self._run.epoch}, after {', '.join(done) or 'no stage'}")
 
 
-def summarise(run: StageRun, records: list[EpochRecord]) -> StageSummary:
+def summarize(run: StageRun, records: list[EpochRecord]) -> StageSummary:
     """The summary of a finished stage from its run and its records (others are passed over)."""
     stage, best = run.stage, run.best
     if best is None:
@@ -359,33 +359,33 @@ def summarise(run: StageRun, records: list[EpochRecord]) -> StageSummary:
     )
 
 
-def seeded_dual(model: FamilySpec, setting: Setting, *, alike: bool = False) -> DualModel:
+def seeded_dual(model: FamilySpec, context: TrainingContext, *, alike: bool = False) -> DualModel:
     """A dual model with the initial weights that the run's seed gives, the same in both submodels if `alike`."""
-    shape, classes = setting.train.shape, setting.classes
-    dual = _seeded(setting.seed, "weights", lambda: build_dual(model, shape, classes, alike=alike))
-    setting.place(dual)
+    shape, classes = context.train.shape, context.classes
+    dual = _seeded(context.seed, "weights", lambda: build_dual(model, shape, classes, alike=alike))
+    context.place(dual)
     return dual
 
 
-def seeded_unify(dual: DualModel, fusion: FusionSpec, setting: Setting) -> UnifiedModel:
-    """The unified model of `dual`, its head initialised as the run's seed gives."""
-    unified = _seeded(setting.seed, "head", lambda: unify(dual, fusion))
-    setting.place(unified)
+def seeded_unify(dual: DualModel, unify_spec: UnifySpec, context: TrainingContext) -> UnifiedModel:
+    """The unified model of `dual`, its head initialized as the run's seed gives."""
+    unified = _seeded(context.seed, "head", lambda: unify(dual, unify_spec))
+    context.place(unified)
     return unified
 
 
-def measured_average(dual: DualModel, setting: Setting, batch_size: int) -> nn.Sequential:
-    """The average of both submodels, its normalisation statistics measured on batches of so many training images."""
+def measured_average(dual: DualModel, context: TrainingContext, batch_size: int) -> nn.Sequential:
+    """The average of both submodels, its normalization statistics measured on batches of so many training images."""
     averaged = average(dual)
-    setting.place(averaged)
-    setting.measure_statistics(averaged, batch_size)
+    context.place(averaged)
+    context.measure_statistics(averaged, batch_size)
     return averaged
 
 
-def seeded_submodel(model: FamilySpec, setting: Setting, stream: str = "weights") -> nn.Sequential:
+def seeded_submodel(model: FamilySpec, context: TrainingContext, stream: str = "weights") -> nn.Sequential:
     """One submodel that stands alone, with the initial weights that the run's seed gives."""
-    module = _seeded(setting.seed, stream, lambda: model.build(setting.train.shape, setting.classes))
-    setting.place(module)
+    module = _seeded(context.seed, stream, lambda: model.build(context.train.shape, context.classes))
+    context.place(module)
     return module
 
 

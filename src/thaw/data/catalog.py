@@ -43,7 +43,7 @@ class Entries:
 
     Attributes:
         names: N names for messages.
-        labels: int64 [N], 0 to K-1; -1 where the label is missing or out of range (told in the catalogue's problems).
+        labels: int64 [N], 0 to K-1; -1 where the label is missing or out of range (told in the catalog's problems).
         batches: makes a fresh iterator over all N payloads, some at a time.
         array: the images themselves, uint8 or uint16 [N, H, W, C], where they need no decoding; `batches` is not used
             then.
@@ -71,7 +71,7 @@ class Groups:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Catalogue:
+class Catalog:
     """A source as it was found.
 
     Attributes:
@@ -97,14 +97,14 @@ class Source:
         name: what the source is called, one printable line.
         facts: JSON-ready facts that change whenever the content may have changed (paths, sizes, times of change); they
             are cheap to have, and name the cached copy. None for data that is in memory already.
-        read: makes the catalogue; may be slow.
+        read: makes the catalog; may be slow.
         usual_input: the input that "auto" means for this source, where that is a convention ("28x28x1" for digits).
         problems: what is to be told about how the source was named; not kept with the cached copy.
         has_files: whether its images are files with paths, which a pattern can choose from.
     """
 
     name: str
-    read: Callable[[], Catalogue]
+    read: Callable[[], Catalog]
     facts: Any = None
     usual_input: str = ""
     problems: tuple[Problem, ...] = ()
