@@ -343,7 +343,7 @@ def test_a_resume_does_not_search_again(open_run, monkeypatch, tmp_path):
     def no_search(*args, **kwargs):
         raise AssertionError("it searched again")
 
-    monkeypatch.setattr(candidates, "largest_member", no_search)
+    monkeypatch.setattr(candidates, "largest_variant", no_search)
     monkeypatch.setattr(resolve, "run_trials", no_search)
     before = run.metrics["data"]["problems"]
     (run.path / "metrics.json").unlink()

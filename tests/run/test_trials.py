@@ -223,7 +223,7 @@ def test_a_resume_compares_nothing_and_ends_the_same(compared_run, monkeypatch):
         raise AssertionError("it compared again")
 
     monkeypatch.setattr(resolve, "run_trials", never)
-    monkeypatch.setattr(candidates, "largest_member", never)
+    monkeypatch.setattr(candidates, "largest_variant", never)
     before, digest = run.metrics["data"]["problems"], run.model.digest
     (run.path / "metrics.json").unlink()
     resumed = thaw.train(resume=run.path)

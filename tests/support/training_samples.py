@@ -115,7 +115,7 @@ def unit_of(name: str) -> str:
 
 @contextlib.contextmanager
 def lanes_of(count: int) -> Iterator[ParallelBranches]:
-    """Lanes as on a machine of `count` cores: 1 makes none, and 2 one thread for each."""
+    """Parallel branches as on a machine of `count` cores: 1 makes none, and 2 one thread for each."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
