@@ -60,6 +60,10 @@ def test_identifiers_are_taken_as_they_are(prefix):
         ("String", "another meaning"),
         ("stdint", "another meaning"),
         ("pthread", "another meaning"),
+        ("png", "another meaning"),
+        ("int8", "C defines INT8_WIDTH"),
+        ("uint_fast16", "C defines UINT_FAST16_WIDTH"),
+        ("Size", "C defines SIZE_WIDTH"),
         ("nul", "another meaning"),
         ("x" * (MOST_LETTERS + 1), "32 characters"),
     ],
@@ -85,6 +89,7 @@ def test_others_are_refused_in_one_line_with_one_that_can_be(prefix, reason):
         ("3d", "model_3d"),
         ("int", "model_int"),
         ("string", "model_string"),
+        ("int8", "model_int8"),
         ("", "model"),
         ("...", "model"),
         # echo -n 猫 | sha256sum
@@ -263,6 +268,44 @@ def test_the_names_that_do_not_change_are_the_same_model(tmp_path, sources):
     assert done.returncode == 0, done.stderr
     done = subprocess.run([tmp_path / "a.out"], capture_output=True, timeout=60, check=True)
     assert done.stdout == expected[:1].tobytes()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("first", "second", "is_refused"),
+    [("net", "net", True), ("net", "Net", True), ("net", "net_2", False), ("Net", "net_2", False)],
+)
+def test_two_headers_never_share_macros_in_silence(tmp_path, first, second, is_refused):
+    graphs = [replace(each, outputs=each.outputs[-1:]) for each in (paper_graph((28, 28, 1)), paper_graph((32, 32, 3)))]
+    for folder, prefix, graph in zip(("a", "b"), (first, second), graphs, strict=True):
+        (tmp_path / folder).mkdir()
+        for name, content in export_c({"int8": graph}, card_of(graph), prefix=prefix).items():
+            (tmp_path / folder / name).write_bytes(content)
+    for language in ("c", "c++"):
+        for names in ((f"{first}.h", f"{second}.h"), ("model.h", "model.h")):
+            lines = [f'#include "{folder}/{name}"' for folder, name in zip("ab", names, strict=True)]
+            (tmp_path / "program.c").write_text("\n".join([*lines, *reversed(lines), "int main(void) { return 0; }\n"]))
+            command = ["cc", "-x", language, "-Wall", "-Wundef", "-Werror", "-pedantic", "-fsyntax-only", "program.c"]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert (done.returncode != 0) == is_refused, done.stderr
+            assert (f"two models have the prefix {second}: export one of them again" in done.stderr) == is_refused
+
+
+@needs_compiler
+def test_no_macro_of_a_system_header_has_the_name_of_one_of_ours(tmp_path):
+    """All headers of C, with all that they can define."""
+    headers = "ctype errno float inttypes limits math setjmp signal stdarg stddef stdint stdio stdlib string time wchar"
+    (tmp_path / "all.c").write_text("".join(f"#include <{name}.h>\n" for name in headers.split()))
+    command = ["cc", "-D_GNU_SOURCE", "-D__STDC_WANT_IEC_60559_BFP_EXT__", "-dM", "-E", "all.c"]
+    text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    header = models()["first"][0]["first.h"].decode()
+    suffixes = {name.removeprefix("FIRST") for name in re.findall(r"^#define (\w+)", header, re.MULTILINE)}
+    assert {"_WIDTH", "_HEIGHT", "_DIGEST"} <= suffixes
+    met = [name for name in re.findall(r"^#define ([A-Z]\w+)", text, re.MULTILINE) if name.endswith(tuple(suffixes))]
+    for name in met:
+        for suffix in filter(name.endswith, suffixes):
+            with pytest.raises(UsageError):
+                check_prefix(name.removesuffix(suffix).lower())
 
 
 def test_a_model_called_model_has_no_second_names():

@@ -32,8 +32,14 @@ return short signed sizeof static static_assert static_cast struct switch templa
 typedef typeid typename typeof typeof_unqual union unsigned using virtual void volatile wchar_t while xor xor_eq
 """
 
-# The example's main.c; headers of C, POSIX and x86, which NAME.h would hide from a compiler that searches its folder;
-# and what Windows takes for a device.
+# C23 calls the bits of its integer types so, in limits.h and stdint.h, which compilers also do for earlier standards.
+_WIDTHS = re.compile(
+    r"bool|[su]?char|u?(shrt|int|long|llong|intptr|intmax)|u?int(_fast|_least)?[0-9]+|ptrdiff|size|sig_atomic|wchar|wint",
+    re.ASCII,
+)
+
+# The example's main.c; headers of C, POSIX, x86 and Linux and of common libraries, which NAME.h would hide from a
+# compiler that searches its folder; and what Windows takes for a device.
 _TAKEN_FILES = """
 main
 assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign stdarg stdatomic stdbit
@@ -41,6 +47,8 @@ stdbool stdckdint stddef stdint stdio stdlib stdnoreturn string tgmath threads t
 aio cpio dirent dlfcn endian fcntl features fmtmsg fnmatch ftw getopt glob grp iconv langinfo libgen malloc memory
 monetary mqueue ndbm netdb poll pthread pwd regex sched search semaphore spawn strings stropts syslog tar termios
 ucontext ulimit unistd utime utmpx values wordexp immintrin
+alloca byteswap crypt elf err error execinfo fts link mntent obstack paths printf pty resolv shadow
+arduino curses form jpeglib lzma menu panel png sqlite3 tiff windows zconf zlib
 aux con nul prn com1 com2 com3 com4 com5 com6 com7 com8 com9 lpt1 lpt2 lpt3 lpt4 lpt5 lpt6 lpt7 lpt8 lpt9
 """
 
@@ -89,6 +97,7 @@ def _fault(prefix: str) -> str:
         (prefix.endswith("_"), "ends in an underscore, which thaw adds: NAME_predict would have two"),
         (len(prefix) > MOST_LETTERS, f"has {len(prefix)} characters: expected at most {MOST_LETTERS}"),
         (small in _KEYWORDS.split(), "is a keyword of C or C++"),
+        (_WIDTHS.fullmatch(small) is not None, f"is reserved: C defines {small.upper()}_WIDTH as the bits of a type"),
         (
             small in _TAKEN_FILES.split(),
             "would name a file that has another meaning: main.c, a system header, or a device",

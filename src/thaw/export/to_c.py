@@ -8,6 +8,8 @@ the reference interpreter, so that every byte is equal. All names begin with a p
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import textwrap
 from collections.abc import Mapping
@@ -27,6 +29,9 @@ from thaw.graph.packing import padded_taps
 from thaw.graph.plan import MemoryPlan, plan_memory
 from thaw.graph.tensors import Tensor
 from thaw.quoting import c_comment, c_string, json_text, markdown_text
+
+_DIGEST_DIGITS = 8
+"""Hexadecimal digits of a header's digest: the 32 bits that every preprocessor can compare."""
 
 
 def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str = FIXED_PREFIX) -> dict[str, bytes]:
@@ -49,9 +54,10 @@ def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str 
     if graph.tensor(graph.input).shape != card.input_spec.shape:
         raise UsageError(f"the network takes {graph.tensor(graph.input).shape}, the card says {card.input_spec.shape}")
     program = _Program(graph, plan_memory(graph), card, prefix)
+    source = program.source()
     texts = {
-        f"{prefix}.h": program.header(),
-        f"{prefix}.c": program.source(),
+        f"{prefix}.h": program.header(source),
+        f"{prefix}.c": source,
         "main.c": program.fill("main.c"),
         "Makefile": program.fill("Makefile"),
         "README.md": program.readme(),
@@ -86,8 +92,8 @@ class _Program:
         """The C type of one score."""
         return "int32_t" if self.result.dtype == "int32" else "int8_t"
 
-    def header(self) -> str:
-        """PREFIX.h."""
+    def header(self, source: str) -> str:
+        """PREFIX.h of the model with this PREFIX.c."""
         height, width, channels = self.card.input_spec.shape
         low, high = self.card.input_spec.range or FULL_RANGE
         quantization = self.result.quantization
@@ -108,7 +114,8 @@ class _Program:
             "SCORE_ZERO_POINT": "0" if quantization is None else str(quantization.zero_point),
             "PREPROCESS": self._named(_fragment("preprocess.h")).strip(),
         }
-        return self.fill("model.h", values)
+        digest = hashlib.sha256(f"{json.dumps(values)}\n{source}".encode()).hexdigest()
+        return self.fill("model.h", {**values, "DIGEST": f"0x{digest[:_DIGEST_DIGITS]}U"})
 
     def source(self) -> str:
         """PREFIX.c: the kernels that are needed, the constants, and the calls in order."""

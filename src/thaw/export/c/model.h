@@ -5,8 +5,8 @@
  * Threads: thaw_predict works in one static arena of THAW_ARENA_BYTES bytes, so two threads must not be in thaw_predict of
  * this model at once, nor may an interrupt call it meanwhile. thaw_preprocess has no state. Other models have arenas and
  * names of their own: theirs may run at the same time. */
-#ifndef THAW_H
-#define THAW_H
+#ifndef THAW_MODEL_H
+#define THAW_MODEL_H
 
 #include <stdint.h>
 
@@ -20,6 +20,7 @@
 #define THAW_CLASSES @CLASSES@
 #define THAW_SCORES @SCORES@
 #define THAW_ARENA_BYTES @ARENA_BYTES@
+#define THAW_DIGEST @DIGEST@ /* of this model */
 
 /* What a score stands for: (score - THAW_SCORE_ZERO_POINT) * THAW_SCORE_SCALE. */
 #define THAW_SCORE_SCALE @SCORE_SCALE@
@@ -43,4 +44,9 @@ void thaw_predict(const uint8_t *pixels, thaw_score *scores);
 }
 #endif
 
+#endif
+
+/* A model with the same prefix that was included before has left out all of the above. */
+#if THAW_DIGEST != @DIGEST@
+#error "two models have the prefix @PREFIX@: export one of them again with another --prefix"
 #endif
