@@ -123,14 +123,40 @@ def _convert_single(hint: type[Any], value: Any, name: str, faults: list[str]) -
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
         faults.append(f"{name} = {shown(value)}: expected {names.get(hint, hint.__name__)}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        faults.append(f"{name} = {shown(value)}: expected a finite number")
-    elif isinstance(value, float) and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
-        limits = f"{SMALLEST_FLOAT:.2g} to {LARGEST_FLOAT:.2g}"
-        faults.append(f"{name} = {shown(value)}: expected 0 or a number of a size from {limits}")
-    elif hint is int and abs(value) > LARGEST_WHOLE:
-        faults.append(f"{name} = {shown(value)}: expected a whole number of at most {LARGEST_WHOLE:,}")
+    elif expected := _out_of_range(value):
+        faults.append(f"{name} = {shown(value)}: expected {expected}")
     return value
+
+
+def _out_of_range(value: Any) -> str:
+    """What is expected instead of a number that is not finite or too small or large; "" for every other value."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if isinstance(value, float) and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+        return f"0 or a number of a size from {SMALLEST_FLOAT:.2g} to {LARGEST_FLOAT:.2g}"
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        return f"a whole number of at most {LARGEST_WHOLE:,}"
+    return ""
+
+
+def check_numbers(tree: Any, where: str) -> None:
+    """See that every number in a tree of plain values is in the range of those that dataclasses take.
+
+    Args:
+        tree: mappings, lists and single values, as JSON gives them.
+        where: what the tree is called, such as "recipe"; "" for one whose keys are names themselves.
+
+    Raises:
+        UsageError: naming the first that is not: "recipe.settings.seed = 9223372036854775808: expected ...".
+    """
+    if isinstance(tree, Mapping):
+        for key, item in tree.items():
+            check_numbers(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(tree, list):
+        for index, item in enumerate(tree):
+            check_numbers(item, f"{where}[{index}]")
+    elif expected := _out_of_range(tree):
+        raise UsageError(f"{given(where)} = {shown(tree)}: expected {expected}")
 
 
 def _convert_union(arguments: Sequence[Any], value: Any, name: str, faults: list[str]) -> Any:

@@ -175,6 +175,8 @@ CHANGES = {
     "an unknown fit": (lambda h, _: h["input"].update(fit="squash"), "expected one of stretch, crop"),
     "deep facts": (lambda h, _: h.update(facts={"a": deep(20)}), "nested"),
     "very deep facts": (lambda h, _: h.update(facts={"a": deep(900)}), ""),
+    "a fact beyond floats": (lambda h, _: h.update(facts={"a": [2**63]}), "facts.a[0] = 9223372036854775808"),
+    "a fact below floats": (lambda h, _: h.update(facts={"a": 1e-320}), "facts.a = 1e-320"),
     "an infinite fact": (lambda h, _: h.update(facts={"a": float("inf")}), ""),
     "facts that are a list": (lambda h, _: h.update(facts=[]), "a JSON object"),
     "no graph": (lambda h, _: h.update(graph=None), "a JSON object"),

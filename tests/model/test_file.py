@@ -285,6 +285,18 @@ NUMBERS = {
     ),
     "architecture.family = ['paper']": lambda header, _: header["architecture"].update(family=["paper"]),
     "classes = [0, 1]": change_header(classes=[0, 1]),
+    "seed = True": change_header(seed=True),
+    "seed = 1.5": change_header(seed=1.5),
+    "seed = 9223372036854775808": change_header(seed=2**63),
+    "dataset = 3": change_header(dataset=3),
+    "fingerprint = None": change_header(fingerprint=None),
+    "recipe.settings.dual.learning_rate = 1e-320": lambda header, _: header["recipe"]["settings"]["dual"].update(
+        learning_rate=1e-320
+    ),
+    "recipe.settings.dual.epochs = 9223372036854775808": lambda header, _: header["recipe"]["settings"]["dual"].update(
+        epochs=2**63
+    ),
+    "more[1].most = 1e+300": change_header(more=[0, {"most": 1e300}]),
 }
 
 

@@ -31,6 +31,7 @@ from thaw.graph.graph import Graph
 from thaw.graph.operation import Operation, Weighted
 from thaw.graph.ops import Op
 from thaw.graph.tensors import Quantization, Tensor
+from thaw.plain import check_numbers
 from thaw.quoting import shown
 from thaw.tensor_file import read_tensor_file, write_tensor_file
 
@@ -160,19 +161,18 @@ def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
         found = graph.tensor(graph.input).shape
         raise ModelFileError(f"the graph takes images of {found}, but its input specification says {input_spec}")
     _check_plain(content["facts"])
+    check_numbers(content["facts"], "facts")
     facts = _object_of("facts", content["facts"])
     return GraphHeader(name=_text("name", content["name"]), classes=classes, input_spec=input_spec, facts=facts)
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:
-    """Refuse facts that are nested deeply or hold a number that is not finite."""
+    """Refuse facts that are nested deeply or hold what JSON has no form for."""
     if depth > _MOST_FACTS_DEPTH:
         raise ModelFileError(f"facts are nested more than {_MOST_FACTS_DEPTH} deep")
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             _check_plain(item, depth + 1)
-    elif isinstance(value, float) and not math.isfinite(value):
-        _refuse("facts", value, "finite numbers")
     elif value is not None and not isinstance(value, str | int | float):
         _refuse("facts", value, "what JSON has")
 

@@ -26,7 +26,7 @@ from thaw.finite import check_finite
 from thaw.model.zoo import zoo_folder
 from thaw.models.families import FAMILIES, FamilySpec
 from thaw.models.unify import UnifySpec, build_network
-from thaw.plain import from_plain
+from thaw.plain import check_numbers, from_plain
 from thaw.quoting import shown
 from thaw.training.checkpoint import open_tensors, write_tensors
 
@@ -111,6 +111,7 @@ class Model:
         architecture = header["architecture"]
         input_spec = InputSpec.from_dict(header["input"])
         classes = _class_names(header["classes"])
+        _check_facts(header)
         family = architecture["family"]
         if not isinstance(family, str) or family not in FAMILIES:
             raise ModelFileError(f"architecture.family = {shown(family)}: expected one of {', '.join(FAMILIES)}")
@@ -229,3 +230,15 @@ def _class_names(value: Any) -> tuple[str, ...]:
     if len(set(value)) != len(value):
         raise ModelFileError("classes repeat a name: expected names that differ")
     return tuple(value)
+
+
+def _check_facts(header: Mapping[str, Any]) -> None:
+    """What a header says beside the network, which goes into reports and exported files."""
+    seed = header.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise ModelFileError(f"seed = {shown(seed)}: expected a whole number from 0")
+    for name in ("dataset", "fingerprint"):
+        if not isinstance(header.get(name, ""), str):
+            raise ModelFileError(f"{name} = {shown(header[name])}: expected a text")
+    # The network and its input have limits of their own, by which they were checked.
+    check_numbers({key: value for key, value in header.items() if key not in ("architecture", "input")}, "")
