@@ -74,3 +74,21 @@ def test_a_signal_before_training_begins(tmp_path, stop, code):
     assert "Traceback" not in err
     assert "stopped" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_stopped_before_its_first_epoch_says_how_to_resume(call, tmp_path, monkeypatch):
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    words = ("train", "digits", *TINY, "--out", "a run")
+    with monkeypatch.context() as patched:
+        patched.setattr("thaw.run.pipeline.seconds_per_epoch", stop)
+        for again in (words, ("train", "--resume", "a run")):
+            code, out, err = call(*again)
+            assert (code, out) == (130, "")
+            assert err.endswith("resume with: thaw train --resume 'a run'\n")
+    monkeypatch.setattr("thaw.run.pipeline.settle_run", stop)
+    assert "resume with: thaw train --resume 'a run'" in call("train", "--resume", "a run")[2]
+    code, _, err = call("train", "digits", *TINY, "--out", "another")
+    assert (code, err) == (130, "stopped before training began\n")
+    assert not (tmp_path / "another").exists()

@@ -198,8 +198,8 @@ def test_a_run_tells_its_trials_first_and_then_how_long_it_will_take(compared_ru
     run, events = compared_run
     names = [type(event).__name__ for event in events]
     count = len(settled[0]) - 1
-    assert names[: count + 2] == ["TrialPlan", *["Trial"] * count, "Started"]
-    started = events[count + 1]
+    assert names[: count + 3] == ["TrialPlan", *["Trial"] * count, "Begun", "Started"]
+    started = events[count + 2]
     assert set(started.epoch_seconds) == {"plain"}
     assert started.epoch_seconds["plain"] > 0
     assert run.model.spec == settled[1].recipe.model

@@ -27,7 +27,7 @@ from thaw.quoting import csv_line, given, json_text, printable, shell_command
 from thaw.recipe.budget import Budget, ram_parts
 from thaw.recipe.recipe import default_recipe, grouped, load_recipe
 from thaw.run.notes import input_note
-from thaw.run.pipeline import Event, Finished, Started, resume_run, start_run
+from thaw.run.pipeline import Begun, Event, Finished, Started, resume_run, start_run
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import settle_input, with_network
 from thaw.training.compute import keep_freed_memory
@@ -92,26 +92,27 @@ def _request(
 def resume(path: Path, *, data_root: Path | None, as_json: bool) -> None:
     """`thaw train --resume DIR`."""
     with Progress() as progress:
-        finished = _drive(resume_run(path, data_root=data_root, progress=progress.decoding), progress)
+        finished = _drive(resume_run(path, data_root=data_root, progress=progress.decoding), progress, resumed=path)
     _finish(finished, as_json=as_json)
 
 
-def _drive(events: Iterator[Event], progress: Progress) -> Finished:
-    """Show a run's events; an interrupt or a failure ends with how to resume."""
+def _drive(events: Iterator[Event], progress: Progress, *, resumed: Path | None = None) -> Finished:
+    """Show a run's events; an interrupt or a failure ends with how to resume, once there is a run to be resumed."""
     folder: Path | None = None
     # Here and not in the library: it holds for the whole process, which is ours only on the command line.
     keep_freed_memory()
     try:
         for event in watched(events):
             progress.show(event)
-            if isinstance(event, Started):
+            if isinstance(event, Begun | Started):
                 folder = event.folder.path
             if isinstance(event, Finished):
                 return event
     except KeyboardInterrupt:
-        if folder is None:
+        left = folder or resumed
+        if left is None:
             raise stopped("stopped before training began") from None
-        raise stopped("stopped; every finished epoch is saved", _resume_command(folder)) from None
+        raise stopped("stopped; every finished epoch is saved", _resume_command(left)) from None
     except TrainingError as error:
         raise TrainingError(f"{error}; the run is in {folder}") from error
     except RunError as error:

@@ -70,6 +70,13 @@ DecodeProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Begun:
+    """The run folder is there: from now on the run can be resumed, though nothing is trained yet."""
+
+    folder: RunFolder
+
+
+@dataclass(frozen=True)
 class Started:
     """The data are ready, and training begins or goes on after `epochs_done` epochs; `stages` holds planned epochs.
 
@@ -107,7 +114,7 @@ class Finished:
     metrics: dict[str, Any]
 
 
-Event = TrialPlan | Trial | Started | EpochDone | FoldDone | QatEpochDone | Int8Done | Finished
+Event = TrialPlan | Trial | Begun | Started | EpochDone | FoldDone | QatEpochDone | Int8Done | Finished
 
 
 def start_run(
@@ -130,6 +137,7 @@ def start_run(
     folder = create(out, f"{data.name}-{request.recipe_name}", overwrite=overwrite)
     with locked(folder):
         folder.begin(kept)
+        yield Begun(folder)
         yield from _run(folder, request, data, kept["normalization"])
 
 
