@@ -9,7 +9,9 @@ from hostile_text import hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import thaw
 from thaw.errors import ThawError
+from thaw.export.c_names import check_prefix
 from thaw.quoting import LINE_LENGTH, NAME_LENGTH
 from thaw.recipe.budget import Budget
 from thaw.recipe.recipe import load_recipe, recipe_from_dict
@@ -60,6 +62,8 @@ CALLS = {
     "classes": ("info", "--recipe", "paper", "--classes", "9" * 5000),
     "data set": ("reproduce", "--dataset", LONG),
     "seeds": ("reproduce", "--seeds", LONG),
+    "seed beyond floats": ("train", "digits", "--seed", str(2**53 + 1)),
+    "seeds beyond floats": ("reproduce", "--seeds", str(10**17)),
     "large seeds": ("reproduce", "--seeds", "9" * 5000),
     "study": ("ablate", "digits", "--study", LONG),
     "user": ("train", f"~{LONG}"),
@@ -95,6 +99,28 @@ def test_a_long_value_on_the_command_line(call, arguments):
 @pytest.mark.parametrize("arguments", WITH_RUN.values(), ids=WITH_RUN)
 def test_a_long_value_beside_a_run(call, finished, arguments):
     assert_short(*call(*(str(finished.path) if word == "{run}" else word for word in arguments)))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model: model.predict(LONG),
+        lambda model: model.predict([f"/{LONG}"]),
+        lambda _: thaw.train(LONG),
+        lambda _: thaw.train("digits", recipe="digits", out=LONG),
+        lambda _: thaw.train("digits", recipe="digits", out="a\0b"),
+        lambda _: thaw.train("digits", recipe="digits", seed=2**53 + 1),
+        lambda _: check_prefix(LONG),
+        lambda _: check_prefix(5),
+        lambda _: check_prefix(None),
+    ],
+)
+def test_a_value_that_cannot_be_in_the_library(finished, tmp_path, monkeypatch, ask):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ThawError) as refused:
+        ask(thaw.Model.load(finished.path))
+    assert len(str(refused.value)) <= CHARACTERS
+    assert not list(tmp_path.iterdir())
 
 
 RECIPES = {

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Collection
 
 from thaw.errors import ModelFileError, UsageError
+from thaw.quoting import shown
 
 FIXED_PREFIX = "model"
 """The name of model.h and model.c, which every export has besides its own."""
@@ -59,6 +60,8 @@ def check_prefix(prefix: str) -> str:
     Raises:
         UsageError: with the reason, and a prefix that could be taken instead.
     """
+    if not isinstance(prefix, str):
+        raise UsageError(f"prefix {shown(prefix)}: expected a text")
     fault = _fault(prefix)
     if fault:
         raise UsageError(f"prefix {prefix[:60]!r} {fault} (try {prefix_of_name(prefix[:60])!r})")

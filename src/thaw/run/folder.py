@@ -28,7 +28,7 @@ from thaw.errors import RunError
 from thaw.export.folder import remove_exports
 from thaw.files import read_document, sweep_unfinished, write_atomically, write_document
 from thaw.model.training_images import SEEN_FILE
-from thaw.quoting import json_text
+from thaw.quoting import PATH_LENGTH, given, json_text
 
 fcntl: Any
 try:
@@ -148,11 +148,11 @@ def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder
             )
         for part in _FOLDERS:
             (folder.path / part).mkdir(exist_ok=True)
-    except OSError as error:
-        target = out if out is not None else Path("runs")
-        raise RunError(
-            f"cannot make a run folder at {target}: {error.strerror or error}\nchoose another place with --out"
-        ) from error
+    # A ValueError for a zero byte in the path.
+    except (OSError, ValueError) as error:
+        target = given(out if out is not None else "runs", PATH_LENGTH)
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot make a run folder at {target}: {reason}\nchoose another place with --out") from error
     return folder
 
 

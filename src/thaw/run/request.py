@@ -82,8 +82,8 @@ class TrainRequest:
     def __post_init__(self) -> None:
         for name in ("seed", "folds"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise UsageError(f"{name} {shown(value)}: expected a whole number from 0")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_WHOLE:
+                raise UsageError(f"{name} {shown(value)}: expected a whole number from 0 to {LARGEST_WHOLE:,}")
         if self.folds == 1:
             raise UsageError("folds 1: expected 0 for none, or at least 2")
 

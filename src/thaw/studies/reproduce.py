@@ -63,7 +63,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         UsageError: when it is not different whole numbers with commas between them.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts) or len(set(map(int, parts))) != len(parts):
+    if not all(re.fullmatch("[0-9]{1,15}", part) for part in parts) or len(set(map(int, parts))) != len(parts):
         raise UsageError(
             f"seeds {shown(text)}: expected different whole numbers with commas between them, such as 0,1,2"
         )
