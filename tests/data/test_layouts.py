@@ -123,6 +123,25 @@ def test_the_real_folder_is_proposed_past_pictures_of_a_page(tmp_path):
         prepare(root, SETTINGS, seed=1)
 
 
+@pytest.mark.parametrize("beside", ["images", "samples", "test_images", "Screenshots"])
+def test_the_real_folder_is_proposed_past_folders_of_single_pictures(tmp_path, beside):
+    root = write(tmp_path / "repo", "Dataset/cat", "Dataset/dog", beside)
+    with pytest.raises(DataError, match=rf"did you mean {root}/Dataset\?$"):
+        prepare(root, SETTINGS, seed=1)
+
+
+def test_errors_come_with_the_folder_that_may_have_been_meant(tmp_path):
+    root = write(tmp_path / "repo", "Dataset/cat", "Dataset/dog")
+    write(root, "misc", count=2)
+    (root / "models").mkdir()
+    (root / "models" / "net.pt").write_bytes(b"x")
+    with pytest.raises(DataError, match=rf"fewer different images [^\n]*misc \(2\)\n.*did you mean {root}/Dataset\?"):
+        prepare(root, SETTINGS, seed=1)
+    # An evaluation needs no three images of a class.
+    contract = InputContract(height=8, width=8, channels=3)
+    assert len(open_image_set(root, contract, ("Dataset", "misc"))[0]) == 14
+
+
 def test_nearly_all_images_in_one_folder_are_told(tmp_path):
     root = write(tmp_path / "set", *(f"Dataset/{name}" for name in "abcdefghij"), count=12)
     write(root, "rest", count=6)
@@ -166,6 +185,10 @@ def pair(root, *, photo, mask, names=("cat", "dog"), count=6):
         ("{name}/images/{index}.png", "{name}/masks/{index}.png", "!*/masks/*"),
         ("{name}/images/{index}.png", "{name}/masks/{index}_mask.png", "!*_mask*"),
         ("{name}/rgb/{index}.jpg", "{name}/gt/{index}.png", "!*/gt/*"),
+        ("{name}/{index}.jpg", "{name}/masks/{index}.png", "!*/masks/*"),
+        ("{name}/{index}.png", "{name}/mask_{index}.png", "!mask_*"),
+        ("{name}/img_{index}.png", "{name}/gt-{index}.png", "!gt-*"),
+        ("{name}/{index}.jpg", "{name}/{index}.jpg.png", "*.jpg"),
     ],
 )
 def test_a_photograph_and_its_mask_are_told_and_chosen_between(tmp_path, photo, mask, proposal):
@@ -200,6 +223,10 @@ def test_folders_of_photographs_and_of_masks_are_told(tmp_path):
         ["masks/1.png", "nothing/1.png"],
         ["cat/mask.png", "cat/1.png"],
         ["cat/x.1.png", "cat/x.2.png"],
+        ["cat/img_1.png", "cat/1.png"],
+        ["cat/images/1.png", "cat/1.png"],
+        ["cat/mask_1.png", "cat/mask_2.png"],
+        ["cat/mask_.png", "cat/1.png"],
     ],
 )
 def test_what_is_no_pair(paths):

@@ -22,11 +22,14 @@ _NUMBERED_PART = re.compile(r"(?:fold|part|set|split|batch|subset)[_-]?[0-9]+")
 # Folders beside a data set in a repository, whose pictures belong to its pages.
 _PAGE_FOLDERS = frozenset(
     {"asset", "assets", "app", "demo", "demos", "doc", "docs", "example", "examples", "figs", "figure", "figures"}
-    | {"media", "notebook", "notebooks", "output", "outputs", "plot", "plots", "report", "reports", "result", "results"}
-    | {"screenshot", "screenshots", "src", "static", "template", "templates", "web", "website"}
+    | {"image", "images", "img", "imgs", "media", "notebook", "notebooks", "output", "outputs", "pics", "pictures"}
+    | {"plot", "plots", "report", "reports", "result", "results", "sample", "samples", "screenshot", "screenshots"}
+    | {"src", "static", "template", "templates", "test_images", "web", "website"}
 )
 
 _MOST_OF_ALL = 0.9
+# Fewer cannot be split into training, validation and test images.
+_FEWEST_OF_A_CLASS = 3
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,10 @@ def _refuse_other_root(where: str, tree: FolderTree) -> list[Problem]:
             f"{where} holds no class folders itself; those in {encodable(meant)} ({names}{_more(tree, meant)}) look "
             f"like them: did you mean {path}?"
         )
-    if tree.total[largest] >= _MOST_OF_ALL * tree.total[""] and all(tree.direct[folder] for folder in others):
+    beside = [folder for folder in others if tree.total[folder]]
+    is_most = tree.total[largest] >= _MOST_OF_ALL * tree.total[""]
+    are_few = all(tree.total[folder] < _FEWEST_OF_A_CLASS for folder in beside)
+    if beside and (is_most or are_few) and all(tree.direct[folder] for folder in beside):
         message = f"nearly all images lie in {encodable(largest)}, in sub-folders: did you mean {path}?"
         return [Problem("layout", "warning", message)]
     return []

@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
+from thaw.data.decode import SUFFIXES
 from thaw.data.problems import Problem
 from thaw.quoting import encodable
 
 _MASK_WORDS = "masks?|segmentations?|seg|gt|ground_?truths?|annotations?|labels?|trimaps?|mattes?|depth|overlays?"
 _MASK_ENDING = re.compile(rf"(?<=[^_.-])[_.-](?:{_MASK_WORDS})(?=(?:[_.-]?[0-9]{{1,3}})?$)")
+_MASK_BEGINNING = re.compile(rf"(?:{_MASK_WORDS})[_.-](?=[^_.-])")
+_IMAGE_BEGINNING = re.compile(r"(?:images?|imgs?|photos?|pictures?|inputs?|originals?|rgb)[_.-](?=[^_.-])")
 _MASK_FOLDER = re.compile(rf"(?:[a-z0-9]+[_-])?(?:{_MASK_WORDS})")
 _IMAGE_FOLDER = re.compile(r"(?:[a-z0-9]+[_-])?(?:images?|imgs?|photos?|pictures?|jpegimages|inputs?|originals?|rgb)")
 
@@ -18,7 +21,8 @@ _IMAGE_FOLDER = re.compile(r"(?:[a-z0-9]+[_-])?(?:images?|imgs?|photos?|pictures
 def find_pairs(paths: Iterable[str]) -> Problem | None:
     """A warning where images come in pairs.
 
-    Pairs are `x.jpg` and `x.png` in one folder, `x.png` and `x_mask.png`, or `images/x.png` and `masks/x.png`.
+    Pairs are `x.jpg` and `x.png` (or `x.jpg.png`) in one folder, `x.png` and `x_mask.png` (or `mask_x.png`), and
+    `x.png` (or `images/x.png`) and `masks/x.png`.
 
     Args:
         paths: images, relative, with "/" between parts.
@@ -39,31 +43,35 @@ def find_pairs(paths: Iterable[str]) -> Problem | None:
 
 
 def _key(path: str) -> tuple[str, ...]:
-    """What a photograph and its mask have in common: the folders but for their kind, and the name but for its ending.
-
-    `*` cannot be the name of a folder that stands for a kind, so such folders meet only one another.
-    """
+    """What a photograph and its mask have in common: the folders that tell no kind, and the name without a kind."""
     *folders, name = path.casefold().split("/")
-    kinds = ["*" if _MASK_FOLDER.fullmatch(part) or _IMAGE_FOLDER.fullmatch(part) else part for part in folders]
+    kinds = (part for part in folders if not (_MASK_FOLDER.fullmatch(part) or _IMAGE_FOLDER.fullmatch(part)))
+    stem = _stem(name)
+    if found := _MASK_ENDING.search(stem):
+        stem = stem[: found.start()]
+    elif found := _MASK_BEGINNING.match(stem) or _IMAGE_BEGINNING.match(stem):
+        stem = stem[found.end() :]
+    return (*kinds, stem)
+
+
+def _stem(name: str) -> str:
+    """A file's name without its ending, or both of `x.jpg.png`."""
     stem = PurePosixPath(name).stem
-    found = _MASK_ENDING.search(stem)
-    return (*kinds, stem[: found.start()] if found else stem)
+    return PurePosixPath(stem).stem if _suffix(stem) in SUFFIXES else stem
 
 
 def _are_pair(variants: Sequence[str]) -> bool:
     """Whether images of one key are a photograph and something else, not images of two splits or names in two cases."""
     if len({_is_mask(path) for path in variants}) > 1:
         return True
-    return len({path.casefold() for path in variants}) > len({_folder(path) for path in variants})
-
-
-def _folder(path: str) -> str:
-    return path.casefold().rpartition("/")[0]
+    folded = {path.casefold() for path in members}
+    return len(folded) > len({(path.rpartition("/")[0], _stem(path.rpartition("/")[2])) for path in folded})
 
 
 def _is_mask(path: str) -> bool:
     *folders, name = path.casefold().split("/")
-    return bool(_MASK_ENDING.search(PurePosixPath(name).stem)) or any(map(_MASK_FOLDER.fullmatch, folders))
+    stem = _stem(name)
+    return bool(_MASK_ENDING.search(stem) or _MASK_BEGINNING.match(stem)) or any(map(_MASK_FOLDER.fullmatch, folders))
 
 
 def _proposal(variants: Sequence[str]) -> str:
@@ -72,9 +80,11 @@ def _proposal(variants: Sequence[str]) -> str:
     if not _is_mask(mask) or _is_mask(photo):
         return f"*{_suffix(photo)}"
     *folders, name = mask.split("/")
-    ending = _MASK_ENDING.search(PurePosixPath(name).stem.casefold())
-    if ending:
+    stem = _stem(name).casefold()
+    if ending := _MASK_ENDING.search(stem):
         return f"!*{ending[0]}*"
+    if beginning := _MASK_BEGINNING.match(stem):
+        return f"!{beginning[0]}*"
     place = next(place for place, part in enumerate(folders) if _MASK_FOLDER.fullmatch(part.casefold()))
     return f"!*/{folders[place]}/*" if place else f"!{folders[place]}/*"
 

@@ -51,11 +51,16 @@ class Problem:
 def raise_errors(name: str, problems: Iterable[Problem]) -> None:
     """Raises one DataError with all problems of severity "error", if there are any.
 
+    A warning that another folder may have been meant (kind "layout") goes with them, since it may be their cause.
+
     Raises:
         DataError: one line a problem; a single problem makes a single line.
     """
     name = clipped(printable(name))
-    errors = [str(problem) for problem in problems if problem.severity == "error"]
+    found = [p for p in problems if p.severity == "error" or (p.kind == "layout" and p.severity == "warning")]
+    if all(problem.severity != "error" for problem in found):
+        return
+    errors = [str(problem) for problem in found]
     if len(errors) == 1:
         raise DataError(f"{name}: {errors[0]}")
     if errors:

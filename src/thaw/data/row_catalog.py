@@ -9,6 +9,7 @@ from thaw.data.catalog import Catalog, Entries, Groups, Payload, Split
 from thaw.data.columns import Roles
 from thaw.data.groups import NO_GROUPS, groups_by_pattern, no_groups_here, number_groups
 from thaw.data.labels import encode_labels
+from thaw.data.pairs import find_pairs
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
 from thaw.errors import DataError
@@ -62,12 +63,13 @@ def row_catalog(
     if odd is not None:
         raise DataError(
             f"{where}: column {shown(roles.label)} holds {given(odd)}: expected whole numbers or texts as classes; "
-            "write the class into a column of its own"
+            "write the class into a column of its own, and name it with data.label_column"
         )
     names = {split: rows.names for split, rows in parts.items()}
     encoded = encode_labels(values, names, declared, merge=settings.merge_spellings)
     used = {split: parts[split] for split in encoded.labels}
     groups, grouping = _groups(where, roles, settings, used)
+    pairs = find_pairs(path.replace("\\", "/") for rows in used.values() if rows.paths for path in rows.paths())
     return Catalog(
         classes=encoded.classes,
         splits={
@@ -75,7 +77,7 @@ def row_catalog(
             for split, rows in used.items()
         },
         named=encoded.named,
-        problems=(*problems, *encoded.problems, *grouping),
+        problems=(*problems, *encoded.problems, *grouping, *([pairs] if pairs else [])),
         groups=groups,
     )
 
