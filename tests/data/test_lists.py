@@ -1,11 +1,9 @@
-"""Tables as text that name image files (CSV, JSON lines), and NumPy's archives."""
+"""Tables as text that name image files: CSV and JSON lines."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
-import zipfile
 from collections import Counter
 
 import numpy as np
@@ -201,6 +199,35 @@ def test_measured_values_are_no_classes(folder):
         prepare(folder / "a.csv", DataSettings(label_column="value"), seed=1)
 
 
+def test_a_column_called_label_is_not_passed_over_for_another(folder):
+    columns = {
+        "path": PATHS,
+        "label": [row / 10 for row in range(COUNT)],
+        "person": [f"p{row % 4}" for row in range(COUNT)],
+    }
+    write_csv(folder / "a.csv", columns)
+    with pytest.raises(
+        DataError, match=r"column 'label' holds 0\.0: expected whole .* name it with data\.label_column"
+    ):
+        prepare(folder / "a.csv", SETTINGS, seed=1)
+    assert prepare(folder / "a.csv", DataSettings(label_column="person"), seed=1).train.classes == (
+        "p0",
+        "p1",
+        "p2",
+        "p3",
+    )
+
+
+def test_a_photograph_and_its_mask_in_a_table_are_told(folder):
+    for row in range(COUNT):
+        Image.fromarray(picture(COUNT + row)).save(folder / "images" / f"{row}.bmp")
+    paths = [path for name in PATHS for path in (name, name.replace(".png", ".bmp"))]
+    write_csv(folder / "a.csv", {"path": paths, "label": [label for label in LABELS for _ in range(2)]})
+    told = problem(look(folder / "a.csv", SETTINGS), "pairs")
+    assert (told.severity, len(told.names)) == ("warning", COUNT)
+    assert told.names[0] == "images/0.png + images/0.bmp"
+
+
 def test_several_columns_that_could_be_labels(folder):
     columns = {
         "path": PATHS,
@@ -266,6 +293,15 @@ def test_json_lines(folder, suffix):
     assert_holds(data)
 
 
+def test_json_lines_end_only_where_json_says_so(folder):
+    names = [f"{label}\u2028\x85{row % 2}" for row, label in enumerate(LABELS)]
+    rows = [
+        json.dumps({"image": path, "label": name}, ensure_ascii=False) for path, name in zip(PATHS, names, strict=True)
+    ]
+    (folder / "a.jsonl").write_text("\r\n".join(rows), encoding="utf-8")
+    assert_holds(prepare(folder / "a.jsonl", SETTINGS, seed=1), names)
+
+
 def test_a_json_list_and_missing_keys(folder):
     rows = [{"file": path, "label": label, "box": [1, 2]} for path, label in zip(PATHS, LABELS, strict=True)]
     del rows[3]["label"]
@@ -303,6 +339,18 @@ def test_a_folder_of_images_with_one_table_is_read_by_it(folder):
     write_csv(folder / "more.csv", {"image": PATHS, "label": LABELS})
     with pytest.raises(DataError, match=rf"did you mean {folder}/labels.csv or {folder}/more.csv\?"):
         open_source(folder, SETTINGS)
+
+
+def test_a_folder_with_a_table_of_names_without_endings(tmp_path):
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    for row in range(COUNT):
+        Image.fromarray(picture(row)).save(tmp_path / "set" / "train" / f"{row}.png")
+    write_csv(tmp_path / "set" / "train.csv", {"id_code": list(range(COUNT)), "diagnosis": LABELS})
+    write_csv(tmp_path / "set" / "sizes.csv", {"width": [12] * COUNT, "height": [10] * COUNT})
+    data = prepare(tmp_path / "set", SETTINGS, seed=1)
+    assert problem(data, "layout").message == "there are no class folders: labels are read from train.csv"
+    assert data.train.classes == ("cat", "dog")
+    assert len(data.train) + len(data.validation) + len(data.test) == COUNT
 
 
 def test_class_folders_come_before_a_table(tmp_path):
@@ -362,78 +410,3 @@ def test_real_meter_digits_by_a_table_of_ones_own(data_root, tmp_path):
                 assert np.array_equal(part.images[row], np.asarray(image.convert("RGB")))
     with pytest.raises(DataError, match="no label column"):
         prepare(source, SETTINGS, seed=1)
-
-
-# Archives
-
-
-def archive(path, **arrays):
-    np.savez(path, **arrays)
-    return path
-
-
-IMAGES = picture(1, (60, 9, 9))
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("x_train", "y_train", "x_test", "y_test"),
-        ("train_images", "train_labels", "test_images", "test_labels"),
-        ("X", "y", "X_test", "y_test"),
-        ("images", "labels", "images.testing", "labels.testing"),
-    ],
-)
-def test_archives(tmp_path, names):
-    labels = np.arange(60) % 3
-    arrays = dict(zip(names, (IMAGES[:48], labels[:48], IMAGES[48:], labels[48:, None]), strict=True))
-    data = prepare(
-        archive(tmp_path / "a.npz", **arrays, history=np.array([{"x": 1}])[:0].astype(str)), SETTINGS, seed=1
-    )
-    test = data.test.open()
-    assert np.array_equal(test.images[..., 0], IMAGES[48:])
-    assert test.labels.tolist() == labels[48:].tolist()
-    assert (data.name, len(data.train) + len(data.validation)) == ("a", 48)
-    assert prepare(tmp_path / "a.npz", SETTINGS, seed=1).fingerprint == data.fingerprint
-
-
-def test_class_names_and_groups_in_an_archive(tmp_path):
-    path = archive(
-        tmp_path / "a.npz", images=IMAGES, labels=np.arange(60) % 3, classes=["a", "b", "c"], groups=np.arange(60) // 6
-    )
-    data = prepare(path, SETTINGS, seed=1)
-    assert data.train.classes == ("a", "b", "c")
-    assert data.grouping["count"] == 10
-
-
-def test_what_is_no_archive(tmp_path):
-    cases = {
-        "objects": (
-            {"images": np.array([{}, {}], dtype=object), "labels": [0, 1]},
-            "pickled objects, which are not opened",
-        ),
-        "lacking": ({"images": IMAGES}, "no train labels among images"),
-        "twice": ({"x": IMAGES, "images": IMAGES, "y": [0]}, "several arrays of train images"),
-        "others": ({"weights": IMAGES}, "holds weights: expected images and labels"),
-        "floats": ({"x": IMAGES / 255, "y": np.arange(60) % 3}, "float64.*expected uint8"),
-    }
-    for name, (arrays, message) in cases.items():
-        with pytest.raises(DataError, match=message):
-            prepare(archive(tmp_path / f"{name}.npz", **arrays), SETTINGS, seed=1)
-    whole = archive(tmp_path / "a.npz", images=IMAGES, labels=np.arange(60) % 3).read_bytes()
-    for name, content in {"cut": whole[:900], "empty": b"", "text": b"hello", "damaged": damaged(whole)}.items():
-        (tmp_path / f"{name}.npz").write_bytes(content)
-        with pytest.raises(DataError, match=r"no readable .npz archive|cannot be read"):
-            prepare(tmp_path / f"{name}.npz", SETTINGS, seed=1)
-
-
-def damaged(whole):
-    """The archive with a header that claims more than there is memory."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(buffer, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            new.writestr(
-                name, content.replace(b"(60, 9, 9)", b"(9" + b"9" * 7 + b",)") if name == "images.npy" else content
-            )
-    return buffer.getvalue()

@@ -118,6 +118,13 @@ def test_encoded_images_in_a_data_frame():
     assert contents(prepare(structs, SETTINGS, seed=1)) == expected()
 
 
+@pytest.mark.parametrize("form", [picture, lambda row: Image.fromarray(picture(row))])
+def test_pictures_in_a_data_frame(form):
+    frame = pd.DataFrame({"photo": [form(row) for row in range(COUNT)], "label": LABELS})
+    frame["vector"] = list(np.zeros((COUNT, 4)))
+    assert contents(prepare(frame, SETTINGS, seed=1)) == expected()
+
+
 def test_data_frames_that_are_wrong(files):
     with pytest.raises(DataError, match="holds no rows"):
         prepare(pd.DataFrame({"file": [], "label": []}), SETTINGS, seed=1)
@@ -162,7 +169,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("label", [int, np.int64, torch.tensor, lambda value: torch.tensor([value])])
+@pytest.mark.parametrize("label", [int, np.int64, float, torch.tensor, lambda value: torch.tensor([float(value)])])
 def test_items_are_read_once_and_keep_every_byte(form, label):
     items = Items(lambda row: (FORMS[form](row), label(LABELS[row])))
     assert contents(prepare(items, SETTINGS, seed=1)) == expected()

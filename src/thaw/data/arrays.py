@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -35,7 +36,7 @@ def array_source(data: Mapping[str, Any], settings: DataSettings) -> Source:
     Args:
         data: a mapping of split names to `(images, labels)` or `(images, labels, groups)`, with class names under
             "classes" if there are any. Images are uint8 or uint16 [N, H, W] or [N, H, W, C], C = 1 or 3; labels whole
-            numbers from 0, or texts, [N]; groups anything, [N].
+            numbers from 0 (also as floats), or texts, [N]; groups anything, [N].
         settings: whether spellings of a class name are merged.
 
     Raises:
@@ -178,13 +179,25 @@ def check_labels(value: Any, split: Split) -> list[object]:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise DataError(f"the {split} labels have shape {list(labels.shape)}: expected [N], one class number an image")
-    if len(labels) and labels.dtype.kind not in "iuUOb":
+    if len(labels) and (labels.dtype.kind not in "iuUObf" or _has_fractions(labels)):
         raise DataError(f"the {split} labels are {labels.dtype}: expected whole numbers from 0, or texts")
-    values = [label.item() if isinstance(label, np.generic) else label for label in labels.tolist()]
+    values = [whole_label(label.item() if isinstance(label, np.generic) else label) for label in labels.tolist()]
     odd = next((v for v in values if v is not None and not isinstance(v, int | str)), None)
     if odd is not None:
         raise DataError(f"the {split} labels hold {shown(odd)}: expected whole numbers from 0, or texts")
     return values
+
+
+def _has_fractions(labels: npt.NDArray[Any]) -> bool:
+    """Whether labels [N] of floats are others than whole numbers and NaN."""
+    return labels.dtype.kind == "f" and bool(((labels != np.floor(labels)) & ~np.isnan(labels)).any())
+
+
+def whole_label(label: object) -> object:
+    """A whole number where a float is one, None where it is NaN, as in a column with gaps; else the same."""
+    if isinstance(label, float):
+        return int(label) if label.is_integer() else None if math.isnan(label) else label
+    return label
 
 
 def _catalog(pairs: Mapping[Split, Parts], declared: Sequence[str] | None, settings: DataSettings) -> Catalog:

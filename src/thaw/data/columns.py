@@ -70,15 +70,25 @@ def choose_roles(
     if not settings.group_by:
         group = next((name for name in names if name.lower() in _GROUP_NAMES and name != settings.label_column), "")
     left = [name for name in names if name not in {image, split, group}]
-    label = _choose("label", settings.label_column, lambda: _plain_names(labels(left)), names, where)
+    label = _choose("label", settings.label_column, lambda: _plain_names(left, labels(left), column), names, where)
     if len({image, label, *filter(None, (split, group))}) < 2 + bool(split) + bool(group):
         raise DataError(f"{where}: a column is used twice: {listed(filter(None, (image, label, split, group)))}")
     return Roles(image=image, label=label, split=split, group=group)
 
 
-def _plain_names(found: Sequence[str]) -> Sequence[str]:
-    plain = [name for name in found if name.lower() in _LABEL_NAMES]
-    return plain if len(plain) == 1 else found
+def _plain_names(left: Sequence[str], found: Sequence[str], column: Column) -> Sequence[str]:
+    """The one column that is called like a class, also where its values are none, which is then told; else `found`.
+
+    Args:
+        left: columns that have no other role.
+        found: those that could hold classes.
+        column: gives a column's values.
+    """
+    for names in (left, found):
+        plain = [name for name in names if name.lower() in _LABEL_NAMES]
+        if len(plain) == 1 and (plain[0] in found or any(value is not None for value in column(plain[0]))):
+            return plain
+    return found
 
 
 def _choose(what: str, wanted: str, candidates: Callable[[], Sequence[str]], names: Sequence[str], where: str) -> str:
@@ -138,6 +148,8 @@ def rows_of_splits(values: Sequence[object], column: str) -> tuple[dict[Split, l
 
 def name_image_files(values: Iterable[object]) -> bool:
     """Whether the texts of a column, nearly all, end like the names of images."""
-    texts = [value for value in islice(values, _ROWS_LOOKED_AT) if value not in (None, "")]
+    # Not `value == ""`, since a cell may hold an array.
+    looked_at = islice(values, _ROWS_LOOKED_AT)
+    texts = [value for value in looked_at if value is not None and not (isinstance(value, str) and not value)]
     hits = sum(isinstance(text, str) and PurePosixPath(text.strip()).suffix.lower() in SUFFIXES for text in texts)
     return bool(texts) and hits >= _MOSTLY * len(texts)

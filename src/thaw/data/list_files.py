@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +23,8 @@ Columns = dict[str, list[object]]
 
 _DELIMITERS = ",;\t|"
 _LINES_LOOKED_AT = 20
+# Not `str.splitlines`, which also splits at characters that may stand in a text, such as U+2028.
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def read_list(path: Path) -> Columns:
@@ -96,7 +99,7 @@ def _rows(text: str, delimiter: str, where: str) -> list[tuple[int, list[str]]]:
 
 def _delimiter(text: str, delimiters: str) -> str:
     """The one that gives the first lines most columns, the same number in each."""
-    head = "\n".join([line for line in text[:65_536].splitlines() if line.strip()][:_LINES_LOOKED_AT])
+    head = "\n".join([line for line in _LINE_END.split(text[:65_536]) if line.strip()][:_LINES_LOOKED_AT])
 
     def columns(delimiter: str) -> tuple[bool, int]:
         try:
@@ -114,7 +117,7 @@ def _json_columns(text: str, where: str) -> Columns:
         if stripped.startswith("["):
             entries = list(enumerate(json.loads(stripped), start=1))
         else:
-            lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+            lines = [(number, line) for number, line in enumerate(_LINE_END.split(text), start=1) if line.strip()]
             entries = []
             for number, line in lines:
                 try:

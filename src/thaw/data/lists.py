@@ -75,6 +75,16 @@ def list_source(path: Path, settings: DataSettings) -> Source:
     return columns_source(columns, settings, where=where, name=path.stem, base=path.parent, searches=True)
 
 
+def names_images(path: Path) -> bool:
+    """Whether a CSV file or JSON lines have a column of images: paths, or names without endings that files have."""
+    try:
+        columns = read_list(path)
+    except DataError:
+        return False
+    plain = {name: [_plain_value(value) for value in values] for name, values in columns.items()}
+    return bool(_image_columns(plain, path.parent, searches=True))
+
+
 def columns_source(
     columns: Columns,
     settings: DataSettings,
@@ -153,7 +163,7 @@ def _plain_value(value: object) -> object:
     item = getattr(value, "item", None)
     if item is not None and getattr(value, "ndim", None) == 0:
         value = item()
-    if value == "" or (isinstance(value, float) and math.isnan(value)):
+    if (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value)):
         return None
     return value
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from thaw.data.arrays import array_source, check_groups, check_labels, class_names, split_key
+from thaw.data.arrays import array_source, check_groups, check_labels, class_names, split_key, whole_label
 from thaw.data.catalog import SPLIT_NAMES, SPLITS, Source, Split
 from thaw.data.decode import UnreadableImageError, decode_pillow
 from thaw.data.hub import RowsTable
@@ -120,14 +120,16 @@ def _frame_columns(frame: Any) -> Columns:
         )
         if values is None or str(name) in columns:
             raise DataError(f"the data frame has two columns {shown(str(name))}: rename one")
-        columns[str(name)] = [_no_missing(value) for value in values]
+        columns[str(name)] = [_cell(value, f"{name}[{row}]") for row, value in enumerate(values)]
     if not columns or not next(iter(columns.values())):
         raise DataError("the data frame holds no rows: expected one row an image")
     return columns
 
 
-def _no_missing(value: Any) -> Any:
-    """NA and NaT of pandas, which are equal to nothing, as None."""
+def _cell(value: Any, where: str) -> Any:
+    """NA and NaT of pandas, which are equal to nothing, as None; pictures losslessly encoded."""
+    if isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.ndim > 1):
+        return _encoded(_pixels(value, where))
     return None if type(value).__name__ in {"NAType", "NaTType"} else value
 
 
@@ -310,6 +312,7 @@ def _label(value: Any, where: str) -> object:
     label = _scalar(value)
     if getattr(label, "shape", None) == (1,):
         label = label.item()
+    label = whole_label(label)
     if label is not None and not isinstance(label, int | str):
         raise DataError(f"item {where} of the data set has the label {given(label)}: expected a class number or text")
     return label

@@ -11,14 +11,13 @@ from typing import Any
 
 from thaw.data.arrays import digits_source
 from thaw.data.catalog import Source, source_name
-from thaw.data.columns import name_image_files
 from thaw.data.decode import SUFFIXES
 from thaw.data.folders import folder_source
 from thaw.data.groups import no_groups_here
 from thaw.data.hub import hub_source
 from thaw.data.layout import has_class_folders
-from thaw.data.list_files import LIST_SUFFIXES, read_list
-from thaw.data.lists import list_source
+from thaw.data.list_files import LIST_SUFFIXES
+from thaw.data.lists import list_source, names_images
 from thaw.data.npz import npz_source
 from thaw.data.objects import memory_source
 from thaw.data.pattern import PatternError
@@ -136,11 +135,7 @@ def _list_in(path: Path, walk: Walk, settings: DataSettings) -> Source | None:
     for file in walk.files:
         is_text = Path(file.path).suffix.lower() in LIST_SUFFIXES and file.size <= _LARGEST_LIST_BYTES
         if is_text and "/" not in file.path and not file.hidden:
-            try:
-                is_list = any(map(name_image_files, read_list(path / file.path).values()))
-            except DataError:
-                is_list = False
-            found += [file.path] if is_list else []
+            found += [file.path] if names_images(path / file.path) else []
     if len(found) > 1:
         proposals = " or ".join(shown_path(path / name) for name in found[:3])
         raise DataError(
