@@ -55,7 +55,9 @@ def test_counts_and_the_accuracy_of_the_others_by_hand():
     every = overlap(correct, np.ones(10, bool), np.zeros(10, bool))
     assert (every.others, every.accuracy, every.accuracy_ci95) == (0, None, None)
     assert "no measure" in str(every)
-    assert "none of the 10 images" in str(overlap(correct, np.zeros(10, bool), np.zeros(10, bool)))
+    assert "none of the 10 images is, pixel for pixel, one" in str(
+        overlap(correct, np.zeros(10, bool), np.zeros(10, bool))
+    )
     assert json.loads(json.dumps(every.as_dict()))["accuracy"] is None
 
 

@@ -83,9 +83,9 @@ def split_images(root: Path, files: Sequence[FoundFile]) -> tuple[list[str], lis
             images.append(file.path)
         else:
             others.append(file)
-    visible = [file.path for file in others if not file.hidden]
-    photos = [path for path in visible if _suffix(path) in _UNSUPPORTED]
-    stray = [path for path in visible if _suffix(path) not in _UNSUPPORTED]
+    visible = [file for file in others if not file.hidden]
+    photos = [file.path for file in visible if _suffix(file.path) in _UNSUPPORTED]
+    stray = [file for file in visible if _suffix(file.path) not in _UNSUPPORTED]
     hidden = [file.path for file in others if file.hidden]
     problems = []
     if lost:
@@ -98,7 +98,8 @@ def split_images(root: Path, files: Sequence[FoundFile]) -> tuple[list[str], lis
         problems.append(Problem("format", "error", message, _printable(photos)))
     if stray:
         message = f"{_count(stray)} {'is no image and is' if len(stray) == 1 else 'are no images and are'} not used"
-        problems.append(Problem("stray", "warning", message, _printable(stray)))
+        told = tuple(encodable(file.path) + (f" ({file.broken})" if file.broken else "") for file in stray)
+        problems.append(Problem("stray", "warning", message, told))
     if hidden:
         message = f"{_count(hidden)} out of sight, as system files are, not used"
         problems.append(Problem("hidden", "note", message, _printable(hidden)))
@@ -109,8 +110,8 @@ def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
 
 
-def _count(paths: Sequence[str]) -> str:
-    return f"{len(paths):,} file{'' if len(paths) == 1 else 's'}"
+def _count(files: Sequence[object]) -> str:
+    return f"{len(files):,} file{'' if len(files) == 1 else 's'}"
 
 
 def _printable(paths: Iterable[str]) -> tuple[str, ...]:

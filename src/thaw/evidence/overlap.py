@@ -40,7 +40,7 @@ class Overlap:
     def __str__(self) -> str:
         total = self.used + self.others
         if not self.used:
-            return f"none of the {total:,} images was used in training or validation"
+            return f"none of the {total:,} images is, pixel for pixel, one that was used in training or validation"
         told = f"{self.used:,} of {total:,} images were used in training ({self.train:,}) or validation"
         told += f" ({self.validation:,})"
         if self.accuracy is None or self.accuracy_ci95 is None:
