@@ -244,11 +244,11 @@ def test_evaluation_needs_no_groups(tmp_path):
 # The search
 
 
-variants = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7)), min_size=1, max_size=60)
+members = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7)), min_size=1, max_size=60)
 
 
 @settings(deadline=None, max_examples=150)
-@given(variants, st.sampled_from([0.1, 0.2, 0.5]), st.integers(1, 3), st.integers(0, 9))
+@given(members, st.sampled_from([0.1, 0.2, 0.5]), st.integers(1, 3), st.integers(0, 9))
 def test_a_cut_is_found_where_trying_all_finds_one(found, fraction, left, seed):
     labels, groups = (np.array(column) for column in zip(*found, strict=True))
     kept, cut, lacking = cut_off_groups(labels, groups, fraction, seed, "test", left=left)

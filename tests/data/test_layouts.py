@@ -138,7 +138,7 @@ def test_errors_come_with_the_folder_that_may_have_been_meant(tmp_path):
     with pytest.raises(DataError, match=rf"fewer different images [^\n]*misc \(2\)\n.*did you mean {root}/Dataset\?"):
         prepare(root, SETTINGS, seed=1)
     # An evaluation needs no three images of a class.
-    contract = InputContract(height=8, width=8, channels=3)
+    contract = InputSpec(height=8, width=8, channels=3)
     assert len(open_image_set(root, contract, ("Dataset", "misc"))[0]) == 14
 
 

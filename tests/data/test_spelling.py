@@ -100,11 +100,11 @@ def test_one_spelling_gives_each_group_its_most_frequent_name(counts):
     groups = {}
     for name in counts:
         groups.setdefault(folded(name), []).append(name)
-    for variants in groups.values():
-        (chosen,) = {names[name] for name in variants}
-        most = max(counts[name] for name in variants)
-        assert chosen in {unicodedata.normalize("NFC", name) for name in variants if counts[name] == most}
-    assert sum(len(p.names) for p in problems) == sum(len(variants) > 1 for variants in groups.values())
+    for members in groups.values():
+        (chosen,) = {names[name] for name in members}
+        most = max(counts[name] for name in members)
+        assert chosen in {unicodedata.normalize("NFC", name) for name in members if counts[name] == most}
+    assert sum(len(p.names) for p in problems) == sum(len(members) > 1 for members in groups.values())
 
 
 @pytest.mark.parametrize("source", ["arrays", "parquet"])

@@ -33,11 +33,11 @@ def test_crossing_pairs(first, second):
     st.floats(0.05, 0.5),
     st.integers(0, 9),
 )
-def test_cut_keeps_identical_images_together(variants, fraction, seed):
-    labels = np.array([label for label, _ in variants])
-    groups = np.unique([image for _, image in variants], return_inverse=True)[1]
+def test_cut_keeps_identical_images_together(members, fraction, seed):
+    labels = np.array([label for label, _ in members])
+    groups = np.unique([image for _, image in members], return_inverse=True)[1]
     kept, cut = cut_off(labels, groups, fraction, seed, "test")
-    assert sorted([*kept.tolist(), *cut.tolist()]) == list(range(len(variants)))
+    assert sorted([*kept.tolist(), *cut.tolist()]) == list(range(len(members)))
     assert not set(groups[kept]) & set(groups[cut])
     again = cut_off(labels, groups, fraction, seed, "test")
     assert np.array_equal(kept, again[0])

@@ -137,8 +137,8 @@ def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalog:
     images, problems = _chosen_images(root, walk, settings)
     others = {file.path for file in walk.files if not file.hidden} - set(images)
     layout = find_layout(shown_path(root), images, others, walk.folders)
-    variants = [(split, path, name) for split in SPLITS for path, name in layout.files.get(split, ())]
-    counts = Counter(name for *_, name in variants)
+    members = [(split, path, name) for split in SPLITS for path, name in layout.files.get(split, ())]
+    counts = Counter(name for *_, name in members)
     named, merged = one_spelling({name: counts[name] for name in layout.classes}, merge=settings.merge_spellings)
     classes = sorted(set(named.values()), key=natural_key)
     if len(classes) < len({folded(name) for name in layout.classes} if settings.merge_spellings else layout.classes):
@@ -151,7 +151,7 @@ def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalog:
         paths = [path for path, _ in layout.files[split]]
         labels = np.array([order[named[name]] for _, name in layout.files[split]], dtype=np.int64)
         splits[split] = Entries(names=_printable(paths), labels=labels, batches=partial(path_batches, root, paths))
-    pairs = find_pairs(path for _, path, _ in variants)
+    pairs = find_pairs(path for _, path, _ in members)
     groups, grouping = groups_by_pattern(
         {split: [path for path, _ in layout.files[split]] for split in splits}, settings.group_by
     )

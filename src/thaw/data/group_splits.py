@@ -77,12 +77,12 @@ class _Search:
         """As `cut_off_groups`; groups are numbered from 0 without a gap."""
         pairs, counts = np.unique(np.stack([groups, labels], axis=1), axis=0, return_counts=True)
         classes = int(labels.max()) + 1
-        self.variants: list[list[tuple[int, int]]] = [[] for _ in range(int(groups.max()) + 1)]
+        self.members: list[list[tuple[int, int]]] = [[] for _ in range(int(groups.max()) + 1)]
         for (group, label), count in zip(pairs.tolist(), counts.tolist(), strict=True):
-            self.variants[group].append((label, count))
+            self.members[group].append((label, count))
         self.images = [*np.bincount(labels, minlength=classes).tolist(), len(labels)]
-        self.groups = [*np.bincount(pairs[:, 1], minlength=classes).tolist(), len(self.variants)]
-        for found in self.variants:
+        self.groups = [*np.bincount(pairs[:, 1], minlength=classes).tolist(), len(self.members)]
+        for found in self.members:
             found.append((classes, sum(count for _, count in found)))
         self.fraction, self.left = fraction, left
 
@@ -97,17 +97,17 @@ class _Search:
         """From nothing, take each group in turn into the cut or out of it, where that costs less."""
         present = [label for label, count in enumerate(self.images) if count]
         start = sum(self.cost(label, 0, 0) for label in present)
-        cut = _Cut([0] * len(self.images), [0] * len(self.images), [False] * len(self.variants), start)
+        cut = _Cut([0] * len(self.images), [0] * len(self.images), [False] * len(self.members), start)
         for _ in range(_MOST_PASSES):
             changed = False
             for group in order:
                 sign = -1 if cut.chosen[group] else 1
                 change = 0.0
-                for label, count in self.variants[group]:
+                for label, count in self.members[group]:
                     images, groups = cut.images[label], cut.groups[label]
                     change += self.cost(label, images + sign * count, groups + sign) - self.cost(label, images, groups)
                 if change < -1e-12:
-                    for label, count in self.variants[group]:
+                    for label, count in self.members[group]:
                         cut.images[label] += sign * count
                         cut.groups[label] += sign
                     cut.chosen[group], cut.cost, changed = sign > 0, cut.cost + change, True
@@ -145,7 +145,7 @@ def cut_off_groups(
     """
     numbers = np.unique(groups, return_inverse=True)[1]
     search = _Search(labels, numbers, fraction, left)
-    count = len(search.variants)
+    count = len(search.members)
     generator = numpy_generator(seed, "split", name, "groups")
     starts = max(1, min(_MOST_STARTS, _GROUPS_LOOKED_AT // count))
     cuts = [search.descend(generator.permutation(count).tolist()) for _ in range(starts)]

@@ -167,8 +167,8 @@ def _straddling(groups: Groups, *, is_asked_for: bool) -> list[Problem]:
     """Groups that the source itself has in two splits."""
     present = {split: set(groups.numbers[split].tolist()) for split in SPLITS if split in groups.numbers}
     counts: dict[int, list[str]] = {}
-    for split, variants in present.items():
-        for number in variants:
+    for split, members in present.items():
+        for number in members:
             counts.setdefault(number, []).append(split)
     crossing = {number: splits for number, splits in sorted(counts.items()) if len(splits) > 1}
     if not crossing:

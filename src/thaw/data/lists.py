@@ -291,10 +291,10 @@ def _read(
     notes: Sequence[Problem],
     declared: Sequence[str] | None,
 ) -> Catalog:
-    variants: dict[Split, list[int]] = {"train": list(range(len(payloads)))}
+    members: dict[Split, list[int]] = {"train": list(range(len(payloads)))}
     unused: list[Problem] = []
     if roles.split:
-        variants, unused = rows_of_splits(columns[roles.split], roles.split)
+        members, unused = rows_of_splits(columns[roles.split], roles.split)
     images = columns[roles.image]
     has_paths = any(isinstance(value, str) for value in images)
 
@@ -306,7 +306,7 @@ def _read(
             paths=(lambda: [str(images[row]) for row in chosen]) if has_paths else None,
         )
 
-    parts = {split: rows_of(split, chosen) for split, chosen in variants.items()}
+    parts = {split: rows_of(split, chosen) for split, chosen in members.items()}
     return row_catalog(where, roles, settings, parts, declared=declared, problems=[*notes, *unused])
 
 

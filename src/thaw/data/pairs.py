@@ -30,16 +30,16 @@ def find_pairs(paths: Iterable[str]) -> Problem | None:
     groups: dict[tuple[str, ...], list[str]] = {}
     for path in paths:
         groups.setdefault(_key(path), []).append(path)
-    pairs = [variants for variants in groups.values() if len(variants) > 1 and _are_pair(variants)]
+    pairs = [members for members in groups.values() if len(members) > 1 and _are_pair(members)]
     if not pairs:
         return None
-    count = sum(len(variants) - 1 for variants in pairs)
+    count = sum(len(members) - 1 for members in pairs)
     what = "1 image stands" if count == 1 else f"{count:,} images stand"
     message = (
         f"{what} beside another of the same name: if they are masks or copies, leave them out, "
         f"as with --set 'data.pattern={_proposal(pairs[0])}'"
     )
-    return Problem("pairs", "warning", message, tuple(encodable(" + ".join(variants)) for variants in pairs))
+    return Problem("pairs", "warning", message, tuple(encodable(" + ".join(members)) for members in pairs))
 
 
 def _key(path: str) -> tuple[str, ...]:
@@ -60,9 +60,9 @@ def _stem(name: str) -> str:
     return PurePosixPath(stem).stem if _suffix(stem) in SUFFIXES else stem
 
 
-def _are_pair(variants: Sequence[str]) -> bool:
+def _are_pair(members: Sequence[str]) -> bool:
     """Whether images of one key are a photograph and something else, not images of two splits or names in two cases."""
-    if len({_is_mask(path) for path in variants}) > 1:
+    if len({_is_mask(path) for path in members}) > 1:
         return True
     folded = {path.casefold() for path in members}
     return len(folded) > len({(path.rpartition("/")[0], _stem(path.rpartition("/")[2])) for path in folded})
@@ -74,9 +74,9 @@ def _is_mask(path: str) -> bool:
     return bool(_MASK_ENDING.search(stem) or _MASK_BEGINNING.match(stem)) or any(map(_MASK_FOLDER.fullmatch, folders))
 
 
-def _proposal(variants: Sequence[str]) -> str:
+def _proposal(members: Sequence[str]) -> str:
     """A pattern that leaves the photograph of a pair, and nothing else of it."""
-    photo, mask = sorted(variants, key=lambda path: (_is_mask(path), _suffix(path) not in {".jpg", ".jpeg"}, path))[:2]
+    photo, mask = sorted(members, key=lambda path: (_is_mask(path), _suffix(path) not in {".jpg", ".jpeg"}, path))[:2]
     if not _is_mask(mask) or _is_mask(photo):
         return f"*{_suffix(photo)}"
     *folders, name = mask.split("/")

@@ -93,8 +93,8 @@ def k_folds(labels: Rows, folds: int, seed: int, groups: Rows | None = None) -> 
 
     if folds < 2:
         raise DataError(f"{folds} folds: expected at least 2")
-    variants = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    first = np.unique(variants, return_index=True)[1]
+    members = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    first = np.unique(members, return_index=True)[1]
     fewest = int(np.unique(labels[first], return_counts=True)[1].min(initial=len(labels)))
     if fewest < folds:
         raise DataError(f"a class has {fewest} different training images: {folds} folds need at least {folds}")
@@ -102,7 +102,7 @@ def k_folds(labels: Rows, folds: int, seed: int, groups: Rows | None = None) -> 
     splitter = StratifiedKFold(n_splits=folds, shuffle=True, random_state=derive(seed, "folds") % 2**32)
     result = []
     for _, held in splitter.split(np.zeros(len(first)), labels[first]):
-        inside = np.isin(variants, held)
+        inside = np.isin(members, held)
         result.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
     return result
 

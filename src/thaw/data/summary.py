@@ -216,9 +216,9 @@ def _preview(store: Store) -> ImageSet:
     labels = store.labels[split]
     rows = []
     for label in range(len(store.classes)):
-        variants = np.flatnonzero(labels == label)
-        count = min(_PREVIEW_IMAGES, len(variants))
-        rows += [variants[place * len(variants) // count] for place in range(count)]
+        members = np.flatnonzero(labels == label)
+        count = min(_PREVIEW_IMAGES, len(members))
+        rows += [members[place * len(members) // count] for place in range(count)]
     chosen = np.array(rows, dtype=np.int64)
     return ImageSet(
         images=store.images[split][chosen],

@@ -148,28 +148,28 @@ def _parquet_tables(root: Path, files: Sequence[Path]) -> tuple[dict[Split, Tabl
     """A table a split, by the names of files and folders; files whose names tell no split are told."""
     import pyarrow.parquet as pq
 
-    variants: dict[Split, list[Path]] = {}
+    members: dict[Split, list[Path]] = {}
     unknown: list[Path] = []
     for file in files:
         split = _split_of(file.relative_to(root) if root.is_dir() else PurePath(file.name))
         if split is None:
             unknown.append(file)
         else:
-            variants.setdefault(split, []).append(file)
+            members.setdefault(split, []).append(file)
     problems = []
-    if not variants or root.is_file():
-        variants, unknown = {"train": list(files)}, []
+    if not members or root.is_file():
+        members, unknown = {"train": list(files)}, []
     if unknown:
         names = tuple(encodable(str(file.relative_to(root))) for file in unknown)
         problems.append(Problem("unused", "warning", "parquet files whose names tell no split are not used", names))
     tables: dict[Split, Table] = {}
-    for split in (split for split in SPLITS if split in variants):
+    for split in (split for split in SPLITS if split in members):
         schemas = []
-        for file in variants[split]:
+        for file in members[split]:
             with told_as_data_error(f"{file} is no readable parquet file"), pq.ParquetFile(file) as opened:
                 schemas.append(opened.schema_arrow)
-        tables[split] = _ParquetTable(variants[split], schemas[0])
-        for file, schema in zip(variants[split], schemas, strict=True):
+        tables[split] = _ParquetTable(members[split], schemas[0])
+        for file, schema in zip(members[split], schemas, strict=True):
             if schema.names != schemas[0].names:
                 raise DataError(f"{file} has columns {listed(schema.names)}, the first file {listed(schemas[0].names)}")
     return tables, problems
@@ -214,29 +214,29 @@ def table_catalog(
                 raise DataError(
                     f"{where}: the {split} split has no column {shown(column)}, only {listed(other.schema.names)}"
                 )
-    variants: Mapping[Split, list[int] | None] = dict.fromkeys(tables)
+    members: Mapping[Split, list[int] | None] = dict.fromkeys(tables)
     unused: list[Problem] = []
     if roles.split and list(tables) == ["train"]:
-        variants, unused = rows_of_splits(table.column(roles.split), roles.split)
-    parts = {split: _rows(tables.get(split, table), split, rows, roles, where) for split, rows in variants.items()}
+        members, unused = rows_of_splits(table.column(roles.split), roles.split)
+    parts = {split: _rows(tables.get(split, table), split, rows, roles, where) for split, rows in members.items()}
     declared = features.get(roles.label, {}).get("names")
     names = declared if isinstance(declared, list) else None
     return row_catalog(where, roles, settings, parts, declared=names, problems=[*problems, *unused])
 
 
-def _rows(table: Table, split: Split, variants: list[int] | None, roles: Roles, where: str) -> Rows:
+def _rows(table: Table, split: Split, members: list[int] | None, roles: Roles, where: str) -> Rows:
     """The rows of a table that are a split's, or all."""
 
     def column(name: str) -> list[object]:
         values = table.column(name)
-        return values if variants is None else [values[row] for row in variants]
+        return values if members is None else [values[row] for row in members]
 
-    rows = range(len(table.column(roles.label))) if variants is None else variants
+    rows = range(len(table.column(roles.label))) if members is None else members
     has_paths = _holds_text(table.schema.field(roles.image).type)
     return Rows(
         column=column,
         names=[f"{split}[{row}]" for row in rows],
-        batches=partial(_payloads, table, variants, roles.image, where),
+        batches=partial(_payloads, table, members, roles.image, where),
         paths=(lambda: [str(value) for value in column(roles.image)]) if has_paths else None,
     )
 
