@@ -9,12 +9,13 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 USER_STAMP := $(VENV)/.thaw-user
 DEV_STAMP := $(VENV)/.thaw-dev
+DOCS_STAMP := $(VENV)/.thaw-docs
 # Editable for the demo too: the code that runs is then always that of this folder, with nothing to install again after a change.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test faults check format bench bench-keras clean
+.PHONY: help demo web test faults check format docs bench bench-keras clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) and VENV=$(VENV) can be given: make demo PYTHON=python3.12):"
@@ -38,9 +39,12 @@ check: $(DEV_STAMP) ## lint, formatting, types, and the floors of the architectu
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(DEV_STAMP) ## format the code and mend what the linter can mend
+format: $(DEV_STAMP) ## format the code and apply the linter's automatic fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+docs: $(DOCS_STAMP) ## build the documentation site into site/, with warnings as errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(USER_STAMP) ## time stage 1 against PyTorch and Keras, by hand (BENCH_ARGS=... is passed on)
 	@$(BIN)/python bench/stage1.py $(BENCH_ARGS)
@@ -50,8 +54,8 @@ bench-keras: ## install Keras on TensorFlow for the benchmark into bench/.venv-k
 	@bench/.venv-keras/bin/python -m pip install --quiet --requirement bench/requirements-keras.txt
 
 clean: ## remove caches and build products; .venv and runs/ stay
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
-	find src tests bench -type d -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	find src tests bench docs -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { \
@@ -68,6 +72,10 @@ $(USER_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,.[dev])
+	@touch $(USER_STAMP)
+
+$(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,.[docs])
 	@touch $(USER_STAMP)
 
 # Install $(1) into the virtual environment, and leave the stamp that says so.
