@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -46,3 +47,9 @@ def test_the_site_builds_without_warnings(tmp_path):
         text = (tmp_path / "site" / name).read_text(encoding="utf-8")
         assert 'src="http' not in text, name
         assert '<link rel="stylesheet" href="http' not in text, name
+
+
+def test_the_glossary_defines_each_term_once_in_alphabetical_order():
+    terms = re.findall(r"^\*\*(.+?)\.\*\*", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(terms) > 40
+    assert terms == sorted(set(terms), key=str.lower)
