@@ -2,10 +2,12 @@
 
     import thaw
 
-    run = thaw.train("digits")                      # the same words as `thaw train digits`
+    run = thaw.train("digits")
     print(run.metrics["test"]["accuracy"], run.report)
-    model = thaw.Model.load(run.path)
-    print(model.predict("photo.png")[0].label)
+    print(run.predict("photo.png")[0].label)
+    run.export(["c"])
+
+    model = thaw.Model.load("zoo:mnist-15k")
 
 Names are imported when they are first used, so that `import thaw` is quick.
 """
@@ -17,13 +19,13 @@ import typing as _typing
 from thaw._version import __version__
 
 if _typing.TYPE_CHECKING:
-    from thaw.api import Run, evaluate, load, train
+    from thaw.api import Estimate, estimate, load, load_recipe, summarize, train
     from thaw.data.images import ImageSet, InputSpec
     from thaw.data.prepare import PreparedData
-    from thaw.deploy_api import bench_run, export_run, verify_run
     from thaw.errors import (
         BudgetError,
         DataError,
+        MissingDependencyError,
         ModelFileError,
         NotFiniteError,
         RecipeError,
@@ -32,14 +34,18 @@ if _typing.TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
-    from thaw.model.model import Model, Prediction
-    from thaw.recipe.recipe import Recipe, load_recipe
+    from thaw.model.model import Model
+    from thaw.model.probabilities import Prediction
+    from thaw.recipe.recipe import Recipe
+    from thaw.run.run import Run
 
 __all__ = [
     "BudgetError",
     "DataError",
+    "Estimate",
     "ImageSet",
     "InputSpec",
+    "MissingDependencyError",
     "Model",
     "ModelFileError",
     "NotFiniteError",
@@ -53,22 +59,22 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "__version__",
-    "bench_run",
-    "evaluate",
-    "export_run",
+    "estimate",
     "load",
     "load_recipe",
+    "summarize",
     "train",
-    "verify_run",
 ]
 
 # Where each name lives: the same table as the imports above, which only type checkers run.
 _HOMES = {
+    "thaw.api": ("Estimate", "estimate", "load", "load_recipe", "summarize", "train"),
     "thaw.data.images": ("ImageSet", "InputSpec"),
     "thaw.data.prepare": ("PreparedData",),
     "thaw.errors": (
         "BudgetError",
         "DataError",
+        "MissingDependencyError",
         "ModelFileError",
         "NotFiniteError",
         "RecipeError",
@@ -77,10 +83,10 @@ _HOMES = {
         "TrainingError",
         "UsageError",
     ),
-    "thaw.model.model": ("Model", "Prediction"),
-    "thaw.api": ("Run", "evaluate", "load", "train"),
-    "thaw.deploy_api": ("bench_run", "export_run", "verify_run"),
-    "thaw.recipe.recipe": ("Recipe", "load_recipe"),
+    "thaw.model.model": ("Model",),
+    "thaw.model.probabilities": ("Prediction",),
+    "thaw.recipe.recipe": ("Recipe",),
+    "thaw.run.run": ("Run",),
 }
 
 

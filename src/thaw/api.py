@@ -1,106 +1,35 @@
-"""The library's front: the same words as the command line."""
+"""The functions of the front: train, look at data, load a recipe, estimate a network's cost.
+
+The objects of the front are `thaw.run.run.Run` and `thaw.model.model.Model`. The command line is a client of these.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from thaw.data.prepare import PreparedData, open_image_set
+from thaw.data.images import InputSpec, parse_shape
+from thaw.data.prepare import PreparedData
 from thaw.data.problems import Problem
-from thaw.data.ranges import warn_of
-from thaw.data.settings import DataSettings
-from thaw.errors import RecipeError, RunError, UsageError
-from thaw.evidence.findings import Finding
-from thaw.evidence.overlap import overlap
-from thaw.evidence.quality import Quality
-from thaw.model.model import Model
-from thaw.model.training_images import read_seen
-from thaw.quoting import shell_command
+from thaw.events import OnEvent, decoding_to
+from thaw.graph.cost import Cost
 from thaw.recipe.budget import Budget
-from thaw.recipe.recipe import Recipe, default_recipe, grouped, load_recipe, recipe_from_dict
-from thaw.run.pipeline import DecodeProgress, Event, Finished, quality_of, resume_run, start_run
-from thaw.run.request import TrainRequest
-from thaw.run.resolve import prepare_run
+from thaw.recipe.recipe import Recipe
+from thaw.recipe.recipe import load_recipe as _load_recipe
+from thaw.run.request import Overrides, build_request, override_texts
+from thaw.run.run import Run, drive
 
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        path: the run folder.
-        metrics: what metrics.json holds (see docs/metrics.md).
-        report: the HTML page.
-    """
-
-    path: Path
-    metrics: dict[str, Any]
-    report: Path
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """What to know before the accuracy is believed, such as that the model learned nothing; mostly empty."""
-        return tuple(map(Finding.from_dict, self.metrics["findings"]))
-
-    @property
-    def model(self) -> Model:
-        """The trained model, opened from the run folder."""
-        return Model.load(self.path)
-
-
-def load(
-    source: Any,
-    *,
-    recipe: str = "",
-    overrides: Sequence[str] = (),
-    seed: int = 0,
-    data_root: str | Path | None = None,
-    skip_broken: bool = False,
-    budget: str = "",
-    group_by: str = "",
-) -> PreparedData:
-    """The images of a source, checked, resized and split as a run with the same arguments would have them.
-
-    Args:
-        source: a name ("digits", "mnist", ...), a path, a Hub data set id, or what is in memory: (images, labels) with
-            images uint8 or uint16 [N, H, W] or [N, H, W, C] and labels integers or texts [N]; (paths, labels); a
-            pandas data frame; a torch data set whose items are (image, label); a `datasets.Dataset`; or a mapping from
-            "train", "validation" and "test" to such. Groups, one an image, may be a third beside images or paths and
-            labels.
-        recipe: name or file of the recipe whose data settings apply; by default that of a run.
-        overrides: settings such as "data.input=48x48x3".
-        seed: of the splits.
-        data_root: folder that holds the named data sets; by default the environment's THAW_DATA.
-        skip_broken: leave out images that cannot be read, and list them.
-        budget: what the network may cost at most, on which the input's size may depend.
-        group_by: a table's column, "folder", or a regular expression for the image's name or path: images of one group
-            stay in one split (`DataSettings.group_by`).
-
-    Raises:
-        DataError: telling everything that is wrong with the data.
-        BudgetError: when there is a budget that the network is over.
-    """
-    name, settings = load_recipe(recipe or default_recipe(source, has_budget=bool(budget)), overrides)
-    request = TrainRequest(
-        source=source,
-        recipe_name=name,
-        recipe=grouped(settings, group_by),
-        seed=seed,
-        data_root=_path(data_root),
-        skip_broken=skip_broken,
-        budget=Budget.parse(budget) if budget else None,
-    )
-    return prepare_run(request)[1]
+if TYPE_CHECKING:
+    from thaw.data.summary import SourceSummary
 
 
 def train(  # noqa: PLR0913 - independent options, by keyword only
-    source: Any = None,
+    source: Any,
     *,
     recipe: str | Recipe = "",
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -110,160 +39,208 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
     skip_broken: bool = False,
     budget: str = "",
     group_by: str = "",
-    resume: str | Path | None = None,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Run:
-    """Train a model and write its run folder; the arguments mean what `thaw train` means by them.
+    """Train a model and write its run folder.
 
     Args:
-        source: as for `load`; with `resume`, needed only where the run was trained from arrays.
-        recipe: a recipe's name or file, or a Recipe (then `overrides` must be empty); by default "balanced", but
-            without a budget "digits" for digits and "paper" for the other named data sets.
-        overrides: settings such as "dual.epochs=5".
-        seed: of everything random in the run.
-        out: the run folder; by default runs/<source>-<recipe>-<n>.
-        overwrite: replace the run that `out` names.
+        source: what to train on, as for `load`.
+        recipe: a recipe's name or file, or a `Recipe` (then without `overrides`); by default "balanced", or without a
+            budget "digits" for digits and "paper" for the other named data sets.
+        overrides: settings of the recipe to replace, such as {"dual.epochs": 5} or ["dual.epochs=5"].
+        seed: random seed.
+        out: the run folder; runs/<source>-<recipe>-<n> by default.
+        overwrite: replace the run in `out`.
         device: "auto", "cpu" or "cuda".
-        folds: folds of a cross-validation besides the model; 0 for none.
-        data_root: folder that holds the named data sets; by default the environment's THAW_DATA.
+        folds: folds of a cross-validation in addition to the model; 0 for none.
+        data_root: folder that holds the named data sets; the environment's THAW_DATA by default.
         skip_broken: leave out images that cannot be read, and list them.
-        budget: what the network may cost at most, such as "params=15000,ram=8KB,flash=32KB,macs=1M".
-        group_by: as for `load`; groups stay whole in the folds too.
-        resume: go on with the run in this folder.
-        on_event: called with each event of the run, such as `EpochDone`.
+        budget: upper limits on the network's cost, such as "params=15000,ram=8KB,flash=32KB,macs=1M".
+        group_by: as for `load`; folds keep groups together too.
+        on_event: called with each event of the run (`thaw.run.events`), such as `EpochDone`, and each `Decoding`. To
+            stop, raise an exception in it: `Run.open(out).resume()` continues after the last finished epoch.
+
+    Returns:
+        The finished run.
 
     Raises:
-        ThawError: for what is wrong in the arguments, the recipe, the data, or the training.
+        UsageError: for an argument with an invalid value.
+        RecipeError: for invalid settings, all reported together.
+        BudgetError: when no network fits the budget.
+        DataError: for invalid data, all problems reported together.
+        RunError: when the run folder exists or cannot be written.
+        TrainingError: when the loss is not finite.
     """
-    if resume is not None:
-        if (
-            recipe
-            or overrides
-            or seed
-            or out
-            or overwrite
-            or folds
-            or skip_broken
-            or budget
-            or group_by
-            or device != "auto"
-        ):
-            raise UsageError("resume goes on as the run began: only source, data_root and on_event go with it")
-        return _finish(resume_run(Path(resume), source=source, data_root=_path(data_root)), on_event)
-    if source is None:
-        raise UsageError("train() needs a source, or a run to resume")
-    if isinstance(recipe, Recipe):
-        if overrides:
-            raise UsageError("overrides go with a recipe's name or file; change the Recipe with dataclasses.replace")
-        name, settings = "custom", recipe
-    else:
-        name, settings = load_recipe(recipe or default_recipe(source, has_budget=bool(budget)), overrides)
-    request = TrainRequest(
-        source=source,
-        recipe_name=name,
-        recipe=grouped(settings, group_by),
+    from thaw.run.pipeline import start_run
+
+    request = build_request(
+        source,
+        recipe=recipe,
+        overrides=overrides,
         seed=seed,
         device=device,
         folds=folds,
-        data_root=_path(data_root),
-        skip_broken=skip_broken,
-        budget=Budget.parse(budget) if budget else None,
-        overrides=tuple(overrides),
-        command=_command(
-            source, recipe, overrides, seed, folds, skip_broken=skip_broken, budget=budget, group_by=group_by
-        ),
-    )
-    return _finish(start_run(request, out=_path(out), overwrite=overwrite), on_event)
-
-
-def evaluate(
-    model: Model,
-    source: Any,
-    *,
-    data_root: str | Path | None = None,
-    skip_broken: bool = False,
-) -> Quality:
-    """Measure a model on a source: its test split if it has one, else all of it.
-
-    What it gives has `overlap`, which counts the images that the model was trained on and measures the others alone;
-    None where it is not known what it was trained on, as for a model file without its run folder.
-
-    Raises:
-        DataError: for what is wrong with the data, such as a class that the model does not know.
-    """
-    quality, problems = evaluate_source(model, source, data_root=_path(data_root), skip_broken=skip_broken)
-    warn_of(problems)
-    return quality
-
-
-def evaluate_source(
-    model: Model,
-    source: Any,
-    *,
-    data_root: Path | None = None,
-    skip_broken: bool = False,
-    progress: DecodeProgress | None = None,
-) -> tuple[Quality, tuple[Problem, ...]]:
-    """What `evaluate` measures, and what was found in the data; tables are read by the columns of the training."""
-    images, problems = open_image_set(
-        source,
-        model.input_spec,
-        model.classes,
-        settings=_data_settings(model),
         data_root=data_root,
         skip_broken=skip_broken,
-        progress=progress,
+        budget=budget,
+        group_by=group_by,
     )
-    seen = read_seen(model)
-    probabilities = model.probabilities(images.images)
-    quality = quality_of(probabilities, images)
-    if seen is not None:
-        correct = probabilities.argmax(axis=1) == images.labels
-        quality = replace(quality, overlap=overlap(correct, *seen.find(images.images)))
-    return quality, problems
+    folder = None if out is None else Path(out).expanduser()
+    events = start_run(request, out=folder, overwrite=overwrite, progress=decoding_to(on_event))
+    return drive(events, on_event, source=source, data_root=request.data_root)
 
 
-def _data_settings(model: Model) -> DataSettings:
-    """The data settings of the recipe in the model's header; the usual ones where it has none that can be read."""
-    try:
-        return recipe_from_dict(model.header["recipe"]["settings"]).data
-    except (KeyError, TypeError, RecipeError):
-        return DataSettings()
-
-
-def _command(
+def load(  # noqa: PLR0913 - as above
     source: Any,
-    recipe: str | Recipe,
-    overrides: Sequence[str],
-    seed: int,
-    folds: int,
     *,
-    skip_broken: bool,
-    budget: str,
-    group_by: str,
-) -> str:
-    """The command line that does the same; "" where there is none, for arrays and for recipes made in Python."""
-    if not isinstance(source, str | Path) or isinstance(recipe, Recipe):
-        return ""
-    words = ["thaw", "train", str(source), "--recipe", recipe or default_recipe(source, has_budget=bool(budget))]
-    words += [word for override in overrides for word in ("--set", override)]
-    words += ["--seed", str(seed), *(["--folds", str(folds)] if folds else [])]
-    words += ["--skip-broken"] if skip_broken else []
-    words += ["--budget", budget] if budget else []
-    words += ["--group-by", group_by] if group_by else []
-    return shell_command(words)
+    recipe: str | Recipe = "",
+    overrides: Overrides = (),
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+    budget: str = "",
+    group_by: str = "",
+    on_event: OnEvent | None = None,
+) -> PreparedData:
+    """The images of a source, checked, resized and split as a run with the same arguments would have them.
+
+    Args:
+        source: a name ("digits", "mnist", ...), a path, a Hub data set id, or data in memory: (images, labels) with
+            images uint8 or uint16 [N, H, W] or [N, H, W, C] and labels integers or texts [N]; (paths, labels); a
+            pandas data frame; a torch data set whose items are (image, label); a `datasets.Dataset`; or a mapping from
+            "train", "validation" and "test" to such. A third entry beside images or paths and labels gives groups, one
+            per image.
+        recipe: a recipe's name or file, or a `Recipe`, whose data settings apply; the one of `train` by default.
+        overrides: settings of the recipe to replace, such as {"data.input": "48x48x3"}.
+        seed: random seed of the splits.
+        data_root: folder that holds the named data sets; the environment's THAW_DATA by default.
+        skip_broken: leave out images that cannot be read, and list them.
+        budget: upper limits on the network's cost, on which the input size may depend.
+        group_by: a table's column, "folder", or a regular expression for the image's name or path: images of one group
+            stay in one split (`DataSettings.group_by`).
+        on_event: called with each `Decoding`, and with the trials if a short training chooses the input.
+
+    Raises:
+        DataError: for invalid data, all problems reported together.
+        BudgetError: when no network fits the budget.
+    """
+    from thaw.run.resolve import settle_run
+
+    request = build_request(
+        source,
+        recipe=recipe,
+        overrides=overrides,
+        seed=seed,
+        data_root=data_root,
+        skip_broken=skip_broken,
+        budget=budget,
+        group_by=group_by,
+    )
+    steps = settle_run(request, decoding_to(on_event))
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            data: PreparedData = end.value[1]
+            return data
+        if on_event is not None:
+            on_event(event)
 
 
-def _finish(events: Generator[Event, None, None], on_event: Callable[[Event], None] | None) -> Run:
-    # Closed also when `on_event` raises: else the lock would last as long as somebody keeps the traceback.
-    with contextlib.closing(events):
-        for event in events:
-            if on_event is not None:
-                on_event(event)
-            if isinstance(event, Finished):
-                return Run(path=event.folder.path, metrics=event.metrics, report=event.folder.report)
-    raise RunError("the run ended without a result")
+def summarize(
+    source: Any,
+    *,
+    recipe: str | Recipe = "",
+    overrides: Overrides = (),
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+    budget: str = "",
+    group_by: str = "",
+    on_event: OnEvent | None = None,
+) -> SourceSummary:
+    """What a source holds: counts, classes, sizes, balance and all problems. Errors are listed too, and not raised.
+
+    Arguments are those of `load`. The result's `input` is the most promising one if a short training would choose.
+
+    Raises:
+        DataError: when there is nothing to look at.
+        BudgetError: when no network fits the budget.
+    """
+    from thaw.data.summary import look
+    from thaw.run.notes import input_note
+    from thaw.run.resolve import settle_input
+
+    request = build_request(
+        source, recipe=recipe, overrides=overrides, data_root=data_root, budget=budget, group_by=group_by
+    )
+    opened, settings, reason = settle_input(request)
+    summary = look(opened, settings, skip_broken=skip_broken, progress=decoding_to(on_event))
+    if not reason:
+        return summary
+    return replace(summary, problems=(*summary.problems, input_note(summary.input, reason)))
 
 
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path).expanduser()
+def load_recipe(name_or_file: str, overrides: Overrides = ()) -> Recipe:
+    """A recipe by its name or from a TOML file, with overrides such as {"dual.epochs": 5}.
+
+    Raises:
+        RecipeError: listing all faults: unknown keys, wrong types, values out of range, contradictions.
+    """
+    return _load_recipe(name_or_file, override_texts(overrides))[1]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Estimate:
+    """The network that a recipe would train, and what it costs.
+
+    Attributes:
+        recipe: with the network settled.
+        input_spec: the input.
+        classes: number of classes.
+        cost: of the network, layer by layer.
+        notes: what was chosen, if the recipe leaves the network open.
+    """
+
+    recipe: Recipe
+    input_spec: InputSpec
+    classes: int
+    cost: Cost
+    notes: Sequence[Problem]
+
+    def __repr__(self) -> str:
+        cost = f"{self.cost.parameters:,} parameters, {self.cost.macs:,} MACs"
+        return f"Estimate({self.recipe.model.family}, input {self.input_spec}, {self.classes} classes, {cost})"
+
+
+def estimate(
+    recipe: str | Recipe,
+    *,
+    input: str = "28x28x1",  # noqa: A002 - the word of the recipe and of the command line
+    classes: int = 10,
+    overrides: Overrides = (),
+    budget: str = "",
+) -> Estimate:
+    """The network that a recipe trains on images of one size, and what it costs; nothing is trained.
+
+    Args:
+        recipe: a recipe's name or file, or a `Recipe`.
+        input: HEIGHTxWIDTHxCHANNELS.
+        classes: number of classes.
+        overrides: settings of the recipe to replace.
+        budget: upper limits on the network's cost.
+
+    Raises:
+        RecipeError: for invalid settings.
+        BudgetError: when no network fits the budget.
+        UsageError: for an invalid input or budget, or an image too small for the network.
+    """
+    from thaw.graph.lower import layer_table
+    from thaw.run.resolve import with_network
+
+    settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    height, width, channels = parse_shape(input)
+    input_spec = InputSpec(height=height, width=width, channels=channels)
+    limits = Budget.parse(budget) if budget else None
+    settled, notes = with_network(settings, limits, input_spec.shape, classes)
+    cost = layer_table(settled.model, settled.unify_spec, input_spec.shape, classes)
+    return Estimate(recipe=settled, input_spec=input_spec, classes=classes, cost=cost, notes=notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from thaw.wording import for_the_reader
+
 
 class ThawError(Exception):
     """Whatever a user can mend; the command line prints it in one or two lines and exits with `exit_code`."""
@@ -9,6 +11,10 @@ class ThawError(Exception):
     exit_code = 1
     next_command = ""
     """A command line that goes on from here; the command line shows it whole, however long it is."""
+
+    def __str__(self) -> str:
+        """The message, with options named at the command line and arguments elsewhere."""
+        return for_the_reader(super().__str__())
 
 
 class UsageError(ThawError):

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from command_line import REPOSITORY, STAGES, TINY, error_of, history, metrics, start, thaw
+from command_line import REPOSITORY, STAGES, TINY, error_of, history, metrics, start, stored, thaw
 
 import thaw as library
 
@@ -21,7 +21,7 @@ import thaw as library
 
 
 def test_json_is_one_object_and_progress_goes_to_standard_error(finished):
-    assert json.loads(finished.stdout) == metrics(finished.path)
+    assert json.loads(finished.stdout) == stored(finished.path / "metrics.json")
     lines = finished.stderr.splitlines()
     assert lines[0].startswith("digits: 1,293 train, 145 validation, 359 test; 10 classes; input 28x28x1")
     epochs = [line for line in lines if " epoch " in line]
@@ -67,7 +67,7 @@ def test_the_metrics_say_what_happened(finished):
     assert run["data"]["splits"]["test"] == cut
     assert run["test"]["count"] == run["data"]["test"] == sum(map(sum, run["test"]["confusion"]))
     assert run["folds"] is None
-    assert run["command"].startswith("thaw train digits --set dual.epochs=3")
+    assert run["command"].startswith("thaw train digits --recipe digits --seed 3 --set dual.epochs=3")
     for name in run["files"].values():
         assert (finished.path / name).is_file()
     recipe = tomllib.loads((finished.path / "recipe.toml").read_text())
@@ -174,9 +174,9 @@ def test_a_reader_that_goes_away_is_no_crash(finished, tmp_path):
     [
         (("train",), 2, ["either a source", "--resume"]),
         (("train", "digits", "--resume", "run"), 2, ["either a source"]),
-        (("train", "--resume", "run", "--seed", "0"), 2, ["--resume goes on as the run began"]),
-        (("train", "--resume", "run", "--device", "cpu"), 2, ["--resume goes on as the run began"]),
-        (("train", "--resume", "run", "--data-root", "."), 2, ["--resume goes on as the run began"]),
+        (("train", "--resume", "run", "--seed", "0"), 2, ["--resume continues with the options of the run"]),
+        (("train", "--resume", "run", "--device", "cpu"), 2, ["--resume continues with the options of the run"]),
+        (("train", "--resume", "run", "--data-root", "."), 2, ["--resume continues with the options of the run"]),
         (("train", "digit"), 1, ["'digit'", "did you mean digits"]),
         (("train", "nowhere/at/all"), 1, ["nowhere/at/all"]),
         (("train", "digits", "--recipe", "papr"), 2, ["no recipe 'papr'", "did you mean paper?"]),
@@ -201,7 +201,7 @@ def test_a_reader_that_goes_away_is_no_crash(finished, tmp_path):
         (("evaluate", "nowhere", "digits"), 1, ["nowhere does not exist"]),
         (("info",), 2, ["either a run folder", "--recipe"]),
         (("info", "run", "--recipe", "paper"), 2, ["either a run folder"]),
-        (("info", "run", "--input", "28x28x1"), 2, ["go with --recipe"]),
+        (("info", "run", "--input", "28x28x1"), 2, ["apply to --recipe"]),
         (("info", "nowhere"), 1, ["nowhere does not exist"]),
         (("info", "--recipe", "paper", "--input", "28x28"), 2, ["HEIGHTxWIDTHxCHANNELS"]),
         (("info", "--recipe", "paper", "--input", "8x8x1"), 2, ["too small"]),
@@ -257,7 +257,7 @@ def test_an_error_of_our_own_is_told_without_a_traceback(call, monkeypatch):
     def fail(*_arguments, **_options):
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr("thaw.cli.commands.load_recipe", fail)
+    monkeypatch.setattr("thaw.run.request.load_recipe", fail)
     error_of(["unexpected IndexError", "--debug"], call("train", "digits"), 70)
     assert "Traceback" in call("train", "digits", "--debug")[2]
 

@@ -19,7 +19,7 @@ from data_samples import write_folder
 from PIL import Image
 
 import thaw as library
-from thaw.cli.columns import columns
+from thaw.cli.output import columns
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_evaluate_measures_as_the_run_did(finished, call, tmp_path):
 def test_evaluate_takes_all_of_a_source_without_a_test_split(finished, call):
     measured = json.loads(call("evaluate", finished.path, "digits", "--json")[1])["test"]
     assert measured["count"] == 1797
-    quality = library.evaluate(library.Model.load(finished.path), "digits")
+    quality = library.Model.load(finished.path).evaluate("digits")
     assert quality.accuracy == measured["accuracy"]
 
 

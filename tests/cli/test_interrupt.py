@@ -41,11 +41,11 @@ def test_an_interrupt_that_was_lost_comes_with_the_next_event_and_what_is_told_i
 @pytest.mark.parametrize(
     ("work", "arguments"),
     [
-        ("thaw.cli.deploy.write_artifacts", ("export", "{run}")),
-        ("thaw.cli.deploy.verify_artifacts", ("verify", "{run}")),
-        ("thaw.cli.deploy.time_runtimes", ("bench", "{run}")),
-        ("thaw.cli.studies.run_reproduction", ("reproduce",)),
-        ("thaw.cli.studies.run_ablation", ("ablate", "digits")),
+        ("thaw.deploy.export.export", ("export", "{run}")),
+        ("thaw.deploy.verify.check_boards", ("verify", "{run}")),
+        ("thaw.deploy.bench.bench", ("bench", "{run}")),
+        ("thaw.studies.reproduce.reproduce", ("reproduce",)),
+        ("thaw.studies.ablation.ablate", ("ablate", "digits")),
         ("thaw.studies.zoo.add_model", ("zoo", "add", "name", "{run}")),
         ("thaw.data.summary.look", ("data", "digits")),
     ],
@@ -57,7 +57,7 @@ def test_a_command_that_is_stopped_says_how_to_go_on(call, finished, monkeypatch
     monkeypatch.setattr(work, stop)
     code, out, err = call(*(str(finished.path) if word == "{run}" else word for word in arguments))
     assert (code, out) == (130, "")
-    expected = "stopped" if "data" in arguments else "give the same command again"
+    expected = "interrupted" if "data" in arguments else "same command again"
     assert expected in err
     assert err.count("\n") == 1
 
@@ -72,7 +72,7 @@ def test_a_signal_before_training_begins(tmp_path, stop, code):
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
-    assert "stopped" in err
+    assert "interrupted" in err
     assert not (tmp_path / "run").exists()
 
 

@@ -7,8 +7,9 @@ import pytest
 from data_samples import SETTINGS, picture, write_folder
 from PIL import Image
 
+from thaw.data.image_files import load_images
 from thaw.data.images import InputSpec
-from thaw.data.prepare import load_images, open_image_set
+from thaw.data.prepare import open_image_set
 from thaw.data.resize import resize
 from thaw.data.summary import contact_sheet, look
 from thaw.errors import DataError, UsageError

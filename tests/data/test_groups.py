@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import thaw as library
-from thaw.api import _command
 from thaw.data import groups as groups_module
 from thaw.data.group_splits import cut_off_groups, group_folds, join_groups
 from thaw.data.groups import groups_by_pattern
@@ -22,6 +21,7 @@ from thaw.data.prepare import open_image_set, prepare
 from thaw.data.settings import DataSettings
 from thaw.data.summary import look
 from thaw.errors import DataError, UsageError
+from thaw.run.request import build_request
 
 PERSON = r"^(person\d+)_"
 
@@ -336,7 +336,7 @@ def test_a_run_keeps_groups_whole_in_its_splits_and_folds_and_when_it_is_resumed
     assert kept["recipe"]["data"]["group_by"] == PERSON
     assert kept["fingerprint"] == prepare(root, DataSettings(group_by=PERSON), seed=0).fingerprint
     (tmp_path / "run" / "metrics.json").unlink()
-    resumed = library.train(resume=tmp_path / "run")
+    resumed = library.Run.open(tmp_path / "run").resume()
     assert resumed.metrics["test"] == metrics["test"]
     assert resumed.metrics["data"]["groups"] == metrics["data"]["groups"]
     data = library.load(root, recipe="paper", group_by=PERSON)
@@ -344,5 +344,5 @@ def test_a_run_keeps_groups_whole_in_its_splits_and_folds_and_when_it_is_resumed
 
 
 def test_the_command_that_repeats_a_run_from_python_groups_too():
-    words = _command("photos", "paper", (), 0, 0, skip_broken=False, budget="", group_by=PERSON)
-    assert words == f"thaw train photos --recipe paper --seed 0 --group-by '{PERSON}'"
+    request = build_request("photos", recipe="paper", group_by=PERSON)
+    assert request.command == f"thaw train photos --recipe paper --seed 0 --group-by '{PERSON}'"

@@ -10,8 +10,9 @@ from data_samples import SETTINGS, picture, problem, write_folder, write_parquet
 from PIL import Image
 
 from thaw.data import walk
+from thaw.data.image_files import load_images
 from thaw.data.images import InputSpec
-from thaw.data.prepare import load_images, prepare
+from thaw.data.prepare import prepare
 from thaw.data.settings import DataSettings
 from thaw.data.sources import open_source
 from thaw.data.summary import look

@@ -10,8 +10,9 @@ import pytest
 from data_samples import SETTINGS, picture, problem, write_folder
 from PIL import Image
 
+from thaw.data.image_files import load_images
 from thaw.data.images import InputSpec
-from thaw.data.prepare import load_images, prepare
+from thaw.data.prepare import prepare
 from thaw.data.problems import Problem
 from thaw.data.resize import resize
 from thaw.data.settings import DataSettings

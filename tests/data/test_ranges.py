@@ -14,8 +14,9 @@ from torch import nn
 
 from thaw.data.chunks import Target, convert_chunk, decode_chunk
 from thaw.data.decode import decode_image
+from thaw.data.image_files import load_images
 from thaw.data.images import InputSpec
-from thaw.data.prepare import load_images, open_image_set, prepare
+from thaw.data.prepare import open_image_set, prepare
 from thaw.data.resize import resize
 from thaw.data.scaling import scale
 from thaw.data.settings import DataSettings

@@ -74,7 +74,7 @@ def test_the_model_predicts_files_as_it_was_trained(trained: thaw.Run) -> None:
 
 def test_every_artifact_says_the_range(trained: thaw.Run, tmp_path: Path) -> None:
     wanted = trained.metrics["input"]["range"]
-    exported = thaw.export_run(trained.path, out=tmp_path, targets=["onnx", "litert", "c"])
+    exported = thaw.Run.open(trained.path).export(out=tmp_path, formats=["onnx", "litert", "c"])
     if "onnx" not in exported.missing:
         onnx = pytest.importorskip("onnx")
         model = onnx.load(tmp_path / "onnx" / "model-int8.onnx")
@@ -92,7 +92,7 @@ def test_every_artifact_says_the_range(trained: thaw.Run, tmp_path: Path) -> Non
 def test_the_program_in_c_answers_for_16_bit_pictures(
     trained: thaw.Run, tmp_path: Path, shape: tuple[int, ...], largest: int
 ) -> None:
-    thaw.export_run(trained.path, out=tmp_path, targets=["c"])
+    thaw.Run.open(trained.path).export(out=tmp_path, formats=["c"])
     subprocess.run(["make", "example", "CFLAGS=-O1"], cwd=tmp_path / "c", check=True, capture_output=True, timeout=120)
     graph, header = read_graph(trained.path / "model-int8.safetensors")
     rng = np.random.default_rng(4)
@@ -124,5 +124,5 @@ def test_uint16_arrays_train_as_their_files_do(trained: thaw.Run) -> None:
     fixed = thaw.load((images, labels), recipe="balanced", overrides=[*QUICK, "data.range=29500,30320"])
     number = int(fixed.train.name(0).removeprefix("train[").removesuffix("]"))
     assert np.array_equal(fixed.train.images[0, ..., 0], scale(images[number], (29_500, 30_320)))
-    quality = thaw.evaluate(trained.model, (images, labels))
+    quality = trained.model.evaluate((images, labels))
     assert quality.accuracy >= 0.9

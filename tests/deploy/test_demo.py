@@ -270,11 +270,11 @@ def test_the_command_line_names_what_is_wrong(
 
 
 @needs_vendor
-def test_a_bare_model_file_is_served_in_float(call: Any, finished: FinishedRun) -> None:
+def test_a_bare_model_file_is_served_in_float(tmp_path: Path, finished: FinishedRun) -> None:
     from thaw.deploy.demo import demo_files
-    from thaw.deploy.export import TrainedRun
+    from thaw.model.model import Model
 
-    files = demo_files(TrainedRun.open(finished.path / "model.safetensors"))
+    files = demo_files(Model.load(shutil.copy(finished.path / "model.safetensors", tmp_path)))
     assert list(json.loads(files["model.json"])["models"]) == ["float"]
 
 

@@ -17,12 +17,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from thaw.data.resize import resize
-from thaw.deploy.export import TrainedRun, export
-from thaw.deploy.verify import verify
 from thaw.evidence.emulate import missing_tools
 from thaw.graph.cost import STACK_BYTES
 from thaw.graph.interpret import run as run_reference
 from thaw.run.deployment import read_deployment
+from thaw.run.run import Run
 
 DOCS = REPOSITORY / "docs"
 PAGE = (DOCS / "deploy.md").read_text(encoding="utf-8")
@@ -39,7 +38,7 @@ def exported(finished, tmp_path_factory):
     run = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(finished.path, run)
     # The page's run is called digits.
-    export(TrainedRun.open(run), targets=["c"], prefix="digits")
+    Run.open(run).export(formats=["c"], prefix="digits")
     return run
 
 
@@ -85,15 +84,15 @@ def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, n
         firmware.kill()
         firmware.communicate()
 
-    opened = TrainedRun.open(exported)
-    graph, input_spec = opened.graph("int8"), opened.model.input_spec
+    opened = Run.open(exported)
+    graph, input_spec = opened.model.graph("int8"), opened.model.input_spec
     scores = run_reference(graph, resize(photo, input_spec)[None])[graph.outputs[-1]][0].astype(int)
     best = int(scores.argmax())
     assert said == f"{opened.model.classes[best]}{(scores[best] + 128) * 100 // 256:4d} %\n"
 
 
 def test_every_name_in_deployment_json_is_documented(exported):
-    verify(TrainedRun.open(exported), images=3)
+    Run.open(exported).verify(images=3)
     text = (DOCS / "metrics.md").read_text(encoding="utf-8")
     known = read_deployment(exported)
     # Names of files and programs are no names of ours.

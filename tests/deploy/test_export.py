@@ -16,10 +16,8 @@ import thaw as library
 from thaw.deploy import export as deploy
 from thaw.deploy import runtimes
 from thaw.deploy import verify as verification
-from thaw.deploy.bench import bench
-from thaw.deploy.export import TrainedRun, export
-from thaw.deploy.verify import verify
-from thaw.errors import MissingDependencyError, ModelFileError, RunError, UsageError
+from thaw.errors import MissingDependencyError, RunError, UsageError
+from thaw.events import Step
 from thaw.evidence.emulate import Emulation, missing_tools
 from thaw.export.folder import MANIFEST, read_target, write_target
 from thaw.export.to_c import export_c
@@ -28,7 +26,8 @@ from thaw.export.to_onnx import export_onnx
 from thaw.graph.graph_file import read_graph, write_graph
 from thaw.graph.interpret import run as run_reference
 from thaw.run.deployment import read_deployment, update_deployment
-from thaw.run.report import DEPLOYMENT_BEGIN, DEPLOYMENT_END
+from thaw.run.report import DEPLOYMENT_BEGIN, DEPLOYMENT_END, rewrite_deployment
+from thaw.run.run import Run
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -43,7 +42,7 @@ def exported(finished, tmp_path_factory):
     """A run with its artifacts; no test may change it."""
     run = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(finished.path, run)
-    export(TrainedRun.open(run))
+    Run.open(run).export()
     return run
 
 
@@ -53,7 +52,7 @@ def run(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "run"))
 
 
-def negated(opened: TrainedRun, layer: str):
+def negated(opened: Run, layer: str):
     """The int8 graph with the weights of one layer negated, all but the first of each channel."""
 
     def change(op):
@@ -63,13 +62,13 @@ def negated(opened: TrainedRun, layer: str):
         weights[..., 0] = op.weights[..., 0]
         return replace(op, weights=weights)
 
-    graph = opened.graph("int8")
+    graph = opened.model.graph("int8")
     assert layer in {op.name for op in graph.ops}
     return replace(graph, ops=tuple(map(change, graph.ops)))
 
 
 def by_runtime(result):
-    return {(check.target, check.precision, check.runtime): check for check in result.checks}
+    return {(check.format, check.precision, check.runtime): check for check in result.checks}
 
 
 def test_everything_is_written_and_told(exported):
@@ -89,7 +88,7 @@ def test_everything_is_written_and_told(exported):
 
 
 def test_the_same_run_gives_the_same_files(exported, tmp_path):
-    export(TrainedRun.open(exported), out=tmp_path / "again")
+    Run.open(exported).export(out=tmp_path / "again")
     for target in ("onnx", "litert", "c"):
         again, first = (read_target(out, target).files for out in (tmp_path / "again", exported / "export"))
         assert again == first
@@ -97,22 +96,22 @@ def test_the_same_run_gives_the_same_files(exported, tmp_path):
 
 def test_every_artifact_is_verified_on_the_whole_test_set(run):
     told = []
-    result = verify(TrainedRun.open(run), tell=told.append)
+    result = Run.open(run).verify(on_event=told.append)
     assert result.is_verified
     assert (result.images, result.test_images, result.changed) == (TEST_IMAGES, TEST_IMAGES, ())
     checks = by_runtime(result)
-    assert set(checks) == {(each.target, each.precision, each.name) for each in runtimes.RUNTIMES}
+    assert set(checks) == {(each.format, each.precision, each.name) for each in runtimes.RUNTIMES}
     for key in (("litert", "int8", "LiteRT, reference kernels"), ("c", "int8", "C on this machine")):
         assert checks[key].result == "equal"
         assert checks[key].must_be_equal
         assert checks[key].comparison.score_bytes == 10 * TEST_IMAGES
     assert len(told) >= 8
     # The accuracies are those of the reference interpreter, counted here.
-    opened = TrainedRun.open(run)
-    test = opened.data.test.open()
+    opened = Run.open(run)
+    test = opened._data(None).test.open()
     host = {"float": ("litert", "float", "LiteRT, XNNPACK"), "int8": ("c", "int8", "C on this machine")}
     for precision, key in host.items():
-        scores = run_reference(opened.graph(precision), test.images)["probabilities"]
+        scores = run_reference(opened.model.graph(precision), test.images)["probabilities"]
         assert checks[key].accuracy == (scores.argmax(axis=1) == test.labels).mean()
     part = read_deployment(run)["verify"]
     assert part["verified"] is True
@@ -122,14 +121,14 @@ def test_every_artifact_is_verified_on_the_whole_test_set(run):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_corrupted_artifact_is_found_and_its_layer_named(run, layer):
-    opened = TrainedRun.open(run)
+    opened = Run.open(run)
     broken = {"int8": negated(opened, layer)}
     for target, exporter in (("onnx", export_onnx), ("litert", export_litert), ("c", export_c)):
-        write_target(run / "export", target, ("int8",), exporter(broken, opened.card()))
-    result = verify(TrainedRun.open(run), images=60)
+        write_target(run / "export", target, ("int8",), exporter(broken, opened.model.card()))
+    result = Run.open(run).verify(images=60)
     assert not result.is_verified
     assert len(result.checks) == 4
-    writer = next(op for op in opened.graph("int8").ops if op.name == layer)
+    writer = next(op for op in opened.model.graph("int8").ops if op.name == layer)
     for check in result.checks:
         assert check.result == "differs", check
         first = check.comparison.first_difference
@@ -141,7 +140,7 @@ def test_a_corrupted_artifact_is_found_and_its_layer_named(run, layer):
 
 
 def test_one_changed_byte_in_a_file_is_found_and_its_layer_named(run):
-    graph = TrainedRun.open(run).graph("int8")
+    graph = Run.open(run).model.graph("int8")
     layer = next(op for op in graph.ops if op.name == "branch2.conv1")
     path = run / "export" / "litert" / "model-int8.tflite"
     content = bytearray(path.read_bytes())
@@ -149,7 +148,7 @@ def test_one_changed_byte_in_a_file_is_found_and_its_layer_named(run):
     assert place > layer.weights.size
     content[place] = (-content[place]) & 0xFF
     path.write_bytes(content)
-    result = verify(TrainedRun.open(run))
+    result = Run.open(run).verify()
     check = by_runtime(result)["litert", "int8", "LiteRT, reference kernels"]
     assert (check.result, check.comparison.first_difference.layer) == ("differs", "branch2.conv1")
     assert by_runtime(result)["c", "int8", "C on this machine"].result == "equal"
@@ -162,8 +161,8 @@ def test_artifacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
     for name in ("onnx/model-int8.onnx", "litert/model-int8.tflite", "c/run.c"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
-    result = verify(TrainedRun.open(run), images=10)
-    assert {(check.target, check.precision): check.result for check in result.checks} == {
+    result = Run.open(run).verify(images=10)
+    assert {(check.format, check.precision): check.result for check in result.checks} == {
         ("onnx", "float"): "close",
         ("onnx", "int8"): "failed",
         ("litert", "float"): "close",
@@ -173,32 +172,32 @@ def test_artifacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
     assert all(check.problem for check in result.checks if check.result == "failed")
     listed = json.loads((folder / "litert" / MANIFEST).read_text())
     reseal(folder / "litert" / MANIFEST, {**listed, "complete": False})
-    half = [check for check in verify(TrainedRun.open(run), images=10).checks if check.target == "litert"]
+    half = [check for check in Run.open(run).verify(images=10).checks if check.format == "litert"]
     assert [check.result for check in half] == ["failed"]
     assert "half an export" in half[0].problem
 
 
 def test_the_c_has_the_prefix_that_is_asked_for_and_what_uses_it_follows(run, call):
     folder = run / "export" / "c"
-    library.export_run(run, ["c"], prefix="blinker")
+    library.Run.open(run).export(["c"], prefix="blinker")
     assert (folder / "blinker.c").is_file()
     assert not (folder / "run.c").exists()
     assert "blinker_predict(" in (folder / "README.md").read_text()
-    assert by_runtime(verify(TrainedRun.open(run), images=5))["c", "int8", "C on this machine"].result == "equal"
+    assert by_runtime(Run.open(run).verify(images=5))["c", "int8", "C on this machine"].result == "equal"
     shutil.rmtree(folder)
     assert call("export", run, "--to", "c", "--prefix", "Lamp_2")[0] == 0
     assert b"LAMP_2_INPUT_BYTES" in (folder / "Lamp_2.h").read_bytes()
     with pytest.raises(UsageError, match="keyword"):
-        library.export_run(run, prefix="while")
+        library.Run.open(run).export(prefix="while")
 
 
 def test_c_with_a_warning_is_timed_but_not_verified(run):
     path = run / "export" / "c" / "run.c"
     path.write_bytes(path.read_bytes() + b"static int spare;\n")
-    check = by_runtime(verify(TrainedRun.open(run), images=5))["c", "int8", "C on this machine"]
+    check = by_runtime(Run.open(run).verify(images=5))["c", "int8", "C on this machine"]
     assert check.result == "failed"
     assert "spare" in check.problem
-    result = bench(TrainedRun.open(run), rounds=1, repeats=1)
+    result = Run.open(run).bench(rounds=1, repeats=1)
     assert ("C on this machine", "int8") in result.timings
 
 
@@ -228,8 +227,8 @@ def test_what_is_missing_is_told_by_its_package_and_the_rest_goes_on(run, monkey
 def test_without_an_export_everything_is_exported_first(finished, tmp_path):
     run = Path(shutil.copytree(finished.path, tmp_path / "run"))
     told = []
-    assert verify(TrainedRun.open(run), images=3, tell=told.append).is_verified
-    assert "nothing was exported" in told[0]
+    assert Run.open(run).verify(images=3, on_event=told.append).is_verified
+    assert "nothing was exported" in next(event.text for event in told if isinstance(event, Step))
     assert read_target(run / "export", "c") is not None
     assert set(read_deployment(run)) == {"schema", "export", "verify"}
 
@@ -238,9 +237,9 @@ def test_a_run_without_its_int8_graph_gets_it_back(run):
     file = run / "model-int8.safetensors"
     before = file.read_bytes()
     file.unlink()
-    export(TrainedRun.open(run), targets=["onnx", "litert"], precision="float")
+    Run.open(run).export(formats=["onnx", "litert"], precision="float")
     assert not file.exists()
-    export(TrainedRun.open(run), targets=["c"])
+    Run.open(run).export(formats=["c"])
     assert file.read_bytes() == before
 
 
@@ -260,7 +259,7 @@ def test_an_int8_graph_that_is_damaged_or_anothers_is_refused(run, call):
 
 @pytest.mark.skipif(bool(missing_tools()), reason=f"the emulator is not installed: {' '.join(missing_tools())}")
 def test_the_firmware_is_compared_too(run):
-    result = verify(TrainedRun.open(run), boards=["cortex-m4"], images=12)
+    result = Run.open(run).verify(boards=["cortex-m4"], images=12)
     check = by_runtime(result)["c", "int8", "cortex-m4"]
     assert (check.result, check.comparison.images, check.must_be_equal) == ("equal", 12, True)
     told = check.emulation
@@ -269,9 +268,11 @@ def test_the_firmware_is_compared_too(run):
     page = (run / "report.html").read_text()
     assert f"{told['flash_bytes'] / 1024:.1f}" in page
     assert f"{round(told['instructions_per_inference']):,}" in page
-    opened = TrainedRun.open(run)
-    write_target(run / "export", "c", ("int8",), export_c({"int8": negated(opened, "head.output")}, opened.card()))
-    broken = by_runtime(verify(TrainedRun.open(run), boards=["cortex-m4"], images=12))["c", "int8", "cortex-m4"]
+    opened = Run.open(run)
+    write_target(
+        run / "export", "c", ("int8",), export_c({"int8": negated(opened, "head.output")}, opened.model.card())
+    )
+    broken = by_runtime(Run.open(run).verify(boards=["cortex-m4"], images=12))["c", "int8", "cortex-m4"]
     assert broken.result == "differs"
 
 
@@ -285,16 +286,16 @@ def test_a_board_is_given_a_thousand_images_by_default(run, monkeypatch):
         scores = run_reference(graph, images)["probabilities"]
         return Emulation(target=target, scores=scores, tools={}, **sizes, **counts)
 
-    graph = TrainedRun.open(run).graph("int8")
+    graph = Run.open(run).model.graph("int8")
     monkeypatch.setattr(verification, "emulate", emulate)
-    result = verify(TrainedRun.open(run), boards=["cortex-m4", "cortex-m7", "cortex-m4"])
+    result = Run.open(run).verify(boards=["cortex-m4", "cortex-m7", "cortex-m4"])
     assert list(given) == ["cortex-m4", "cortex-m7"]
     assert len(given["cortex-m4"]) == min(1000, TEST_IMAGES)
     assert result.is_verified
 
 
 def test_bench_times_all_and_writes_it_down(run):
-    result = bench(TrainedRun.open(run), rounds=2, repeats=3)
+    result = Run.open(run).bench(rounds=2, repeats=3)
     assert result.is_complete
     assert {name for name, _ in result.timings} == {"torch", "onnxruntime", "LiteRT, XNNPACK", "C on this machine"}
     assert len(result.timings) == 6
@@ -317,25 +318,25 @@ def test_the_report_shows_what_is_known_and_keeps_the_rest(finished, tmp_path):
     rest, section = parts()
     assert rest.endswith("</html>")
     assert "Nothing was exported yet" in section
-    export(TrainedRun.open(run), targets=["litert", "c"])
+    Run.open(run).export(formats=["litert", "c"])
     assert parts()[0] == rest
     assert "model-int8.tflite" in parts()[1]
     assert "Not yet: <code>thaw verify</code>" in parts()[1]
-    verify(TrainedRun.open(run), images=5)
+    Run.open(run).verify(images=5)
     assert parts()[0] == rest
     assert "LiteRT, reference kernels" in parts()[1]
     assert "5 of 359 test images" in parts()[1]
-    bench(TrainedRun.open(run), rounds=1, repeats=2)
+    Run.open(run).bench(rounds=1, repeats=2)
     assert parts()[0] == rest
     assert "Times the C" in parts()[1]
     section = parts()[1]
-    export(TrainedRun.open(run), targets=["litert", "c"])
+    Run.open(run).export(formats=["litert", "c"])
     assert parts() == (rest, section), "the same files again: what was found of them still holds"
-    export(TrainedRun.open(run), targets=["litert"], precision="float")
+    Run.open(run).export(formats=["litert"], precision="float")
     assert "Times the C" not in parts()[1]
     assert set(read_deployment(run)) == {"schema", "export"}
     report.write_text("<html>of an older version</html>")
-    export(TrainedRun.open(run), targets=["c"])
+    Run.open(run).export(formats=["c"])
     assert report.read_text() == "<html>of an older version</html>"
 
 
@@ -345,7 +346,7 @@ def test_what_is_in_the_record_is_escaped(run):
     record["export"]["missing"] = {"onnx": f"<img src=x>{DEPLOYMENT_END}"}
     metrics = json.loads((run / "metrics.json").read_text())
     for _ in range(2):
-        assert deploy.rewrite_deployment(run, metrics, record)
+        assert rewrite_deployment(run, metrics, record)
     page = (run / "report.html").read_text()
     assert "<script" not in page
     assert "<img src=x" not in page
@@ -375,9 +376,9 @@ def test_overwriting_a_run_takes_its_artifacts_along_and_nobody_elses(run):
 def test_a_bare_model_file_needs_its_run(run, tmp_path, call):
     model = shutil.copy(run / "model.safetensors", tmp_path / "lone.safetensors")
     error_of(["--out"], call("export", model, "--float"), 2)
-    error_of(["run's data", "run.json"], call("export", model, "--out", tmp_path / "out"), 1)
+    error_of(["run.json"], call("export", model, "--out", tmp_path / "out"), 1)
     error_of(["run's data", "run.json"], call("verify", model), 1)
-    error_of(["run's data", "run.json"], call("bench", model), 1)
+    error_of(["--out"], call("bench", model), 2)
     code, out, err = call("export", model, "--to", "litert", "--float", "--out", tmp_path / "out", "--json")
     assert code == 0, err
     told = json.loads(out)
@@ -392,14 +393,14 @@ def test_data_that_are_not_there_or_others_are_told(run):
     request = json.loads((run / "run.json").read_text())
     reseal(run / "run.json", {**request, "fingerprint": "0" * 64})
     with pytest.raises(RunError, match="have changed"):
-        verify(TrainedRun.open(run))
+        Run.open(run).verify()
     reseal(run / "run.json", {**request, "source": None})
     with pytest.raises(RunError, match="source="):
-        verify(TrainedRun.open(run))
+        Run.open(run).verify()
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
     with pytest.raises(RunError, match="have changed"):
-        verify(TrainedRun.open(run, source=(images[:500], digits.target[:500])))
+        Run.open(run, source=(images[:500], digits.target[:500])).verify()
 
 
 def test_the_command_line(run, call):
@@ -409,7 +410,7 @@ def test_the_command_line(run, call):
     error_of(["prefix", "add c"], call("export", run, "--to", "onnx", "--prefix", "net"), 2)
     error_of(["prefix", "add c"], call("export", run, "--float", "--prefix", "net"), 2)
     error_of(["'tflite'", "litert"], call("export", run, "--to", "onnx,tflite"), 2)
-    error_of(["'cortex-a53'", "cortex-m4"], call("verify", run, "--target", "cortex-a53"), 2)
+    error_of(["'cortex-a53'", "cortex-m4"], call("verify", run, "--board", "cortex-a53"), 2)
     error_of(["--images"], call("verify", run, "--images", 0), 2)
     code, out, err = call("export", run, "--to", "c", "--int8")
     assert (code, err) == (0, "")
@@ -422,21 +423,21 @@ def test_the_command_line(run, call):
     assert "the reference interpreter, int8: 4 images" in err
     path = run / "export" / "c" / "main.c"
     path.write_text(path.read_text() + "/* mine */\n")
-    opened = TrainedRun.open(run)
-    files = export_litert({"int8": negated(opened, "head.output")}, opened.card())
+    opened = Run.open(run)
+    files = export_litert({"int8": negated(opened, "head.output")}, opened.model.card())
     (run / "export" / "litert" / "model-int8.tflite").write_bytes(files["model-int8.tflite"])
     code, out, err = call("verify", run, "--images", 4)
     assert code == 1
     assert "differs, must be equal" in out
     assert "differs first in head.output" in out
-    assert "note: c/main.c is not as it was exported" in out
+    assert "note: c/main.c has changed since it was exported" in out
     shutil.rmtree(run / "export" / "c")
-    error_of(["holds no C", "--to c"], call("verify", run, "--target", "cortex-m4"), 2)
+    error_of(["holds no C", "--to c"], call("verify", run, "--board", "cortex-m4"), 2)
 
 
 def test_from_python(run):
-    result = library.export_run(run, ["c"])
-    assert [each.target for each in result.targets] == ["c"]
-    assert library.verify_run(run, images=2).is_verified
-    with pytest.raises(ModelFileError):
-        library.bench_run(run / "nowhere")
+    result = library.Run.open(run).export(["c"])
+    assert [each.target for each in result.formats] == ["c"]
+    assert library.Run.open(run).verify(images=2).is_verified
+    with pytest.raises(RunError):
+        library.Run.open(run / "nowhere")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from thaw.deploy.export import asked_for
+from thaw.deploy.export import select_formats
 from thaw.deploy.verify import spread
 from thaw.errors import UsageError
 
@@ -21,15 +21,15 @@ def test_images_are_spread_evenly(count, wanted):
     assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
 
 
-def test_what_is_asked_for():
-    assert asked_for(None, None) == {"onnx": ("float", "int8"), "litert": ("float", "int8"), "c": ("int8",)}
-    assert asked_for(None, "float") == {"onnx": ("float",), "litert": ("float",)}
-    assert asked_for(["c", "c"], "int8") == {"c": ("int8",)}
-    for targets, precision, words in (
+def test_what_is_select_formats():
+    assert select_formats(None, None) == {"onnx": ("float", "int8"), "litert": ("float", "int8"), "c": ("int8",)}
+    assert select_formats(None, "float") == {"onnx": ("float",), "litert": ("float",)}
+    assert select_formats(["c", "c"], "int8") == {"c": ("int8",)}
+    for formats, precision, words in (
         (["c"], "float", "int8 only"),
         (["onnx", "c"], "float", "int8 only"),
         (["tensorrt"], None, "tensorrt"),
-        ([], None, "no target"),
+        ([], None, "no format"),
     ):
         with pytest.raises(UsageError, match=words):
-            asked_for(targets, precision)
+            select_formats(formats, precision)

@@ -22,14 +22,14 @@ from web_browser import IMAGES, SECONDS, Page, digit_images, draw, encoded, huge
 from web_samples import chromium, needs_vendor, png_file
 
 from thaw.data.decode import decode_image
-from thaw.data.prepare import load_images
+from thaw.data.image_files import load_images
 from thaw.data.resize import resize
 from thaw.deploy.demo import demo_files
-from thaw.deploy.export import TrainedRun, export
 from thaw.deploy.page_server import PageServer, start_server
 from thaw.export.to_web import export_web
 from thaw.graph.interpret import run as run_graph
 from thaw.model.model import Model
+from thaw.run.run import Run
 
 pytestmark = [needs_vendor, pytest.mark.timeout(600)]
 
@@ -63,7 +63,7 @@ def serve() -> Iterator[Callable[[dict[str, bytes]], str]]:
 
 @pytest.fixture(scope="module")
 def digits_url(finished: FinishedRun, serve: Any) -> str:
-    return serve(demo_files(TrainedRun.open(finished.path)))
+    return serve(demo_files(Model.load(finished.path)))
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_real_test_images_get_the_answers_of_predict(
 
 
 def test_the_int8_network_answers_when_it_is_asked(page: Page, finished: FinishedRun, tmp_path: Path) -> None:
-    run = TrainedRun.open(finished.path)
+    run = Run.open(finished.path)
     image = np.asarray(Image.fromarray((load_digits().images[7] * 15.9).astype(np.uint8)).resize((28, 28)))
     Image.fromarray(image).save(tmp_path / "digit.png")
     page.give(tmp_path / "digit.png")
@@ -394,7 +394,7 @@ def test_the_folder_is_hosted_by_any_web_server(
     browser: Any, finished: FinishedRun, downloads: Path, tmp_path: Path
 ) -> None:
     """Below a path, with whatever types a simple server gives, and with the policy in the page alone."""
-    result = export(TrainedRun.open(finished.path), targets=["web"], out=tmp_path / "site")
+    result = Run.open(finished.path).export(formats=["web"], out=tmp_path / "site")
     (exported,) = result.targets
     assert exported.precisions == ("float", "int8")
     assert {path.name for path in (tmp_path / "site" / "web").iterdir()} == {*exported.files, "export.json"}

@@ -90,7 +90,7 @@ def test_evaluate_on_the_training_data_tells_how_many_and_measures_the_others(fi
     used = len(train) + len(validation)
     assert f"warning: {used:,} of 1,797 images were used in training ({len(train):,})" in text
     assert f"accuracy on the other {len(test):,}: {of_run['accuracy']:.2%}" in text
-    quality = library.evaluate(library.Model.load(finished.path), "digits")
+    quality = library.Model.load(finished.path).evaluate("digits")
     assert quality.overlap.as_dict() == told
     assert quality.count == 1797
 
@@ -98,14 +98,14 @@ def test_evaluate_on_the_training_data_tells_how_many_and_measures_the_others(fi
 def test_held_out_images_and_no_others(finished, sets):
     train, _, test = sets
     model = library.Model.load(finished.path / "model.safetensors")
-    quality = library.evaluate(model, (test.images, test.labels))
+    quality = model.evaluate((test.images, test.labels))
     assert (quality.overlap.used, quality.overlap.others) == (0, len(test))
     assert quality.overlap.accuracy == quality.accuracy
-    quality = library.evaluate(model, (train.images[:50], train.labels[:50]))
+    quality = model.evaluate((train.images[:50], train.labels[:50]))
     assert (quality.overlap.train, quality.overlap.others, quality.overlap.accuracy) == (50, 0, None)
     # A source with a test split is measured on that alone.
     both = {"train": (train.images[:50], train.labels[:50]), "test": (test.images, test.labels)}
-    assert library.evaluate(model, both).overlap.used == 0
+    assert model.evaluate(both).overlap.used == 0
 
 
 def test_copies_under_other_names_are_found(finished, sets, tmp_path):
@@ -116,20 +116,20 @@ def test_copies_under_other_names_are_found(finished, sets, tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(images.images[index][..., 0]).convert("RGB")
             picture.save(folder / f"{name}{index}.bmp")
-    quality = library.evaluate(library.Model.load(finished.path), tmp_path / "photos")
+    quality = library.Model.load(finished.path).evaluate(tmp_path / "photos")
     assert (quality.overlap.train, quality.overlap.validation, quality.overlap.others) == (3, 0, 3)
 
 
 def test_a_model_without_its_run_folder_does_not_know(finished, sets, call, tmp_path):
     shutil.copy(finished.path / "model.safetensors", tmp_path / "alone.safetensors")
     test = sets[2]
-    assert library.evaluate(library.Model.load(tmp_path / "alone.safetensors"), "digits").overlap is None
+    assert library.Model.load(tmp_path / "alone.safetensors").evaluate("digits").overlap is None
     out = call("evaluate", tmp_path / "alone.safetensors", "digits")[1]
     assert f"training images unknown: there is no {SEEN_FILE}" in out
     assert json.loads(call("evaluate", tmp_path / "alone.safetensors", "digits", "--json")[1])["overlap"] is None
     # Nor does one that was never in a file.
     model = library.Model.load(finished.path)
-    assert library.evaluate(replace(model, file=None), (test.images, test.labels)).overlap is None
+    assert replace(model, file=None).evaluate((test.images, test.labels)).overlap is None
 
 
 def test_the_images_of_another_model_say_nothing(finished, tmp_path):
@@ -173,9 +173,9 @@ def test_a_class_without_an_image_has_no_recall(finished, sets, call, tmp_path):
 
 def test_evaluate_takes_the_arrays_that_train_takes(finished, sets):
     test, model = sets[2], library.Model.load(finished.path)
-    of_run = library.evaluate(model, (test.images, test.labels)).accuracy
+    of_run = model.evaluate((test.images, test.labels)).accuracy
     for images in (test.images[..., 0], np.repeat(test.images, 3, axis=3), np.asfortranarray(test.images)):
-        assert library.evaluate(model, (images, test.labels)).accuracy == of_run
+        assert model.evaluate((images, test.labels)).accuracy == of_run
     for wrong in (None, 5, [], (test.images,), (test.images, None), (test.images / 255, test.labels)):
         with pytest.raises(library.DataError):
-            library.evaluate(model, wrong)
+            model.evaluate(wrong)

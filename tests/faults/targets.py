@@ -175,9 +175,9 @@ class Asks:
     @cache  # noqa: B019 - there is one, as long as its process
     def _setting(self) -> tuple[Any, Any, Any, Any]:
         """Request, data, setting and plan of the run."""
+        from thaw.run.checkpoints import plan_digest
         from thaw.run.context import training_context
         from thaw.run.folder import open_for_resume
-        from thaw.run.pipeline import _plan
         from thaw.run.request import TrainRequest
         from thaw.run.resolve import prepare_run
         from thaw.training.compute import LANES, ParallelBranches, resolve_device
@@ -185,7 +185,7 @@ class Asks:
         request, data = prepare_run(TrainRequest.from_dict(open_for_resume(self.run)[1]))
         lanes = ParallelBranches(LANES, resolve_device("cpu"))
         setting = training_context(data, request.recipe, request.seed, "cpu", lanes, normalization="torch")
-        return request, data, setting, _plan(request, data)
+        return request, data, setting, plan_digest(request, data)
 
     def cache_folder(self) -> Path:
         """The folder of the run's prepared images."""
@@ -214,13 +214,13 @@ class Asks:
 
     def checkpoint(self) -> object:
         """The state that training would go on from, and the next epoch where there is one."""
+        from thaw.run.checkpoints import restore
         from thaw.run.folder import RunFolder
-        from thaw.run.pipeline import _restore
         from thaw.training.trainer import MultiStageTrainer
 
         request, _, setting, plan = self._setting()
         trainer = MultiStageTrainer(request.recipe.trainer_settings(), setting)
-        seconds = _restore(RunFolder(self.run), trainer, plan)
+        seconds = restore(RunFolder(self.run), trainer, plan)
         tensors, numbers = trainer.state()
         state = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
         for _ in trainer.epochs():
@@ -252,19 +252,19 @@ class Asks:
 
     def metrics(self) -> object:
         """The card of a zoo entry made of the run, and the report's deployment section."""
-        from thaw.deploy.export import TrainedRun, keep
+        from thaw.run.run import Run
         from thaw.studies.zoo import add_model, describe
 
         run = self.world.runs[0]
         card = add_model("tiny", [run], out=self.world.root / "work")
-        opened = TrainedRun.open(run)
-        keep(opened, "export", {"targets": {}, "missing": {}, "memory": {}})
-        return describe(card), opened.card().facts, (run / "report.html").read_bytes()
+        opened = Run.open(run)
+        opened._record("export", {"targets": {}, "missing": {}, "memory": {}})
+        return describe(card), opened.model.card().facts, (run / "report.html").read_bytes()
 
     def deployment(self) -> object:
         """The record with another part, and the report's section of it."""
+        from thaw.model.metrics_file import read_metrics
         from thaw.run.deployment import update_deployment
-        from thaw.run.metrics_file import read_metrics
         from thaw.run.report import rewrite_deployment
 
         known = update_deployment(self.run, "bench", {"timings": [], "problems": []})
@@ -334,15 +334,14 @@ class Asks:
         """The history after a resume, which is made from the checkpoint."""
         import thaw
 
-        thaw.train(resume=self.run)
+        thaw.Run.open(self.run).resume()
         return (self.run / "history.jsonl").read_bytes()
 
     def artifacts(self, target: str) -> object:
         """The verification of one target's artifacts; one that was changed has to be told."""
-        from thaw.deploy.export import TrainedRun
-        from thaw.deploy.verify import verify
+        from thaw.run.run import Run
 
-        result = verify(TrainedRun.open(self.run), images=2, out=self.world.root / f"only-{target}")
+        result = Run.open(self.run).verify(images=2, out=self.world.root / f"only-{target}")
         with contextlib.suppress(AttributeError):
             _finite([check.accuracy for check in result.checks if check.accuracy is not None])
         return result.is_verified, result.changed, [check.problem for check in result.checks]

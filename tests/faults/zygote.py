@@ -61,9 +61,12 @@ def preload() -> None:
     import sklearn.datasets
     import torch
 
-    import thaw.cli.commands
-    import thaw.cli.deploy
-    import thaw.cli.studies
+    import thaw.api
+    import thaw.cli.training_progress
+    import thaw.deploy.bench
+    import thaw.run.pipeline
+    import thaw.studies.ablation
+    import thaw.studies.reproduce
     import thaw.studies.zoo
 
     del scipy, sklearn, torch, thaw

@@ -376,7 +376,7 @@ def test_models_of_three_channels_and_other_sizes(tmp_path):
     assert model.classes == ("0", "1", "2")
     Image.fromarray(images[0]).save(tmp_path / "one.png")
     assert np.allclose(model.predict(tmp_path / "one.png")[0].probabilities, model.probabilities(images[:1])[0])
-    quality = thaw.evaluate(model, (images, labels))
+    quality = model.evaluate((images, labels))
     assert quality.count == 120
     assert quality.accuracy == (model.probabilities(images).argmax(1) == labels).mean()
 

@@ -15,9 +15,7 @@ from PIL import Image
 from web_samples import needs_vendor
 
 import thaw as library
-from thaw.deploy.bench import bench
 from thaw.deploy.demo import demo_files
-from thaw.deploy.export import TrainedRun
 from thaw.errors import ModelFileError, RunError, UsageError
 from thaw.evidence.quality import mean_interval
 from thaw.export.folder import TARGETS, read_target
@@ -26,7 +24,10 @@ from thaw.graph.cost import STACK_BYTES
 from thaw.graph.interpret import run as run_reference
 from thaw.graph.lower import layer_table
 from thaw.graph.plan import constant_bytes, plan_memory
+from thaw.model import origin
 from thaw.model import zoo as zoo_file
+from thaw.model.model import Model
+from thaw.model.origin import zoo_test_images
 from thaw.model.zoo import ZOO_PREFIX, zoo_folder, zoo_folders
 from thaw.model.zoo_card import Measured, ZooCard, read_card, read_cards
 from thaw.recipe.recipe import recipe_names
@@ -267,7 +268,7 @@ def test_a_model_is_exported_and_verified_by_its_name(zoo, made, call, tmp_path)
     files = {target: read_target(tmp_path / "tiny-digits-export", target).files for target in TARGETS}
     assert len(files["litert"]["model-int8.tflite"]) == zoo.litert_bytes
     assert json.loads(out)["memory"]["constant_bytes"] == zoo.flash_bytes
-    facts = TrainedRun.open(Path("zoo:tiny-digits")).card().facts
+    facts = Model.load("zoo:tiny-digits").card().facts
     assert facts["test accuracy in int8"] == round(zoo.int8.accuracy, 4)
     assert (facts["parameters"], facts["macs"]) == (zoo.parameters, zoo.macs)
     code, out, err = call("verify", "zoo:tiny-digits", "--json")
@@ -276,18 +277,18 @@ def test_a_model_is_exported_and_verified_by_its_name(zoo, made, call, tmp_path)
     assert told["verified"]
     assert told["test_images"] == zoo.test.count
     assert {check["accuracy"] for check in told["checks"] if check["target"] == "c"} == {zoo.int8.accuracy}
-    result = bench(TrainedRun.open(Path("zoo:tiny-digits")), rounds=1, repeats=1)
+    result = Model.load("zoo:tiny-digits").bench(rounds=1, repeats=1)
     assert result.is_complete
     # What is installed is never written to.
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
-    assert library.export_run("zoo:tiny-digits", ["c"], out=tmp_path / "c").is_complete
-    assert library.verify_run("zoo:tiny-digits", images=5).is_verified
+    assert library.Model.load("zoo:tiny-digits").export(["c"], out=tmp_path / "c").is_complete
+    assert library.Model.load("zoo:tiny-digits").verify(images=5).is_verified
 
 
 def test_data_that_are_others_are_refused(zoo, monkeypatch):
-    opened = TrainedRun.open(Path("zoo:tiny-digits"))
+    monkeypatch.setattr(origin, "read_card", lambda _: replace(zoo, fingerprint="0" * 64))
     with pytest.raises(RunError, match="the data of zoo:tiny-digits have changed"):
-        replace(opened, zoo=replace(zoo, fingerprint="0" * 64)).data  # noqa: B018 (the access is what is tested)
+        Model.load("zoo:tiny-digits").verify()
 
 
 def test_an_int8_graph_of_another_model_is_refused(zoo, made, runs, tmp_path, monkeypatch):
@@ -296,10 +297,10 @@ def test_an_int8_graph_of_another_model_is_refused(zoo, made, runs, tmp_path, mo
     other = next(run for run in runs if metrics(run)["seed"] != zoo.seed)
     shutil.copy(other / "model-int8.safetensors", root / "tiny-digits")
     with pytest.raises(ModelFileError, match="belongs to another model"):
-        TrainedRun.open(Path("zoo:tiny-digits")).graph("int8")
+        Model.load("zoo:tiny-digits").graph("int8")
     (root / "tiny-digits" / "model-int8.safetensors").unlink()
     with pytest.raises(ModelFileError, match="install thaw anew"):
-        TrainedRun.open(Path("zoo:tiny-digits")).graph("int8")
+        Model.load("zoo:tiny-digits").graph("int8")
 
 
 @pytest.mark.parametrize(
@@ -362,11 +363,10 @@ def test_every_recipe_of_a_record_has_a_model_in_the_zoo():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_model_costs_what_its_card_says(name):
-    opened = TrainedRun.open(Path(f"zoo:{name}"))
-    card, model = opened.zoo, opened.model
+    model, card = Model.load(f"zoo:{name}"), read_card(zoo_folder(f"zoo:{name}"))
     cost = layer_table(model.spec, model.unify, model.input_spec.shape, len(model.classes))
     assert (card.parameters, card.macs) == (cost.parameters, cost.macs)
-    graph = opened.graph("int8")
+    graph = model.graph("int8")
     assert card.flash_bytes == constant_bytes(graph)
     assert card.ram_bytes == plan_memory(graph).arena_bytes + STACK_BYTES
     assert (card.name, card.classes, card.input) == (name, model.classes, model.input_spec.as_dict())
@@ -386,19 +386,19 @@ def test_a_shipped_model_is_small_and_names_no_path(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_model_is_as_accurate_as_its_card_says(name, data_root):
-    opened = TrainedRun.open(Path(f"zoo:{name}"), data_root=data_root)
-    card, test = opened.zoo, opened.data.test.open()
+    model, card = Model.load(f"zoo:{name}"), read_card(zoo_folder(f"zoo:{name}"))
+    test = zoo_test_images(model, data_root=data_root, on_event=None)
     assert len(test) == card.test.count == card.int8.count
-    hits = int((opened.model.probabilities(test.images).argmax(axis=1) == test.labels).sum())
+    hits = int((model.probabilities(test.images).argmax(axis=1) == test.labels).sum())
     assert abs(hits - card.test.hits) <= FLOAT_SLACK_IMAGES
-    graph = opened.graph("int8")
+    graph = model.graph("int8")
     scores = run_reference(graph, np.ascontiguousarray(test.images))[graph.outputs[-1]]
     assert int((scores.argmax(axis=1) == test.labels).sum()) == card.int8.hits
 
 
 @needs_vendor
 def test_a_model_of_the_zoo_has_its_page(zoo):
-    files = demo_files(TrainedRun.open(Path("zoo:tiny-digits")))
+    files = demo_files(Model.load("zoo:tiny-digits"))
     assert sorted(json.loads(files["model.json"])["models"]) == ["float", "int8"]
 
 

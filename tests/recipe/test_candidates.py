@@ -19,7 +19,7 @@ from thaw.recipe.budget import Budget
 from thaw.recipe.candidates import find_candidates, rank
 from thaw.recipe.recipe import load_recipe
 from thaw.run.request import TrainRequest
-from thaw.run.resolve import first_choices, look_at_source, with_network
+from thaw.run.resolve import first_choices, possible_inputs, source_facts, with_network
 
 BALANCED = load_recipe("balanced")[1]
 SIDES = [(side, side, 3) for side in BALANCED.sizing.sides]
@@ -155,9 +155,10 @@ def chosen_input(source, budget="params=4000", *overrides):
     """`data.input` of the network that is first in rank, and why no larger side was looked at."""
     recipe = load_recipe("balanced", ["sizing.sides=[16, 24, 32, 96]", *overrides])[1]
     request = TrainRequest(source=source, recipe_name="balanced", recipe=recipe, budget=Budget.parse(budget))
-    facts = look_at_source(request)
-    choices = first_choices(request, facts)
-    return (facts.input_setting(choices.ranked[0].shape) if facts.is_open else recipe.data.input), facts.bound
+    facts = source_facts(request)
+    inputs = possible_inputs(recipe, request.budget, facts)
+    choices = first_choices(recipe, request.budget, inputs, facts)
+    return (inputs.setting(choices.ranked[0].shape) if inputs.are_open else recipe.data.input), inputs.bound
 
 
 def test_a_glance_sees_sizes_and_color(tmp_path):

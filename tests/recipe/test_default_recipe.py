@@ -88,7 +88,7 @@ def test_fewer_epochs_are_told_and_kept(tmp_path):
     assert run.metrics["recipe"] == "balanced"
     assert run.metrics["stages"][0]["epochs"] == 3
     assert tomllib.loads((run.path / "recipe.toml").read_text("utf-8"))["plain"]["epochs"] == 3
-    again = thaw.train(source, resume=run.path)
+    again = thaw.Run.open(run.path, source=source).resume()
     assert again.metrics["data"]["problems"] == run.metrics["data"]["problems"]
     assert again.metrics["stages"] == run.metrics["stages"]
 

@@ -220,8 +220,8 @@ def test_a_network_that_was_chosen_is_told_and_settled():
     widths = ", ".join(map(str, recipe.model.widths))
     assert [(note.kind, note.severity) for note in notes] == [("network", "note")]
     assert notes[0].message == (
-        f"network residual, widths {widths}, was chosen: the largest within params=19,622 "
-        f"({parameters:,} parameters); any wider breaks params"
+        f"chosen network residual, widths {widths}: the largest within params=19,622 "
+        f"({parameters:,} parameters); any wider exceeds params"
     )
     assert not recipe.sizing.is_open
     again, told = with_network(recipe, Budget(params=19_622), (32, 32, 3), 10)
@@ -245,7 +245,7 @@ def test_only_the_limits_that_are_named_bind():
     assert "within params=200,000, ram=262,144, flash=524,288 (" in notes[0].message
     _, notes = with_network(BALANCED, Budget.parse("macs=1M"), (32, 32, 3), 10)
     assert "the largest within macs=1,000,000 (" in notes[0].message
-    assert notes[0].message.endswith("any wider breaks macs")
+    assert notes[0].message.endswith("any wider exceeds macs")
 
 
 def test_a_budget_without_a_bound_on_the_network_s_size_is_told():
@@ -272,14 +272,14 @@ def test_info_tells_what_balanced_would_make(call):
     code, out, _ = call(*arguments)
     assert code == 0
     assert out.splitlines()[0] == "recipe balanced, input 48x48x3, 5 classes"
-    assert out.splitlines()[1].startswith("  note: network residual, widths ")
+    assert out.splitlines()[1].startswith("  note: chosen network residual, widths ")
     described = json.loads(call(*arguments, "--json")[1])
     assert described["parameters"] <= 5_000
     assert described["model"]["family"] == "residual"
     assert len(described["model"]["widths"]) == 4
     assert described["chosen"][0]["kind"] == "network"
     error_of(("10 classes",), call("info", "--recipe", "paper", "--budget", "params=100"), 2, lines=3)
-    error_of(("go with --recipe",), call("info", "run", "--budget", "params=100"), 2)
+    error_of(("apply to --recipe",), call("info", "run", "--budget", "params=100"), 2)
 
 
 def test_a_named_source_keeps_its_usual_input_and_is_refused_early(call, monkeypatch):
@@ -309,8 +309,8 @@ def open_run(request, tmp_path_factory):
 def test_a_run_that_leaves_its_size_open_tells_what_was_chosen(open_run):
     run, _, channels = open_run
     notes = {problem["kind"]: problem["message"] for problem in run.metrics["data"]["problems"]}
-    assert notes["input"].startswith(f"input 24x24x{channels} was chosen: of 16, 24 pixels a side, the largest")
-    assert notes["network"].startswith("network residual, widths ")
+    assert notes["input"].startswith(f"chosen input 24x24x{channels}: of 16, 24 pixels a side, the largest")
+    assert notes["network"].startswith("chosen network residual, widths ")
     assert f"({run.metrics['parameters']:,} parameters)" in notes["network"]
     assert 2_000 < run.metrics["parameters"] <= 2_500
     assert run.metrics["budget"]["params"] == 2_500
@@ -347,7 +347,7 @@ def test_a_resume_does_not_search_again(open_run, monkeypatch, tmp_path):
     monkeypatch.setattr(resolve, "run_trials", no_search)
     before = run.metrics["data"]["problems"]
     (run.path / "metrics.json").unlink()
-    resumed = thaw.train(resume=run.path)
+    resumed = thaw.Run.open(run.path).resume()
     assert resumed.metrics["data"]["problems"] == before
     assert resumed.metrics["parameters"] == run.metrics["parameters"]
 

@@ -13,18 +13,19 @@ from training_samples import CPU, lanes_of, snapshot
 
 import thaw as library
 from thaw.data.augment import AugmentSettings
-from thaw.deploy.export import TrainedRun
 from thaw.errors import RecipeError, UsageError
 from thaw.graph.calibrate import calibrate
 from thaw.graph.graph_file import read_graph
 from thaw.graph.interpret import run
 from thaw.graph.operation import Weighted
 from thaw.graph.trainable import TrainableGraph
+from thaw.model.graphs import float_graph
 from thaw.model.model import Model
 from thaw.recipe.recipe import load_recipe, recipe_from_dict
 from thaw.run import quantization
-from thaw.run.pipeline import Int8Done, QatEpochDone
-from thaw.run.quantization import QuantizeSettings, calibration_images, float_graph, quantize_model
+from thaw.run.events import Int8Done, QatEpochDone
+from thaw.run.quantization import QuantizeSettings, calibration_images, quantize_model
+from thaw.run.run import Run
 from thaw.training.compute import ParallelBranches
 from thaw.training.qat import QatSettings, QatStage
 from thaw.training.trainer import TrainingContext
@@ -232,14 +233,16 @@ def test_a_run_says_what_its_int8_graph_gives(finished):
 def test_a_run_without_an_int8_file_is_quantized_anew(finished, tmp_path):
     run_path = shutil.copytree(finished.path, tmp_path / "run")
     kept = (run_path / "model-int8.safetensors").read_bytes()
-    expected = TrainedRun.open(run_path).graph("int8")
+    expected = Run.open(run_path).model.graph("int8")
     (run_path / "model-int8.safetensors").unlink()
-    found = TrainedRun.open(run_path).graph("int8")
+    opened = Run.open(run_path)
+    opened._prepare_graphs({"int8"})
+    found = opened.model.graph("int8")
     images = np.random.default_rng(0).integers(0, 256, (8, *found.tensor(found.input).shape), dtype=np.uint8)
     assert found.tensors == expected.tensors
     assert run(found, images)["probabilities"].tobytes() == run(expected, images)["probabilities"].tobytes()
     events = []
-    library.train(resume=run_path, on_event=events.append)
+    library.Run.open(run_path).resume(on_event=events.append)
     assert [type(event) for event in events if isinstance(event, QatEpochDone | Int8Done)][-1] is Int8Done
     assert (run_path / "model-int8.safetensors").read_bytes() == kept
 

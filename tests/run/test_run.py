@@ -28,6 +28,7 @@ from command_line import (
     metrics,
     reseal,
     start,
+    stored,
     thaw,
     wait_for,
 )
@@ -101,7 +102,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(finished, tmp_path)
         assert_whole_files(run)
     done = thaw(*resume, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "going on after 11 epochs" in done.stderr
+    assert "resuming after epoch 11" in done.stderr
     assert_same_run(run, finished.path)
     assert {path.name for path in run.iterdir()} == FINAL_NAMES
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.safetensors"]
@@ -173,7 +174,7 @@ def test_a_signal_saves_and_says_how_to_resume(finished, tmp_path, stop, code):
     assert "Traceback" not in err
     assert f"resume with: thaw train --resume '{run}'" in err
     done = thaw("train", "--resume", run, "--json", cwd=tmp_path)
-    assert json.loads(done.stdout) == metrics(run)
+    assert json.loads(done.stdout) == stored(run / "metrics.json")
     assert_same_run(run, finished.path)
 
 
@@ -192,10 +193,10 @@ def test_a_finished_run_is_measured_again_but_not_trained(finished, copied):
     for name in ("metrics.json", "report.html", "model.safetensors", "model-int8.safetensors", "history.jsonl"):
         (run / name).unlink()
     epochs = []
-    made = library.train(resume=run, on_event=lambda event: epochs.append(isinstance(event, EpochDone)))
+    made = library.Run.open(run).resume(on_event=lambda event: epochs.append(isinstance(event, EpochDone)))
     assert not any(epochs)
     assert made.path == run
-    assert made.metrics == metrics(run)
+    assert made.metrics == stored(run / "metrics.json")
     assert_same_run(run, finished.path)
 
 
@@ -254,14 +255,14 @@ def test_a_damaged_run_json_is_told(tmp_path, call, damage):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("seed", "3", "seed = '3'"),
-        ("folds", None, "folds = None"),
-        ("source", 5, "source = 5"),
+        ("seed", "3", "invalid seed '3'"),
+        ("folds", None, "invalid folds None"),
+        ("source", 5, "invalid source 5"),
         ("recipe", {"dual": {"epoch": 3}}, "did you mean epochs"),
         ("device", "tpu", "device 'tpu'"),
-        ("threads", 0, "threads = 0"),
-        ("threads", 2**40, "threads = 1099511627776"),
-        ("seed", 2**64, "seed = 18446744073709551616"),
+        ("threads", 0, "invalid threads 0"),
+        ("threads", 2**40, "invalid threads 1099511627776"),
+        ("seed", 2**64, "invalid seed 18446744073709551616"),
         ("data_root", "a\0b", "data_root"),
         ("chosen", [{"kind": 3}], "chosen[0].kind = 3"),
         ("budget", {"params": "many"}, "params"),
@@ -347,9 +348,9 @@ def test_a_full_disk_stops_a_run_on_arrays_that_goes_on_later(tmp_path, monkeypa
     if writes == 0:
         assert not (run / "run.json").exists()
         return
-    with pytest.raises(RunError, match="from arrays in memory"):
-        library.train(resume=run)
-    made = library.train(arrays, resume=run)
+    with pytest.raises(RunError, match="arrays in memory"):
+        library.Run.open(run).resume()
+    made = library.Run.open(run, source=arrays).resume()
     assert made.path == run
     assert len(history(run)) == 3
     assert made.metrics["dataset"] == "arrays"

@@ -128,7 +128,7 @@ def test_switched_off_the_first_in_rank_is_trained(photos):
     assert (request.recipe.model, data.input_spec.shape) == (first.spec, first.shape)
     notes = {note.kind: note.message for note in request.chosen}
     assert "trials" not in notes
-    assert "was chosen: the largest within ram=6,144, flash=16,384 (" in notes["network"]
+    assert ": the largest within ram=6,144, flash=16,384 (" in notes["network"]
 
 
 # The choice
@@ -226,7 +226,7 @@ def test_a_resume_compares_nothing_and_ends_the_same(compared_run, monkeypatch):
     monkeypatch.setattr(candidates, "largest_variant", never)
     before, digest = run.metrics["data"]["problems"], run.model.digest
     (run.path / "metrics.json").unlink()
-    resumed = thaw.train(resume=run.path)
+    resumed = thaw.Run.open(run.path).resume()
     assert resumed.metrics["data"]["problems"] == before
     assert resumed.model.digest == digest
     kept = json.loads((run.path / "run.json").read_text())

@@ -7,31 +7,29 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Collection
-from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from thaw._version import __version__
+from thaw.cli.ablate import ablate
+from thaw.cli.bench import bench
+from thaw.cli.data import data
+from thaw.cli.demo import demo
+from thaw.cli.evaluate import evaluate
+from thaw.cli.export import export
+from thaw.cli.info import info
 from thaw.cli.interrupt import StoppedError, exit_code, handle_signals, stopped, was_stopped
 from thaw.cli.machine import in_words, open_streams, silence_output
-from thaw.cli.options import (
-    ArtifactFolder,
-    DataRoot,
-    Device,
-    GroupBy,
-    Json,
-    Limits,
-    Overrides,
-    RunPath,
-    SkipBroken,
-    Source,
-)
+from thaw.cli.predict import predict
+from thaw.cli.reproduce import reproduce
 from thaw.cli.terminal import guarded_streams
+from thaw.cli.train import train
+from thaw.cli.verify import verify
 from thaw.cli.zoo import zoo_app
 from thaw.errors import ThawError, UsageError
-from thaw.quoting import NAME_LENGTH, clipped, error_text, printable, shell_command
+from thaw.quoting import NAME_LENGTH, clipped, error_text, printable
+from thaw.wording import naming_options
 
 EXIT_INTERRUPTED = StoppedError.exit_code
 EXIT_INTERNAL = 70
@@ -60,290 +58,8 @@ def _options(
         typer.echo(context.get_help())
 
 
-def _given(context: typer.Context, besides: Collection[str]) -> list[str]:
-    """The options and arguments that stand on the command line, but for those named `besides`."""
-    names = []
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in besides:
-            names.append(name)
-    return names
-
-
-@app.command()
-def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
-    context: typer.Context,
-    source: Annotated[str | None, typer.Argument(help="What to train on; see `thaw data`.", show_default=False)] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A recipe's name or file; default balanced, but without --budget digits for digits, and paper for "
-            "mnist, fashion_mnist and cifar10.",
-            show_default=False,
-        ),
-    ] = None,
-    overrides: Overrides = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random in the run.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder; default runs/<source>-<recipe>-<n>.", show_default=False)
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out names.")] = False,
-    device: Device = "auto",
-    folds: Annotated[int, typer.Option(min=0, help="Folds of a cross-validation besides the model; 0 for none.")] = 0,
-    data_root: DataRoot = None,
-    skip_broken: SkipBroken = False,
-    budget: Limits = None,
-    group_by: GroupBy = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Go on with a run that was stopped.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Train a model and write a run folder with its report."""
-    from thaw.cli import commands
-
-    if (source is None) == (resume is None):
-        raise UsageError("give either a source to train on, or --resume with the folder of a run that was stopped")
-    if resume is not None:
-        if _given(context, besides=("resume", "as_json")):
-            raise UsageError("--resume goes on as the run began: of the other options it takes only --json")
-        commands.resume(resume, data_root=data_root, as_json=as_json)
-        return
-    commands.train(
-        source or "",
-        recipe=recipe,
-        overrides=overrides or [],
-        seed=seed,
-        out=out,
-        overwrite=overwrite,
-        device=device,
-        folds=folds,
-        data_root=data_root,
-        skip_broken=skip_broken,
-        budget=budget,
-        group_by=group_by,
-        as_json=as_json,
-        command=shell_command(["thaw", *sys.argv[1:]]),
-    )
-
-
-@app.command()
-def data(  # noqa: PLR0913, PLR0917 - the options are the parameters
-    source: Source,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="The recipe that is to train; by default the one of `thaw train`.", show_default=False),
-    ] = None,
-    overrides: Overrides = None,
-    budget: Limits = None,
-    data_root: DataRoot = None,
-    sheet: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a contact sheet there, a PNG of some images.", show_default=False),
-    ] = None,
-    skip_broken: SkipBroken = False,
-    group_by: GroupBy = None,
-    as_json: Json = False,
-) -> None:
-    """Look at a source as training would: counts, classes, sizes, balance, problems; fails where there are errors."""
-    from thaw.cli import commands
-
-    commands.data(
-        source,
-        recipe=recipe,
-        overrides=overrides or [],
-        budget=budget,
-        data_root=data_root,
-        sheet=sheet,
-        skip_broken=skip_broken,
-        group_by=group_by,
-        as_json=as_json,
-    )
-
-
-@app.command()
-def predict(
-    run: RunPath,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files and folders.", show_default=False)
-    ],
-    output_format: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    skip_broken: SkipBroken = False,
-) -> None:
-    """Say what images show: the class and its probability."""
-    from thaw.cli import commands
-
-    commands.predict(run, images, output_format="json" if as_json else output_format, skip_broken=skip_broken)
-
-
-@app.command()
-def evaluate(
-    run: RunPath, source: Source, data_root: DataRoot = None, skip_broken: SkipBroken = False, as_json: Json = False
-) -> None:
-    """Measure a model on a source: its test split if it has one, else all of it."""
-    from thaw.cli import commands
-
-    commands.evaluate(run, source, data_root=data_root, skip_broken=skip_broken, as_json=as_json)
-
-
-@app.command()
-def info(
-    context: typer.Context,
-    run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run folder or a model file.", show_default=False)
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Instead of a run: a recipe's name or file.", show_default=False)
-    ] = None,
-    input_shape: Annotated[str, typer.Option("--input", help="Input size for --recipe.")] = "28x28x1",
-    classes: Annotated[int, typer.Option(min=2, max=100_000, help="Classes for --recipe.")] = 10,
-    overrides: Overrides = None,
-    budget: Limits = None,
-    as_json: Json = False,
-) -> None:
-    """Show a model, or what a recipe would make: layers, parameters, multiply-accumulates, memory."""
-    from thaw.cli import commands
-
-    if (run is None) == (recipe is None):
-        raise UsageError("give either a run folder, or --recipe with a recipe's name")
-    if run is not None:
-        if _given(context, besides=("run", "as_json")):
-            raise UsageError("--input, --classes, --set and --budget go with --recipe: a run has its own")
-        commands.info_run(run, as_json=as_json)
-    else:
-        commands.info_recipe(recipe or "", input_shape, classes, overrides or [], budget=budget, as_json=as_json)
-
-
-@app.command()
-def export(
-    run: RunPath,
-    to: Annotated[
-        str | None,
-        typer.Option(help="onnx, litert, c, web, with commas between; all but web by default.", show_default=False),
-    ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Only the int8 network.")] = False,
-    float_: Annotated[bool, typer.Option("--float", help="Only the float32 network.")] = False,
-    prefix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What symbols, macros and files of the C begin with, so that several models link into one program; "
-            "default from the run's name.",
-            show_default=False,
-        ),
-    ] = None,
-    out: ArtifactFolder = None,
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Write what runs on a device: ONNX, LiteRT (.tflite) and C99, float32 and int8; or a page (--to web)."""
-    from thaw.cli import deploy
-
-    if int8 and float_:
-        raise UsageError("--int8 and --float exclude each other: without either, both are written")
-    precision: Literal["float", "int8"] | None = "int8" if int8 else "float" if float_ else None
-    deploy.export(run, to, precision, prefix=prefix, out=out, data_root=data_root, as_json=as_json)
-
-
-@app.command()
-def verify(
-    run: RunPath,
-    boards: Annotated[
-        list[str] | None,
-        typer.Option("--target", help="An emulated core too: cortex-m4, cortex-m7, ...; repeatable."),
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(min=1, help="So many test images; all by default, and 1,000 on a --target.", show_default=False),
-    ] = None,
-    out: ArtifactFolder = None,
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Prove that every artifact computes what the model computes, on the test images; fails where one does not."""
-    from thaw.cli import deploy
-
-    deploy.verify(run, boards or [], images, out=out, data_root=data_root, as_json=as_json)
-
-
-@app.command()
-def bench(run: RunPath, out: ArtifactFolder = None, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Time one image through torch, onnxruntime, LiteRT and the C, in turns, on one thread."""
-    from thaw.cli import deploy
-
-    deploy.bench(run, out=out, data_root=data_root, as_json=as_json)
-
-
-@app.command()
-def reproduce(
-    datasets: Annotated[
-        list[str] | None, typer.Option("--dataset", help="mnist, fashion_mnist, cifar10; repeatable; all by default.")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0,1,2",
-    out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.")] = Path("runs/reproduce"),
-    device: Device = "auto",
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Run the paper's data sets and write their figures beside the published ones. Goes on where it was stopped."""
-    from thaw.cli import studies
-
-    studies.reproduce(datasets, seeds, out=out, device=device, data_root=data_root, as_json=as_json)
-
-
-@app.command()
-def ablate(  # noqa: PLR0913, PLR0917 - the options are the parameters
-    source: Source,
-    recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "paper",
-    overrides: Overrides = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0,1,2",
-    study: Annotated[
-        Literal["parts", "unify"],
-        typer.Option(help="Whether each part of the method pays, or which way to unify two submodels does best."),
-    ] = "parts",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; default runs/ablate-<source>, or runs/unify-<source>.")
-    ] = None,
-    device: Device = "auto",
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Ask whether each idea of the method pays: every arm with equal parameters and equal image passes."""
-    from thaw.cli import studies
-
-    studies.ablate(
-        source,
-        recipe,
-        overrides or [],
-        seeds,
-        study=study,
-        out=out,
-        device=device,
-        data_root=data_root,
-        as_json=as_json,
-    )
-
-
-@app.command()
-def demo(
-    run: RunPath,
-    host: Annotated[str, typer.Option(help="Where to serve; the default is reachable from here only.")] = "127.0.0.1",
-    port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Default 8000, or the next free one; 0 for any.", show_default=False),
-    ] = None,
-    opens: Annotated[
-        bool | None,
-        typer.Option("--open/--no-open", help="Open a browser; by default on a desktop.", show_default=False),
-    ] = None,
-) -> None:
-    """Serve a page that runs the model in the browser: draw, or give it images."""
-    from thaw.cli import demo as page
-
-    page.demo(run, host=host, port=port, opens=opens)
-
-
+for _command in (train, data, predict, evaluate, info, export, verify, bench, reproduce, ablate, demo):
+    app.command()(_command)
 app.add_typer(zoo_app, name="zoo")
 
 
@@ -373,7 +89,7 @@ def main() -> NoReturn:
     debug = "--debug" in given[:options_end]
     arguments = [argument for argument in given[:options_end] if argument != "--debug"] + given[options_end:]
     open_streams()
-    with guarded_streams():
+    with guarded_streams(), naming_options():
         code = _run(arguments, debug=debug)
     sys.exit(code)
 

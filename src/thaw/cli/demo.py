@@ -1,26 +1,44 @@
-"""What `thaw demo` does; `app` holds its options."""
+"""`thaw demo`."""
 
 from __future__ import annotations
 
 import os
 import sys
-import webbrowser
-from pathlib import Path
+from typing import Annotated
 
-from thaw.cli.commands import print_text
-from thaw.cli.interrupt import told_when_stopped
-from thaw.deploy.demo import demo_files
-from thaw.deploy.export import TrainedRun
-from thaw.deploy.page_server import is_loopback, start_server
+import typer
+
+from thaw.cli.options import RunPath
 
 
-def demo(run: Path, *, host: str, port: int | None, opens: bool | None) -> None:
-    """`thaw demo RUN`."""
-    files = demo_files(TrainedRun.open(run))
+def demo(
+    run: RunPath,
+    host: Annotated[
+        str, typer.Option(help="Address to serve at; the default can be reached only from this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Default 8000, or the next free one; 0 for any.", show_default=False),
+    ] = None,
+    opens: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Open a browser; by default on a desktop.", show_default=False),
+    ] = None,
+) -> None:
+    """Serve a page that runs the model in the browser: draw, or give it images."""
+    import webbrowser
+
+    import thaw
+    from thaw.cli.interrupt import told_when_stopped
+    from thaw.cli.output import print_text
+    from thaw.deploy.demo import demo_files
+    from thaw.deploy.page_server import is_loopback, start_server
+
+    files = demo_files(thaw.Model.load(run))
     with start_server(files, host=host, port=port) as server, told_when_stopped("stopped"):
         print_text(f"{server.url}  (Ctrl-C stops)")
         if not is_loopback(host):
-            print_text("everyone who reaches this machine at that address can see the page and load the model")
+            print_text("everyone who can reach this machine at that address can see the page and load the model")
         sys.stdout.flush()
         if opens or (opens is None and _has_desktop()):
             webbrowser.open(server.url)
@@ -28,5 +46,5 @@ def demo(run: Path, *, host: str, port: int | None, opens: bool | None) -> None:
 
 
 def _has_desktop() -> bool:
-    """Whether somebody sits before it who would see a browser open, and not a text browser in this terminal."""
+    """Whether a browser would open a window, instead of a text browser in this terminal."""
     return sys.stdout.isatty() and bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -18,6 +18,9 @@ from thaw.errors import ThawError
 
 T = TypeVar("T")
 
+STOPPED = "interrupted; run the same command again"
+RESUMABLE = "interrupted; what is finished is saved: run the same command again to continue"
+
 _handled: list[signal.Signals] = []
 """The signals that this process handles itself."""
 

@@ -1,132 +1,74 @@
-"""What a run shows while it trains: one live line a stage on a terminal, a plain line an epoch elsewhere."""
+"""What commands show on standard error while they work."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
+from thaw.cli.interrupt import was_stopped
 from thaw.cli.terminal import unguarded
+from thaw.data.problems import Problem
+from thaw.events import Decoding, Step
 from thaw.quoting import printable
-from thaw.run.cross_validation import EpochDone, FoldDone
-from thaw.run.pipeline import Event, Int8Done, QatEpochDone, Started
-from thaw.run.trials import Trial, TrialPlan
-from thaw.training.engine import EpochRecord
-
-# Epochs over which the pace is averaged that the time left is worked out from.
-_PACE_EPOCHS = 3
 
 
 class Progress:
-    """Shows the events of a run on `stream`, which is standard error unless given."""
+    """Shows events on `stream`, standard error by default; to be passed as `on_event`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stages: dict[str, int] = {}
-        self._folds = 0
-        # Names and paths are shown as they are: no markup in them, and no line broken within them.
+        from rich.console import Console
+
+        # Names and paths are shown as they are: without markup, and without line breaks inside them.
         self._console = Console(
             file=unguarded(stream or sys.stderr), highlight=False, markup=False, emoji=False, soft_wrap=True
         )
-        self._live: Live | None = None
-        self._key: tuple[object, ...] = ()
-        self._seconds: list[float] = []
         self._decoding_shown = 0.0
         self._decoding_open = False
 
-    def decoding(self, done: int, total: int) -> None:
-        """Images decoded so far: a line that overwrites itself ten times a second, and nothing without a terminal."""
+    def __call__(self, event: object) -> None:
+        """Show an event; other events than `Decoding` and `Step` are ignored.
+
+        Raises:
+            KeyboardInterrupt: if a signal came whose own interrupt was lost, for example in a finalizer.
+        """
+        if was_stopped():
+            raise KeyboardInterrupt
+        self.show(event)
+
+    def show(self, event: object) -> None:
+        """Show an event."""
+        if isinstance(event, Decoding):
+            self._decoding(event.done, event.total)
+        elif isinstance(event, Step):
+            self.say(event.text)
+
+    def _decoding(self, done: int, total: int) -> None:
+        """On a terminal, a line that is rewritten at most ten times a second."""
         now = time.monotonic()
         if self._console.is_terminal and (done == total or now - self._decoding_shown > 0.1):
             self._decoding_shown, self._decoding_open = now, done < total
             self._console.print(f"decoding images {done:,} / {total:,}", end="\r" if done < total else "\n")
 
-    def show(self, event: Event) -> None:
-        """Show one event."""
-        if isinstance(event, TrialPlan):
-            what = f"{len(event.candidates)} networks, {event.epochs} epochs of {len(event.data.train):,} images each"
-            self.say(f"comparing {what} (sizing.trials)")
-        elif isinstance(event, Trial):
-            found = f"{event.candidate}: {event.score:.2%} in {_duration(event.seconds)}"
-            self.say(f"trial {event.number} of {event.count}  {found}")
-        elif isinstance(event, Started):
-            self._started(event)
-        elif isinstance(event, EpochDone):
-            self._epoch(event)
-        elif isinstance(event, FoldDone):
-            figures = f"accuracy {event.accuracy:.2%}, balanced {event.balanced_accuracy:.2%}"
-            self.say(f"fold {event.fold} of {event.folds}: {figures} on the images held out")
-        elif isinstance(event, QatEpochDone):
-            self._line((event.record.stage,), _describe(event.record))
-        elif isinstance(event, Int8Done):
-            int8 = event.quantization
-            told = f"validation {int8.chosen.scores.accuracy:.2%}, in float32 {int8.float_scores.accuracy:.2%}"
-            self.say(f"int8   {int8.chosen.method}: {told}")
+    def say(self, text: str) -> None:
+        """One or more lines."""
+        self.close()
+        for line in text.split("\n"):
+            self._print(line)
 
-    def _started(self, event: Started) -> None:
-        data = event.data
-        self._stages, self._folds = event.stages, event.folds
-        counts = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
-        self._print(f"{data.name}: {counts}; {len(data.train.classes)} classes; input {data.input_spec}")
-        for problem in data.problems:
-            self._print(f"  {problem.severity}: {problem}")
-        network = f"{event.cost.parameters:,} parameters, {event.cost.macs:,} multiply-accumulates"
-        self._print(f"network: {network}; run folder: {event.folder.path}")
-        if event.epochs_done:
-            self._print(f"going on after {event.epochs_done} epochs")
-        self._print(_time_told(event))
+    def say_missing(self, missing: Mapping[str, str]) -> None:
+        """A line for each thing that could not be done, and why."""
+        for name, reason in missing.items():
+            self.say(printable(f"{name}: {'; '.join(reason.splitlines())}"))
 
     def _print(self, line: str) -> None:
-        """One line; the console itself writes what draws, so names are quoted here."""
+        """One line. The console writes control sequences itself, so names are quoted here."""
         self._console.print(printable(line))
 
-    def say(self, line: str) -> None:
-        """A line of its own, or several."""
-        self.close()
-        for each in line.split("\n"):
-            self._print(each)
-
-    def arm(self, name: str, seed: int, record: EpochRecord) -> None:
-        """An epoch of an arm of the ablation."""
-        self._line((name, seed, record.stage), f"seed {seed} {name:<15} {_describe(record)}")
-
-    def _epoch(self, event: EpochDone) -> None:
-        record = event.record
-        self._seconds = [*self._seconds[1 - _PACE_EPOCHS :], record.seconds]
-        left = _duration(self._seconds_left(record, event.fold))
-        which = f"fold {event.fold} " if event.fold else ""
-        self._line((record.stage, event.fold), f"{which}{_describe(record)}  {left} left")
-
-    def _line(self, key: tuple[object, ...], line: str) -> None:
-        """Show `line` in place of the last one of the same `key`."""
-        if key != self._key:
-            self.close()
-            self._key = key
-        if not self._console.is_terminal:
-            self._print(line)
-            return
-        if self._live is None:
-            # What others write meanwhile goes through the guarded streams, not through rich.
-            self._live = Live(console=self._console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False)
-            self._live.start()
-        self._live.update(Text(printable(line), no_wrap=True, overflow="ellipsis"), refresh=True)
-
-    def _seconds_left(self, record: EpochRecord, fold: int) -> float:
-        names = list(self._stages)
-        later = names[names.index(record.stage) + 1 :] if record.stage in names else []
-        epochs = record.epochs - record.epoch + sum(self._stages[name] for name in later)
-        epochs += (self._folds - fold) * sum(self._stages.values())
-        return epochs * sum(self._seconds) / len(self._seconds)
-
     def close(self) -> None:
-        """End the live line, if there is one."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        """End a line that is being rewritten."""
         if self._decoding_open:
             self._console.print()
             self._decoding_open = False
@@ -140,32 +82,23 @@ class Progress:
         self.close()
 
 
-def _describe(record: EpochRecord) -> str:
-    losses = " ".join(f"{name} {loss:.4f}" for name, loss in record.losses.items())
-    val = f"{record.validation_accuracy:.2%}"
-    if record.best_by != "accuracy":
-        val += f" balanced {record.validation_balanced_accuracy:.2%}"
-    return (
-        f"{record.stage:<6} epoch {record.epoch:>2}/{record.epochs}  loss {losses}"
-        f"  val {val}{'*' if record.best else ' '}  {record.images_per_second:,.0f} img/s"
-    )
+class ProblemProgress(Progress):
+    """Shows the problems found in images as well.
 
+    Attributes:
+        problems: what was found.
+    """
 
-def _time_told(event: Started) -> str:
-    """About how long training will take, from a few steps that were timed."""
-    stages = [name for name, epochs in event.stages.items() for _ in range(epochs)]
-    own, fold = (sum(event.epoch_seconds[name] for name in left) for left in (stages[event.epochs_done :], stages))
-    epoch = fold / len(stages)
-    each = _duration(epoch) if epoch >= 1 else f"{epoch:.1f} s"
-    folds = f", {event.folds} folds included" if event.folds else ""
-    return f"training: about {each} an epoch, {_duration(own + event.folds * fold)} in all on this machine{folds}"
+    def __init__(self, stream: TextIO | None = None, *, is_quiet: bool) -> None:
+        super().__init__(stream)
+        self.problems: list[Problem] = []
+        self._is_quiet = is_quiet
 
-
-def _duration(seconds: float) -> str:
-    """'8 s', '3 min 20 s', '1 h 12 min'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    def show(self, event: object) -> None:
+        """Show an event; problems are only collected if quiet."""
+        if isinstance(event, Problem):
+            self.problems.append(event)
+            if not self._is_quiet:
+                self.say(f"{event.severity}: {event}")
+        else:
+            super().show(event)

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from thaw.cli.columns import columns
 from thaw.cli.interrupt import told_when_stopped
+from thaw.cli.options import Json
+from thaw.cli.output import columns, print_json, print_text
 from thaw.quoting import printable, shown
 
 REPRODUCTION = Path("docs/results/reproduce.json")
@@ -32,15 +33,12 @@ zoo_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
-
 
 @zoo_app.callback(invoke_without_command=True)
 def _list(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         context.obj = as_json
         return
-    from thaw.cli.commands import print_json, print_text
     from thaw.model.zoo_card import read_cards
     from thaw.studies.zoo import interval_half
 
@@ -68,7 +66,6 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the whole card of a model; `thaw zoo NAME` does the same."""
-    from thaw.cli.commands import print_json, print_text
     from thaw.errors import UsageError
     from thaw.model.zoo import ZOO_PREFIX, zoo_folder
     from thaw.model.zoo_card import read_card
@@ -95,7 +92,6 @@ def add(
     ] = None,
 ) -> None:
     """Put the run that is best on validation images into the zoo; for those who maintain it."""
-    from thaw.cli.commands import print_text
     from thaw.studies.zoo import add_model, describe
 
     with told_when_stopped("stopped; give the same command again"):
@@ -111,7 +107,6 @@ def seal(
     ] = None,
 ) -> None:
     """Check an edited card.json and write its digest anew; for those who maintain the zoo."""
-    from thaw.cli.commands import print_text
     from thaw.studies.zoo import describe, seal_card
 
     print_text(columns(describe(seal_card(name, out=out))))
@@ -132,7 +127,6 @@ def plot(
     ] = None,
 ) -> None:
     """Draw accuracy over parameters and over multiply-accumulates, beside results of others."""
-    from thaw.cli.commands import print_text
     from thaw.studies.pareto import write_pareto
 
     if reproduction is None and REPRODUCTION.is_file():

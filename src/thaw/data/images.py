@@ -147,7 +147,7 @@ def _is_whole_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ImageSet:
     """Labeled images of one size.
 
@@ -181,6 +181,9 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self):,} images {'x'.join(map(str, self.shape))}, {len(self.classes)} classes)"
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -20,8 +20,8 @@ from PIL import Image
 from thaw.data.checks import as_skippable
 from thaw.data.chunks import Facts, Target, convert_chunk, join_facts
 from thaw.data.decode import UnreadableImageError, decode_pillow
+from thaw.data.image_files import Progress, load_images
 from thaw.data.images import InputSpec
-from thaw.data.prepare import load_images
 from thaw.data.problems import Problem, raise_errors
 from thaw.data.ranges import told_of_use
 from thaw.data.resize import resize
@@ -61,7 +61,7 @@ class _Part:
 
 
 def read_images(
-    images: object, input_spec: InputSpec, *, skip_broken: bool = False
+    images: object, input_spec: InputSpec, *, skip_broken: bool = False, progress: Progress | None = None
 ) -> tuple[Pixels, list[str], tuple[Problem, ...]]:
     """Images without labels, from files or from memory.
 
@@ -73,6 +73,7 @@ def read_images(
             makes one of, such as a tensor; or an iterable of these, in any mixture.
         input_spec: what they become.
         skip_broken: leave out images that cannot be decoded.
+        progress: called with the number of files decoded and of all files.
 
     Returns:
         uint8 [N, h, w, c]; the N names, paths or places ("[0]", "[2][5]" for the sixth image of the third array); and
@@ -85,7 +86,7 @@ def read_images(
         parts = [_array_images(images, "the array", "", input_spec)]
     else:
         items = [images] if _is_path(images) or _is_image(images) else _items(images)
-        parts = list(_parts(items, input_spec, skip_broken=skip_broken))
+        parts = list(_parts(items, input_spec, skip_broken=skip_broken, progress=progress))
     names = [name for part in parts for name in part.names]
     problems = [problem for part in parts for problem in part.problems]
     if not parts or (not names and problems):
@@ -103,13 +104,19 @@ def _items(images: object) -> list[object]:
     return list(images)
 
 
-def _parts(items: Sequence[object], input_spec: InputSpec, *, skip_broken: bool) -> Iterator[_Part]:
+def _parts(
+    items: Sequence[object], input_spec: InputSpec, *, skip_broken: bool, progress: Progress | None
+) -> Iterator[_Part]:
     """Paths that stand together are read together, which is done in parallel."""
     for are_paths, group in groupby(enumerate(items), key=lambda item: _is_path(item[1])):
         if are_paths:
             paths = [_path(item) for _, item in group]
             pixels, names, problems = load_images(
-                paths, input_spec, skip_broken=skip_broken, may_be_none=len(items) > len(paths)
+                paths,
+                input_spec,
+                skip_broken=skip_broken,
+                may_be_none=len(items) > len(paths),
+                progress=progress,
             )
             yield _Part(pixels=pixels, names=names, problems=problems)
             continue

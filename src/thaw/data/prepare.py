@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thaw.data.cache import cache_root, take_rows
 from thaw.data.catalog import SPLITS, Source, Split
-from thaw.data.checks import LEFT_OUT_KINDS, as_skippable, find_problems, unusable_images
-from thaw.data.chunks import Target, join_facts
-from thaw.data.folders import path_batches, split_images
+from thaw.data.checks import LEFT_OUT_KINDS, find_problems, unusable_images
+from thaw.data.chunks import join_facts
 from thaw.data.groups import NO_GROUPS
 from thaw.data.images import ImageSet, InputSpec
-from thaw.data.ingest import Progress, conversions, read_store
+from thaw.data.ingest import Progress, read_store
 from thaw.data.pattern import PatternError
 from thaw.data.problems import Problem, raise_errors
 from thaw.data.ranges import find_range, told_of_training, told_of_use
@@ -31,10 +29,8 @@ from thaw.data.spelling import folded
 from thaw.data.split_plan import plan_splits
 from thaw.data.splits import Rows
 from thaw.data.store import Store
-from thaw.data.walk import shown_path, walk_files, why_missing
-from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
 from thaw.errors import DataError, UsageError
-from thaw.quoting import encodable, listed, shown
+from thaw.quoting import shown
 
 _FROM_SOURCE: Mapping[str, Any] = {"origin": "source", "fraction": None, "seed": None}
 
@@ -48,6 +44,9 @@ class SealedTestSet:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def __repr__(self) -> str:
+        return f"SealedTestSet({len(self):,} images, {'opened' if self._opened else 'sealed'})"
 
     @property
     def names(self) -> Sequence[str]:
@@ -66,7 +65,7 @@ class SealedTestSet:
         return self._images
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PreparedData:
     """A data set, ready for a run.
 
@@ -98,6 +97,10 @@ class PreparedData:
     problems: tuple[Problem, ...]
     splits: Mapping[Split, Mapping[str, Any]]
     is_whole: Callable[[], bool] = lambda: True
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.train):,} train, {len(self.validation):,} validation, {len(self.test):,} test"
+        return f"PreparedData({self.name!r}, {counts}, {len(self.train.classes)} classes, input {self.input_spec})"
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -320,79 +323,3 @@ def _match_classes(store: Store, used: Sequence[Split], classes: Sequence[str]) 
     unknown = tuple(store.classes[label] for label in present if store.classes[label] not in index)
     table = np.array([index.get(name, 0) for name in store.classes], dtype=np.int64)
     return table[labels] if len(labels) else labels, unknown
-
-
-def load_images(
-    paths: Sequence[str | Path],
-    input_spec: InputSpec,
-    *,
-    skip_broken: bool = False,
-    may_be_none: bool = False,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[npt.NDArray[np.uint8], list[str], tuple[Problem, ...]]:
-    """Images without labels, for prediction.
-
-    Args:
-        paths: image files, and folders whose images are taken with all sub-folders, in natural order.
-        input_spec: the model's input.
-        skip_broken: leave out what cannot be read.
-        may_be_none: whether it is no error that nothing is left.
-        workers: processes that decode.
-        progress: told how many images are decoded.
-
-    Returns:
-        uint8 [N, h, w, c], the N names, and what was found.
-
-    Raises:
-        DataError: for a path that does not exist, a broken image, or no image at all.
-    """
-    files, found = _list_images(paths)
-    names = [encodable(file) for file in files]
-    problems = [problem for problem in found if problem.kind not in LEFT_OUT_KINDS]
-    problems += as_skippable((problem for problem in found if problem.kind in LEFT_OUT_KINDS), skip_broken=skip_broken)
-    processes = (usual_workers() if workers is None else workers) if len(names) >= SMALLEST_PARALLEL else 1
-    parts, facts, kept, broken, done = [], [], [], [], 0
-    rules: dict[str, list[str]] = {}
-    for chunk in decode_chunks(path_batches(Path(), files), Target.of(input_spec), processes):
-        parts.append(chunk.pixels)
-        facts.append(chunk.facts)
-        kept += [names[done + place] for place in chunk.kept]
-        broken += [f"{names[done + place]} ({reason})" for place, reason in sorted(chunk.failures.items())]
-        for rule, places in chunk.rules.items():
-            rules.setdefault(rule, []).extend(names[done + place] for place in places)
-        done += len(chunk.kept) + len(chunk.failures)
-        if progress is not None:
-            progress(done, len(names))
-    if broken:
-        unreadable = Problem("unreadable", "error", "images that cannot be read", tuple(broken))
-        problems += as_skippable([unreadable], skip_broken=skip_broken)
-    problems += [*conversions(rules), *told_of_use(join_facts(facts), kept, input_spec.range)]
-    raise_errors("images", problems)
-    if not kept and not may_be_none:
-        raise DataError(f"no image in {listed(paths) or 'nothing'}: expected image files or folders")
-    pixels = np.concatenate(parts) if parts else np.empty((0, *input_spec.shape), np.uint8)
-    return pixels, kept, tuple(problems)
-
-
-def _list_images(paths: Sequence[str | Path]) -> tuple[list[str], list[Problem]]:
-    names: list[str] = []
-    problems: list[Problem] = []
-    for given in paths:
-        try:
-            path = Path(given).expanduser()
-            is_folder, is_file = path.is_dir(), path.is_file()
-        # As for `open_source`.
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{shown(str(given))} is no path that can be read: {reason}") from None
-        if is_folder:
-            images, stray = split_images(path, walk_files(path).files)
-            names += [str(path / image) for image in images]
-            problems += stray
-        elif is_file:
-            names.append(str(path))
-        else:
-            reason = why_missing(path) if path.is_symlink() else "does not exist or is no file"
-            raise DataError(f"{shown_path(given)} {reason}: expected image files or folders")
-    return names, problems

@@ -29,7 +29,7 @@ from thaw.quoting import printable
 _PREVIEW_IMAGES = 10
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SourceSummary:
     """What a source holds.
 
@@ -71,6 +71,10 @@ class SourceSummary:
     def usable(self) -> bool:
         """Whether training could start."""
         return not any(problem.severity == "error" for problem in self.problems)
+
+    def __repr__(self) -> str:
+        kind = "usable" if self.usable else "not usable"
+        return f"SourceSummary({self.name!r}, {self.count:,} images, {len(self.classes)} classes, {kind})"
 
     def describe(self) -> str:
         """The same in lines of text for people; control characters in names are escaped."""

@@ -1,4 +1,4 @@
-"""One image at a time through every runtime, in turns and on one thread: what `thaw bench` does."""
+"""One image at a time in every runtime, in turns and on one thread: what `thaw bench` does."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from thaw.deploy.export import TrainedRun, keep
-from thaw.deploy.runtimes import C_HOST, RUNTIMES, Runtime, close_runner, open_runner, runtime_versions
-from thaw.deploy.verify import Tell, find_exports
+from thaw.deploy.export import Deployable
+from thaw.deploy.runtimes import C_HOST, RUNTIMES, close_runner, open_runner, runtime_versions
+from thaw.deploy.verify import Tell, read_exports
 from thaw.errors import ModelFileError, ThawError
 from thaw.evidence.environment import environment
 from thaw.evidence.latency import Timing, measure_alternately
 from thaw.export.card import Precision
+from thaw.export.folder import TARGETS
 from thaw.seeds import numpy_generator
 from thaw.training.compute import threads
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Bench:
-    """What was timed.
+    """The result of a benchmark.
 
     Attributes:
-        timings: (runtime, precision) -> times of one image; ratios refer to the C.
+        timings: (runtime, precision) -> times of one image; ratios are to the C.
         problems: (runtime, precision) -> why it was not timed.
     """
 
@@ -37,6 +38,12 @@ class Bench:
     def is_complete(self) -> bool:
         """Whether everything was timed."""
         return not self.problems
+
+    def __repr__(self) -> str:
+        times = ", ".join(
+            f"{name} {precision} {each.median_us:,.0f} us" for (name, precision), each in self.timings.items()
+        )
+        return f"Bench({times})"
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form: the `bench` part of deployment.json."""
@@ -56,60 +63,46 @@ class Bench:
 
 
 def bench(
-    run: TrainedRun,
+    model: Deployable,
+    out: Path,
     *,
-    out: Path | None = None,
+    missing: Mapping[str, str] | None = None,
     rounds: int = 20,
     repeats: int = 100,
     tell: Tell = lambda _: None,
 ) -> Bench:
     """Time torch, onnxruntime, LiteRT and the C on one image, in turns.
 
-    Where nothing was exported yet, everything is exported first.
-
     Args:
-        run: a run folder or a model of the zoo, opened.
-        out: where the artifacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
-        rounds: how often each has its turn, at least 1.
-        repeats: timed inferences a turn, at least 1.
-        tell: called with a line about each thing that is begun.
-
-    Raises:
-        RunError: for a bare model file.
+        model: what was exported.
+        out: the folder of the exported files.
+        missing: format -> why it could not be exported.
+        rounds: how often each runtime has its turn, at least 1.
+        repeats: timed inferences per turn, at least 1.
+        tell: called with a line about each step.
     """
-    run.needs_run("a comparison of runtimes")
-    folder = run.default_out() if out is None else out.expanduser()
-    # What the image shows does not matter to the time, so no data are needed.
-    image = numpy_generator(0, "bench").integers(0, 256, run.model.input_spec.shape, dtype=np.uint8)
-    calls: dict[tuple[str, Precision], Callable[[], object]] = {}
-    problems: dict[tuple[str, Precision], str] = {}
-    with run.locked(), contextlib.ExitStack() as opened:
-        exported, failed = find_exports(run, folder, tell)
-        problems |= {(check.target, check.precision): check.problem for check in failed}
-        calls["torch", "float"] = run.model.predict_one(image)
-        for runtime in _to_time():
-            if runtime.target not in exported:
-                continue
-            key, graph = (runtime.name, runtime.precision), run.graph(runtime.precision)
+    # The time does not depend on what the image shows, so no data are needed.
+    image = numpy_generator(0, "bench").integers(0, 256, model.input_spec.shape, dtype=np.uint8)
+    exported, failed = read_exports(out)
+    problems = {(check.format, check.precision): check.problem for check in failed}
+    problems |= {(name, TARGETS[name][-1]): why for name, why in (missing or {}).items()}
+    calls: dict[tuple[str, Precision], Callable[[], object]] = {("torch", "float"): model.predict_one(image)}
+    with contextlib.ExitStack() as opened:
+        for runtime in (each for each in RUNTIMES if each.is_timed and each.format in exported):
+            key = (runtime.name, runtime.precision)
             try:
-                if runtime.precision not in exported[runtime.target].precisions:
-                    raise ModelFileError(f"it was not exported: thaw export --to {runtime.target}")
-                runner = open_runner(runtime, exported[runtime.target], graph, is_strict=False)
+                if runtime.precision not in exported[runtime.format].precisions:
+                    raise ModelFileError(f"it was not exported: thaw export --to {runtime.format}")
+                runner = open_runner(runtime, exported[runtime.format], model.graph(runtime.precision), is_strict=False)
                 opened.callback(close_runner, runner)
                 calls[key] = runner.predict_one(image)
             except ThawError as error:
                 problems[key] = str(error)
         tell(f"timing {len(calls)} runtimes in turns: {rounds} rounds of {repeats} images each, on one thread")
-        # torch keeps its number of threads in the process; the others were given theirs when they were opened.
+        # torch sets its number of threads for the whole process; the others got theirs when they were opened.
         with threads(1):
             timings = _measure(calls, rounds, repeats)
-        result = Bench(timings=timings, problems=problems)
-        keep(run, "bench", result.as_dict())
-    return result
-
-
-def _to_time() -> tuple[Runtime, ...]:
-    return tuple(runtime for runtime in RUNTIMES if runtime.is_timed)
+    return Bench(timings=timings, problems=problems)
 
 
 def _measure(

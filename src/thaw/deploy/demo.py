@@ -1,22 +1,27 @@
-"""The page of `thaw demo`: a run's networks in a web page, made in memory."""
+"""The page of `thaw demo`: a model in a web page, made in memory."""
 
 from __future__ import annotations
 
-from thaw.deploy.export import TrainedRun
+import contextlib
+
+from thaw.deploy.export import Deployable
+from thaw.errors import RunError
 from thaw.export.card import Precision
 from thaw.export.to_web import export_web
+from thaw.graph.graph import Graph
 
 
-def demo_files(run: TrainedRun) -> dict[str, bytes]:
-    """Content by file name of the page, with the float32 network and, where the run has one already, the int8 network.
+def demo_files(model: Deployable) -> dict[str, bytes]:
+    """File name -> content of the page, with the float32 network and, if it is stored already, the int8 network.
 
-    Nothing is written, and none of the run's images are needed.
+    Nothing is written, and no data are needed.
 
     Raises:
-        MissingDependencyError: when `onnx` or onnxruntime-web is not there.
-        ModelFileError: for an int8 network that is not the model's.
+        MissingDependencyError: when `onnx` or onnxruntime-web is missing.
+        ModelFileError: when the stored int8 network was made from another model.
     """
-    precisions: list[Precision] = ["float"]
-    if run.zoo is not None or (run.folder is not None and run.folder.int8.is_file()):
-        precisions.append("int8")
-    return export_web({each: run.graph(each) for each in precisions}, run.card())
+    graphs: dict[Precision, Graph] = {"float": model.graph("float")}
+    # Without one, it would have to be made from the run's data.
+    with contextlib.suppress(RunError):
+        graphs["int8"] = model.graph("int8")
+    return export_web(graphs, model.card())

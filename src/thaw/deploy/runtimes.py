@@ -1,4 +1,4 @@
-"""Where artifacts run on this machine, what is asked of each, and how each is opened."""
+"""The runtimes of this machine that run exported files, and how each is opened."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class TimedRunner(Runner, Protocol):
     """A runner that can also be timed."""
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """One inference of uint8 [H, W, C], with everything prepared."""
+        """A function that runs one inference of uint8 [H, W, C], already prepared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One way to run an artifact.
+    """One way to run an exported file.
 
     Attributes:
-        target: "onnx", "litert" or "c".
+        format: "onnx", "litert" or "c".
         precision: "float" or "int8".
         name: as it is shown.
-        is_exact: whether every byte must be the reference interpreter's.
+        is_exact: whether every byte must equal the reference interpreter's.
         is_timed: whether `thaw bench` times it.
     """
 
-    target: str
+    format: str
     precision: Precision
     name: str
     is_exact: bool = False
@@ -47,50 +47,50 @@ class Runtime:
 
 
 LITERT_REFERENCE = Runtime(
-    target="litert", precision="int8", name="LiteRT, reference kernels", is_exact=True, is_timed=False
+    format="litert", precision="int8", name="LiteRT, reference kernels", is_exact=True, is_timed=False
 )
-C_HOST = Runtime(target="c", precision="int8", name="C on this machine", is_exact=True)
+C_HOST = Runtime(format="c", precision="int8", name="C on this machine", is_exact=True)
 RUNTIMES = (
-    Runtime(target="onnx", precision="float", name="onnxruntime"),
-    Runtime(target="onnx", precision="int8", name="onnxruntime"),
-    Runtime(target="litert", precision="float", name="LiteRT, XNNPACK"),
+    Runtime(format="onnx", precision="float", name="onnxruntime"),
+    Runtime(format="onnx", precision="int8", name="onnxruntime"),
+    Runtime(format="litert", precision="float", name="LiteRT, XNNPACK"),
     LITERT_REFERENCE,
-    Runtime(target="litert", precision="int8", name="LiteRT, XNNPACK"),
+    Runtime(format="litert", precision="int8", name="LiteRT, XNNPACK"),
     C_HOST,
 )
 _PACKAGES = ("onnx", "onnxruntime", "ai-edge-litert")
 
 
 def open_runner(runtime: Runtime, exported: ExportedTarget, graph: Graph, *, is_strict: bool = True) -> TimedRunner:
-    """The artifact of an export in a runtime, on one thread.
+    """An exported file, opened in a runtime on one thread.
 
     Args:
-        runtime: which.
-        exported: the export of its target.
-        graph: the graph that the artifact was made from.
-        is_strict: whether C must compile without a warning.
+        runtime: which one.
+        exported: the export of its format.
+        graph: the graph that the file was made from.
+        is_strict: whether the C must compile without a warning.
 
     Raises:
-        MissingDependencyError: naming the package that is missing.
-        ModelFileError: when the artifact is not there or cannot be used.
+        MissingDependencyError: naming the missing package.
+        ModelFileError: when the file is not there or cannot be used.
     """
-    if runtime.target == "c":
+    if runtime.format == "c":
         return HostCRunner(exported.files, graph, is_strict=is_strict)
-    if runtime.target == "onnx":
+    if runtime.format == "onnx":
         return OnnxRunner(_file(exported, f"model-{runtime.precision}.onnx"), threads=1)
     model = _file(exported, f"model-{runtime.precision}.tflite")
     return LiteRtRunner(model, reference=runtime == LITERT_REFERENCE, threads=1)
 
 
 def close_runner(runner: Any) -> None:
-    """Remove what a runner has on disk, if anything."""
+    """Remove the files of a runner, if it has any."""
     close = getattr(runner, "close", None)
     if close is not None:
         close()
 
 
 def runtime_versions() -> Mapping[str, str | None]:
-    """Versions of the packages that run artifacts; None where one is not installed."""
+    """Versions of the packages that run exported files; None for one that is not installed."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,7 @@
-"""Every artifact of a run against the reference interpreter, on the run's test images: what `thaw verify` does."""
+"""Exported files against the reference interpreter, on test images: what `thaw verify` does.
+
+Shapes: N images, K classes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.images import ImageSet
-from thaw.deploy.export import TrainedRun, keep, write_export
+from thaw.deploy.export import Deployable
 from thaw.deploy.runtimes import RUNTIMES, Runtime, close_runner, open_runner, runtime_versions
 from thaw.errors import MissingDependencyError, ModelFileError, ThawError, UsageError
 from thaw.evidence.emulate import TARGETS as BOARDS
@@ -26,7 +29,7 @@ from thaw.graph.interpret import run as run_reference
 from thaw.quoting import shown
 
 EMULATED_IMAGES = 1000
-"""How many images an emulated board is given; there an image takes a hundredth of a second and more."""
+"""How many images run on an emulated board by default; an image takes a hundredth of a second or more there."""
 
 Result = Literal["equal", "close", "differs", "failed", "missing"]
 Tell = Callable[[str], None]
@@ -35,21 +38,21 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One artifact in one runtime.
+    """One exported file in one runtime.
 
     Attributes:
-        target: "onnx", "litert" or "c".
+        format: "onnx", "litert" or "c".
         precision: "float" or "int8".
         runtime: where it ran.
-        must_be_equal: whether every byte has to be the reference interpreter's; else it has to be close.
-        comparison: with the reference interpreter; None where it did not run.
-        accuracy: share of the images that it labeled rightly; None where it did not run.
+        must_be_equal: whether every byte has to equal the reference interpreter's; otherwise it has to be close.
+        comparison: with the reference interpreter; None if it did not run.
+        accuracy: share of the images that it classified correctly, 0 to 1; None if it did not run.
         emulation: what it took on an emulated board, as `Emulation.as_dict`, and "instructions_per_mac".
-        problem: why it did not run; "" where it did.
-        is_missing: whether a package or program is missing for it.
+        problem: why it did not run; "" if it did.
+        is_missing: whether a package or program is missing.
     """
 
-    target: str
+    format: str
     precision: Precision
     runtime: str
     must_be_equal: bool
@@ -61,7 +64,7 @@ class Check:
 
     @property
     def result(self) -> Result:
-        """What came of it."""
+        """The outcome in one word."""
         if self.comparison is None:
             return "missing" if self.is_missing else "failed"
         if isinstance(self.comparison, Int8Comparison) and self.comparison.is_equal:
@@ -70,18 +73,18 @@ class Check:
 
     @property
     def statement(self) -> str:
-        """What is shown of it, in words; why not where it did not run."""
+        """What the comparison shows, or why it did not run."""
         return "; ".join(self.problem.splitlines()) if self.comparison is None else self.comparison.statement
 
     @property
     def is_verified(self) -> bool:
-        """Whether it gives what it has to."""
+        """Whether it computes what it has to."""
         return self.result in {"equal", "close"}
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
         return {
-            "target": self.target,
+            "target": self.format,
             "precision": self.precision,
             "runtime": self.runtime,
             "must_be_equal": self.must_be_equal,
@@ -94,15 +97,15 @@ class Check:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Verification:
-    """What was verified.
+    """The result of a verification.
 
     Attributes:
-        images: how many test images the artifacts were given on this machine.
-        test_images: how many there are.
-        checks: one an artifact and runtime.
-        changed: files that are no longer as they were exported, as "target/name".
+        images: number of test images that ran on this machine.
+        test_images: number of test images that there are.
+        checks: one for each exported file and runtime.
+        changed: files that have changed since they were exported, as "format/name".
     """
 
     images: int
@@ -112,8 +115,12 @@ class Verification:
 
     @property
     def is_verified(self) -> bool:
-        """Whether everything that was asked for was run and gives what it has to."""
+        """Whether everything ran and computes what it has to."""
         return bool(self.checks) and all(check.is_verified for check in self.checks)
+
+    def __repr__(self) -> str:
+        verified = sum(check.is_verified for check in self.checks)
+        return f"Verification({verified} of {len(self.checks)} verified on {self.images:,} images)"
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form: the `verify` part of deployment.json."""
@@ -128,83 +135,83 @@ class Verification:
         }
 
 
-def verify(
-    run: TrainedRun,
-    *,
-    boards: Sequence[str] = (),
-    images: int | None = None,
-    out: Path | None = None,
-    tell: Tell = lambda _: None,
-) -> Verification:
-    """Run every artifact that was exported on the run's test images, and compare with the reference interpreter.
-
-    Where nothing was exported yet, everything is exported first.
-
-    Args:
-        run: a run folder or a model of the zoo, opened.
-        boards: emulated targets, keys of `thaw.evidence.emulate.TARGETS`, to run the C on besides.
-        images: so many test images, spread evenly over the test set; None for all, and 1,000 on a board.
-        out: where the artifacts are; RUN/export by default, and for zoo:NAME ./NAME-export.
-        tell: called with a line about each thing that is begun.
+def check_boards(boards: Sequence[str], images: int | None) -> None:
+    """Refuse what `verify` cannot do, before any data are read.
 
     Raises:
-        UsageError: for a board that is not known, or no images.
-        RunError: for a bare model file, or data that are not the run's.
+        UsageError: for an unknown board, or no images.
     """
     unknown = [board for board in boards if board not in BOARDS]
     if unknown:
-        raise UsageError(f"there is no target {shown(unknown[0])}: expected one of {', '.join(BOARDS)}")
+        raise UsageError(f"unknown board {shown(unknown[0])}: expected one of {', '.join(BOARDS)}")
     if images is not None and images < 1:
         raise UsageError(f"{images} images: expected at least 1")
-    run.needs_run("verifying")
-    folder = run.default_out() if out is None else out.expanduser()
-    with run.locked():
-        test = run.data.test.open()
-        exported, failed = find_exports(run, folder, tell)
-        wanted = dict.fromkeys(boards)
-        if wanted and "c" not in exported and not any(check.target == "c" for check in failed):
-            raise UsageError(f"{folder} holds no C for {boards[0]}\nexport it first: thaw export --to c")
-        work = _Verifier(run, test, spread(len(test), images), exported, tell)
-        checks = [*failed, *work.on_this_machine()]
-        if "c" in exported:
-            checks += work.on_boards(list(wanted), images)
-        changed = tuple(f"{each.target}/{name}" for each in exported.values() for name in each.changed)
-        result = Verification(images=len(work.rows), test_images=len(test), checks=tuple(checks), changed=changed)
-        keep(run, "verify", result.as_dict())
-    return result
+
+
+def verify(
+    model: Deployable,
+    test: ImageSet,
+    out: Path,
+    *,
+    boards: Sequence[str] = (),
+    images: int | None = None,
+    missing: Mapping[str, str] | None = None,
+    tell: Tell = lambda _: None,
+) -> Verification:
+    """Run everything that was exported to `out` on test images and compare with the reference interpreter.
+
+    Args:
+        model: what was exported.
+        test: labeled images of the model's input size.
+        out: the folder of the exported files.
+        boards: emulated boards, checked by `check_boards`, to run the C on as well.
+        images: number of test images, spread evenly over the test set; None for all, and 1,000 on a board.
+        missing: format -> why it could not be exported.
+        tell: called with a line about each step.
+
+    Raises:
+        UsageError: for boards when no C was exported.
+    """
+    exported, failed = read_exports(out)
+    failed += [
+        _failed(name, TARGETS[name][-1], "", MissingDependencyError(why)) for name, why in (missing or {}).items()
+    ]
+    wanted = list(dict.fromkeys(boards))
+    if wanted and "c" not in exported and not any(check.format == "c" for check in failed):
+        raise UsageError(f"{out} holds no C for {wanted[0]}\nexport it first: thaw export --to c")
+    work = _Verifier(model, test, spread(len(test), images), exported, tell)
+    checks = [*failed, *work.on_this_machine()]
+    if "c" in exported:
+        checks += work.on_boards(wanted, images)
+    changed = tuple(f"{each.target}/{name}" for each in exported.values() for name in each.changed)
+    return Verification(images=len(work.rows), test_images=len(test), checks=tuple(checks), changed=changed)
 
 
 def spread(count: int, wanted: int | None) -> npt.NDArray[np.int64]:
-    """`wanted` of the numbers 0 to count - 1, evenly spread; all of them where there are no more."""
+    """`wanted` of the numbers 0 to count - 1, evenly spread; all of them if there are no more."""
     if wanted is None or wanted >= count:
         return np.arange(count)
     return np.arange(wanted) * count // wanted
 
 
-def find_exports(run: TrainedRun, out: Path, tell: Tell) -> tuple[dict[str, ExportedTarget], list[Check]]:
-    """What was exported, by target, and a failed check for what cannot be read; exports all where nothing is there."""
+def read_exports(out: Path) -> tuple[dict[str, ExportedTarget], list[Check]]:
+    """What was exported to `out`, by format, and a failed check for each export that cannot be read."""
     found: dict[str, ExportedTarget] = {}
     failed: list[Check] = []
-    for target in TARGETS:
+    for name in TARGETS:
         try:
-            exported = read_target(out, target)
+            exported = read_target(out, name)
         except ModelFileError as error:
-            failed.append(_failed(target, TARGETS[target][-1], "", error))
+            failed.append(_failed(name, TARGETS[name][-1], "", error))
             continue
         if exported is not None:
-            found[target] = exported
-    if found or failed:
-        return found, failed
-    tell(f"nothing was exported to {out} yet: exporting {', '.join(TARGETS)}")
-    export = write_export(run, TARGETS, out)
-    for target, reason in export.missing.items():
-        failed.append(_failed(target, TARGETS[target][-1], "", MissingDependencyError(reason)))
-    return {each.target: each for each in export.targets}, failed
+            found[name] = exported
+    return found, failed
 
 
-def _failed(target: str, precision: Precision, runtime: str, error: ThawError) -> Check:
+def _failed(name: str, precision: Precision, runtime: str, error: ThawError) -> Check:
     return Check(
-        target=target,
+        format=name,
         precision=precision,
         runtime=runtime,
         must_be_equal=False,
@@ -214,17 +221,17 @@ def _failed(target: str, precision: Precision, runtime: str, error: ThawError) -
 
 
 class _Verifier:
-    """The images, and what the reference interpreter gives on them, worked out once a precision."""
+    """The images and the reference interpreter's scores for them, computed once per precision."""
 
     def __init__(
         self,
-        run: TrainedRun,
+        model: Deployable,
         test: ImageSet,
         rows: npt.NDArray[np.int64],
         exported: Mapping[str, ExportedTarget],
         tell: Tell,
     ) -> None:
-        self.run = run
+        self.model = model
         self.rows = rows
         self.images = np.ascontiguousarray(test.images[rows])
         self.labels = np.asarray(test.labels)[rows]
@@ -236,27 +243,27 @@ class _Verifier:
         """The reference interpreter's scores, [N, K]."""
         if precision not in self._expected:
             self.tell(f"the reference interpreter, {precision}: {len(self.images):,} images")
-            graph = self.run.graph(precision)
+            graph = self.model.graph(precision)
             self._expected[precision] = run_reference(graph, self.images)[graph.outputs[-1]]
         return self._expected[precision]
 
     def on_this_machine(self) -> Iterator[Check]:
-        """A check for every runtime that an export can be run in."""
+        """A check for every runtime that can run an exported file."""
         for runtime in RUNTIMES:
-            exported = self.exported.get(runtime.target)
+            exported = self.exported.get(runtime.format)
             if exported is not None and runtime.precision in exported.precisions:
-                # Not within the try: without the reference interpreter nothing can be verified.
+                # Outside the try block: without the reference interpreter nothing can be verified.
                 self.expected(runtime.precision)
                 try:
                     yield self._check(runtime, exported)
                 except ThawError as error:
                     yield replace(
-                        _failed(runtime.target, runtime.precision, runtime.name, error), must_be_equal=runtime.is_exact
+                        _failed(runtime.format, runtime.precision, runtime.name, error), must_be_equal=runtime.is_exact
                     )
 
     def _check(self, runtime: Runtime, exported: ExportedTarget) -> Check:
-        expected, graph = self.expected(runtime.precision), self.run.graph(runtime.precision)
-        self.tell(f"{runtime.target} {runtime.precision}, {runtime.name}: {len(self.images):,} images")
+        expected, graph = self.expected(runtime.precision), self.model.graph(runtime.precision)
+        self.tell(f"{runtime.format} {runtime.precision}, {runtime.name}: {len(self.images):,} images")
         runner = open_runner(runtime, exported, graph)
         try:
             scores = runner.run(self.images)
@@ -270,7 +277,7 @@ class _Verifier:
         finally:
             close_runner(runner)
         return Check(
-            target=runtime.target,
+            format=runtime.format,
             precision=runtime.precision,
             runtime=runtime.name,
             must_be_equal=runtime.is_exact,
@@ -294,13 +301,13 @@ class _Verifier:
         self.tell(f"c int8, {board}: {len(chosen):,} images")
         emulation = emulate(self.exported["c"].files, self.images[chosen], board)
         return Check(
-            target="c",
+            format="c",
             precision="int8",
             runtime=board,
             must_be_equal=True,
             comparison=compare_int8(expected, emulation.scores),
             accuracy=self._accuracy(emulation.scores, self.labels[chosen]),
-            emulation=_with_macs(emulation, self.run.graph("int8")),
+            emulation=_with_macs(emulation, self.model.graph("int8")),
         )
 
     @staticmethod

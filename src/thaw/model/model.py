@@ -1,4 +1,6 @@
-"""Model: a trained network with its input specification and class names, as it is saved, opened and used.
+"""Model: a trained network with its input specification and class names, and everything that one can do with it.
+
+Whatever only one method needs is imported there, so that a prediction loads no exporter and no training.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -8,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,56 +24,44 @@ from thaw.data.batches import normalize, to_unit
 from thaw.data.images import InputSpec
 from thaw.data.prediction_images import read_images
 from thaw.data.ranges import warn_of
-from thaw.errors import ModelFileError, ThawError, UsageError
-from thaw.finite import check_finite
+from thaw.errors import ModelFileError, RunError, ThawError, UsageError
+from thaw.events import OnEvent, decoding_to, steps_to
+from thaw.model.probabilities import Prediction, network_probabilities
 from thaw.model.zoo import zoo_folder
+from thaw.models.blocks import learned_parameters
 from thaw.models.families import FAMILIES, FamilySpec
 from thaw.models.unify import UnifySpec, build_network
 from thaw.plain import check_numbers, from_plain
 from thaw.quoting import shown
 from thaw.training.checkpoint import open_tensors, write_tensors
 
+if TYPE_CHECKING:
+    from thaw.deploy.bench import Bench
+    from thaw.deploy.export import Export
+    from thaw.deploy.verify import Verification
+    from thaw.evidence.quality import Quality
+    from thaw.export.card import ModelCard, Precision
+    from thaw.graph.cost import Cost
+    from thaw.graph.graph import Graph
+
 MODEL_VERSION = 1
 MODEL_FILE = "model.safetensors"
-_BATCH = 512
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a model says of one image: a row of probabilities, float64 [K], in the order of `classes`."""
-
-    name: str
-    classes: tuple[str, ...]
-    probabilities: npt.NDArray[np.float64]
-
-    @property
-    def label(self) -> str:
-        """The most probable class."""
-        return self.classes[int(self.probabilities.argmax())]
-
-    @property
-    def probability(self) -> float:
-        """The probability of `label`, 0 to 1."""
-        return float(self.probabilities.max())
-
-    def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form: image, class, probability, and the probabilities of all classes."""
-        every = dict(zip(self.classes, map(float, self.probabilities), strict=True))
-        return {"image": self.name, "class": self.label, "probability": self.probability, "probabilities": every}
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Model:
     """A trained network and everything that is needed to use it.
 
     Attributes:
         module: float32, in evaluation mode.
-        spec: the family of its submodels, or of the one network, and their sizes.
-        unify: how two submodels were unified; None where one network stands alone.
-        input_spec: what it takes as input.
+        spec: the family and sizes of its submodels, or of the one network.
+        unify: how two submodels were unified; None for a single network.
+        input_spec: how an image becomes its input.
         classes: K names.
-        header: what else the file says: "recipe", "fingerprint" of the data, "seed", ...
-        file: where it was opened; None for one that was not.
+        header: what else its file says: "recipe", "fingerprint" of the data, "seed", ...
+        file: where it was loaded from; None for one that was not.
+        name: of the model in the zoo, or of the folder or file that it was loaded from.
+        zoo: whether it ships with the package.
     """
 
     module: nn.Module
@@ -80,15 +71,19 @@ class Model:
     classes: tuple[str, ...]
     header: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None
+    name: str = "model"
+    zoo: bool = False
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Open a run folder, a model file, or a model that ships with the package, such as "zoo:mnist-15k".
+        """Load a model from a run folder, a model file, or the zoo ("zoo:mnist-15k").
 
         Raises:
             ModelFileError: when there is none, or it is truncated, of another version, or contradicts itself.
         """
-        file = zoo_folder(path) or Path(path).expanduser()
+        shipped = zoo_folder(path)
+        file = shipped or Path(path).expanduser()
+        name = file.resolve().name
         if file.is_dir():
             file = file / MODEL_FILE
             if not file.is_file():
@@ -101,9 +96,9 @@ class Model:
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError, ThawError) as error:
             reason = " ".join((str(error) or type(error).__name__).split())[:300]
             raise ModelFileError(f"{file} is not a model of thaw: {reason}") from error
-        # Last, so that a value that cannot be is told by its name.
+        # Last, so that an invalid value is reported by its name.
         opened.check_digest()
-        return replace(model, file=file)
+        return replace(model, file=file, name=name, zoo=shipped is not None)
 
     @classmethod
     def _from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -142,33 +137,50 @@ class Model:
         }
         write_tensors(path, self.module.state_dict(), header)
 
+    def __repr__(self) -> str:
+        size = f"{learned_parameters(self.module):,} parameters"
+        return f"Model({self.name!r}, {self.spec.family}, {size}, input {self.input_spec}, {len(self.classes)} classes)"
+
     @property
     def digest(self) -> str:
-        """SHA-256 over the weights, in hexadecimal digits: what tells two models of one architecture apart."""
+        """SHA-256 over the weights, in hexadecimal digits: distinguishes two models of one architecture."""
         found = hashlib.sha256()
         for name, tensor in sorted(self.module.state_dict().items()):
             found.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()
 
-    def predict(self, images: object, *, skip_broken: bool = False) -> list[Prediction]:
-        """Predictions for image files, for all images in folders in natural order, and for images in memory.
+    @property
+    def cost(self) -> Cost:
+        """Parameters, multiply-accumulates and memory, layer by layer."""
+        from thaw.graph.lower import layer_table
+
+        return layer_table(self.spec, self.unify, self.input_spec.shape, len(self.classes))
+
+    def predict(
+        self, images: object, *, skip_broken: bool = False, on_event: OnEvent | None = None
+    ) -> list[Prediction]:
+        """Predict the class of image files, of all images in folders in natural order, and of images in memory.
 
         Args:
-            images: a path; a `PIL.Image.Image`, of any mode, which is treated as its file would be; an array uint8 or
+            images: a path; a `PIL.Image.Image` of any mode, which is treated as its file would be; an array uint8 or
                 uint16, [H, W] or [H, W, C] of one image or [N, H, W] or [N, H, W, C] of several, with C = 1 or 3 (an
-                array of three axes is one image where its last axis has 1 or 3 entries); or a list or other iterable
-                of these, in any mixture. All are resized, and scaled from 16 bits, as the input specification says.
+                array of three axes is one image if its last axis has 1 or 3 entries); or a list or other iterable
+                of these, mixed as you like. All are resized, and scaled from 16 bits, as the input specification says.
             skip_broken: leave out images that cannot be decoded.
+            on_event: called with each `Decoding` and with each `Problem` found. Without it, problems with the depth of
+                16-bit images become Python warnings.
 
         Raises:
-            DataError: naming what cannot be read, or telling what was given instead of an image.
+            DataError: naming what cannot be read, or what was given instead of an image.
         """
-        pixels, names, problems = read_images(images, self.input_spec, skip_broken=skip_broken)
-        warn_of(problems)
-        return self.label(pixels, names)
-
-    def label(self, pixels: npt.NDArray[np.uint8], names: Sequence[str]) -> list[Prediction]:
-        """Predictions for pixels as `probabilities` takes them, under their N names."""
+        pixels, names, problems = read_images(
+            images, self.input_spec, skip_broken=skip_broken, progress=decoding_to(on_event)
+        )
+        if on_event is None:
+            warn_of(problems)
+        else:
+            for problem in problems:
+                on_event(problem)
         return [
             Prediction(name=name, classes=self.classes, probabilities=row)
             for name, row in zip(names, self.probabilities(pixels), strict=True)
@@ -190,7 +202,7 @@ class Model:
         return network_probabilities([self.module], pixels, self.input_spec)
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """A call that gives the probabilities of one image, uint8 [H, W, C], with everything prepared, for timing."""
+        """A function that computes the probabilities of one image, uint8 [H, W, C], already prepared, for timing."""
         device = next(self.module.parameters()).device
         pixels = torch.from_numpy(np.array(image[None])).to(device)
 
@@ -200,28 +212,163 @@ class Model:
 
         return call
 
+    def evaluate(
+        self,
+        source: Any,
+        *,
+        data_root: str | Path | None = None,
+        skip_broken: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> Quality:
+        """Measure the model on a source: on its test split if it has one, otherwise on all of it.
 
-def network_probabilities(
-    modules: Sequence[nn.Module], pixels: npt.NDArray[np.uint8], input_spec: InputSpec
-) -> npt.NDArray[np.float64]:
-    """The mean of the modules' class probabilities, float64 [N, K], for pixels uint8 [N, H, W, C] with N at least 1.
+        The result's `overlap` counts the images that the model was trained on and measures the others alone; it is None
+        if the training images are unknown, as for a model file without its run folder.
 
-    Raises:
-        NotFiniteError: when they are NaN.
-    """
-    device = next(modules[0].parameters()).device
-    rows: list[npt.NDArray[np.float64]] = []
-    for module in modules:
-        module.eval()
-    with torch.inference_mode():
-        for start in range(0, len(pixels), _BATCH):
-            chunk = torch.from_numpy(np.array(pixels[start : start + _BATCH])).to(device)
-            x = normalize(to_unit(chunk), input_spec)
-            total = sum(F.softmax(module(x).double(), dim=1) for module in modules) / len(modules)
-            rows.append(torch.as_tensor(total).cpu().numpy())
-    made = np.concatenate(rows)
-    check_finite(made, "the network")
-    return made
+        Args:
+            source: as for `thaw.load`.
+            data_root: folder that holds the named data sets; the environment's THAW_DATA by default.
+            skip_broken: leave out images that cannot be decoded.
+            on_event: as for `predict`.
+
+        Raises:
+            DataError: for invalid data, such as a class that the model does not know.
+        """
+        from thaw.model.origin import evaluate_model
+
+        root = None if data_root is None else Path(data_root).expanduser()
+        return evaluate_model(self, source, data_root=root, skip_broken=skip_broken, on_event=on_event)
+
+    def graph(self, precision: Precision) -> Graph:
+        """The float32 or int8 network as inference operations with one output: the scores.
+
+        Raises:
+            RunError: for int8, when no file of the int8 network lies beside the model's.
+            NotFiniteError: when the float32 network computes NaN or infinity.
+        """
+        graph = self._float_graph if precision == "float" else self._int8_graph
+        return replace(graph, outputs=graph.outputs[-1:])
+
+    @cached_property
+    def _float_graph(self) -> Graph:
+        from thaw.model.graphs import checked_float_graph
+
+        return checked_float_graph(self)
+
+    @cached_property
+    def _int8_graph(self) -> Graph:
+        from thaw.model.graphs import int8_graph
+
+        return int8_graph(self)
+
+    def card(self) -> ModelCard:
+        """What exported files say about the model."""
+        from thaw.model.graphs import model_card
+
+        return model_card(self)
+
+    def export(
+        self,
+        formats: Sequence[str] | None = None,
+        *,
+        precision: Precision | None = None,
+        out: str | Path | None = None,
+        prefix: str | None = None,
+    ) -> Export:
+        """Write the model in formats that run on devices.
+
+        Args:
+            formats: any of "onnx", "litert", "c", "web"; None for all but the web page.
+            precision: "float" or "int8"; None for both where the format has both.
+            out: the folder; for a model of the zoo ./NAME-export by default.
+            prefix: what symbols, macros and files of the C begin with, a C identifier; by default made from the name.
+
+        Raises:
+            UsageError: for an unknown format, a format without that precision, an invalid prefix, or no folder.
+            RunError: for int8 when no int8 network is stored beside the model, or a folder that cannot be written. A
+                missing package is reported in the result's `missing`.
+        """
+        from thaw.deploy.export import export, select_formats
+
+        return export(self, select_formats(formats, precision, prefix), self.export_folder(out), prefix=prefix)
+
+    def verify(
+        self,
+        boards: Sequence[str] = (),
+        *,
+        images: int | None = None,
+        out: str | Path | None = None,
+        data_root: str | Path | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Verification:
+        """Run every exported file of a model of the zoo on the test images and compare with the reference interpreter.
+
+        Everything is exported first if nothing was. For a model of your own, use `Run.verify`: the run knows its data.
+
+        Args:
+            boards: emulated boards to run the C on as well, such as "cortex-m4".
+            images: number of test images; all by default, and 1,000 on an emulated board.
+            out: the folder of the exported files; ./NAME-export by default.
+            data_root: folder that holds the named data sets; the environment's THAW_DATA by default.
+            on_event: called with each `Decoding` and each `Step`.
+
+        Raises:
+            UsageError: for an unknown board or no images.
+            RunError: for a model that is not of the zoo, or data that have changed. What differs, fails or is missing
+                is reported in the result's `checks`.
+        """
+        from thaw.deploy.export import export_if_none
+        from thaw.deploy.verify import check_boards, verify
+        from thaw.model.origin import zoo_test_images
+
+        check_boards(boards, images)
+        if not self.zoo:
+            raise RunError(
+                f"{self.file} is a model without its run folder: verifying needs the run's data\n"
+                "open the run folder that thaw train wrote, with its run.json"
+            )
+        root = None if data_root is None else Path(data_root).expanduser()
+        folder, tell = self.export_folder(out), steps_to(on_event)
+        test = zoo_test_images(self, data_root=root, on_event=on_event)
+        made = export_if_none(self, folder, tell)
+        return verify(self, test, folder, boards=boards, images=images, missing=made.missing if made else {}, tell=tell)
+
+    def bench(
+        self,
+        *,
+        out: str | Path | None = None,
+        rounds: int = 20,
+        repeats: int = 100,
+        on_event: OnEvent | None = None,
+    ) -> Bench:
+        """Time one image in torch, onnxruntime, LiteRT and the C, in turns, on one thread.
+
+        Everything is exported first if nothing was.
+
+        Args:
+            out: the folder of the exported files; for a model of the zoo ./NAME-export by default.
+            rounds: how often each runtime has its turn, at least 1.
+            repeats: timed inferences per turn, at least 1.
+            on_event: called with each `Step`.
+        """
+        from thaw.deploy.bench import bench
+        from thaw.deploy.export import export_if_none
+
+        folder, tell = self.export_folder(out), steps_to(on_event)
+        made = export_if_none(self, folder, tell)
+        return bench(self, folder, missing=made.missing if made else {}, rounds=rounds, repeats=repeats, tell=tell)
+
+    def export_folder(self, out: str | Path | None) -> Path:
+        """The folder of the exported files: `out`, or for a model of the zoo ./NAME-export.
+
+        Raises:
+            UsageError: when neither is known.
+        """
+        if out is not None:
+            return Path(out).expanduser()
+        if not self.zoo:
+            raise UsageError(f"{self.file} is no run folder: name the folder of the exported files with --out")
+        return Path(f"{self.name}-export")
 
 
 def _class_names(value: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a recipe trains on, on this machine."""
+"""The training context of a recipe: its data, and how this machine computes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thaw.training.trainer import TrainingContext
 
 
 def normalization_of(recipe: Recipe, device: str) -> str:
-    """What normalization trains by, "fused" or "torch", on the device that "auto", "cpu" or "cuda" means here.
+    """What computes normalization in training, "fused" or "torch", on "auto", "cpu" or "cuda".
 
     Raises:
         UsageError: for "fused" on a GPU.
@@ -36,9 +36,9 @@ def normalization_of(recipe: Recipe, device: str) -> str:
 def training_context(
     data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: ParallelBranches, *, normalization: str
 ) -> TrainingContext:
-    """What a recipe trains on: `data`, on the device that "auto", "cpu" or "cuda" means here.
+    """What the stages of a recipe train on: `data`, on "auto", "cpu" or "cuda".
 
-    `normalization` is what `normalization_of` gave when the training began.
+    `normalization` is what `normalization_of` returned when the run started.
     """
     found = resolve_device(device)
     return TrainingContext(

@@ -1,6 +1,6 @@
-"""The cross-validation of a run: a model a fold, each measured on images that it never saw.
+"""The cross-validation of a run: one model per fold, each measured on images that it was not trained on.
 
-What is done is in the run's folder `folds`, so that a resumed run trains no fold twice.
+Results are stored in the run's `folds` folder, so that a resumed run trains no fold twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from thaw.data.splits import Rows, k_folds
 from thaw.errors import RunError
 from thaw.evidence.quality import evaluate, mean_interval
 from thaw.files import read_document, write_document
-from thaw.model.model import network_probabilities
+from thaw.model.probabilities import network_probabilities
 from thaw.run.folder import RunFolder
 from thaw.run.request import TrainRequest
 from thaw.seeds import derive
@@ -33,7 +33,7 @@ _TRAIN_FOLD_AGAIN = "remove it to train the fold again"
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is over and saved; `fold` is 0 in the run itself, else the fold's number."""
+    """An epoch is over and saved; `fold` is 0 for the run's own model, else the number of the fold."""
 
     record: EpochRecord
     fold: int = 0
@@ -41,7 +41,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class FoldDone:
-    """A fold of the cross-validation is over."""
+    """A fold of the cross-validation is over; accuracies on its held-out images, 0 to 1."""
 
     fold: int
     folds: int
@@ -52,9 +52,9 @@ class FoldDone:
 def cross_validate(
     folder: RunFolder, request: TrainRequest, data: PreparedData, context: TrainingContext
 ) -> Generator[EpochDone | FoldDone, None, list[FoldDone]]:
-    """Cross-validation over the training part: how good each is on its fold's images, which its training never saw.
+    """Cross-validate on the training part: train a model per fold and measure it on the fold's held-out images.
 
-    The validation part stays what decides on the best epoch, so that the images held out decide nothing.
+    The validation part still selects the best epoch, so that held-out images select nothing.
     """
     if not request.folds:
         return []
@@ -85,12 +85,12 @@ def cross_validate(
 def _share(fold: Mapping[str, Any], name: str, path: Path) -> float:
     share = fold.get(name)
     if not isinstance(share, float) or not 0.0 <= share <= 1.0:
-        raise RunError(f"{path} holds no {name}: expected a share from 0 to 1\n{_TRAIN_FOLD_AGAIN}")
+        raise RunError(f"{path}: invalid {name} (expected a number from 0 to 1)\n{_TRAIN_FOLD_AGAIN}")
     return share
 
 
 def _rows(images: ImageSet, chosen: Rows) -> ImageSet:
-    """The images at the indices `chosen`, as a set of their own."""
+    """The images at the indices `chosen`, as an image set."""
     return dataclasses.replace(
         images,
         images=take_rows(images.images, chosen, cache_root()),

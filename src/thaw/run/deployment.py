@@ -1,15 +1,14 @@
-"""deployment.json: what is known of a run's deployment (docs/metrics.md).
-
-`thaw export`, `thaw verify` and `thaw bench` each write a part of it; the report shows the whole.
-"""
+"""deployment.json: what export, verify and bench found (docs/metrics.md). Each writes a part; the report shows all."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from thaw.errors import RunError
+from thaw.errors import ModelFileError, RunError
+from thaw.export.folder import ALL_TARGETS, read_target
 from thaw.files import read_document, write_document
 from thaw.quoting import shown
 from thaw.run.folder import DEPLOYMENT_FILE
@@ -18,29 +17,30 @@ DEPLOYMENT_SCHEMA = 1
 
 Part = Literal["export", "verify", "bench"]
 
-_ANEW = "remove it: export, verify and bench write it anew"
+_REMEDY = "remove it; export, verify and bench will write it again"
 
 
 def read_deployment(folder: Path) -> dict[str, Any]:
-    """What a run folder's deployment.json holds; nothing but its schema where there is none.
+    """What a run folder's deployment.json holds; only a schema if there is no such file.
 
     Raises:
-        RunError: when it cannot be read, or is of another schema.
+        RunError: when it is damaged or has another schema.
     """
     path = folder / DEPLOYMENT_FILE
     if not path.exists():
         return {"schema": DEPLOYMENT_SCHEMA}
-    known = read_document(path, mend=_ANEW)
+    known = read_document(path, mend=_REMEDY)
     parts = [known.get(part, {}) for part in get_args(Part)]
     if not all(isinstance(part, dict) and _has_targets(part) for part in parts):
-        raise RunError(f"{path} is not what thaw wrote\n{_ANEW}")
+        raise RunError(f"{path} is not what thaw wrote\n{_REMEDY}")
     if known.get("schema") != DEPLOYMENT_SCHEMA:
-        raise RunError(f"{path} has schema {shown(known.get('schema'))}, this thaw reads {DEPLOYMENT_SCHEMA}\n{_ANEW}")
+        found = shown(known.get("schema"))
+        raise RunError(f"{path} has schema {found}; this version of thaw reads {DEPLOYMENT_SCHEMA}\n{_REMEDY}")
     return known
 
 
 def update_deployment(folder: Path, part: Part, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Put one part into deployment.json; an export of other files drops what was found of those before.
+    """Replace one part of deployment.json. An export of other files drops what was found about the earlier ones.
 
     Returns:
         What the file holds now.
@@ -53,8 +53,19 @@ def update_deployment(folder: Path, part: Part, content: Mapping[str, Any]) -> d
     return known
 
 
+def exported_files(out: Path) -> dict[str, dict[str, Any]]:
+    """Format -> precisions and files of every complete export in `out`."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in ALL_TARGETS:
+        with contextlib.suppress(ModelFileError):
+            exported = read_target(out, name)
+            if exported is not None:
+                found[name] = exported.as_dict()
+    return found
+
+
 def _has_targets(part: Mapping[str, Any]) -> bool:
-    """Whether what a part lists of exported files is by target, file and digest."""
+    """Whether a part lists exported files by format, name and digest."""
     targets = part.get("targets", {})
     return isinstance(targets, dict) and all(
         isinstance(content, dict)
@@ -65,7 +76,7 @@ def _has_targets(part: Mapping[str, Any]) -> bool:
 
 
 def _digests(part: object) -> dict[str, Any]:
-    """The digests of what was exported, by target and file."""
+    """The digests of the exported files, by format and name."""
     found: dict[str, Any] = {}
     if isinstance(part, Mapping):
         for target, content in part.get("targets", {}).items():

@@ -1,4 +1,4 @@
-"""What a run chose by itself, in notes that stand among the problems of its data."""
+"""Notes on what a run chose by itself. They are listed among the problems of its data."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from thaw.recipe.candidates import Candidate, Choices
 from thaw.recipe.recipe import Recipe
 from thaw.recipe.sizing import limits_reached
 from thaw.run.trials import Trial, TrialPlan
+from thaw.training.stages import PlainSettings
 
 
 def input_note(input_spec: InputSpec, reason: str) -> Problem:
-    """What tells of an input that was chosen."""
-    return Problem("input", "note", f"input {input_spec} was chosen: {reason}")
+    """The note on an input that was chosen."""
+    return Problem("input", "note", f"chosen input {input_spec}: {reason}")
 
 
 def input_reason(sides: Sequence[int], bound: str, chosen: Candidate, *, compared: bool) -> str:
     """Why a candidate's input was chosen.
 
     Args:
-        sides: what there was to choose from, the smallest first.
-        bound: what says that there was nothing larger.
+        sides: the sides to choose from, the smallest first.
+        bound: why there was nothing larger.
         chosen: the candidate.
         compared: whether a short training chose it.
     """
-    why = "with the network, by a short training" if compared else "the largest that leaves the network its size"
+    why = "with the network, by a short training" if compared else "the largest that does not shrink the network"
     is_largest = chosen.shape[0] == sides[-1]
     return f"of {', '.join(map(str, sides))} pixels a side, {why}" + (f"; {bound}" if is_largest else "")
 
 
 def network_notes(
-    recipe: Recipe, budget: Budget, choices: Choices, chosen: Candidate, classes: int, trials: int = 0
+    recipe: Recipe, budget: Budget | None, choices: Choices, chosen: Candidate, classes: int, trials: int = 0
 ) -> list[Problem]:
-    """Which network was chosen, after so many trials, and what bounds it."""
+    """Which network was chosen, after so many trials, and which limits bind; empty if the recipe names its network."""
+    if recipe.sizing.network == "fixed" or budget is None:
+        return []
     reached = limits_reached(chosen.spec, budget, chosen.shape, classes, recipe.unify_spec)
-    bound = f"; any wider breaks {' or '.join(reached)}" if reached else ""
-    what = f"the best of {trials} in a short training on these images," if trials else "the largest"
-    message = (
-        f"network {chosen.network}, was chosen: {what} within {budget} ({chosen.cost.parameters:,} parameters){bound}"
-    )
+    bound = f"; any wider exceeds {' or '.join(reached)}" if reached else ""
+    what = f"the best of {trials} in a short training on these images" if trials else "the largest"
+    message = f"chosen network {chosen.network}: {what} within {budget} ({chosen.cost.parameters:,} parameters){bound}"
     notes = [Problem("network", "note", message)]
     if choices.warning:
         notes.append(Problem("width", "warning", choices.warning))
@@ -54,19 +55,34 @@ def network_notes(
 
 
 def trial_notes(plan: TrialPlan, trials: Sequence[Trial]) -> list[Problem]:
-    """What was compared, and how it did."""
+    """What was compared, and the scores."""
     trained, judged = len(plan.data.train), len(plan.data.validation)
-    told = "; ".join(f"{trial.candidate}: {trial.score:.1%}" for trial in trials)
+    scores = "; ".join(f"{trial.candidate}: {trial.score:.1%}" for trial in trials)
     figure = plan.figure.replace("_", " ")
     message = (
-        f"compared by {figure}, {plan.epochs} epochs of {trained:,} images each, judged on {judged:,} others: {told}; "
-        "of those within the noise of the best, that with the fewest multiply-accumulates was chosen"
+        f"compared by {figure}, {plan.epochs} epochs on {trained:,} images each, scored on {judged:,} others: "
+        f"{scores}; "
+        "of those within the noise of the best, the one with the fewest multiply-accumulates was chosen"
     )
     return [Problem("trials", "note", message)]
 
 
+def epochs_note(plain: PlainSettings, epochs: int, images: int) -> Problem:
+    """The note on fewer epochs than the recipe has, for many training images."""
+    message = (
+        f"{epochs} epochs instead of {plain.epochs}: on {images:,} training images these are the {plain.most_steps:,} "
+        f"steps of plain.most_steps (--set plain.epochs={plain.epochs} for all)"
+    )
+    return Problem("epochs", "note", message)
+
+
+def flip_note() -> Problem:
+    """The note on images of digits or letters, which are not mirrored."""
+    return Problem("flip", "note", "images are not mirrored: a mirrored digit or letter is another character")
+
+
 def balance_notes(recipe: Recipe, data: PreparedData) -> list[Problem]:
-    """What was done where classes are uneven; nothing where they are even."""
+    """What was done about class imbalance; empty if the classes are balanced."""
     counts = class_counts(data.train.labels, len(data.train.classes))
     if not is_uneven(counts):
         return []
@@ -75,9 +91,9 @@ def balance_notes(recipe: Recipe, data: PreparedData) -> list[Problem]:
     weighted = "no class weights in the loss"
     if weights is not None:
         present = weights[counts > 0]
-        weighted = f"the loss of an image is weighted by its class, {present.min():.2f} to {present.max():.2f}"
+        weighted = f"the loss is weighted by class, {present.min():.2f} to {present.max():.2f}"
     message = (
-        f"classes are uneven: the largest has {imbalance(counts):.1f} times the training images of the smallest; "
-        f"the best epoch is chosen by {figure}, {weighted} (loss.class_weights, loss.select)"
+        f"class imbalance: the largest class has {imbalance(counts):.1f} times the training images of the smallest; "
+        f"the best epoch is selected by {figure}, {weighted} (loss.class_weights, loss.select)"
     )
     return [Problem("uneven", "note", message)]

@@ -1,6 +1,6 @@
-"""From a trained model to the int8 graph that runs on devices: calibration, the choice of it, and training on.
+"""From a trained model to the int8 graph that runs on devices: calibration, selection, quantization-aware training.
 
-Choices are made on validation images; calibration and training see training images only.
+Selection uses validation images; calibration and training use training images only.
 
 Shapes: N images, K classes.
 """
@@ -24,11 +24,11 @@ from thaw.graph.calibrate import METHODS, calibrate
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import GraphHeader
 from thaw.graph.interpret import run
-from thaw.graph.lower import lower
 from thaw.graph.operation import Weighted
 from thaw.graph.quantize import Range, quantize
 from thaw.graph.tensors import SOFTMAX_QUANTIZATION
 from thaw.graph.trainable import TrainableGraph
+from thaw.model.graphs import MODEL_DIGEST, float_graph, graph_header
 from thaw.model.model import Model
 from thaw.recipe.quantize_settings import QuantizeSettings
 from thaw.seeds import numpy_generator
@@ -42,22 +42,23 @@ Probabilities = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How good a network is on the validation images: `accuracy` and the mean recall over classes, 0 to 1."""
+    """`accuracy` and mean recall over classes (`balanced_accuracy`) on the validation images, 0 to 1."""
 
     accuracy: float
     balanced_accuracy: float
 
     def by(self, score: Score) -> float:
-        """The figure that chooses."""
+        """The score that selects."""
         return self.accuracy if score == "accuracy" else self.balanced_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An int8 graph that could be the one.
+    """An int8 graph that may be selected.
 
     Attributes:
-        method: "minmax" or "mse" (how ranges were cut), or "qat" (ranges of the better one, then trained on).
+        method: "minmax" or "mse" (how ranges were calibrated), or "qat" (the better ranges, then trained further).
+        graph: the int8 graph.
         scores: on the validation images.
         squared_error: mean squared difference of its validation probabilities from those of the float network.
     """
@@ -68,22 +69,22 @@ class Candidate:
     squared_error: float
 
     def rank(self, score: Score) -> tuple[float, float]:
-        """What the better of two has more of: the figure that chooses, and of equals nearness to the float network."""
+        """Larger is better: the score that selects, then closeness to the float network."""
         return self.scores.by(score), -self.squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationResult:
-    """The int8 graph that was chosen, and how.
+    """The selected int8 graph, and what it was selected from.
 
     Attributes:
         chosen: one of `candidates`.
         candidates: all that were tried, in order.
         float_scores: of the float network on the validation images.
-        score: the figure that chose.
-        validation_count: validation images.
-        calibration_images: training images that the ranges were taken from.
-        qat: the stage of training on; None where there was no need, or where not one epoch came out finite.
+        score: the score that selected.
+        validation_count: number of validation images.
+        calibration_images: number of training images that the ranges were calibrated on.
+        qat: summary of quantization-aware training; None if it was not needed, or if no epoch stayed finite.
     """
 
     chosen: Candidate
@@ -100,7 +101,7 @@ class QuantizationResult:
         return self.chosen.graph
 
     def as_dict(self) -> dict[str, Any]:
-        """The `int8` part of metrics.json but for what the test images say."""
+        """The `int8` part of metrics.json without the results on the test images."""
         weighted = [op for op in self.graph.ops if isinstance(op, Weighted)]
         return {
             "method": self.chosen.method,
@@ -127,14 +128,6 @@ class QuantizationResult:
         }
 
 
-def float_graph(model: Model) -> Graph:
-    """The float32 graph of a trained model, from raw pixels to "logits" and "probabilities"."""
-    input_spec = model.input_spec
-    return lower(
-        model.module, shape=input_spec.shape, mean=input_spec.mean, std=input_spec.std, classes=len(model.classes)
-    )
-
-
 def int8_probabilities(graph: Graph, images: npt.NDArray[np.uint8]) -> Probabilities:
     """Class probabilities by the reference interpreter, float64 [N, K], of an int8 graph whose last output they are."""
     numbers = run(graph, images)[graph.outputs[-1]].astype(np.float64)
@@ -144,10 +137,10 @@ def int8_probabilities(graph: Graph, images: npt.NDArray[np.uint8]) -> Probabili
 def quantize_model(
     model: Model, context: TrainingContext, settings: QuantizeSettings, augment: AugmentSettings
 ) -> Generator[EpochRecord, None, QuantizationResult]:
-    """Calibrate, choose on validation images, and train on where too much is lost; yields the epochs of that.
+    """Calibrate, select on validation images, and train further if accuracy was lost; yields the epochs of that.
 
-    Equal arguments give equal bits. Training on that ends in a loss which is not finite costs nothing but itself: what
-    it had reached until then counts, or else what calibration gave.
+    Equal arguments give equal bits. If the loss of that training becomes infinite or NaN, its best epoch until then
+    counts, or the calibrated graph if there is none.
     """
     graph = float_graph(model)
     images = calibration_images(context.train, settings.calibration_images, context.seed)
@@ -176,33 +169,16 @@ def quantize_model(
 
 
 def calibration_images(train: ImageSet, count: int, seed: int) -> npt.NDArray[np.uint8]:
-    """`count` training images (all where there are fewer) that the run's seed chooses."""
+    """`count` training images (all if there are fewer), uint8 [N, H, W, C], selected by the run's seed."""
     chosen = numpy_generator(seed, "calibration").choice(len(train), min(count, len(train)), replace=False)
     return np.ascontiguousarray(train.images[np.sort(chosen)])
 
 
-def graph_header(model: Model, facts: Mapping[str, Any]) -> GraphHeader:
-    """What the file of a model's graph says beside it; `facts` come after those of the model."""
-    header = model.header
-    recipe = header.get("recipe")
-    words = [header.get("dataset"), recipe.get("name") if isinstance(recipe, dict) else None]
-    known = {key: header[key] for key in ("dataset", "seed") if key in header}
-    if "fingerprint" in header:
-        # Enough to tell data apart, in files that go where memory is counted.
-        known["fingerprint"] = str(header["fingerprint"])[:16]
-    return GraphHeader(
-        name="-".join(str(word) for word in words if word) or "model",
-        classes=model.classes,
-        input_spec=model.input_spec,
-        facts={**known, **facts},
-    )
-
-
 def compare_on_test(quantization: QuantizationResult, test: ImageSet, expected: Probabilities) -> dict[str, Any]:
-    """The `test` part of `int8` in metrics.json: the int8 graph against the float network, whose answers are given.
+    """The `test` part of `int8` in metrics.json: the int8 graph compared with the float network.
 
     Args:
-        quantization: what was chosen before.
+        quantization: what was selected before.
         test: N labeled images.
         expected: float64 [N, K], the float network's probabilities.
     """
@@ -223,6 +199,12 @@ def compare_on_test(quantization: QuantizationResult, test: ImageSet, expected: 
     }
 
 
+def int8_header(model: Model, quantization: QuantizationResult) -> GraphHeader:
+    """What the file of a model's int8 graph says about it."""
+    facts = {"method": quantization.chosen.method, "validation accuracy": quantization.chosen.scores.accuracy}
+    return graph_header(model, {**facts, MODEL_DIGEST: model.digest})
+
+
 def _train_on(
     graph: Graph, ranges: Mapping[str, Range], context: TrainingContext, settings: QatSettings, augment: AugmentSettings
 ) -> Generator[EpochRecord, None, tuple[Graph, StageSummary] | None]:
@@ -230,7 +212,7 @@ def _train_on(
     module.to(context.device)
     stage_run = context.run(QatStage(module, settings), augment)
     records = []
-    # Weights that have run away cannot be quantized, which is told as a UsageError.
+    # Weights that have diverged cannot be quantized: a UsageError.
     with contextlib.suppress(TrainingError, UsageError):
         for record in stage_run.epochs():
             records.append(record)

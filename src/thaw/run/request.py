@@ -1,9 +1,10 @@
-"""What a run is asked for, and how run.json keeps it."""
+"""The request of a run: how it is built from a caller's arguments, and how run.json stores it."""
 
 from __future__ import annotations
 
+import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from thaw.data.problems import Problem
 from thaw.data.sources import NAMES
 from thaw.errors import RecipeError, RunError, UsageError
 from thaw.plain import LARGEST_WHOLE, from_plain
-from thaw.quoting import shown
+from thaw.quoting import shell_command, shown
 from thaw.recipe.budget import Budget
-from thaw.recipe.recipe import Recipe, recipe_from_dict
+from thaw.recipe.recipe import Recipe, default_recipe, grouped, load_recipe, recipe_from_dict
 from thaw.run.folder import RUN_VERSION
 
-_KEPT_TYPES: dict[str, type | types.UnionType] = {
+_STORED_TYPES: dict[str, type | types.UnionType] = {
     "source": str | None,
     "recipe_name": str,
     "recipe": dict,
@@ -36,28 +37,33 @@ _KEPT_TYPES: dict[str, type | types.UnionType] = {
 }
 
 
-# More threads than any machine has cores; a run is resumed with as many as it began with.
+# More threads than any machine has cores; a run is resumed with as many as it started with.
 _MOST_THREADS = 4096
+
+_REMEDY = "restore it, or start a new run"
+
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Settings of a recipe to replace: {"dual": {"epochs": 5}}, {"dual.epochs": 5} or ["dual.epochs=5"]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """What a run is asked for; all but `source` in memory is what run.json keeps.
+    """What a run is asked for. All but a `source` in memory is stored in run.json.
 
     Attributes:
-        source: a name, a path, a Hub id, or arrays (see `thaw.data.prepare.prepare`).
+        source: a name, a path, a Hub id, or data in memory (see `thaw.load`).
         recipe_name: for the record.
         recipe: what to train and how.
-        seed: of everything random in the run.
+        seed: random seed.
         device: "auto", "cpu" or "cuda".
         folds: folds of the cross-validation, 0 for none.
         data_root: folder that holds the named data sets.
         skip_broken: leave out images that cannot be read, and list them.
-        budget: what the network may cost at most.
+        budget: upper limits on the network's cost.
         chosen: notes on what was chosen where the recipe left the size open.
-        overrides: what was set beside the recipe, such as "dual.epochs=5", for the record.
-        command: the command line that asked, for the record.
-        typed: the source as it was given, where `source` is that made absolute.
+        overrides: settings replaced in the recipe, such as "dual.epochs=5", for the record.
+        command: the command line that makes the same run, for the record; "" if there is none.
+        typed: the source as it was given, if `source` is the absolute path made from it.
     """
 
     source: Any
@@ -76,7 +82,7 @@ class TrainRequest:
 
     @property
     def given(self) -> str:
-        """The source in the words in which it was given, for the record."""
+        """The source as it was given, for the record."""
         return self.typed or (str(self.source) if isinstance(self.source, str | Path) else "arrays")
 
     def __post_init__(self) -> None:
@@ -88,9 +94,9 @@ class TrainRequest:
             raise UsageError("folds 1: expected 0 for none, or at least 2")
 
     def as_dict(self) -> dict[str, Any]:
-        """What run.json keeps; a source in memory is told by None, and must be given again to resume."""
+        """What run.json stores. A source in memory is stored as None, and has to be given again to resume."""
         source = str(self.source) if isinstance(self.source, str | Path) else None
-        # A path is kept absolute, so that a run can be resumed from another folder.
+        # Paths are stored absolute, so that a run can be resumed from another folder.
         if source is not None and source not in NAMES and Path(source).expanduser().exists():
             source = str(Path(source).expanduser().resolve())
         return {
@@ -115,27 +121,25 @@ class TrainRequest:
         """The inverse of `as_dict`.
 
         Raises:
-            RunError: when run.json is not whole, or a source in memory was not given again.
+            RunError: when run.json is incomplete or invalid, or a source in memory was not given again.
         """
-        for name, kind in _KEPT_TYPES.items():
+        for name, kind in _STORED_TYPES.items():
             if name not in data:
-                raise RunError(f"run.json has no {name}\nrestore it, or start a new run")
+                raise RunError(f"run.json has no {name}\n{_REMEDY}")
             value = data[name]
             # To Python, true and false are whole numbers too.
             is_kind = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if not is_kind or not _is_in_range(name, value):
-                raise RunError(
-                    f"run.json has {name} = {shown(data.get(name))}, which cannot be\nrestore it, or start a new run"
-                )
-        kept, root, budget = data["source"], data["data_root"], data.get("budget")
-        if kept is None and source is None:
+                raise RunError(f"run.json: invalid {name} {shown(value)} (expected {_kind_name(kind)})\n{_REMEDY}")
+        stored, root, budget = data["source"], data["data_root"], data.get("budget")
+        if stored is None and source is None:
             raise RunError(
-                "this run was trained from arrays in memory\n"
-                "resume it from Python: thaw.train((images, labels), resume=...)"
+                "this run was trained on arrays in memory\n"
+                "open it from Python with them: thaw.Run.open(path, source=(images, labels))"
             )
         try:
             return cls(
-                source=source if source is not None else kept,
+                source=source if source is not None else stored,
                 recipe_name=data["recipe_name"],
                 recipe=recipe_from_dict(data["recipe"]),
                 seed=data["seed"],
@@ -150,9 +154,9 @@ class TrainRequest:
                 typed=str(data.get("typed", "")),
             )
         except RecipeError as error:
-            raise RunError(f"run.json holds a recipe that cannot be\n{error}") from error
+            raise RunError(f"run.json: invalid recipe\n{error}") from error
         except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
-            raise RunError(f"run.json cannot be: {error}\nrestore it, or start a new run") from error
+            raise RunError(f"run.json: {error}\n{_REMEDY}") from error
 
 
 def _is_in_range(name: str, value: object) -> bool:
@@ -163,5 +167,103 @@ def _is_in_range(name: str, value: object) -> bool:
     return not isinstance(value, int) or abs(value) <= LARGEST_WHOLE
 
 
-def _notes(kept: list[Any] | None) -> tuple[Problem, ...]:
-    return tuple(from_plain(Problem, note, f"chosen[{index}]") for index, note in enumerate(kept or ()))
+def _kind_name(kind: type | types.UnionType) -> str:
+    """A type of `_STORED_TYPES` in the words of JSON."""
+    words = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+    kinds = [kind] if isinstance(kind, type) else list(kind.__args__)
+    return " or ".join(words.get(each, "null") for each in kinds)
+
+
+def _notes(stored: list[Any] | None) -> tuple[Problem, ...]:
+    return tuple(from_plain(Problem, note, f"chosen[{index}]") for index, note in enumerate(stored or ()))
+
+
+def build_request(  # noqa: PLR0913 - independent options, by keyword only
+    source: Any,
+    *,
+    recipe: str | Recipe = "",
+    overrides: Overrides = (),
+    seed: int = 0,
+    device: str = "auto",
+    folds: int = 0,
+    data_root: str | Path | None = None,
+    skip_broken: bool = False,
+    budget: str = "",
+    group_by: str = "",
+) -> TrainRequest:
+    """The request that the arguments of `thaw.train` ask for.
+
+    Raises:
+        UsageError: for an argument with an invalid value, or overrides beside a `Recipe`.
+        RecipeError: for an unknown recipe or invalid settings.
+    """
+    texts = override_texts(overrides)
+    if isinstance(recipe, Recipe):
+        if texts:
+            raise UsageError("overrides apply to a recipe's name or file; change a Recipe by dataclasses.replace")
+        name, settings, command = "custom", recipe, ""
+    else:
+        asked = recipe or default_recipe(source, has_budget=bool(budget))
+        name, settings = load_recipe(asked, texts)
+        options = {"--recipe": asked, "--seed": seed, "--folds": folds, "--budget": budget, "--group-by": group_by}
+        command = _command(source, options, texts, device=device, skip_broken=skip_broken)
+    return TrainRequest(
+        source=source,
+        recipe_name=name,
+        recipe=grouped(settings, group_by),
+        seed=seed,
+        device=device,
+        folds=folds,
+        data_root=None if data_root is None else Path(data_root).expanduser(),
+        skip_broken=skip_broken,
+        budget=Budget.parse(budget) if budget else None,
+        overrides=texts,
+        command=command,
+    )
+
+
+def override_texts(overrides: Overrides) -> tuple[str, ...]:
+    """Overrides as the command line takes them, such as "dual.epochs=5".
+
+    Raises:
+        UsageError: for anything else than a mapping or a sequence of texts.
+    """
+    if isinstance(overrides, Mapping):
+        return tuple(f"{key}={_as_toml(value)}" for key, value in _leaves(overrides))
+    is_sequence = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not is_sequence or not all(isinstance(each, str) for each in overrides):
+        raise UsageError(f"overrides {shown(overrides)}: expected a dict, or a list such as ['dual.epochs=5']")
+    return tuple(overrides)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """{"dual": {"epochs": 5}} -> [("dual.epochs", 5)]."""
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found += _leaves(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return found
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_as_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_as_toml, value)) + "]"
+    # A text, a number or a boolean is written alike in JSON and in TOML.
+    return json.dumps(value) if isinstance(value, str | bool | int | float) else str(value)
+
+
+def _command(
+    source: Any, options: Mapping[str, object], overrides: Sequence[str], *, device: str, skip_broken: bool
+) -> str:
+    """The command line that asks for the same run; "" for a source in memory."""
+    if not isinstance(source, str | Path):
+        return ""
+    words = ["thaw", "train", str(source)]
+    for option, value in options.items():
+        words += [option, str(value)] if value or option == "--seed" else []
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--device", device] if device != "auto" else []
+    words += ["--skip-broken"] if skip_broken else []
+    return shell_command(words)

@@ -22,7 +22,7 @@ from thaw.data.prepare import PreparedData
 from thaw.data.resize import resize
 from thaw.data.splits import Rows, cut_off
 from thaw.errors import TrainingError
-from thaw.model.model import network_probabilities
+from thaw.model.probabilities import network_probabilities
 from thaw.models.stages import Shape
 from thaw.recipe.candidates import Candidate
 from thaw.recipe.recipe import Recipe

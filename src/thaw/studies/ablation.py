@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thaw.data.ingest import Progress as DecodeProgress
 from thaw.data.prepare import PreparedData, prepare
 from thaw.errors import RunError, UsageError
 from thaw.evidence.environment import environment
@@ -22,12 +23,11 @@ from thaw.evidence.quality import mcnemar, mean_interval
 from thaw.files import write_atomically, write_document
 from thaw.graph.cost import count_cost
 from thaw.graph.lower import lower
-from thaw.model.model import network_probabilities
+from thaw.model.probabilities import network_probabilities
 from thaw.quoting import markdown_code, markdown_text
 from thaw.recipe.recipe import Recipe
 from thaw.run.context import normalization_of, training_context
 from thaw.run.folder import RunFolder, locked, read_json
-from thaw.run.pipeline import DecodeProgress
 from thaw.training.arms import PLAIN, STUDIES, Arm, ArmTraining, Modules, StudyName, arm_tensors, load_arm
 from thaw.training.checkpoint import read_tensors, write_tensors
 from thaw.training.compute import LANES, ParallelBranches, precision_name, resolve_device, resolve_precision

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thaw.data.ingest import Progress as DecodeProgress
 from thaw.data.prepare import prepare
 from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mean_interval
 from thaw.files import write_atomically, write_document
+from thaw.model.metrics_file import read_metrics
 from thaw.quoting import listed, markdown_code, markdown_text, shown
 from thaw.recipe.recipe import Recipe, load_recipe
+from thaw.run.events import Event
 from thaw.run.folder import read_json
-from thaw.run.metrics_file import read_metrics
-from thaw.run.pipeline import DecodeProgress, Event, resume_run, start_run
+from thaw.run.pipeline import resume_run, start_run
 from thaw.run.request import TrainRequest
 from thaw.training.compute import resolve_device
 

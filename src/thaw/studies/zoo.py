@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from thaw.data.sources import NAMES
-from thaw.deploy.export import TrainedRun
 from thaw.errors import MissingDependencyError, ModelFileError, RunError, UsageError
 from thaw.evidence.quality import mean_interval
 from thaw.export.to_litert import write_litert
 from thaw.files import SEAL, parse_object, write_atomically, write_document
 from thaw.graph.cost import STACK_BYTES
 from thaw.graph.plan import constant_bytes, plan_memory
+from thaw.model.metrics_file import read_metrics
 from thaw.model.zoo import CARD_FILE, ZOO_PREFIX, zoo_root
 from thaw.model.zoo_card import Mean, Measured, SeedResult, ZooCard, card_of, read_card
 from thaw.quoting import shell_command, shown
 from thaw.recipe.recipe import Recipe, load_recipe, recipe_names
 from thaw.run.folder import RunFolder
-from thaw.run.metrics_file import read_metrics
+from thaw.run.run import Run
 
 RESERVED = ("add", "list", "plot", "seal", "show")
 """Words of the command line, which no model may be called."""
@@ -34,7 +34,7 @@ class _Finished:
     """A finished run, with what run.json and metrics.json say."""
 
     folder: RunFolder
-    opened: TrainedRun
+    opened: Run
     metrics: Mapping[str, Any]
 
     @classmethod
@@ -42,7 +42,7 @@ class _Finished:
         folder = RunFolder(path.expanduser())
         if not folder.metrics.is_file():
             raise RunError(f"{path} is no finished run: it holds no metrics.json\ngive folders that thaw train wrote")
-        return cls(folder=folder, opened=TrainedRun.open(folder.path), metrics=read_metrics(folder.metrics))
+        return cls(folder=folder, opened=Run.open(folder.path), metrics=read_metrics(folder.metrics))
 
     @property
     def recipe(self) -> Recipe:
@@ -181,7 +181,7 @@ def _check_repeatable(run: _Finished) -> None:
 
 
 def _card(name: str, best: _Finished, results: Sequence[SeedResult]) -> ZooCard:
-    metrics, request, graph = best.metrics, best.opened.request, best.opened.graph("int8")
+    metrics, request, graph = best.metrics, best.opened.request, best.opened.model.graph("int8")
     overrides = tuple(metrics["overrides"])
     words = ["thaw", "train", str(request.source), "--recipe", metrics["recipe"]]
     words += [word for override in overrides for word in ("--set", override)]
@@ -220,9 +220,9 @@ def _mean(accuracies: Sequence[float]) -> Mean:
     return Mean(mean=mean, half_width=half)
 
 
-def _litert_bytes(run: TrainedRun) -> int | None:
+def _litert_bytes(run: Run) -> int | None:
     try:
-        return len(write_litert(run.graph("int8"), run.card()))
+        return len(write_litert(run.model.graph("int8"), run.model.card()))
     except MissingDependencyError:
         return None
 

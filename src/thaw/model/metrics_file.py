@@ -1,4 +1,4 @@
-"""metrics.json as later commands read it: `zoo add`, `export`, `reproduce` and the report's deployment section."""
+"""metrics.json as it is read back: by exports, studies, the zoo and the report's deployment section."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from thaw.errors import RunError
+from thaw.files import read_document
 from thaw.quoting import shown
-from thaw.run.folder import read_json
 
+METRICS_FILE = "metrics.json"
 METRICS_SCHEMA = 1
 
 
@@ -47,24 +48,24 @@ _USED: Mapping[str, _Check] = {
     "environment": ("an object", lambda value: isinstance(value, dict)),
     "stages": ("a list", lambda value: isinstance(value, list)),
 }
-"""What later commands use, and what it has to be; docs/metrics.md describes the rest."""
+"""What thaw reads back, and what it expects there; docs/metrics.md describes the rest."""
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """A run's metrics.json, what thaw itself uses of it checked.
+    """A run's metrics.json without its digest. The values that thaw itself uses are checked.
 
     Raises:
-        RunError: when it cannot be read, has been changed, is of another schema, or a value is not what it has to be.
+        RunError: when it cannot be read, was edited, has another schema, or a value is invalid.
     """
-    metrics = read_json(path)
+    metrics = read_document(path, mend="restore the file, or start a new run")
     if metrics.get("schema") != METRICS_SCHEMA:
-        raise RunError(f"{path} has schema {shown(metrics.get('schema'))}, this thaw reads {METRICS_SCHEMA}")
+        raise RunError(f"{path} has schema {shown(metrics.get('schema'))}; this version of thaw reads {METRICS_SCHEMA}")
     for name, (expected, is_right) in _USED.items():
         value: Any = metrics
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if not is_right(value):
             raise RunError(
-                f"{path} has {name} = {shown(value)}: expected {expected}\nrestore the file, or train the run again"
+                f"{path}: invalid {name} {shown(value)} (expected {expected})\nrestore the file, or train again"
             )
     return metrics

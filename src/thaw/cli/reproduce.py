@@ -1,0 +1,52 @@
+"""`thaw reproduce`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thaw.cli.options import DataRoot, Device, Json, Seeds
+
+
+def reproduce(
+    datasets: Annotated[
+        list[str] | None, typer.Option("--dataset", help="mnist, fashion_mnist, cifar10; repeatable; all by default.")
+    ] = None,
+    seeds: Seeds = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.")] = Path("runs/reproduce"),
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Train on the paper's data sets and compare with the published figures. Resumes where it was interrupted."""
+    from thaw.cli.interrupt import RESUMABLE, told_when_stopped, watched
+    from thaw.cli.output import print_study
+    from thaw.cli.training_progress import TrainingProgress
+    from thaw.events import decoding_to
+    from thaw.quoting import shell_command
+    from thaw.studies.reproduce import PUBLISHED, SeedStarted, Written, parse_seeds
+    from thaw.studies.reproduce import reproduce as run_reproduction
+    from thaw.training.compute import keep_freed_memory
+
+    keep_freed_memory()
+    with TrainingProgress() as progress, told_when_stopped(RESUMABLE):
+        events = run_reproduction(
+            list(datasets or PUBLISHED),
+            parse_seeds(seeds),
+            out=out,
+            device=device,
+            data_root=data_root,
+            command=shell_command(["thaw", *sys.argv[1:]]),
+            progress=decoding_to(progress),
+        )
+        for event in watched(events):
+            if isinstance(event, SeedStarted):
+                progress.say(f"\n{event.title}, seed {event.seed}: {event.path}")
+            elif isinstance(event, Written):
+                progress.close()
+                print_study(event.result, event.page, as_json=as_json)
+            else:
+                progress(event)

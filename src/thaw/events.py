@@ -1,0 +1,37 @@
+"""What a long call reports while it works: the events that the front passes to `on_event`.
+
+Besides these two, a caller receives the events of a run (`thaw.run.events`) and the problems found in images
+(`thaw.data.problems.Problem`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+OnEvent = Callable[[object], None]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """`done` of `total` images are decoded."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of an export, verification or benchmark begins; `text` describes it in one line."""
+
+    text: str
+
+
+def decoding_to(on_event: OnEvent | None) -> Callable[[int, int], None] | None:
+    """The progress callback of the readers in `thaw.data`, which passes `Decoding` events on."""
+    return None if on_event is None else lambda done, total: on_event(Decoding(done, total))
+
+
+def steps_to(on_event: OnEvent | None) -> Callable[[str], None]:
+    """A function that passes its line of text on as a `Step` event."""
+    return (lambda _: None) if on_event is None else lambda text: on_event(Step(text))

@@ -1,0 +1,62 @@
+"""The events of a run, in the order in which they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thaw.data.prepare import PreparedData
+from thaw.graph.cost import Cost
+from thaw.run.cross_validation import EpochDone, FoldDone
+from thaw.run.quantization import QuantizationResult
+from thaw.run.trials import Trial, TrialPlan
+from thaw.training.engine import EpochRecord
+
+
+@dataclass(frozen=True)
+class Started:
+    """The data are ready, and training starts or resumes.
+
+    Attributes:
+        path: the run folder.
+        data: what the run trains on.
+        cost: of the network.
+        epochs_done: epochs that an earlier process finished.
+        stages: stage -> planned epochs.
+        folds: of the cross-validation; 0 for none.
+        epoch_seconds: stage -> estimated seconds per epoch on this machine.
+    """
+
+    path: Path
+    data: PreparedData
+    cost: Cost
+    epochs_done: int
+    stages: dict[str, int]
+    folds: int
+    epoch_seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class QatEpochDone:
+    """An epoch of quantization-aware training is over. A resume starts that training again."""
+
+    record: EpochRecord
+
+
+@dataclass(frozen=True)
+class Int8Done:
+    """The int8 graph is selected and saved."""
+
+    quantization: QuantizationResult
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over; `path` is its folder, `metrics` what metrics.json holds."""
+
+    path: Path
+    metrics: dict[str, Any]
+
+
+Event = TrialPlan | Trial | Started | EpochDone | FoldDone | QatEpochDone | Int8Done | Finished

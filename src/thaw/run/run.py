@@ -1,0 +1,358 @@
+"""Run: a run folder, finished or interrupted, and everything that one can do with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from thaw.errors import RunError
+from thaw.events import OnEvent, decoding_to, steps_to
+from thaw.export.card import Precision
+from thaw.model.metrics_file import read_metrics
+from thaw.model.model import Model
+from thaw.model.probabilities import Prediction
+from thaw.quoting import xml_text
+from thaw.run.folder import EXPORT_FOLDER, RunFolder, locked, open_for_resume
+from thaw.run.request import TrainRequest
+
+if TYPE_CHECKING:
+    from thaw.data.prepare import PreparedData
+    from thaw.deploy.bench import Bench
+    from thaw.deploy.export import Export
+    from thaw.deploy.verify import Verification
+    from thaw.evidence.findings import Finding
+    from thaw.evidence.quality import Quality
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Run:
+    """A run folder, finished or interrupted. `thaw.train` returns one, `Run.open` opens one.
+
+    Attributes:
+        path: the run folder.
+        source: the data, for a run that was trained on data in memory; else None.
+        data_root: folder that holds the named data sets; None for where they were in training.
+    """
+
+    path: Path
+    source: Any = None
+    data_root: Path | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, *, source: Any = None, data_root: str | Path | None = None) -> Self:
+        """Open a run folder.
+
+        Args:
+            path: the folder that `thaw.train` or `thaw train` wrote.
+            source: the data, needed to resume, verify or export a run that was trained on data in memory.
+            data_root: folder that holds the named data sets; by default where they were in training.
+
+        Raises:
+            RunError: when it is no run folder, or was made by another version.
+        """
+        folder, _ = open_for_resume(Path(path))
+        root = None if data_root is None else Path(data_root).expanduser()
+        return cls(path=folder.path, source=source, data_root=root)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is complete. If not, `resume` completes it."""
+        return self._folder.metrics.is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured (docs/metrics.md).
+
+        Raises:
+            RunError: when the run is not finished, or the file is damaged.
+        """
+        if not self.is_finished:
+            raise RunError(f"{self.path} is not finished\nresume it with: thaw train --resume {self.path}")
+        return read_metrics(self._folder.metrics)
+
+    @property
+    def report(self) -> Path:
+        """The HTML page of the run."""
+        return self._folder.report
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What to know before the accuracy is trusted, such as a model that learned nothing; mostly empty."""
+        from thaw.evidence.findings import Finding
+
+        return tuple(map(Finding.from_dict, self.metrics["findings"]))
+
+    @property
+    def history(self) -> dict[str, npt.NDArray[Any]]:
+        """The training history by epoch: column -> array of one entry per epoch, ready to plot.
+
+        Columns are those of history.jsonl (docs/metrics.md), such as "stage" and "validation_accuracy". What an epoch
+        has for each of its outputs is one column per output, such as "losses.original", NaN in epochs without it.
+        """
+        return _columns(self._records())
+
+    @cached_property
+    def model(self) -> Model:
+        """The trained model.
+
+        Raises:
+            ModelFileError: when training has not finished.
+        """
+        return Model.load(self.path)
+
+    def resume(self, *, on_event: OnEvent | None = None) -> Run:
+        """Resume an interrupted run after its last finished epoch. A finished run is only measured again.
+
+        Args:
+            on_event: called with each event of the run (`thaw.run.events`) and each `Decoding`.
+
+        Returns:
+            The finished run.
+
+        Raises:
+            RunError: when the data have changed since the run started.
+            TrainingError: when the loss is not finite.
+        """
+        from thaw.run.pipeline import resume_run
+
+        events = resume_run(self.path, source=self.source, data_root=self.data_root, progress=decoding_to(on_event))
+        return drive(events, on_event, source=self.source, data_root=self.data_root)
+
+    def predict(
+        self, images: object, *, skip_broken: bool = False, on_event: OnEvent | None = None
+    ) -> list[Prediction]:
+        """Predict the class of images; see `Model.predict`."""
+        return self.model.predict(images, skip_broken=skip_broken, on_event=on_event)
+
+    def evaluate(self, source: Any, *, skip_broken: bool = False, on_event: OnEvent | None = None) -> Quality:
+        """Measure the model on other data; see `Model.evaluate`."""
+        return self.model.evaluate(source, data_root=self.data_root, skip_broken=skip_broken, on_event=on_event)
+
+    def export(
+        self,
+        formats: Sequence[str] | None = None,
+        *,
+        precision: Precision | None = None,
+        out: str | Path | None = None,
+        prefix: str | None = None,
+    ) -> Export:
+        """Write the model in formats that run on devices, and record it in the report.
+
+        Args:
+            formats: any of "onnx", "litert", "c", "web"; None for all but the web page.
+            precision: "float" or "int8"; None for both where the format has both.
+            out: the folder; RUN/export by default.
+            prefix: what symbols, macros and files of the C begin with, a C identifier; by default made from the name.
+
+        Raises:
+            UsageError: for an unknown format, a format without that precision, or an invalid prefix.
+            RunError: when the folder cannot be written. A missing package is reported in the result's `missing`.
+        """
+        from thaw.deploy.export import export, select_formats
+
+        chosen = select_formats(formats, precision, prefix)
+        with self._held():
+            self._prepare_graphs({each for precisions in chosen.values() for each in precisions})
+            result = export(self.model, chosen, self._export_folder(out), prefix=prefix)
+            self._record_export(result)
+        return result
+
+    def verify(
+        self,
+        boards: Sequence[str] = (),
+        *,
+        images: int | None = None,
+        out: str | Path | None = None,
+        data_root: str | Path | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Verification:
+        """Run every exported file on the test images, compare with the reference interpreter, and record the result.
+
+        Everything is exported first if nothing was.
+
+        Args:
+            boards: emulated boards to run the C on as well, such as "cortex-m4".
+            images: number of test images; all by default, and 1,000 on an emulated board.
+            out: the folder of the exported files; RUN/export by default.
+            data_root: folder that holds the named data sets, instead of the run's.
+            on_event: called with each `Decoding` and each `Step`.
+
+        Raises:
+            UsageError: for an unknown board or no images.
+            RunError: when the data have changed. What differs, fails or is missing is in the result's `checks`.
+        """
+        from thaw.deploy.verify import check_boards, verify
+
+        check_boards(boards, images)
+        folder, tell = self._export_folder(out), steps_to(on_event)
+        with self._held():
+            test = self._data(on_event, data_root).test.open()
+            missing = self._export_if_none(folder, on_event)
+            result = verify(self.model, test, folder, boards=boards, images=images, missing=missing, tell=tell)
+            self._record("verify", result.as_dict())
+        return result
+
+    def bench(
+        self,
+        *,
+        out: str | Path | None = None,
+        rounds: int = 20,
+        repeats: int = 100,
+        on_event: OnEvent | None = None,
+    ) -> Bench:
+        """Time one image in torch, onnxruntime, LiteRT and the C, in turns, on one thread, and record the result.
+
+        Everything is exported first if nothing was.
+
+        Args:
+            out: the folder of the exported files; RUN/export by default.
+            rounds: how often each runtime has its turn, at least 1.
+            repeats: timed inferences per turn, at least 1.
+            on_event: called with each `Decoding` and each `Step`.
+        """
+        from thaw.deploy.bench import bench
+
+        folder, tell = self._export_folder(out), steps_to(on_event)
+        with self._held():
+            missing = self._export_if_none(folder, on_event)
+            result = bench(self.model, folder, missing=missing, rounds=rounds, repeats=repeats, tell=tell)
+            self._record("bench", result.as_dict())
+        return result
+
+    def __repr__(self) -> str:
+        if not self.is_finished:
+            return f"Run({str(self.path)!r}, not finished, {len(self._records())} epochs done)"
+        metrics = self.metrics
+        return f"Run({str(self.path)!r}, {metrics['dataset']}, test accuracy {metrics['test']['accuracy']:.2%})"
+
+    def _repr_html_(self) -> str:
+        """A summary with the training curves, for notebooks."""
+        from thaw.run.notebook import summary_html
+
+        return summary_html(self.metrics, self.history) if self.is_finished else f"<p>{xml_text(repr(self))}</p>"
+
+    @property
+    def _folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @cached_property
+    def _stored(self) -> dict[str, Any]:
+        return open_for_resume(self.path)[1]
+
+    @property
+    def request(self) -> TrainRequest:
+        """What the run was asked for, with nothing left open.
+
+        Raises:
+            RunError: when run.json is damaged, or the data in memory were not given again.
+        """
+        return TrainRequest.from_dict(self._stored, self.source)
+
+    def _records(self) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(line) for line in self._folder.history.read_text("utf-8").splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self._folder.history}: {error}") from error
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """The folder of a run with a model, locked against other processes."""
+        assert self.model is not None, "loaded first, so that a run without one is refused at once"
+        with locked(self._folder):
+            yield
+
+    def _export_folder(self, out: str | Path | None) -> Path:
+        return self.path / EXPORT_FOLDER if out is None else Path(out).expanduser()
+
+    def _data(self, on_event: OnEvent | None, data_root: str | Path | None = None) -> PreparedData:
+        """The data that the run was trained on, prepared again."""
+        from thaw.data.prepare import prepare
+        from thaw.model.origin import check_fingerprint
+
+        request = self.request
+        data = prepare(
+            request.source,
+            request.recipe.data,
+            seed=request.seed,
+            data_root=data_root or self.data_root or request.data_root,
+            skip_broken=request.skip_broken,
+            folds=request.folds,
+            progress=decoding_to(on_event),
+        )
+        check_fingerprint(data, self._stored.get("fingerprint"), self.path)
+        return data
+
+    def _prepare_graphs(self, precisions: set[Precision], on_event: OnEvent | None = None) -> None:
+        """Make the int8 network again, as training made it, if it is needed and its file is missing."""
+        if "int8" not in precisions or self._folder.int8.is_file():
+            return
+        from thaw.graph.graph_file import write_graph
+        from thaw.run.pipeline import quantize_run
+
+        write_graph(self._folder.int8, *quantize_run(self.model, self._data(on_event), self.request))
+
+    def _export_if_none(self, folder: Path, on_event: OnEvent | None) -> dict[str, str]:
+        """Export everything if nothing was; format -> why it could not be written."""
+        from thaw.deploy.export import export_if_none
+
+        self._prepare_graphs({"int8"}, on_event)
+        made = export_if_none(self.model, folder, steps_to(on_event))
+        if made is None:
+            return {}
+        self._record_export(made)
+        return dict(made.missing)
+
+    def _record_export(self, result: Export) -> None:
+        from thaw.run.deployment import exported_files
+
+        self._record("export", {**result.record(), "targets": exported_files(result.out)})
+
+    def _record(self, part: Any, content: dict[str, Any]) -> None:
+        """Store what was found in deployment.json and in the report. The folder is locked."""
+        from thaw.run.deployment import update_deployment
+        from thaw.run.report import rewrite_deployment
+
+        known = update_deployment(self.path, part, content)
+        if self.is_finished:
+            rewrite_deployment(self.path, self.metrics, known)
+
+
+def drive(
+    events: Generator[object, None, None], on_event: OnEvent | None, *, source: Any, data_root: Path | None
+) -> Run:
+    """Run a pipeline to its end; the finished run."""
+    from thaw.run.events import Finished
+
+    in_memory = None if isinstance(source, str | Path) else source
+    # Closed also if `on_event` raises. Otherwise the folder stays locked as long as somebody keeps the traceback.
+    with contextlib.closing(events):
+        for event in events:
+            if on_event is not None:
+                on_event(event)
+            if isinstance(event, Finished):
+                return Run(path=event.path, source=in_memory, data_root=data_root)
+    raise RuntimeError("a run ended without a result")
+
+
+def _columns(records: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Records of epochs as columns; an entry that is itself a mapping becomes one column for each of its keys."""
+    flat: list[dict[str, Any]] = []
+    for record in records:
+        row: dict[str, Any] = {}
+        for key, value in record.items():
+            row |= (
+                {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+            )
+        flat.append(row)
+    names = dict.fromkeys(name for row in flat for name in row)
+    return {name: np.array([row.get(name, np.nan) for row in flat]) for name in names}
