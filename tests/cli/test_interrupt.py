@@ -43,7 +43,7 @@ def test_an_interrupt_that_was_lost_comes_with_the_next_event_and_what_is_told_i
     [
         ("thaw.deploy.export.export", ("export", "{run}")),
         ("thaw.deploy.verify.check_boards", ("verify", "{run}")),
-        ("thaw.deploy.bench.bench", ("bench", "{run}")),
+        ("thaw.deploy.export.export_if_none", ("bench", "{run}")),
         ("thaw.studies.reproduce.reproduce", ("reproduce",)),
         ("thaw.studies.ablation.ablate", ("ablate", "digits")),
         ("thaw.studies.zoo.add_model", ("zoo", "add", "name", "{run}")),

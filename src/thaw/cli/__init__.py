@@ -1,4 +1,7 @@
-"""The command line. Heavy imports happen inside the commands, so that `thaw --help` answers at once."""
+"""The command line: one file per command, a client of the public API.
+
+Slow imports are inside the commands, so that `thaw --help` answers at once.
+"""
 
 from __future__ import annotations
 

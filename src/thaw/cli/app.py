@@ -1,4 +1,4 @@
-"""The commands of `thaw` and how their errors end."""
+"""The commands of `thaw`, and how their errors are shown."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ app = typer.Typer(
 def _options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; allowed anywhere.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; may be anywhere.")] = False,
 ) -> None:
-    del debug  # `main` takes it from wherever it stands
+    del debug  # `main` takes it, wherever it is on the command line
     if version:
         typer.echo(f"thaw {__version__}")
         raise typer.Exit
@@ -64,9 +64,9 @@ app.add_typer(zoo_app, name="zoo")
 
 
 def run() -> NoReturn:
-    """The program: `main`, but a signal ends the process at once, with everything that has to be on disk there.
+    """The program: `main`, but a signal ends the process at once. Everything that has to be saved is on disk by then.
 
-    The interpreter's own end would wait for threads in the middle of an operation, and may abort over one.
+    The interpreter's own shutdown would wait for threads in the middle of an operation, and may abort because of one.
     """
     handle_signals()
     try:
@@ -83,7 +83,7 @@ def run() -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line; errors that a user can mend end in one or two lines on standard error."""
+    """Run the command line; errors that the user can fix are shown in one or two lines on standard error."""
     given = sys.argv[1:]
     options_end = given.index("--") if "--" in given else len(given)
     debug = "--debug" in given[:options_end]
@@ -95,31 +95,31 @@ def main() -> NoReturn:
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
-    """The exit code of a command line, whose errors are told."""
+    """Run a command line and show its error, if any; the exit code."""
     try:
         result = app(args=arguments, prog_name="thaw", standalone_mode=False)
         sys.stdout.flush()
         code = result if isinstance(result, int) else 0
-        # That is how some versions of typer tell of an interrupt; others raise, as below.
-        return _tell(stopped("stopped"), debug=False) if code == EXIT_INTERRUPTED else code
+        # Some versions of typer return this code after an interrupt; others raise, as below.
+        return _tell(stopped("interrupted"), debug=False) if code == EXIT_INTERRUPTED else code
     except (KeyboardInterrupt, typer.Abort):
-        return _tell(stopped("stopped"), debug=debug)
+        return _tell(stopped("interrupted"), debug=debug)
     except BrokenPipeError:
         silence_output()
         return 1
     except ThawError as error:
         return _tell(error, debug=debug)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback unless it was asked for
-        return _tell(stopped("stopped") if was_stopped() else _in_words(error), debug=debug)
+        return _tell(stopped("interrupted") if was_stopped() else _in_words(error), debug=debug)
 
 
 def _tell(error: ThawError, *, debug: bool) -> int:
-    """Show an error and how to go on; its exit code."""
+    """Show an error and how to continue; its exit code."""
     is_stop = isinstance(error, StoppedError)
     lines = [("" if is_stop else "error: ") + error_text(str(error))]
     if error.next_command:
         lines.append(f"{'' if is_stop else 'fix this, then '}resume with: {error.next_command}")
-    # A terminal that was closed takes nothing more.
+    # The terminal may have been closed.
     with contextlib.suppress(OSError):
         if debug:
             traceback.print_exc()
@@ -128,20 +128,19 @@ def _tell(error: ThawError, *, debug: bool) -> int:
 
 
 def _in_words(error: Exception) -> ThawError:
-    """Any other error as one of ours, with its exit code."""
-    # What typer raises for a wrong option derives from its own copy of click's exceptions, or from click's, by its
-    # version; both have these two attributes.
+    """Any other error as a `ThawError` with its exit code."""
+    # Depending on its version, typer raises click's exceptions or its own copies of them; both have these attributes.
     format_message, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if format_message is not None and isinstance(code, int):
-        # It repeats words of the command line at any length.
-        told = UsageError(re.sub(r"\S+", lambda word: clipped(word[0], NAME_LENGTH), format_message()))
-        told.exit_code = code
-        return told
+        # It repeats words of the command line, which may be long.
+        usage = UsageError(re.sub(r"\S+", lambda word: clipped(word[0], NAME_LENGTH), format_message()))
+        usage.exit_code = code
+        return usage
     foreseen = in_words(error)
     if foreseen is not None:
         silence_output()
         return ThawError(foreseen)
     what = clipped(printable(f"{type(error).__name__}: {error}".splitlines()[0]))
-    told = UsageError(f"unexpected {what}\nrun again with --debug for the details")
-    told.exit_code = EXIT_INTERNAL
-    return told
+    internal = UsageError(f"unexpected {what}\nrun again with --debug for details")
+    internal.exit_code = EXIT_INTERNAL
+    return internal

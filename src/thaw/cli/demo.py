@@ -35,7 +35,7 @@ def demo(
     from thaw.deploy.page_server import is_loopback, start_server
 
     files = demo_files(thaw.Model.load(run))
-    with start_server(files, host=host, port=port) as server, told_when_stopped("stopped"):
+    with start_server(files, host=host, port=port) as server, told_when_stopped("interrupted"):
         print_text(f"{server.url}  (Ctrl-C stops)")
         if not is_loopback(host):
             print_text("everyone who can reach this machine at that address can see the page and load the model")

@@ -1,8 +1,8 @@
-"""Signals that stop a command, as an error with something to say.
+"""Signals that interrupt a command, as an error with a message.
 
-Ctrl-C, SIGTERM and SIGHUP (a terminal that was closed) all raise KeyboardInterrupt in the main thread, at most once in
-two seconds, until somebody says by `stopped` that it has arrived; from then on they are ignored, so that what is told
-is told whole. Everything on disk is written whole or not at all, so a second signal at any moment breaks nothing.
+Ctrl-C, SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt in the main thread, at most once in two seconds,
+until `stopped` makes an error of it. From then on they are ignored, so that the message is shown in full. Files are
+written completely or not at all, so a second signal breaks nothing at any moment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _handled: list[signal.Signals] = []
 """The signals that this process handles itself."""
 
 _received: list[int] = []
-"""The first signal that came; a list, since a handler may run between any two operations."""
+"""The first signal received; a list, since a handler may run between any two operations."""
 
 _last_raised = [0.0]
 """When a signal last raised KeyboardInterrupt, by the monotonic clock."""
@@ -35,9 +35,9 @@ _SETTLING_SECONDS = 2.0
 
 
 class StoppedError(ThawError):
-    """The user stopped the command; the message says what has been kept.
+    """The user interrupted the command; the message says what is saved.
 
-    A KeyboardInterrupt would not do: typer takes it, and what it makes of it differs between its versions.
+    It is no KeyboardInterrupt, since typer catches that, and treats it differently from version to version.
 
     Attributes:
         exit_code: as a shell gives it for the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
@@ -47,7 +47,7 @@ class StoppedError(ThawError):
 
 
 def handle_signals() -> None:
-    """Let the signals raise KeyboardInterrupt, but for those that whoever started this process wants ignored."""
+    """Let the signals raise KeyboardInterrupt, except those that the parent process set to be ignored."""
     # Windows has no SIGHUP.
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):
         number = signal.Signals[name]
@@ -62,18 +62,18 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     is_repeated = bool(_received) and now - _last_raised[0] < _SETTLING_SECONDS
     if not _received:
         _received.append(number)
-    # A second interrupt on the heels of the first would cut off the handling of that.
+    # A second interrupt right after the first would interrupt its handling.
     if not is_repeated:
         _last_raised[0] = now
         raise KeyboardInterrupt
 
 
 def stopped(message: str, resume: str = "") -> StoppedError:
-    """The error of a command that was stopped; signals that come after are ignored.
+    """The error of an interrupted command; later signals are ignored.
 
     Args:
-        message: what has been kept.
-        resume: the command that goes on, if there is one.
+        message: what is saved.
+        resume: the command that continues, if there is one.
     """
     for number in _handled:
         signal.signal(number, signal.SIG_IGN)
@@ -84,12 +84,12 @@ def stopped(message: str, resume: str = "") -> StoppedError:
 
 
 def was_stopped() -> bool:
-    """Whether a signal came: the interrupt that it raised may have been lost, or become another error, on its way."""
+    """Whether a signal came. The interrupt that it raised may have been lost, or turned into another error."""
     return bool(_received)
 
 
 def watched(events: Iterable[T]) -> Iterator[T]:
-    """The events of a job, which ends at the next one where an interrupt was lost, as in a finalizer it is.
+    """The events of a job. It ends at the next event if an interrupt was lost, for example in a finalizer.
 
     Raises:
         KeyboardInterrupt: when a signal came.
@@ -101,13 +101,13 @@ def watched(events: Iterable[T]) -> Iterator[T]:
 
 
 def exit_code() -> int:
-    """Of a process that was stopped: 128 and the number of the first signal."""
+    """The exit code of an interrupted process: 128 plus the number of the first signal."""
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
 @contextlib.contextmanager
 def told_when_stopped(message: str) -> Iterator[None]:
-    """An interrupt ends with this message.
+    """An interrupt becomes an error with this message.
 
     Raises:
         StoppedError: in place of KeyboardInterrupt.

@@ -1,4 +1,4 @@
-"""What a machine may lack: standard streams, memory, file descriptors, a home folder, room for the output."""
+"""What may be missing on a machine: standard streams, memory, file descriptors, a home folder, disk space."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _MEMORY_WORDS = (
     *("can't allocate memory", "cannot allocate memory", "failed to map segment"),
     *("bad_alloc", "out of memory"),
 )
-# What RuntimeErrors say, and what that means.
-_LACKS = {
+# Messages of RuntimeErrors, and what they mean.
+_MEANINGS = {
     "home directory": "this user has no home folder\nset HOME, or give paths without ~",
     "can't start new thread": (
-        "the system starts no more threads\nclose other programs, or raise the limit (ulimit -u)"
+        "the system cannot start another thread\nclose other programs, or raise the limit (ulimit -u)"
     ),
 }
 
 
 def open_streams() -> None:
-    """Give a process that was started without a standard stream (`>&-`) one that leads nowhere.
+    """Open missing standard streams (`>&-`) on the null device.
 
-    Without it, the next file that is opened would be taken for standard output by whatever writes there.
+    Otherwise the next file that is opened would get the number of standard output, and output would go there.
     """
     for number in (0, 1, 2):
         try:
@@ -39,22 +39,22 @@ def open_streams() -> None:
 
 
 def silence_output() -> None:
-    """Let standard output lead nowhere: whoever read it has gone, or it cannot be written.
+    """Redirect standard output to the null device: its reader has gone, or it cannot be written.
 
-    Without it, the interpreter would fail a second time when it writes out at its end.
+    Otherwise the interpreter would fail again when it flushes at exit.
     """
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def in_words(error: BaseException) -> str | None:
-    """What the machine lacks, and what to do, where an error comes of that; else None."""
+    """What the machine lacks, and what to do about it, if that caused the error; else None."""
     text = str(error)
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _MEMORY_WORDS):
-        return "there is not enough memory\nclose other programs, raise the limit (ulimit -v), or use smaller batches"
+        return "not enough memory\nclose other programs, raise the limit (ulimit -v), or use smaller batches"
     if isinstance(error, OSError):
         return _of_the_system(error)
-    known = (lack for words, lack in _LACKS.items() if isinstance(error, RuntimeError) and words in text)
+    known = (meaning for words, meaning in _MEANINGS.items() if isinstance(error, RuntimeError) and words in text)
     return next(known, None)
 
 
@@ -63,6 +63,6 @@ def _of_the_system(error: OSError) -> str:
     if error.errno in {errno.EMFILE, errno.ENFILE}:
         return f"{reason}\nclose other programs, or raise the limit (ulimit -n)"
     if error.filename is not None:
-        # A path that is too long, a folder that is closed, a device that is gone: nothing of ours.
+        # A path that is too long, a folder without permission, a device that is gone.
         return f"cannot use {shown(os.fsdecode(error.filename), PATH_LENGTH)}: {reason}"
-    return f"the system refuses: {reason}"
+    return f"system error: {reason}"

@@ -1,4 +1,4 @@
-"""Standard output and standard error as a terminal may have them: nothing that thaw or a library writes steers it."""
+"""Guarded standard streams: nothing that thaw or a library writes can control the terminal."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from thaw.quoting import printable_lines
 
 
 class GuardedStream:
-    """A text stream that writes out control characters, but for line feeds, instead of passing them on.
+    """A text stream that escapes control characters except line feeds.
 
-    Names are quoted where lines are put together; this holds for all the rest too: warnings, tracebacks, usage errors.
+    Names are quoted where lines are composed. This covers the rest: warnings, tracebacks, usage errors.
 
     Attributes:
-        unguarded: the stream itself, for what draws on a terminal and quotes its texts on its own.
+        unguarded: the stream itself, for code that draws on a terminal and quotes its own texts.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.unguarded = stream
 
     def write(self, text: str) -> int:
-        """As a text stream does; the number of characters that were given."""
+        """Write text; returns the number of characters given."""
         self.unguarded.write(printable_lines(text))
         return len(text)
 
@@ -52,7 +52,7 @@ class GuardedStream:
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Standard output and standard error are guarded; names that are not text are written with backslashes."""
+    """Within it, standard output and error are guarded; bytes that are not text are written with backslashes."""
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         with contextlib.suppress(AttributeError, ValueError):
@@ -65,6 +65,6 @@ def guarded_streams() -> Iterator[None]:
 
 
 def unguarded(stream: Any) -> TextIO:
-    """The stream below a guarded one; any other as it is."""
+    """The stream inside a guarded one; any other stream unchanged."""
     found: TextIO = stream.unguarded if isinstance(stream, GuardedStream) else stream
     return found

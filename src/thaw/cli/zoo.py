@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from thaw.cli.interrupt import told_when_stopped
+from thaw.cli.interrupt import STOPPED, told_when_stopped
 from thaw.cli.options import Json
 from thaw.cli.output import columns, print_json, print_text
 from thaw.quoting import printable, shown
@@ -17,7 +17,7 @@ REPRODUCTION = Path("docs/results/reproduce.json")
 
 
 class _NamesAreShown(TyperGroup):
-    """A word that is no command is the name of a model: `thaw zoo NAME`."""
+    """A word that is not a command is the name of a model: `thaw zoo NAME`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
@@ -27,7 +27,7 @@ class _NamesAreShown(TyperGroup):
 
 zoo_app = typer.Typer(
     cls=_NamesAreShown,
-    help="The models that ship with thaw: a list, or `thaw zoo NAME` for one card. Use one as zoo:NAME.",
+    help="List the models that ship with thaw, or show one card: `thaw zoo NAME`. Use a model as zoo:NAME.",
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,7 +47,7 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
         print_json({"models": [card.as_dict() for card in cards]})
         return
     if not cards:
-        print_text("this installation has no models")
+        print_text("no models are installed")
         return
     rows = [("model", "data set", "accuracy", "in int8", "mean of seeds", "parameters", "MACs", "flash", "RAM")]
     for card in cards:
@@ -55,17 +55,17 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
         costs = (f"{card.parameters:,}", f"{card.macs:,}", f"{card.flash_bytes:,}", f"{card.device_ram_bytes:,}")
         rows.append((f"zoo:{card.name}", card.dataset, *accuracies, *costs))
     print_text(columns(rows, right=(2, 3, 4, 5, 6, 7, 8)))
-    costs_told = "flash (constants) and RAM (image included) in bytes, of the C in int8"
-    print_text(f"accuracy on the test set; {costs_told}; thaw zoo NAME for more")
+    costs = "flash (constants) and RAM (input image included) in bytes, of the int8 C"
+    print_text(f"accuracy on the test set; {costs}; thaw zoo NAME shows more")
 
 
 @zoo_app.command()
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Of the model, with or without zoo: before it.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the model, with or without zoo:.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Show the whole card of a model; `thaw zoo NAME` does the same."""
+    """Show the card of a model; `thaw zoo NAME` does the same."""
     from thaw.errors import UsageError
     from thaw.model.zoo import ZOO_PREFIX, zoo_folder
     from thaw.model.zoo_card import read_card
@@ -73,7 +73,7 @@ def show(
 
     folder = zoo_folder(ZOO_PREFIX + name.removeprefix(ZOO_PREFIX))
     if folder is None:
-        raise UsageError(f"{shown(name)} is no name of a model")
+        raise UsageError(f"{shown(name)} is not the name of a model")
     card = read_card(folder)
     if as_json or context.obj:
         print_json(card.as_dict())
@@ -83,7 +83,7 @@ def show(
 
 @zoo_app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="That the model will have, as in zoo:NAME.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the model, as in zoo:NAME.", show_default=False)],
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Finished runs that differ only in seed.", show_default=False)
     ],
@@ -91,22 +91,22 @@ def add(
         Path | None, typer.Option(help="The zoo's folder; by default the one in the package.", show_default=False)
     ] = None,
 ) -> None:
-    """Put the run that is best on validation images into the zoo; for those who maintain it."""
+    """Add the run that is best on validation images to the zoo; for its maintainers."""
     from thaw.studies.zoo import add_model, describe
 
-    with told_when_stopped("stopped; give the same command again"):
+    with told_when_stopped(STOPPED):
         card = add_model(name, runs, out=out)
     print_text(columns(describe(card)))
 
 
 @zoo_app.command()
 def seal(
-    name: Annotated[str, typer.Argument(help="Of the model whose card.json was edited.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the model whose card.json was edited.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option(help="The zoo's folder; by default the one in the package.", show_default=False)
     ] = None,
 ) -> None:
-    """Check an edited card.json and write its digest anew; for those who maintain the zoo."""
+    """Check an edited card.json and update its digest; for the maintainers of the zoo."""
     from thaw.studies.zoo import describe, seal_card
 
     print_text(columns(describe(seal_card(name, out=out))))
@@ -114,19 +114,19 @@ def seal(
 
 @zoo_app.command()
 def plot(
-    out: Annotated[Path, typer.Option(help="The .svg file; a page with all sources goes beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="The .svg file; a page with all sources is written beside it.")] = Path(
         "pareto.svg"
     ),
     reproduction: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"What thaw reproduce wrote; {REPRODUCTION} where that is there.",
+            help=f"The result of thaw reproduce; {REPRODUCTION} if it exists.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Draw accuracy over parameters and over multiply-accumulates, beside results of others."""
+    """Plot accuracy over parameters and over multiply-accumulates, with published results."""
     from thaw.studies.pareto import write_pareto
 
     if reproduction is None and REPRODUCTION.is_file():
