@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from thaw.data.images import InputSpec, parse_shape
 from thaw.data.prepare import PreparedData
 from thaw.data.problems import Problem
-from thaw.events import OnEvent, decoding_to
+from thaw.events import OnEvent, decoding_to, result_of
 from thaw.graph.cost import Cost
 from thaw.recipe.budget import Budget
 from thaw.recipe.recipe import Recipe
@@ -136,15 +136,7 @@ def load(  # noqa: PLR0913 - as above
         budget=budget,
         group_by=group_by,
     )
-    steps = settle_run(request, decoding_to(on_event))
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            data: PreparedData = end.value[1]
-            return data
-        if on_event is not None:
-            on_event(event)
+    return result_of(settle_run(request, decoding_to(on_event)), on_event)[1]
 
 
 def summarize(

@@ -6,10 +6,12 @@ Besides these two, a caller receives the events of a run (`thaw.run.events`) and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
 OnEvent = Callable[[object], None]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,15 @@ def decoding_to(on_event: OnEvent | None) -> Callable[[int, int], None] | None:
 def steps_to(on_event: OnEvent | None) -> Callable[[str], None]:
     """A function that passes its line of text on as a `Step` event."""
     return (lambda _: None) if on_event is None else lambda text: on_event(Step(text))
+
+
+def result_of(steps: Generator[object, None, R], on_event: OnEvent | None = None) -> R:
+    """Run a generator of events to its end; what it returns."""
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        if on_event is not None:
+            on_event(event)

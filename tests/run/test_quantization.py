@@ -23,8 +23,8 @@ from thaw.model.graphs import float_graph
 from thaw.model.model import Model
 from thaw.recipe.recipe import load_recipe, recipe_from_dict
 from thaw.run import quantization
-from thaw.run.events import Int8Done, QatEpochDone
-from thaw.run.quantization import QuantizeSettings, calibration_images, quantize_model
+from thaw.run.events import Int8Done
+from thaw.run.quantization import QatEpochDone, QuantizeSettings, calibration_images, quantize_model
 from thaw.run.run import Run
 from thaw.training.compute import ParallelBranches
 from thaw.training.qat import QatSettings, QatStage
@@ -136,7 +136,7 @@ def test_what_loses_too_much_is_trained_on_and_the_better_graph_kept(model, data
         records, found = to_its_end(quantize_model(model, setting_of(data, lanes), QAT, AugmentSettings()))
     before = max(each.scores.accuracy for each in found.candidates[:2])
     assert before < found.float_scores.accuracy - 0.003
-    assert [record.kind for record in records] == ["qat"] * len(records)
+    assert [event.record.kind for event in records] == ["qat"] * len(records)
     assert found.qat.epochs == len(records) > 0
     assert found.chosen.method == "qat"
     assert found.chosen.scores.accuracy > before

@@ -203,7 +203,7 @@ def test_a_finished_run_is_measured_again_but_not_trained(finished, copied):
 def test_two_processes_do_not_share_a_run(copied, call):
     run = copied()
     with locked(RunFolder(run)):
-        error_of(["another process is at work", str(run)], call("train", "--resume", run), 1)
+        error_of(["another process is using", str(run)], call("train", "--resume", run), 1)
         error_of(["another process"], call("train", "digits", *TINY, "--out", run, "--overwrite"), 1)
     assert (run / "metrics.json").exists()
 

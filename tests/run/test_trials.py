@@ -73,7 +73,7 @@ def test_all_that_is_compared_fits_and_is_told(settled):
     for trial in trials:
         assert not Budget.parse(BUDGET).broken(trial.candidate.cost)
         assert f"{trial.candidate}: {trial.score:.1%}" in notes["trials"]
-    assert notes["trials"].startswith(f"compared by accuracy, {plan.epochs} epochs of {len(plan.data.train)} images")
+    assert notes["trials"].startswith(f"compared by accuracy, {plan.epochs} epochs on {len(plan.data.train)} images")
     assert all(note in data.problems for note in request.chosen)
 
 

@@ -11,7 +11,8 @@ from rich.text import Text
 from thaw.cli.progress import Progress
 from thaw.quoting import printable
 from thaw.run.cross_validation import EpochDone, FoldDone
-from thaw.run.events import Int8Done, QatEpochDone, Started
+from thaw.run.events import Int8Done, Started
+from thaw.run.quantization import QatEpochDone
 from thaw.run.trials import Trial, TrialPlan
 from thaw.training.engine import EpochRecord
 

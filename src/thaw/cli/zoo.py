@@ -55,8 +55,8 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
         costs = (f"{card.parameters:,}", f"{card.macs:,}", f"{card.flash_bytes:,}", f"{card.device_ram_bytes:,}")
         rows.append((f"zoo:{card.name}", card.dataset, *accuracies, *costs))
     print_text(columns(rows, right=(2, 3, 4, 5, 6, 7, 8)))
-    costs = "flash (constants) and RAM (input image included) in bytes, of the int8 C"
-    print_text(f"accuracy on the test set; {costs}; thaw zoo NAME shows more")
+    units = "flash (constants) and RAM (input image included) in bytes, of the int8 C"
+    print_text(f"accuracy on the test set; {units}; thaw zoo NAME shows more")
 
 
 @zoo_app.command()

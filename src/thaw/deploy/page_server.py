@@ -1,4 +1,4 @@
-"""A web server for one page: an explicit table of files in memory, and nothing of the disk."""
+"""A web server for one page: it serves a table of files in memory, and nothing from the disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thaw.quoting import given
 
 DEFAULT_PORT = 8000
 PORTS_TRIED = 100
-"""How many ports from the default one on are tried where none was asked for."""
+"""How many ports are tried, from the default one, if none was asked for."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -29,7 +29,7 @@ CONTENT_SECURITY_POLICY = (
 
 _HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    # These three make the page "cross-origin isolated", which gives it a clock that is fine enough for an inference.
+    # These three make the page "cross-origin isolated", so that its clock is fine enough to time an inference.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -40,7 +40,7 @@ _HEADERS = {
 }
 
 HEAD_SECONDS = 10
-"""How long a client may take for the whole head of its request, however often it sends a byte of it."""
+"""How long a client may take for the head of its request in total, however often it sends a byte."""
 _BODY_SECONDS = 60
 """How long it may take to receive a file."""
 
@@ -51,7 +51,7 @@ _LONGEST_TARGET = 2048
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves `files` at the root of `host`; it is bound once it is made, and answers in `serve_forever`."""
+    """Serves `files` at the root of `host`. The constructor binds; `serve_forever` answers."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -65,31 +65,31 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def port(self) -> int:
-        """The port that it is bound to."""
+        """The port."""
         return int(self.server_address[1])
 
     @property
     def url(self) -> str:
-        """Where its page is."""
+        """The address of the page."""
         host = str(self.server_address[0])
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def server_bind(self) -> None:
-        """Bind, without asking a name server what the address is called, as the library's own would."""
+        """Bind without a reverse lookup of the address, which the library would do."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), self.port
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Browsers break connections off: nothing to tell of."""
+        """Nothing is shown: browsers abort connections."""
         del request, client_address
 
     def knows_host(self, host: str | None) -> bool:
-        """Whether a request's Host header is ours.
+        """Whether a request's Host header is this server's.
 
-        On loopback a request by another name comes from a page elsewhere, whose name was made to lead here
-        ("DNS rebinding").
+        On loopback, a request for another name comes from a page elsewhere whose name was made to resolve to this
+        machine (DNS rebinding).
         """
         if not self.is_loopback:
             return True
@@ -102,15 +102,15 @@ class PageServer(ThreadingHTTPServer):
 
 
 def start_server(files: Mapping[str, bytes], *, host: str, port: int | None) -> PageServer:
-    """A server that is bound.
+    """A bound server.
 
     Args:
         files: content by name, with the names of `export_web`.
         host: an address or a name of this machine.
-        port: 0 for any that is free; None for 8000, or the next one that is free.
+        port: 0 for any free one; None for 8000 or the next free one.
 
     Raises:
-        RunError: when the port is in use, or the address is not this machine's.
+        RunError: when the port is in use, or the address is not one of this machine.
     """
     tried = range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if port is None else (port,)
     for each in tried:
@@ -126,7 +126,7 @@ def start_server(files: Mapping[str, bytes], *, host: str, port: int | None) -> 
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name leads to this machine only."""
+    """Whether an address or name can be reached only from this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -138,7 +138,7 @@ def _media_type(name: str) -> str:
 
 
 class _UntilDeadline(socket.SocketIO):
-    """What a client sends, until a moment: each read waits for what is left of the time, not for as long again."""
+    """What a client sends, until a deadline: each read waits for the time that is left."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         super().__init__(connection, "rb")
@@ -146,7 +146,7 @@ class _UntilDeadline(socket.SocketIO):
         self._deadline = deadline
 
     def readinto(self, buffer: Any) -> int | None:
-        """As a socket's file does; TimeoutError after the deadline."""
+        """Read; raises TimeoutError after the deadline."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the head of a request took too long")
@@ -155,18 +155,18 @@ class _UntilDeadline(socket.SocketIO):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD for the names in the table; a name is compared as it stands, and never made a path."""
+    """Answers GET and HEAD for the names in the table. A name is compared, and never used as a path."""
 
     server: PageServer
 
     def setup(self) -> None:
-        """As the library does, with a deadline for the head of the request; one connection makes one request."""
+        """Set up with a deadline for the head of the request; one connection serves one request."""
         super().setup()
         self.rfile.close()
         self.rfile = io.BufferedReader(_UntilDeadline(self.connection, time.monotonic() + HEAD_SECONDS))
 
     def parse_request(self) -> bool:
-        """As the library does, and then refuses what is not for us."""
+        """Parse, then refuse what is not for this server."""
         is_whole = super().parse_request()
         self.connection.settimeout(_BODY_SECONDS)
         if not is_whole:
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command not in {"GET", "HEAD"}:
             return HTTPStatus.METHOD_NOT_ALLOWED
         hosts = self.headers.get_all("Host", [])
-        # The library stops reading headers at a line that is none, and would pass over a second Host behind it.
+        # The library stops at a line that is no header, and would miss a second Host after it.
         if len(hosts) > 1 or self.headers.defects:
             return HTTPStatus.BAD_REQUEST
         if not self.server.knows_host(hosts[0] if hosts else None):
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.path.partition("?")[0]
 
     def do_GET(self) -> None:
-        """A file of the table."""
+        """Send a file of the table."""
         media_type, content = self.server.table[self._target]
         self._send(HTTPStatus.OK, media_type, content)
 
@@ -211,20 +211,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the library finds wrong with a request, as plainly as what we do."""
+        """An error that the library found, as plain text."""
         del message, explain
         status = HTTPStatus(code)
         self._send(status, "text/plain; charset=utf-8", f"{status.value} {status.phrase}\n".encode())
 
     def end_headers(self) -> None:
-        """With what holds for every answer."""
+        """Add the headers of every response."""
         for name, value in _HEADERS.items():
             self.send_header(name, value)
         super().end_headers()
 
     def version_string(self) -> str:
-        """No version of Python or of the library."""
+        """The server's name, without versions."""
         return "thaw"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Nothing: the terminal is for the address."""
+        """Log nothing: the terminal shows the address."""

@@ -1,7 +1,6 @@
-"""The file beside a trained model that says which images it was trained on, as digests of 8 bytes an image.
+"""The file beside a trained model that lists its training images, as digests of 8 bytes per image.
 
-It lies in the run folder and not in the model's own file, which goes where memory is counted: 60,000 images take
-480 KB, eight times the model.
+It is not part of the model's own file, which may go to devices: 60,000 images take 480 KB, eight times the model.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ _PARTS = ("train", "validation")
 
 def write_seen(path: Path, seen: SeenImages, model: Model) -> None:
     """Write the digests of the images that `model` was trained on, atomically."""
-    # As int64, since safetensors' own tools know no unsigned numbers of that size.
+    # As int64, since safetensors has no tools for unsigned 64-bit numbers.
     tensors = {part: torch.from_numpy(getattr(seen, part).view(np.int64).copy()) for part in _PARTS}
     write_tensors(path, tensors, {"version": _VERSION, "model": model.digest})
 
 
 def read_seen(model: Model) -> SeenImages | None:
-    """The images that a model was trained on; None where no file beside the model's says so, or one of another model.
+    """The images that a model was trained on; None if no file beside the model's lists them, or one of another model.
 
     Raises:
         ModelFileError: when the file is damaged.
@@ -41,8 +40,8 @@ def read_seen(model: Model) -> SeenImages | None:
         tensors, header = read_tensors(path, version=_VERSION)
         parts = {part: tensors[part].numpy().view(np.uint64) for part in _PARTS}
     except (ModelFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = error if isinstance(error, ModelFileError) else f"{path} is not what thaw wrote"
-        raise ModelFileError(f"{reason}\nremove it to evaluate without knowing the training images") from error
+        reason = error if isinstance(error, ModelFileError) else f"{path} is damaged"
+        raise ModelFileError(f"{reason}\nremove it to evaluate without the training images") from error
     if any(part.ndim != 1 for part in parts.values()):
-        raise ModelFileError(f"{path} is not what thaw wrote\nremove it to evaluate without the training images")
+        raise ModelFileError(f"{path} is damaged\nremove it to evaluate without the training images")
     return SeenImages(**parts) if header.get("model") == model.digest else None

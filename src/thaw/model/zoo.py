@@ -1,4 +1,4 @@
-"""Models that ship inside the package: "zoo:NAME", and the folder that it stands for.
+"""Models that ship with the package: "zoo:NAME", and its folder.
 
 src/thaw/zoo/NAME/    model.safetensors, model-int8.safetensors, card.json
 """
@@ -22,14 +22,14 @@ def zoo_root() -> Path:
 
 
 def zoo_folders() -> tuple[Path, ...]:
-    """The folders of the models that ship with the package, sorted; each is called as its model."""
+    """The folders of the models that ship with the package, sorted; each has the name of its model."""
     root = zoo_root()
     found = root.iterdir() if root.is_dir() else ()
     return tuple(sorted(entry for entry in found if (entry / CARD_FILE).is_file()))
 
 
 def zoo_folder(path: str | Path) -> Path | None:
-    """The folder that "zoo:NAME" stands for; None for what is no name of the zoo but a path.
+    """The folder of "zoo:NAME"; None for a path.
 
     Raises:
         ModelFileError: when the zoo has no such model.
@@ -42,6 +42,6 @@ def zoo_folder(path: str | Path) -> Path | None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=2)
         hint = f"; did you mean {' or '.join(ZOO_PREFIX + each for each in close)}?" if close else ""
-        expected = f"expected one of {', '.join(known)}" if known else "this installation has none"
-        raise ModelFileError(f"there is no model {shown(name)} in the zoo{hint}\n{expected}; see thaw zoo")
+        expected = f"expected one of {', '.join(known)}" if known else "no models are installed"
+        raise ModelFileError(f"unknown model {shown(ZOO_PREFIX + name)}{hint}\n{expected}; see thaw zoo")
     return known[name]

@@ -1,4 +1,4 @@
-"""card.json: what a model of the zoo says of itself; docs/zoo.md describes it."""
+"""card.json: the card of a model of the zoo; docs/zoo.md describes it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Measured:
 
     @property
     def hits(self) -> int:
-        """Images that were labeled rightly."""
+        """Images that were classified correctly."""
         return round(self.accuracy * self.count)
 
     @classmethod
@@ -55,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """What one seed gave: test accuracies in float32 and in int8, and the validation accuracy that chose (0 to 1)."""
+    """The result of one seed, 0 to 1: test accuracies in float32 and int8, and the validation accuracy that selects."""
 
     seed: int
     accuracy: float
@@ -74,7 +74,7 @@ class SeedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A mean over seeds, and half of its 95 % Student-t interval; None where there is one seed."""
+    """A mean over seeds, and half of its 95 % Student-t interval; None for a single seed."""
 
     mean: float
     half_width: float | None
@@ -99,24 +99,24 @@ class ZooCard:
         input: the input specification, as its `as_dict`.
         parameters: learned numbers.
         macs: multiply-accumulates for one image.
-        test: of this very model on the whole test set, in float32.
+        test: of this model on the whole test set, in float32.
         int8: the same in int8.
-        seeds: what each seed of the recipe gave; the model is the one that was best on validation images.
+        seeds: the result of each seed; the model is the one that was best on validation images.
         mean: over the seeds, in float32.
         int8_mean: over the seeds, in int8.
-        flash_bytes: weights, biases and multipliers of the int8 network as the C keeps them; code is not in it.
-        ram_bytes: the arena of the int8 C, and what is allowed for its stack; `device_ram_bytes` is with what the
-            caller holds.
-        litert_bytes: of the int8 .tflite file; None where it was not written.
+        flash_bytes: weights, biases and multipliers of the int8 C, without code.
+        ram_bytes: the arena of the int8 C and an allowance for its stack, without input image and scores
+            (`device_ram_bytes` includes them).
+        litert_bytes: size of the int8 .tflite file; None if it was not written.
         recipe: name of the shipped recipe.
-        overrides: what was set beside it.
+        overrides: settings replaced in it.
         seed: of this model.
-        command: that makes it again.
+        command: makes the model again.
         fingerprint: of the data.
-        device: what it was trained on, "cpu" or "cuda".
+        device: it was trained on, "cpu" or "cuda".
         precision: of the convolutions in training.
         normalization: what computed it in training, "fused" or "torch".
-        seconds: of this model's training.
+        seconds: duration of its training.
         environment: versions and hardware, as `thaw.evidence.environment.environment`.
     """
 
@@ -156,7 +156,7 @@ class ZooCard:
 
     @property
     def device_ram_bytes(self) -> int:
-        """RAM for the int8 C on a device: `ram_bytes`, the caller's image, uint8 [H, W, C], and scores, int8 [K]."""
+        """RAM of the int8 C on a device: `ram_bytes`, the input image, uint8 [H, W, C], and the scores, int8 [K]."""
         image = math.prod(int(self.input[side]) for side in ("height", "width", "channels"))
         return self.ram_bytes + image + len(self.classes)
 
@@ -195,7 +195,7 @@ class ZooCard:
         """The inverse of `as_dict`.
 
         Raises:
-            UsageError: naming what is missing, unknown or of another type.
+            UsageError: naming what is missing, unknown or of the wrong type.
         """
         tree = {key: value for key, value in content.items() if key != "schema"}
         for name in ("test", "int8"):
@@ -218,29 +218,31 @@ def read_card(folder: Path) -> ZooCard:
     """The card in the folder of a model of the zoo.
 
     Raises:
-        ModelFileError: when it cannot be read, or is no card.
+        ModelFileError: when it cannot be read, or is not a card.
     """
     path = folder / CARD_FILE
-    mend = f"install thaw again, or seal an edit of your own: thaw zoo seal {folder.name}"
+    remedy = f"install thaw again, or seal your own edit: thaw zoo seal {folder.name}"
     try:
-        content = read_document(path, mend=mend)
+        content = read_document(path, mend=remedy)
     except RunError as error:
         raise ModelFileError(str(error)) from error
     return card_of(content, path)
 
 
 def card_of(content: Mapping[str, Any], path: Path) -> ZooCard:
-    """The card that a JSON object is, which was read from `path`.
+    """The card in a JSON object that was read from `path`.
 
     Raises:
-        ModelFileError: when it is of another schema, or is no card.
+        ModelFileError: when it has another schema, or is not a card.
     """
     if content.get("schema") != CARD_SCHEMA:
-        raise ModelFileError(f"{path} has schema {shown(content.get('schema'))}, this thaw reads {CARD_SCHEMA}")
+        raise ModelFileError(
+            f"{path} has schema {shown(content.get('schema'))}; this version of thaw reads {CARD_SCHEMA}"
+        )
     try:
         return ZooCard.from_dict(content)
     except UsageError as error:
-        raise ModelFileError(f"{path} is no card of a model: {error}") from error
+        raise ModelFileError(f"{path} is not a card of a model: {error}") from error
 
 
 def read_cards() -> tuple[ZooCard, ...]:

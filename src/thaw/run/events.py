@@ -9,9 +9,8 @@ from typing import Any
 from thaw.data.prepare import PreparedData
 from thaw.graph.cost import Cost
 from thaw.run.cross_validation import EpochDone, FoldDone
-from thaw.run.quantization import QuantizationResult
+from thaw.run.quantization import QatEpochDone, QuantizationResult
 from thaw.run.trials import Trial, TrialPlan
-from thaw.training.engine import EpochRecord
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,6 @@ class Started:
     stages: dict[str, int]
     folds: int
     epoch_seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class QatEpochDone:
-    """An epoch of quantization-aware training is over. A resume starts that training again."""
-
-    record: EpochRecord
 
 
 @dataclass(frozen=True)

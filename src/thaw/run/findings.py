@@ -1,4 +1,4 @@
-"""What a finished run has to say of itself before its accuracy, and what to try."""
+"""The findings of a finished run, shown before its accuracy, and what to try."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from thaw.model.model import Model
 from thaw.recipe.recipe import Recipe
 from thaw.training.trainer import MultiStageTrainer
 
-# Up to this side a larger input may show what a smaller one hides.
+# Below this side, in pixels, a larger input may help.
 _SMALL_SIDE = 64
 
 
@@ -35,31 +35,31 @@ def run_findings(
     test: Quality,
     int8_test: Mapping[str, Any],
 ) -> tuple[Finding, ...]:
-    """Everything that is worth a line at the top of a result.
+    """All findings, the most important first.
 
     Args:
-        recipe_name: of the run.
-        recipe: resolved.
+        recipe_name: name of the recipe.
+        recipe: the settled recipe.
         trainer: after training.
-        model: what came out.
-        test: of the float network on the test images.
+        model: the trained model.
+        test: quality of the float network on the test images.
         int8_test: `int8.test` of metrics.json.
     """
     found = (
         *result_findings(test.confusion, model.classes, images="test image"),
-        *_joined(model, trainer.context.validation, trainer),
+        *_unified(model, trainer.context.validation, trainer),
         *stuck_findings(_lowest_losses(recipe, trainer)),
         *int8_findings(int8_test["per_class"]),
     )
     first = next((place for place, each in enumerate(found) if each.severity == "warning"), None)
     if first is None:
         return found
-    # What helps against all of them is told once.
+    # General advice is given once, with the first warning.
     advised = replace(found[first], remedies=(*found[first].remedies, *_advice(recipe_name, recipe, trainer)))
     return (*found[:first], advised, *found[first + 1 :])
 
 
-def _joined(model: Model, validation: ImageSet, trainer: MultiStageTrainer) -> tuple[Finding, ...]:
+def _unified(model: Model, validation: ImageSet, trainer: MultiStageTrainer) -> tuple[Finding, ...]:
     submodels = trainer.progress.submodel_hits
     if not submodels:
         return ()
@@ -68,15 +68,15 @@ def _joined(model: Model, validation: ImageSet, trainer: MultiStageTrainer) -> t
 
 
 def _lowest_losses(recipe: Recipe, trainer: MultiStageTrainer) -> dict[str, tuple[float, float]]:
-    """By output the lowest mean training loss of an epoch, and that of a constant answer.
+    """Output -> lowest mean training loss of an epoch, and the loss of a constant prediction.
 
-    What a teacher says is in a student's loss besides the labels, so that students are left out.
+    Students are left out: their loss also contains the teacher's predictions.
     """
     smoothing = {"dual": recipe.dual.fit.label_smoothing, "plain": recipe.plain.fit.label_smoothing, "unfreeze": 0.0}
-    setting = trainer.context
-    shares = class_counts(setting.train.labels, setting.classes) / len(setting.train)
-    if setting.class_weights is not None:
-        shares = shares * setting.class_weights
+    context = trainer.context
+    shares = class_counts(context.train.labels, context.classes) / len(context.train)
+    if context.class_weights is not None:
+        shares = shares * context.class_weights
     lowest: dict[str, tuple[float, float]] = {}
     for record in trainer.progress.records:
         if record.kind in smoothing:
@@ -87,17 +87,17 @@ def _lowest_losses(recipe: Recipe, trainer: MultiStageTrainer) -> dict[str, tupl
 
 
 def _advice(recipe_name: str, recipe: Recipe, trainer: MultiStageTrainer) -> tuple[str, ...]:
-    """What is left to try, as options of `thaw train` where there are some."""
-    setting, advice = trainer.context, []
+    """What else to try, as options of `thaw train` where possible."""
+    context, advice = trainer.context, []
     if recipe_name != "balanced":
         advice.append("--recipe balanced")
-    if is_uneven(class_counts(setting.train.labels, setting.classes)) and recipe.loss.class_weights != "balanced":
+    if is_uneven(class_counts(context.train.labels, context.classes)) and recipe.loss.class_weights != "balanced":
         advice.append("--set loss.class_weights=balanced")
     section, epochs = next(iter(recipe.stage_epochs().items()))
     key = {"dual": "dual.epochs", "plain": "plain.epochs"}.get(section)
     if key is not None:
         advice.append(f"more epochs: --set {key}={2 * epochs}")
-    height, width = setting.input_spec.height, setting.input_spec.width
+    height, width = context.input_spec.height, context.input_spec.width
     if max(height, width) < _SMALL_SIDE:
         advice.append(f"a larger input: --set data.input={2 * height}x{2 * width}xauto")
-    return (*advice, "more images, and a look at their labels with thaw data")
+    return (*advice, "more images, and a check of their labels with thaw data")

@@ -1,16 +1,16 @@
 """The folder of a run: its name, its lock, and the files in it.
 
-run.json            what was asked for: enough to resume
+run.json            the request: enough to resume
 recipe.toml         the resolved recipe
-history.jsonl       a line an epoch
-checkpoints/        last.safetensors: where to go on from
-folds/              a file a finished fold
+history.jsonl       one line per epoch
+checkpoints/        last.safetensors: the state after the last epoch
+folds/              one file per finished fold
 model.safetensors   the trained model
-training-images.safetensors  digests of the images that it was trained on
+training-images.safetensors  digests of its training images
 model-int8.safetensors  its int8 graph
 metrics.json        see docs/metrics.md
 report.html
-export/             artifacts, a folder a target (export_folder.py)
+export/             exported files, one folder per format
 deployment.json     what export, verify and bench found
 """
 
@@ -39,12 +39,12 @@ except ImportError:
 RUN_VERSION = 1
 DEPLOYMENT_FILE = "deployment.json"
 EXPORT_FOLDER = "export"
-# A run of the paper's network takes about 2 MB; ten times that leaves room for larger families and more pictures.
+# A run of the paper's network takes about 2 MB. Ten times that leaves room for larger families and more pictures.
 NEEDED_BYTES = 20_000_000
 
 _FOLDERS = ("checkpoints", "folds")
-# What a run writes, in the order in which an --overwrite removes it: run.json last, so that one that is cut short
-# leaves a folder that the next still takes for a run.
+# What a run writes, in the order in which --overwrite removes it: run.json last, so that after an interrupted removal
+# the folder still counts as a run.
 _OWN_FILES = (
     DEPLOYMENT_FILE,
     "report.html",
@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def request(self) -> Path:
-        """What was asked for."""
+        """The request."""
         return self.path / "run.json"
 
     @property
@@ -78,12 +78,12 @@ class RunFolder:
 
     @property
     def history(self) -> Path:
-        """A JSON line an epoch."""
+        """One JSON line per epoch."""
         return self.path / "history.jsonl"
 
     @property
     def checkpoint(self) -> Path:
-        """Where to go on from."""
+        """The state after the last finished epoch."""
         return self.path / "checkpoints" / "last.safetensors"
 
     @property
@@ -93,7 +93,7 @@ class RunFolder:
 
     @property
     def training_images(self) -> Path:
-        """Which images the model was trained on."""
+        """Digests of the training images."""
         return self.path / SEEN_FILE
 
     @property
@@ -108,30 +108,30 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The page to look at."""
+        """The HTML page."""
         return self.path / "report.html"
 
     def fold(self, number: int) -> Path:
-        """What fold `number` (from 1) gave."""
+        """The result of fold `number`, from 1."""
         return self.path / "folds" / f"fold-{number}.json"
 
     def begin(self, request: Mapping[str, Any]) -> None:
-        """Write run.json; to be called with the lock held.
+        """Write run.json. The caller holds the lock.
 
         Raises:
-            RunError: when another process has begun a run here since the folder was made.
+            RunError: when another process has started a run here since the folder was made.
         """
         if self.request.exists():
             raise RunError(f"{self.path} exists already\nchoose another folder with --out")
         write_document(self.request, request)
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """All lines anew: after a kill, lines past the last checkpoint must go."""
+        """Write all lines again: after a kill, there may be lines that are newer than the checkpoint."""
         write_atomically(self.history, "".join(json_text(record) + "\n" for record in records))
 
 
 def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
-    """A new run folder: `out`, or the first free runs/<name>-<n>. It is a run once `RunFolder.begin` was called.
+    """A new run folder: `out`, or the first free runs/<name>-<n>. `RunFolder.begin` makes it a run.
 
     Raises:
         RunError: when it exists and is not empty (unless `overwrite`), cannot be written, or the disk is nearly full.
@@ -143,7 +143,7 @@ def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder
         if free_bytes < NEEDED_BYTES:
             _remove_own(folder.path)
             raise RunError(
-                f"{free_bytes / 1e6:.0f} MB are free at {folder.path.parent}, a run needs {NEEDED_BYTES / 1e6:.0f} MB\n"
+                f"{free_bytes / 1e6:.0f} MB are free at {folder.path.parent}; a run needs {NEEDED_BYTES / 1e6:.0f} MB\n"
                 "free some space there, or choose another folder with --out"
             )
         for part in _FOLDERS:
@@ -157,10 +157,10 @@ def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder
 
 
 def open_for_resume(path: Path) -> tuple[RunFolder, dict[str, Any]]:
-    """An existing run folder and what was asked for in it.
+    """An existing run folder, and its run.json.
 
     Raises:
-        RunError: when it is none, or was made by another version.
+        RunError: when it is no run folder, or was made by another version.
     """
     folder = RunFolder(path.expanduser())
     if not folder.request.exists():
@@ -175,28 +175,28 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object that a run wrote, without its digest.
 
     Raises:
-        RunError: when it cannot be read, is not one, or has been changed.
+        RunError: when it cannot be read, is not one, or was edited.
     """
     return read_document(path, mend="restore the file, or start a new run")
 
 
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder against a second process; the system frees the lock with the process, however it ends.
+    """Lock the run folder against other processes. The system releases the lock when the process ends.
 
     Raises:
-        RunError: when another process is at work in it.
+        RunError: when another process holds it.
     """
     try:
         file = (folder.path / _LOCK).open("w")
     except OSError as error:
-        raise RunError(f"cannot write in {folder.path}: {error.strerror or error}\nmake it writable first") from error
+        raise RunError(f"cannot write in {folder.path}: {error.strerror or error}\nmake it writable") from error
     with file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(f"another process is at work in {folder.path}; wait until it has ended") from None
+                raise RunError(f"another process is using {folder.path}; wait until it has ended") from None
         for part in ("", *_FOLDERS):
             sweep_unfinished(folder.path / part)
         yield
@@ -217,7 +217,7 @@ def _claim(path: Path, *, overwrite: bool) -> Path:
 
 
 def _is_bare(path: Path) -> bool:
-    """Whether a folder is empty, or holds only what a run makes before its run.json."""
+    """Whether a folder is empty, or holds only what a run creates before its run.json."""
     entries = list(path.iterdir())
     return all(entry.name in (*_FOLDERS, _LOCK) for entry in entries) and not any(
         any((path / part).iterdir()) for part in _FOLDERS if (path / part).is_dir()
@@ -225,7 +225,7 @@ def _is_bare(path: Path) -> bool:
 
 
 def _remove_own(path: Path) -> None:
-    """Remove what a run wrote and nothing else: an --out that points at somebody's photos must not cost them."""
+    """Remove what a run wrote and nothing else; the folder may hold other files of the user."""
     for part in _FOLDERS:
         shutil.rmtree(path / part, ignore_errors=True)
     remove_exports(path / EXPORT_FOLDER)

@@ -27,6 +27,7 @@ from thaw.data.ingest import Progress
 from thaw.data.prepare import PreparedData
 from thaw.data.seen import SeenImages
 from thaw.errors import RunError
+from thaw.events import result_of
 from thaw.files import write_atomically, write_document
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import GraphHeader, write_graph
@@ -36,10 +37,10 @@ from thaw.model.training_images import write_seen
 from thaw.run.checkpoints import check_data, plan_digest, restore, save
 from thaw.run.context import normalization_of, training_context
 from thaw.run.cross_validation import EpochDone, cross_validate
-from thaw.run.events import Event, Finished, Int8Done, QatEpochDone, Started
+from thaw.run.events import Event, Finished, Int8Done, Started
 from thaw.run.folder import RunFolder, create, locked, open_for_resume
 from thaw.run.measures import measure
-from thaw.run.quantization import QuantizationResult, int8_header, quantize_model
+from thaw.run.quantization import int8_header, quantize_model
 from thaw.run.report import ReportPictures, write_report
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import settle_run
@@ -137,7 +138,7 @@ def _run(
         model.save(folder.model)
         seconds = time.perf_counter() - started
         # int8
-        int8 = yield from _quantize(request, context, model)
+        int8 = yield from quantize_model(model, context, recipe.quantize, recipe.augment)
         write_graph(folder.int8, int8.graph, int8_header(model, int8))
         yield Int8Done(int8)
     # Evidence
@@ -175,25 +176,9 @@ def _model(request: TrainRequest, data: PreparedData, trainer: MultiStageTrainer
     )
 
 
-def _quantize(
-    request: TrainRequest, context: TrainingContext, model: Model
-) -> Generator[Event, None, QuantizationResult]:
-    epochs = quantize_model(model, context, request.recipe.quantize, request.recipe.augment)
-    while True:
-        try:
-            yield QatEpochDone(next(epochs))
-        except StopIteration as end:
-            found: QuantizationResult = end.value
-            return found
-
-
 def quantize_run(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
     """The int8 graph of a finished run whose file is missing, made from the run's data as training made it."""
     # Nothing in an int8 graph normalizes.
     with _context(request, data, "torch") as context:
-        steps = _quantize(request, context, model)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value.graph, int8_header(model, end.value)
+        int8 = result_of(quantize_model(model, context, request.recipe.quantize, request.recipe.augment))
+        return int8.graph, int8_header(model, int8)

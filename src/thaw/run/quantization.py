@@ -40,6 +40,13 @@ from thaw.training.trainer import StageSummary, TrainingContext, summarize
 Probabilities = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class QatEpochDone:
+    """An epoch of quantization-aware training is over. A resume starts that training again."""
+
+    record: EpochRecord
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """`accuracy` and mean recall over classes (`balanced_accuracy`) on the validation images, 0 to 1."""
@@ -136,7 +143,7 @@ def int8_probabilities(graph: Graph, images: npt.NDArray[np.uint8]) -> Probabili
 
 def quantize_model(
     model: Model, context: TrainingContext, settings: QuantizeSettings, augment: AugmentSettings
-) -> Generator[EpochRecord, None, QuantizationResult]:
+) -> Generator[QatEpochDone, None, QuantizationResult]:
     """Calibrate, select on validation images, and train further if accuracy was lost; yields the epochs of that.
 
     Equal arguments give equal bits. If the loss of that training becomes infinite or NaN, its best epoch until then
@@ -207,7 +214,7 @@ def int8_header(model: Model, quantization: QuantizationResult) -> GraphHeader:
 
 def _train_on(
     graph: Graph, ranges: Mapping[str, Range], context: TrainingContext, settings: QatSettings, augment: AugmentSettings
-) -> Generator[EpochRecord, None, tuple[Graph, StageSummary] | None]:
+) -> Generator[QatEpochDone, None, tuple[Graph, StageSummary] | None]:
     module = TrainableGraph(graph, ranges)
     module.to(context.device)
     stage_run = context.run(QatStage(module, settings), augment)
@@ -216,7 +223,7 @@ def _train_on(
     with contextlib.suppress(TrainingError, UsageError):
         for record in stage_run.epochs():
             records.append(record)
-            yield record
+            yield QatEpochDone(record)
     if not records:
         return None
     stage_run.load_best()

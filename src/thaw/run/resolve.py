@@ -20,6 +20,7 @@ from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings, parse_input
 from thaw.data.sources import open_source
 from thaw.errors import BudgetError
+from thaw.events import result_of
 from thaw.models.stages import Shape
 from thaw.recipe.budget import Budget
 from thaw.recipe.candidates import Candidate, Choices, check_fits, find_candidates
@@ -131,13 +132,7 @@ def settle_run(
 
 def prepare_run(request: TrainRequest, progress: Progress | None = None) -> tuple[TrainRequest, PreparedData]:
     """`settle_run` without its events."""
-    steps = settle_run(request, progress)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            settled: tuple[TrainRequest, PreparedData] = end.value
-            return settled
+    return result_of(settle_run(request, progress))
 
 
 def settle_input(request: TrainRequest) -> tuple[Source, DataSettings, str]:

@@ -144,17 +144,9 @@ class Run:
         out: str | Path | None = None,
         prefix: str | None = None,
     ) -> Export:
-        """Write the model in formats that run on devices, and record it in the report.
+        """Export the model as `Model.export` does, by default to RUN/export, and record it in the report.
 
-        Args:
-            formats: any of "onnx", "litert", "c", "web"; None for all but the web page.
-            precision: "float" or "int8"; None for both where the format has both.
-            out: the folder; RUN/export by default.
-            prefix: what symbols, macros and files of the C begin with, a C identifier; by default made from the name.
-
-        Raises:
-            UsageError: for an unknown format, a format without that precision, or an invalid prefix.
-            RunError: when the folder cannot be written. A missing package is reported in the result's `missing`.
+        If the run's int8 network is needed and its file is missing, it is made again from the run's data.
         """
         from thaw.deploy.export import export, select_formats
 
@@ -174,20 +166,10 @@ class Run:
         data_root: str | Path | None = None,
         on_event: OnEvent | None = None,
     ) -> Verification:
-        """Run every exported file on the test images, compare with the reference interpreter, and record the result.
-
-        Everything is exported first if nothing was.
-
-        Args:
-            boards: emulated boards to run the C on as well, such as "cortex-m4".
-            images: number of test images; all by default, and 1,000 on an emulated board.
-            out: the folder of the exported files; RUN/export by default.
-            data_root: folder that holds the named data sets, instead of the run's.
-            on_event: called with each `Decoding` and each `Step`.
+        """Verify what was exported, as `Model.verify` does, on the run's test images, and record it in the report.
 
         Raises:
-            UsageError: for an unknown board or no images.
-            RunError: when the data have changed. What differs, fails or is missing is in the result's `checks`.
+            RunError: when the data have changed since training.
         """
         from thaw.deploy.verify import check_boards, verify
 
@@ -208,16 +190,7 @@ class Run:
         repeats: int = 100,
         on_event: OnEvent | None = None,
     ) -> Bench:
-        """Time one image in torch, onnxruntime, LiteRT and the C, in turns, on one thread, and record the result.
-
-        Everything is exported first if nothing was.
-
-        Args:
-            out: the folder of the exported files; RUN/export by default.
-            rounds: how often each runtime has its turn, at least 1.
-            repeats: timed inferences per turn, at least 1.
-            on_event: called with each `Decoding` and each `Step`.
-        """
+        """Time one image in every runtime, as `Model.bench` does, and record it in the report."""
         from thaw.deploy.bench import bench
 
         folder, tell = self._export_folder(out), steps_to(on_event)
