@@ -56,7 +56,7 @@ def test_a_prediction_imports_what_a_model_needs_and_no_more(finished, tmp_path)
         ("choose another folder with --out, or allow it with --overwrite", "out=, or allow it with overwrite=True"),
         ("make it smaller, with --set data.input=..., or wait", 'with overrides=["data.input=..."], or wait'),
         ("(--set data.range=LOW,HIGH chooses)", '(overrides=["data.range=LOW,HIGH"] chooses)'),
-        ("with --set 'data.pattern=a b'", "with overrides="),
+        ("--set dual.epochs: expected section.key=value", 'overrides=["dual.epochs"]: expected'),
         ("take --recipe balanced, which fits", 'take recipe="balanced", which fits'),
         ("resume it with: thaw train --resume a/b", "resume it with: thaw.Run.open(a/b).resume()"),
         ("gcc --version", "gcc --version"),

@@ -29,12 +29,12 @@ _ARGUMENTS = {
     "--set": "overrides=",
     "--skip-broken": "skip_broken=True",
 }
-# An option, and the value after it if it is a setting or a plain word.
-_OPTION = re.compile(r"(--[a-z][a-z0-9-]*)(?: '?([\w.]+=\S*?)'?(?=[,;:)]?(?:\s|$)))?")
-_COMMANDS = {
+_OPTION = re.compile("--[a-z][a-z0-9-]*")
+_PHRASES = {
     r"thaw train --resume (\S+)": r"thaw.Run.open(\1).resume()",
     r"thaw export --to (\w+)": r'export(["\1"])',
-    r"--recipe ([\w-]+)": r'recipe="\1"',
+    r"--(device|recipe) ([\w-]+)": r'\1="\2"',
+    r"--set '?(\S+?)'?(?=[,;:)]?(?:\s|$))": r'overrides=["\1"]',
 }
 
 _names_options = [False]
@@ -54,13 +54,6 @@ def for_the_reader(message: str) -> str:
     """A message as its reader knows things: with options at the command line, elsewhere with arguments."""
     if _names_options[0]:
         return message
-    for pattern, replacement in _COMMANDS.items():
+    for pattern, replacement in _PHRASES.items():
         message = re.sub(pattern, replacement, message)
-    return _OPTION.sub(_argument, message)
-
-
-def _argument(found: re.Match[str]) -> str:
-    option, setting = found[1], found[2]
-    if option == "--set" and setting:
-        return f'overrides=["{setting}"]'
-    return found[0].replace(option, _ARGUMENTS.get(option, option))
+    return _OPTION.sub(lambda option: _ARGUMENTS.get(option[0], option[0]), message)

@@ -99,7 +99,7 @@ def test_links_to_nothing_stop_the_run_by_name(tmp_path, others):
         write_folder(root, classes=(name,), count=others, start=len(name) * ord(name[0]))
         (root / name / "gone.jpg").symlink_to("/nowhere/gone.jpg")
     with pytest.raises(
-        DataError, match=r"2 images cannot be read .*--skip-broken\): cat/gone.jpg \(broken link: /nowh"
+        DataError, match=r"2 images cannot be read .*skip_broken=True\): cat/gone.jpg \(broken link: /nowh"
     ):
         prepare(root, SETTINGS, seed=1)
     if others:
@@ -136,7 +136,7 @@ def test_folders_that_are_links_to_nothing_stop_the_run_by_name(tmp_path):
     (root / "v1.5").symlink_to("/mnt/old/v1.5")
     (root / "cat" / "notes.txt").symlink_to("/nowhere/notes.txt")
     with pytest.raises(
-        DataError, match=r"2 links lead to nothing .*--skip-broken\): bird \(broken link: /mnt/old/bird"
+        DataError, match=r"2 links lead to nothing .*skip_broken=True\): bird \(broken link: /mnt/old/bird"
     ):
         prepare(root, SETTINGS, seed=1)
     data = prepare(root, SETTINGS, seed=1, skip_broken=True)

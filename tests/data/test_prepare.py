@@ -108,7 +108,7 @@ def test_photographs_of_unreadable_formats_are_named(tmp_path):
         prepare(root, SETTINGS, seed=1)
     mixed = write_folder(tmp_path / "mixed")
     (mixed / "cat" / "1.heic").write_bytes(b"photo")
-    with pytest.raises(DataError, match=r"HEIC.*--skip-broken\): cat/1.heic"):
+    with pytest.raises(DataError, match=r"HEIC.*skip_broken=True\): cat/1.heic"):
         prepare(mixed, SETTINGS, seed=1)
     assert prepare(mixed, SETTINGS, seed=1, skip_broken=True).left_out == ("cat/1.heic",)
 
@@ -204,7 +204,7 @@ def test_faults_are_told_together(tmp_path):
     for part in (
         "cat/empty.png (empty file)",
         "dog/text.jpg (not an image",
-        "--skip-broken",
+        "skip_broken=True",
         "bird",
         "fish (1)",
         "3 problems",

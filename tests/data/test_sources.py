@@ -154,7 +154,7 @@ def test_what_is_no_data_set(tmp_path):
     (tmp_path / "texts" / "a" / "a.txt").write_text("x")
     with pytest.raises(DataError, match="1 files but no images"):
         prepare(tmp_path / "texts", SETTINGS, seed=1)
-    with pytest.raises(UsageError, match=r"--data-root .* is not a folder"):
+    with pytest.raises(UsageError, match=r"data_root= .* is not a folder"):
         open_source("mnist", SETTINGS, data_root=tmp_path / "missing")
 
 

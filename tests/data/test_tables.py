@@ -220,7 +220,7 @@ def test_no_network_is_told_quickly(monkeypatch):
         prepare("mnist", SETTINGS, seed=1)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
-    assert "--data-root" in lines[1]
+    assert "data_root=" in lines[1]
     assert "THAW_DATA" in lines[1]
     with pytest.raises(DataError, match="is no path here"):
         prepare("nobody/nothing", SETTINGS, seed=1)

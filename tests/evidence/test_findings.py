@@ -278,7 +278,7 @@ def test_a_head_that_does_not_train_is_told(tmp_path):
     assert {"worse-than-submodels", "loss-stuck"} <= set(found)
     assert "unified" in found["loss-stuck"].message
     assert "original" not in found["loss-stuck"].message
-    assert "--recipe balanced" in run.findings[0].remedies
-    assert "--recipe balanced" in found["worse-than-submodels"].remedies[0]
+    assert 'recipe="balanced"' in run.findings[0].remedies
+    assert 'recipe="balanced"' in found["worse-than-submodels"].remedies[0]
     again = thaw.Run.open(run.path, source=(images, labels)).resume()
     assert again.findings == run.findings, "what the submodels recognized outlives them"

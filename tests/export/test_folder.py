@@ -100,7 +100,7 @@ def test_a_link_does_not_lead_outside(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(RunError, match="--out"):
+    with pytest.raises(RunError, match="out="):
         write_target(tmp_path / "file", "c", ("int8",), {"model.c": b"1"})
 
 
@@ -155,7 +155,7 @@ def test_a_list_that_is_not_ours_is_refused(tmp_path, change):
         path.write_text(changed)
     with pytest.raises(ModelFileError, match=MANIFEST):
         read_target(tmp_path, "c")
-    with pytest.raises(RunError, match="--out"):
+    with pytest.raises(RunError, match="out="):
         write_target(tmp_path, "c", ("int8",), {"model.c": b"2"})
     remove_exports(tmp_path)
     assert (tmp_path / "c" / "model.c").read_bytes() == b"1"

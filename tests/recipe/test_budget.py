@@ -151,8 +151,8 @@ def test_every_broken_limit_is_told_with_where_most_of_it_is():
     assert f"(arena {PAPER.arena_bytes:,}, image 784, scores 10, {STACK_BYTES:,} allowed for the stack)" in text
     assert "image=excluded leaves the image out of ram" in text
     assert f"{PAPER.flash_bytes - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code" in text
-    assert "--set model.filters=" in text
-    assert "--recipe balanced, which fits its network to the budget" in text
+    assert 'overrides=["model.filters=' in text
+    assert 'recipe="balanced", which fits its network to the budget' in text
 
 
 def test_ram_counts_the_image_unless_the_budget_says_otherwise():
@@ -265,8 +265,8 @@ def test_a_request_without_a_budget_says_so():
 def test_info_tells_what_the_c_needs(call):
     code, out, _ = call("info", "--recipe", "paper")
     assert code == 0
-    assert f"RAM for the C in int8 {PAPER.ram_bytes:,} bytes: arena {PAPER.arena_bytes:,}, image 784, scores 10" in out
-    assert f"flash of the C in int8 {PAPER.flash_bytes:,} bytes" in out
+    assert f"RAM for the int8 C {PAPER.ram_bytes:,} bytes: arena {PAPER.arena_bytes:,}, image 784, scores 10" in out
+    assert f"flash for the int8 C {PAPER.flash_bytes:,} bytes" in out
     described = json.loads(call("info", "--recipe", "paper", "--json")[1])
     names = ("ram_bytes", "flash_bytes", "image_bytes", "score_bytes")
     assert [described[name] for name in names] == [PAPER.ram_bytes, PAPER.flash_bytes, 784, 10]

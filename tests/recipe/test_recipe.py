@@ -137,8 +137,8 @@ def test_the_last_override_of_a_setting_counts():
             "expected the order head, dense, conv2, conv1",
         ),
         ('unfreeze.steps=[{unit="head", epochs=1}, {unit="head", epochs=1}]', "a unit can thaw only once"),
-        ("dual.epochs", "--set dual.epochs: expected section.key=value"),
-        ("=5", "--set =5: expected section.key=value"),
+        ("dual.epochs", 'overrides=["dual.epochs"]: expected section.key=value'),
+        ("=5", 'overrides=["=5"]: expected section.key=value'),
         ("dual..epochs=5", "expected section.key=value"),
         ("", "expected section.key=value"),
         (f"dual.epochs={'[' * 5000}", "expected a whole number"),
@@ -178,7 +178,7 @@ def test_all_faults_are_told_together():
         "augment.rotation_degrees 999",
         "expected the order head, dense",
         "compute.precision",
-        "--set broken",
+        'overrides=["broken"]',
     ):
         assert words in message
 

@@ -260,7 +260,7 @@ def test_two_stages_keep_the_stages_that_their_steps_name():
 
 def test_a_fixed_network_over_the_budget_hears_of_balanced():
     recipe = load_recipe("best-mnist-8k")[1]
-    with pytest.raises(BudgetError, match=r"--set model.widths=.* take --recipe balanced"):
+    with pytest.raises(BudgetError, match=r'overrides=\["model.widths=.* take recipe="balanced"'):
         with_network(recipe, Budget(params=1_000), (28, 28, 1), 10)
 
 
@@ -357,7 +357,7 @@ def test_notes_in_run_json_that_cannot_be_are_refused(open_run):
     assert len(TrainRequest.from_dict(kept).chosen) == 3
     assert TrainRequest.from_dict({**kept, "chosen": None}).chosen == ()
     for wrong in ("none", [5], [{"kind": "input"}]):
-        with pytest.raises(RunError, match=r"run\.json .*chosen"):
+        with pytest.raises(RunError, match=r"run\.json: .*chosen"):
             TrainRequest.from_dict({**kept, "chosen": wrong})
 
 

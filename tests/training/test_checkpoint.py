@@ -99,7 +99,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, where, is_the
     with pytest.raises(ThawError, match=r"cannot write .*No space left") as caught:
         a_file(path, fill=2.0)
     assert str(path) in str(caught.value)
-    assert "--out" in str(caught.value)
+    assert "out=" in str(caught.value)
     assert list(tmp_path.iterdir()) == ([path] if is_there else [])
     assert not is_there or path.read_bytes() == old
 

@@ -27,7 +27,7 @@ def two_threads():
 def test_device_names(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("cpu") == resolve_device("auto") == CPU
-    with pytest.raises(UsageError, match=r"cuda.*--device cpu"):
+    with pytest.raises(UsageError, match=r'cuda.*device="cpu"'):
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("cuda") == resolve_device("auto") == torch.device("cuda")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from thaw.errors import DataError
 from thaw.quoting import clipped, printable
+from thaw.wording import for_the_reader
 
 Severity = Literal["error", "warning", "note"]
 
@@ -32,11 +33,12 @@ class Problem:
 
     def __str__(self) -> str:
         """One line, safe for a terminal whatever the files are called."""
+        message = for_the_reader(self.message)
         if not self.names:
-            return printable(self.message)
+            return printable(message)
         shown = ", ".join(map(clipped, self.names[:_NAMES_SHOWN]))
         rest = len(self.names) - _NAMES_SHOWN
-        return printable(f"{self.message}: {shown}") + (f" and {rest} more" if rest > 0 else "")
+        return printable(f"{message}: {shown}") + (f" and {rest} more" if rest > 0 else "")
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form that `from_dict` takes back."""

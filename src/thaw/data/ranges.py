@@ -15,7 +15,6 @@ from thaw.data.problems import Problem
 from thaw.data.scaling import FULL_RANGE, LARGEST_VALUE, ValueRange
 from thaw.data.splits import Rows
 from thaw.data.store import Store
-from thaw.wording import for_the_reader
 
 RANGE_KINDS = ("range", "levels", "depth", "clipped")
 """Kinds of the problems that are told here."""
@@ -135,7 +134,7 @@ def warn_of(problems: Iterable[Problem], *, stacklevel: int = 3) -> None:
     """Python warnings of those of the problems that are warnings of the kinds told here."""
     for problem in problems:
         if problem.severity == "warning" and problem.kind in RANGE_KINDS:
-            warnings.warn(for_the_reader(str(problem)), stacklevel=stacklevel)
+            warnings.warn(str(problem), stacklevel=stacklevel)
 
 
 def _clipped(facts: Facts, names: Sequence[str], value_range: ValueRange | None) -> list[Problem]:

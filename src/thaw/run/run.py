@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +22,7 @@ from thaw.model.probabilities import Prediction
 from thaw.quoting import xml_text
 from thaw.run.folder import EXPORT_FOLDER, RunFolder, locked, open_for_resume
 from thaw.run.request import TrainRequest
+from thaw.wording import for_the_reader
 
 if TYPE_CHECKING:
     from thaw.data.prepare import PreparedData
@@ -88,7 +89,8 @@ class Run:
         """What to know before the accuracy is trusted, such as a model that learned nothing; mostly empty."""
         from thaw.evidence.findings import Finding
 
-        return tuple(map(Finding.from_dict, self.metrics["findings"]))
+        found = map(Finding.from_dict, self.metrics["findings"])
+        return tuple(replace(each, remedies=tuple(map(for_the_reader, each.remedies))) for each in found)
 
     @property
     def history(self) -> dict[str, npt.NDArray[Any]]:
