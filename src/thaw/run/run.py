@@ -153,9 +153,9 @@ class Run:
         from thaw.deploy.export import export, select_formats
 
         chosen = select_formats(formats, precision, prefix)
-        with self._held():
+        with self._held() as model:
             self._prepare_graphs({each for precisions in chosen.values() for each in precisions})
-            result = export(self.model, chosen, self._export_folder(out), prefix=prefix)
+            result = export(model, chosen, self._export_folder(out), prefix=prefix)
             self._record_export(result)
         return result
 
@@ -177,10 +177,10 @@ class Run:
 
         check_boards(boards, images)
         folder, tell = self._export_folder(out), steps_to(on_event)
-        with self._held():
+        with self._held() as model:
             test = self._data(on_event, data_root).test.open()
             missing = self._export_if_none(folder, on_event)
-            result = verify(self.model, test, folder, boards=boards, images=images, missing=missing, tell=tell)
+            result = verify(model, test, folder, boards=boards, images=images, missing=missing, tell=tell)
             self._record("verify", result.as_dict())
         return result
 
@@ -196,9 +196,9 @@ class Run:
         from thaw.deploy.bench import bench
 
         folder, tell = self._export_folder(out), steps_to(on_event)
-        with self._held():
+        with self._held() as model:
             missing = self._export_if_none(folder, on_event)
-            result = bench(self.model, folder, missing=missing, rounds=rounds, repeats=repeats, tell=tell)
+            result = bench(model, folder, missing=missing, rounds=rounds, repeats=repeats, tell=tell)
             self._record("bench", result.as_dict())
         return result
 
@@ -240,11 +240,11 @@ class Run:
             raise RunError(f"cannot read {self._folder.history}: {error}") from error
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """The folder of a run with a model, locked against other processes."""
-        assert self.model is not None, "loaded first, so that a run without one is refused at once"
+    def _held(self) -> Iterator[Model]:
+        """The model, with the run folder locked against other processes. A run without a model is refused first."""
+        model = self.model
         with locked(self._folder):
-            yield
+            yield model
 
     def _export_folder(self, out: str | Path | None) -> Path:
         return self.path / EXPORT_FOLDER if out is None else Path(out).expanduser()
