@@ -69,6 +69,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     # Not in the library: it applies to the whole process.
     keep_freed_memory()
     with TrainingProgress() as progress, _resumable(progress):
+        progress.run_folder = resume
         if resume is not None:
             run = thaw.Run.open(resume, data_root=data_root).resume(on_event=progress)
         else:

@@ -11,7 +11,7 @@ from rich.text import Text
 from thaw.cli.progress import Progress
 from thaw.quoting import printable
 from thaw.run.cross_validation import EpochDone, FoldDone
-from thaw.run.events import Int8Done, Started
+from thaw.run.events import Begun, Int8Done, Started
 from thaw.run.quantization import QatEpochDone
 from thaw.run.trials import Trial, TrialPlan
 from thaw.training.engine import EpochRecord
@@ -44,6 +44,8 @@ class TrainingProgress(Progress):
         elif isinstance(event, Trial):
             found = f"{event.candidate}: {event.score:.2%} in {_duration(event.seconds)}"
             self.say(f"trial {event.number} of {event.count}  {found}")
+        elif isinstance(event, Begun):
+            self.run_folder = event.path
         elif isinstance(event, Started):
             self._started(event)
         elif isinstance(event, EpochDone):

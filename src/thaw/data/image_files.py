@@ -85,7 +85,8 @@ def _list_images(paths: Sequence[str | Path]) -> tuple[list[str], list[Problem]]
             is_folder, is_file = path.is_dir(), path.is_file()
         # As for `open_source`.
         except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{shown(str(given))} is no path that can be read: {error}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{shown(str(given))} is no path that can be read: {reason}") from None
         if is_folder:
             images, stray = split_images(path, walk_files(path).files)
             names += [str(path / image) for image in images]

@@ -14,6 +14,13 @@ from thaw.run.trials import Trial, TrialPlan
 
 
 @dataclass(frozen=True)
+class Begun:
+    """The run folder exists: from now on the run can be resumed, although nothing is trained yet."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class Started:
     """The data are ready, and training starts or resumes.
 
@@ -51,4 +58,4 @@ class Finished:
     metrics: dict[str, Any]
 
 
-Event = TrialPlan | Trial | Started | EpochDone | FoldDone | QatEpochDone | Int8Done | Finished
+Event = TrialPlan | Trial | Begun | Started | EpochDone | FoldDone | QatEpochDone | Int8Done | Finished

@@ -37,7 +37,7 @@ from thaw.model.training_images import write_seen
 from thaw.run.checkpoints import check_data, plan_digest, restore, save
 from thaw.run.context import normalization_of, training_context
 from thaw.run.cross_validation import EpochDone, cross_validate
-from thaw.run.events import Event, Finished, Int8Done, Started
+from thaw.run.events import Begun, Event, Finished, Int8Done, Started
 from thaw.run.folder import RunFolder, create, locked, open_for_resume
 from thaw.run.measures import measure
 from thaw.run.quantization import int8_header, quantize_model
@@ -78,6 +78,7 @@ def start_run(
     folder = create(out, f"{data.name}-{request.recipe_name}", overwrite=overwrite)
     with locked(folder):
         folder.begin(stored)
+        yield Begun(folder.path)
         yield from _run(folder, request, data, stored["normalization"])
 
 
