@@ -90,5 +90,5 @@ def test_a_run_that_is_stopped_before_its_first_epoch_says_how_to_resume(call, t
     monkeypatch.setattr("thaw.run.pipeline.settle_run", stop)
     assert "resume with: thaw train --resume 'a run'" in call("train", "--resume", "a run")[2]
     code, _, err = call("train", "digits", *TINY, "--out", "another")
-    assert (code, err) == (130, "stopped before training began\n")
+    assert (code, err) == (130, "interrupted before training started\n")
     assert not (tmp_path / "another").exists()

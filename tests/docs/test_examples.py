@@ -11,8 +11,6 @@ from command_line import REPOSITORY
 
 import thaw
 
-pytestmark = pytest.mark.skipif(not hasattr(thaw.Run, "export"), reason="thaw.Run has no export() yet")
-
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"^(?: {4}(?:\.venv/bin/)?|.*`)(thaw [a-z]+ [^`]*?)(?:`.*)?$", re.MULTILINE)
 

@@ -8,7 +8,6 @@ import time
 import pytest
 from command_line import REPOSITORY
 
-import thaw
 from thaw.evidence.emulate import missing_tools
 
 NOTEBOOK = REPOSITORY / "docs" / "tutorial.ipynb"
@@ -22,7 +21,6 @@ def tools():
     return module
 
 
-@pytest.mark.skipif(not hasattr(thaw.Run, "export"), reason="thaw.Run has no export() yet")
 def test_the_tutorial_runs(tools, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notebook = tools.read_notebook(NOTEBOOK)
