@@ -1,4 +1,4 @@
-"""The processes that the benchmark times, one computing at a time, and the rows of its tables."""
+"""The processes that the benchmark times, one at a time, and the rows of its tables."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ HERE = Path(__file__).resolve().parent
 
 
 class WorkerError(Exception):
-    """A contender's process ended before its time; the message holds the last lines that it wrote."""
+    """A contender's process ended early; the message contains the last lines of its output."""
 
 
 class Worker:
-    """A contender in a process of its own, kept alive between epochs and idle until it is asked."""
+    """A contender in its own process, which stays alive between epochs and is idle until called."""
 
     def __init__(self, script: str, workload: Workload, python: str = sys.executable) -> None:
         self.script = script
@@ -39,7 +39,7 @@ class Worker:
         self.about: dict[str, Any] = self._answer()
 
     def train(self, variant: str, *, warm_up: bool = False) -> dict[str, float]:
-        """Have it train an epoch, or its warm-up, and wait for the figures."""
+        """Train one epoch, or the warm-up, and return its figures."""
         request = self._process.stdin
         if request is None:
             raise RuntimeError("the worker was started without a pipe")
@@ -78,7 +78,7 @@ class Worker:
 
 @dataclass
 class Row:
-    """A line of the table: a variant of a worker, and what was measured of it.
+    """A row of the table: a variant of a worker, and its measurements.
 
     Attributes:
         name: for the table.
@@ -96,11 +96,11 @@ class Row:
 
     @property
     def rates(self) -> list[float]:
-        """Pairs a second, a number a round."""
+        """Pairs per second in each round."""
         return [epoch["pairs"] / epoch["seconds"] for epoch in self.epochs]
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form."""
+        """Return a JSON-ready form."""
         return {
             "name": self.name,
             "variant": self.variant,
@@ -113,7 +113,7 @@ class Row:
 
 
 def measure(rows: Sequence[Row], rounds: int, tell: Callable[[str], None]) -> None:
-    """Warm every row up, then time an epoch of each in turn, `rounds` times over."""
+    """Warm up every row, then time an epoch of each in turn, `rounds` times."""
     for row in rows:
         tell(f"warm-up: {row.name}")
         row.worker.train(row.variant, warm_up=True)
@@ -124,37 +124,32 @@ def measure(rows: Sequence[Row], rounds: int, tell: Callable[[str], None]) -> No
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Return the median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def ratios(row: Row, other: Row) -> dict[str, float]:
-    """How many times the pairs a second of `other` the `row` has: the spread of the ratios round by round."""
+    """Return the spread over rounds of the ratio of `row` to `other` in pairs per second."""
     return spread([mine / theirs for mine, theirs in zip(row.rates, other.rates, strict=True)])
 
 
-def thaw_worker(workload: Workload, variants: Sequence[str], *, keep_freed_memory: bool = True) -> Worker:
-    """thaw, ready to train `variants`."""
-    options = {"variants": list(variants), "keep_freed_memory": keep_freed_memory}
-    return Worker("thaw_dual.py", replace(workload, options=options))
+def thaw_worker(workload: Workload, variants: Sequence[str]) -> Worker:
+    """Return a worker that trains `variants` of thaw."""
+    return Worker("thaw_dual.py", replace(workload, options={"variants": list(variants)}))
 
 
 def torch_worker(workload: Workload, workers: int) -> Worker:
-    """The plain PyTorch way with `workers` processes that load."""
+    """Return a worker for plain PyTorch with `workers` loader processes."""
     return Worker("plain_torch.py", replace(workload, options={"workers": workers}))
 
 
 def keras_worker(workload: Workload, python: Path, *, precision: str, jit: bool) -> Worker:
-    """Keras in the environment of `python`, in "float32" or "bfloat16", its step compiled with XLA or not."""
+    """Return a worker for Keras in the environment of `python`, in "float32" or "bfloat16", with or without XLA."""
     return Worker("keras_dual.py", replace(workload, options={"precision": precision, "jit": jit}), str(python))
 
 
 def use_cores(count: int | None) -> int:
-    """Confine this process and those it starts to `count` of its cores (None: all of them); how many there are then."""
-    if not hasattr(os, "sched_setaffinity"):
-        if count is not None:
-            os.environ["OMP_NUM_THREADS"] = str(count)
-        return count or os.cpu_count() or 1
+    """Restrict this process and its children to `count` cores (None: all), and return the number of cores."""
     usable = sorted(os.sched_getaffinity(0))
     chosen = usable[:count]
     os.sched_setaffinity(0, chosen)

@@ -1,4 +1,4 @@
-"""How much class weights and the choice of the epoch give where one class has most images.
+"""The effect of class weights and of epoch selection when one class has most images.
 
     python bench/imbalance.py TRASH FOLDER --majority paper --share 0.7 --seeds 0,1,2 --folds 3
 
@@ -30,7 +30,7 @@ ARMS = {
 
 
 def main() -> None:
-    """Make the set, train what is missing, and print the table."""
+    """Make the data set, train the missing runs, and print the table."""
     options = _options()
     images = options.folder / "images"
     if not images.is_dir():
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def make_set(source: Path, target: Path, majority: str, share: float) -> None:
-    """Copy all of one class and equally many of each other one, so that the first makes up `share` of all."""
+    """Copy all images of one class, and equally many of each other class so that the first has a share of `share`."""
     folders = sorted(path for path in source.iterdir() if path.is_dir())
     files = {path.name: sorted(path.iterdir()) for path in folders}
     each = round(len(files[majority]) * (1 - share) / share / (len(files) - 1))

@@ -1,4 +1,4 @@
-"""Contender: stage 1 in Keras on TensorFlow, in an environment of its own (see requirements-keras.txt).
+"""Contender: stage 1 in Keras on TensorFlow, in a separate environment (see requirements-keras.txt).
 
 A functional model with two inputs and two outputs, `model.fit`, and a tf.data pipeline that augments whole batches with
 Keras's preprocessing layers, in parallel and ahead of the training.
@@ -25,7 +25,7 @@ STEPS_PER_EXECUTION = 10
 
 
 def submodel(view: Any, workload: Workload, name: str) -> Any:
-    """The logits [B, K] of a submodel on its input [B, H, W, C]."""
+    """Return the logits [B, K] of a submodel for its input [B, H, W, C]."""
     x = view
     for filters in workload.filters:
         x = layers.Conv2D(filters, 3, activation="relu")(x)
@@ -48,7 +48,7 @@ def augmentation(workload: Workload) -> keras.Sequential:
 
 
 class KerasDual:
-    """The training itself; options: "precision" ("float32" or "bfloat16"), and "jit", a step compiled with XLA."""
+    """The training. Options: "precision" ("float32" or "bfloat16"), and "jit" to compile the step with XLA."""
 
     def __init__(self, workload: Workload) -> None:
         keras.utils.set_random_seed(0)
@@ -93,7 +93,7 @@ class KerasDual:
         }
 
     def train(self, variant: str, *, warm_up: bool) -> dict[str, float]:  # noqa: ARG002 - it has one way only
-        """An epoch over all pairs, or over those of the warm-up."""
+        """Train one epoch over all pairs, or over the pairs of the warm-up."""
         started = time.perf_counter()
         history = self.model.fit(self.data[warm_up], epochs=1, verbose=0)
         seconds = time.perf_counter() - started

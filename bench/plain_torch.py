@@ -1,4 +1,4 @@
-"""Contender: stage 1 in the plain PyTorch way, as tutorials write it.
+"""Contender: stage 1 in plain PyTorch, as tutorials write it.
 
 A map-style Dataset of PIL images, transforms one image at a time, a DataLoader with worker processes, an eager loop in
 float32. The transforms are those of torchvision (RandomAffine, ColorJitter, ToTensor, Normalize), written out with PIL.
@@ -49,7 +49,7 @@ class RandomAffine:
         self.zoom = zoom
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, moved."""
+        """Return the transformed image."""
         width, height = image.size
         angle = math.radians(random.uniform(-self.degrees, self.degrees))
         scale = 1.0 / random.uniform(1.0 - self.zoom, 1.0 + self.zoom)
@@ -65,13 +65,13 @@ class RandomAffine:
 
 
 class RandomBrightness:
-    """Every pixel times one random factor about 1."""
+    """Multiplies all pixels by one random factor near 1."""
 
     def __init__(self, amount: float) -> None:
         self.amount = amount
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, lighter or darker."""
+        """Return the lighter or darker image."""
         return ImageEnhance.Brightness(image).enhance(random.uniform(1.0 - self.amount, 1.0 + self.amount))
 
 
@@ -83,7 +83,7 @@ class ToTensor:
         self.deviation = deviation
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The tensor of the image."""
+        """Return the tensor of an image."""
         x = torch.from_numpy(np.array(image)).unsqueeze(0).to(torch.float32).div_(255.0)
         return x.sub_(self.mean).div_(self.deviation)
 
@@ -107,7 +107,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 class PlainTorch:
-    """The training itself."""
+    """The training."""
 
     def __init__(self, workload: Workload) -> None:
         images, labels = workload.load()
@@ -150,7 +150,7 @@ class PlainTorch:
         }
 
     def train(self, variant: str, *, warm_up: bool) -> dict[str, float]:  # noqa: ARG002 - it has one way only
-        """An epoch over all pairs, or over those of the warm-up."""
+        """Train one epoch over all pairs, or over the pairs of the warm-up."""
         started = time.perf_counter()
         total, pairs = 0.0, 0
         for original, augmented, label in self.warm_up if warm_up else self.whole:

@@ -1,4 +1,4 @@
-"""Where the time of a step of stage 1 goes: one core, both submodels one after the other, no preparation ahead.
+"""Profile of a training step of stage 1: on one core, both submodels one after the other.
 
 Two tables: the thread's CPU time of the step's three parts, which other programs on the machine disturb least, and each
 operation's share of the whole as PyTorch's profiler sees it.
@@ -24,7 +24,7 @@ from thaw.data.images import ImageSet, InputSpec
 from thaw.evidence.environment import environment
 from thaw.models.families import PaperSpec
 from thaw.models.unify import build_dual
-from thaw.training.compute import ParallelBranches, keep_freed_memory, precision_name, resolve_precision
+from thaw.training.compute import ParallelBranches, precision_name, resolve_precision
 from thaw.training.stages import DualSettings, DualStage
 
 CPU = torch.device("cpu")
@@ -77,16 +77,16 @@ class Training:
         dual.to(memory_format=torch.channels_last)
         self.stage = DualStage(dual, DualSettings(batch_size=self.batch_size))
         self.optimizer = self.stage.optimizer()
-        self.lanes = ParallelBranches(1, CPU)
+        self.parallel = ParallelBranches(1, CPU)
 
     def epoch(self) -> float:
-        """Train all steps; the wall seconds."""
+        """Train all steps and return the wall-clock seconds."""
         self.stage.set_training()
         started = time.perf_counter()
         batches = self.source.ordered()
         while (batch := self._timed(DATA, lambda: _next(batches))) is not None:
             self.optimizer.zero_grad(set_to_none=True)
-            self._timed(TRAIN, lambda batch=batch: self.stage.backward(batch, self.lanes, self.dtype))
+            self._timed(TRAIN, lambda batch=batch: self.stage.backward(batch, self.parallel, self.dtype))
             self._timed(STEP, self.optimizer.step)
         return time.perf_counter() - started
 
@@ -103,7 +103,7 @@ def _next(batches: Iterator[Batch]) -> Batch | None:
 
 
 def place(event: Any) -> str:
-    """The line of the second table that a profiler's event counts to."""
+    """Return the row of the second table for a profiler event."""
     above = event
     while above is not None:
         if above.name in {DATA, STEP}:
@@ -120,7 +120,7 @@ def place(event: Any) -> str:
 
 
 def shares(training: Training) -> dict[str, float]:
-    """Each line's share of the profiled time, the largest first; the shares add up to 1."""
+    """Return each row's share of the profiled time, largest first; the sum is 1."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         wall = training.epoch()
     micros: dict[str, float] = defaultdict(float)
@@ -141,7 +141,6 @@ def main() -> None:
     options = parser.parse_args()
     use_cores(1)
     torch.set_num_threads(1)
-    keep_freed_memory()
     training = Training(options.steps, resolve_precision(options.precision, CPU))
     training.epoch()
     training.cpu_seconds = dict.fromkeys(training.cpu_seconds, 0.0)

@@ -45,10 +45,10 @@ BUSY = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit status."""
+    """Run the benchmark and return the exit status."""
     options = parse(arguments)
     cores = use_cores(options.threads)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = os.getloadavg()[0]
     try:
         with tempfile.TemporaryDirectory(prefix="thaw-bench-") as folder, contextlib.ExitStack() as stack:
             workload = make_workload(options, Path(folder))
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Return a positive integer."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number above 0")
@@ -99,12 +99,12 @@ def positive(text: str) -> int:
 
 
 def tell(text: str) -> None:
-    """Progress, apart from the results."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def make_workload(options: argparse.Namespace, folder: Path) -> Workload:
-    """MNIST's training images, the first `options.pairs` of them, in `folder`."""
+    """Write the first `options.pairs` training images of MNIST to `folder`."""
     data = prepare("mnist", DataSettings(), seed=0, data_root=options.data_root)
     # All 60,000: the part that `prepare` cuts off for validation comes back.
     images = np.concatenate([data.train.images, data.validation.images])[: options.pairs]
@@ -117,7 +117,7 @@ def make_workload(options: argparse.Namespace, folder: Path) -> Workload:
 
 
 def contender_rows(options: argparse.Namespace, workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
-    """Rows for thaw in its own precision and in float32, plain PyTorch, and Keras where it is installed."""
+    """Return rows for thaw in its default precision and in float32, plain PyTorch, and Keras if installed."""
     fast = stack.enter_context(thaw_worker(workload, ["thaw"]))
     rows = [Row(THAW, fast, "thaw", fast.about["precision"])]
     if fast.about["precision"] != "float32":
@@ -135,7 +135,7 @@ def contender_rows(options: argparse.Namespace, workload: Workload, stack: conte
 
 
 def step_rows(options: argparse.Namespace, workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
-    """The whole of thaw, then without each of its measures; how memory is freed is a process's, so there are two."""
+    """Return rows for thaw, and for thaw without each of its optimizations."""
     names = ["thaw"]
     if thaw_has_bfloat16(options.device):
         names.append("float32")
@@ -144,21 +144,16 @@ def step_rows(options: argparse.Namespace, workload: Workload, stack: contextlib
         "channels first (NCHW)",
         "ReLU before pooling",
         "augmentation a batch at a time",
-        "no thread that prepares ahead",
     ]
     everything, free = "all of the above", "no augmentation (what it costs)"
-    kept = stack.enter_context(thaw_worker(workload, [*names, free]))
-    unkept = stack.enter_context(thaw_worker(workload, ["thaw", everything], keep_freed_memory=False))
-    fast = kept.about["precision"]
-    rows = [Row(name, kept, name, "float32" if name == "float32" else fast) for name in names]
-    rows.append(Row("freed memory goes back to the system", unkept, "thaw", fast))
-    rows.append(Row(everything, unkept, everything, "float32"))
-    rows.append(Row(free, kept, free, fast))
-    return rows
+    worker = stack.enter_context(thaw_worker(workload, [*names, everything, free]))
+    fast = worker.about["precision"]
+    slow = {"float32", everything}
+    return [Row(name, worker, name, "float32" if name in slow else fast) for name in (*names, everything, free)]
 
 
 def thaw_has_bfloat16(device: str) -> bool:
-    """Whether "auto" is bfloat16 here, so that taking it away is a step."""
+    """Whether precision "auto" is bfloat16 on this machine."""
     from thaw.training.compute import precision_name, resolve_device, resolve_precision
 
     return precision_name(resolve_precision("auto", resolve_device(device))) == "bfloat16"
@@ -173,7 +168,7 @@ def check_parameters(rows: Sequence[Row]) -> None:
 
 
 def contender_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each row of thaw to plain PyTorch, and to the faster of Keras's rows."""
+    """Return the ratios of thaw to plain PyTorch, and to the faster Keras row."""
     own = [row for row in rows if row.name in {THAW, FLOAT32}]
     others = [row for row in rows if row.name == PLAIN]
     keras = [row for row in rows if row.name.startswith("Keras")]
@@ -183,13 +178,13 @@ def contender_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def step_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The whole of thaw to each row that lacks a measure: what that measure gives."""
+    """Return the ratios of thaw to thaw without each optimization."""
     whole, *lacking = rows
     return [{"of": whole.name, "to": row.name, "ratio": ratios(whole, row)} for row in lacking]
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """The tables, in Markdown."""
+    """Return the tables as Markdown."""
     machine, workload = result["machine"], result["workload"]
     versions: dict[str, str] = {}
     for row in result["rows"]:

@@ -1,4 +1,4 @@
-"""Time a training step of a recipe's network, its normalization by torch and fused, on one core.
+"""Time a training step of a recipe's network on one core, with torch's normalization and with the fused one.
 
     python bench/step.py best-cifar10-19k [--batch 64] [--rounds 5]
 
@@ -21,7 +21,6 @@ from thaw.models.blocks import fuse_norms
 from thaw.recipe.recipe import load_recipe
 from thaw.training.compute import (
     autocast,
-    keep_freed_memory,
     normalization_name,
     precision_name,
     resolve_normalization,
@@ -34,10 +33,9 @@ CLASSES = 10
 
 
 def main() -> None:
-    """Time the recipe that was named."""
+    """Time one recipe."""
     options = _options()
     torch.set_num_threads(1)
-    keep_freed_memory()
     name, recipe = load_recipe(options.recipe, options.overrides)
     shape = next((shape for word, shape in SHAPES.items() if word in name), SHAPES["cifar10"])
     dtype = resolve_precision(recipe.compute.precision, CPU)
@@ -56,7 +54,7 @@ def main() -> None:
 
 
 def _step(module: nn.Module, shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> Callable[[], None]:
-    """A forward and a backward pass."""
+    """Run a forward and a backward pass."""
     height, width, channels = shape
     x = torch.randn(batch, channels, height, width).to(memory_format=torch.channels_last)
     labels = torch.arange(batch) % CLASSES

@@ -1,4 +1,4 @@
-"""Contender: stage 1 by thaw's own engine, as `thaw train` runs it, or with one of its measures taken away."""
+"""Contender: stage 1 by thaw, as `thaw train` runs it, or without one of its optimizations."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from thaw.data import batches
 from thaw.data.augment import AugmentSettings
 from thaw.data.batches import Batch, BatchSource
 from thaw.data.images import ImageSet, InputSpec
-from thaw.models.blocks import ConvReluPool
+from thaw.models.blocks import ConvReluPool, learned_parameters
 from thaw.models.families import PaperSpec
-from thaw.training.arms import count_parameters
-from thaw.training.compute import ParallelBranches, keep_freed_memory, precision_name, resolve_device, resolve_precision
+from thaw.training.compute import ParallelBranches, precision_name, resolve_device, resolve_precision
 from thaw.training.engine import StageRun
 from thaw.training.stages import DualSettings, DualStage
 from thaw.training.trainer import TrainingContext, seeded_dual
@@ -34,14 +33,13 @@ FOREVER = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Which measures are taken; thaw takes all of them."""
+    """The optimizations that are on; thaw uses all of them."""
 
-    lanes: bool = True
+    parallel: bool = True
     channels_last: bool = True
     bfloat16: bool = True
     pool_first: bool = True
     large_chunks: bool = True
-    ahead: bool = True
     augmented: bool = True
 
 
@@ -50,18 +48,17 @@ NOTHING = Measures(**{field.name: field.name == "augmented" for field in fields(
 VARIANTS: dict[str, Measures] = {
     AS_IT_IS: Measures(),
     "float32": Measures(bfloat16=False),
-    "both submodels in one thread after the other": Measures(lanes=False),
+    "both submodels in one thread after the other": Measures(parallel=False),
     "channels first (NCHW)": Measures(channels_last=False),
     "ReLU before pooling": Measures(pool_first=False),
     "augmentation a batch at a time": Measures(large_chunks=False),
-    "no thread that prepares ahead": Measures(ahead=False),
     "all of the above": NOTHING,
     "no augmentation (what it costs)": Measures(augmented=False),
 }
 
 
 class ReluThenPool(ConvReluPool):
-    """The block in the order of papers, which gives the same numbers."""
+    """The block with ReLU before pooling, as in papers; the results are equal."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', (H-2)//2, (W-2)//2]."""
@@ -69,10 +66,10 @@ class ReluThenPool(ConvReluPool):
 
 
 class ChannelsFirst(BatchSource):
-    """Batches of gray images whose strides say channels first; one channel has the same bytes in either order."""
+    """Batches of grayscale images with channels-first strides; with one channel, both orders have the same bytes."""
 
     def shuffled(self, seed: int) -> Iterator[Batch]:
-        """One epoch."""
+        """Yield the batches of one epoch."""
         for batch in super().shuffled(seed):
             views = {view: x.as_strided(x.shape, _channels_first(x)) for view, x in batch.views.items()}
             yield Batch(views, batch.labels)
@@ -84,12 +81,9 @@ def _channels_first(x: Tensor) -> tuple[int, int, int, int]:
 
 
 class ThawDual:
-    """The training itself; option "variants" lists names of VARIANTS, "keep_freed_memory" is for the whole process."""
+    """The training. Option "variants" lists names in VARIANTS."""
 
     def __init__(self, workload: Workload) -> None:
-        self.kept = bool(workload.options["keep_freed_memory"])
-        if self.kept:
-            keep_freed_memory()
         self.workload = workload
         self.device = resolve_device(workload.device)
         self.threads = torch.get_num_threads()
@@ -103,7 +97,7 @@ class ThawDual:
         workload = self.workload
         height, width, channels = self.images.shape
         mean, std = (workload.mean,) * channels, (workload.deviation,) * channels
-        # Lanes divide the threads that they find, for the whole process.
+        # ParallelBranches divides the number of threads that it finds, for the whole process.
         torch.set_num_threads(self.threads)
         context = TrainingContext(
             train=self.images,
@@ -112,7 +106,7 @@ class ThawDual:
             seed=0,
             device=self.device,
             dtype=self.fast if measures.bfloat16 else torch.float32,
-            lanes=ParallelBranches(2 if measures.lanes else 1, self.device),
+            parallel=ParallelBranches(2 if measures.parallel else 1, self.device),
         )
         dual = seeded_dual(PaperSpec(filters=workload.filters, dropout=workload.dropout), context)
         if not measures.pool_first:
@@ -146,26 +140,23 @@ class ThawDual:
         """Versions and settings."""
         first = next(iter(self.runs.values()))
         return {
-            "parameters": count_parameters([first.stage.module]),
+            "parameters": learned_parameters(first.stage.module),
             "versions": {"thaw": __version__, "torch": torch.__version__, "numpy": np.__version__},
             "precision": precision_name(first.dtype),
             "device": self.device.type,
             "threads": self.threads,
-            "keep_freed_memory": self.kept,
         }
 
     def train(self, variant: str, *, warm_up: bool) -> dict[str, float]:
-        """An epoch over all pairs, or over those of the warm-up."""
+        """Train one epoch over all pairs, or over the pairs of the warm-up."""
         run, measures = self.runs[variant], VARIANTS[variant]
         whole = run.train
         part = _first(self.images, self.workload.warm_up_pairs(len(self.images)))
         run.train = replace(whole, images=part) if warm_up else whole
-        torch.set_num_threads(max(1, self.threads // 2) if measures.lanes else self.threads)
+        torch.set_num_threads(max(1, self.threads // 2) if measures.parallel else self.threads)
         with contextlib.ExitStack() as stack:
             if not measures.large_chunks:
                 stack.enter_context(patch.object(batches, "CHUNK_IMAGES", self.workload.batch_size))
-            if not measures.ahead:
-                stack.enter_context(patch.object(batches, "_ahead", lambda made, depth: made))  # noqa: ARG005
             record = next(run.epochs())
         pairs = len(run.train.images)
         run.train = whole

@@ -1,9 +1,9 @@
-"""Train a recipe, changed as asked, and print its validation accuracy; the test set stays closed.
+"""Train a recipe with overrides and print its validation accuracy; the test set stays closed.
 
     python bench/trial.py cifar10 --recipe best-cifar10-19k --set plain.epochs=4 --seed 0 --log trials.jsonl
 
-Each line of the log is one trial: what was changed, the network's size, and what each epoch gave. It is what
-docs/results/experiments.md is written from.
+Each line of the log is one trial: its overrides, the size of the network, and its results.
+docs/results/experiments.md is based on these logs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,19 @@ from thaw.errors import ThawError
 from thaw.graph.lower import layer_table
 from thaw.recipe.recipe import load_recipe
 from thaw.run.context import normalization_of, training_context
-from thaw.training.compute import LANES, ParallelBranches, keep_freed_memory, resolve_device
 from thaw.training.trainer import MultiStageTrainer
 
 
 def main() -> None:
     """Run one trial."""
     options = _options()
-    keep_freed_memory()
     name, recipe = load_recipe(options.recipe, options.overrides)
     data = prepare(options.source, recipe.data, seed=options.seed, data_root=options.data_root)
     cost = layer_table(recipe.model, recipe.unify_spec, data.input_spec.shape, len(data.train.classes))
     started = time.perf_counter()
     normalization = normalization_of(recipe, "auto")
-    with ParallelBranches(LANES, resolve_device("auto")) as lanes:
-        setting = training_context(data, recipe, options.seed, "auto", lanes, normalization=normalization)
-        trainer = MultiStageTrainer(recipe.trainer_settings(), setting)
+    with training_context(data, recipe, options.seed, "auto", normalization=normalization) as context:
+        trainer = MultiStageTrainer(recipe.trainer_settings(), context)
         for record in trainer.epochs():
             print(
                 f"{record.stage} {record.epoch}/{record.epochs} loss {record.train_loss:.4f} "

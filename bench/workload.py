@@ -1,4 +1,4 @@
-"""What every contender of the benchmark trains, and how the benchmark talks to it; free of any framework.
+"""The workload of every contender, and the protocol of the benchmark; independent of any framework.
 
 Shapes: N images, H rows, W columns, C channels.
 """
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Stage 1 on pairs (original, augmented): the same network, optimizer, batch and augmentation for everyone.
+    """Stage 1 on pairs (original, augmented), with the same network, optimizer, batch size and augmentation for all.
 
     Attributes:
         folder: holds images.npy, uint8 [N, H, W, C], and labels.npy, int64 [N].
@@ -55,7 +55,7 @@ class Workload:
     options: Mapping[str, Any]
 
     def as_json(self) -> str:
-        """The form that `from_json` takes back."""
+        """Return the input of `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -65,26 +65,26 @@ class Workload:
         return cls(**{**values, "filters": tuple(values["filters"])})
 
     def load(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Images uint8 [N, H, W, C] and labels int64 [N]."""
+        """Return images uint8 [N, H, W, C] and labels int64 [N]."""
         return np.load(Path(self.folder) / "images.npy"), np.load(Path(self.folder) / "labels.npy")
 
     def warm_up_pairs(self, count: int) -> int:
-        """How many of `count` pairs warm up: some 20 steps, the last of them as large as the last one of an epoch."""
+        """Return the number of warm-up pairs: about 20 steps, with a last batch as large as that of an epoch."""
         return min(count, 20 * self.batch_size + count % self.batch_size)
 
 
 class Contender(Protocol):
-    """One way to train, in a process of its own."""
+    """One way to train, in its own process."""
 
     def about(self) -> dict[str, Any]:
-        """What it is: "parameters" (int) and "versions" (name -> version); more is passed on into the JSON."""
+        """Return "parameters" (int), "versions" (name -> version), and any other entries for the JSON."""
 
     def train(self, variant: str, *, warm_up: bool) -> dict[str, float]:
-        """Train an epoch, or the warm-up; "seconds" (float), "pairs" (int) and the mean "loss" of the epoch (float)."""
+        """Train one epoch, or the warm-up; return "seconds" (float), "pairs" (int) and the mean "loss" (float)."""
 
 
 def serve(build: type[Any]) -> None:
-    """Make the contender `build(workload)` and train epochs as standard input tells, one JSON object a line.
+    """Create the contender `build(workload)` and train epochs on request: one JSON object per line of standard input.
 
     To each answer it adds "cpu_seconds", of all threads of this process but not of processes that it starts.
     The answers go to what was standard output when the process began; anything that a library prints goes to standard

@@ -24,6 +24,7 @@ from export_samples import card_of
 from graph_samples import random_int8_graph
 from hostile_text import ISSUE, PIECES, Seen, is_unsafe
 from markdown_it import MarkdownIt
+from pareto_plot import Point, draw
 from PIL import Image
 from report_samples import run_of
 
@@ -33,7 +34,6 @@ from thaw.export.to_litert import export_litert
 from thaw.export.to_onnx import export_onnx
 from thaw.quoting import printable
 from thaw.run.report import ReportPictures, render_report
-from thaw.studies.pareto_plot import Point, draw
 
 CC = shutil.which("cc")
 needs_compiler = pytest.mark.skipif(CC is None, reason="needs a C compiler: apt-get install gcc libc6-dev")

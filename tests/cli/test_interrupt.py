@@ -46,7 +46,6 @@ def test_an_interrupt_that_was_lost_comes_with_the_next_event_and_what_is_told_i
         ("thaw.deploy.export.export_if_none", ("bench", "{run}")),
         ("thaw.studies.reproduce.reproduce", ("reproduce",)),
         ("thaw.studies.ablation.ablate", ("ablate", "digits")),
-        ("thaw.studies.zoo.add_model", ("zoo", "add", "name", "{run}")),
         ("thaw.data.summary.look", ("data", "digits")),
     ],
 )

@@ -56,8 +56,6 @@ CALLS = {
     "model": ("info", LONG),
     "zoo": ("info", f"zoo:{LONG}"),
     "card": ("zoo", LONG),
-    "zoo name": ("zoo", "add", LONG, "run"),
-    "plot": ("zoo", "plot", "--out", LONG),
     "shape": ("info", "--recipe", "paper", "--input", LONG),
     "classes": ("info", "--recipe", "paper", "--classes", "9" * 5000),
     "data set": ("reproduce", "--dataset", LONG),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
-from training_samples import digit_set, lanes_of, method_of, odd_dual, odd_submodel, snapshot, source
+from training_samples import branches_of, digit_set, method_of, odd_dual, odd_submodel, snapshot, source
 
 from thaw.data.balance import class_counts, class_weights, imbalance, is_uneven, mean_recall
 from thaw.data.mix import Mix, Targets, cross_entropy
@@ -137,13 +137,13 @@ def test_every_stage_weights_its_loss(place):
     torch.manual_seed(1)
     stage = stages()[place]
     batch = next(iter(source(digit_set(0, 32), 32).ordered()))
-    with lanes_of(1) as lanes:
+    with branches_of(1) as parallel:
         stage.set_training()
 
         def losses(weights) -> list[float]:
             stage.class_weights = weights
             stage.module.zero_grad()
-            return [float(loss) for loss in stage.backward(batch, lanes, torch.float32).values()]
+            return [float(loss) for loss in stage.backward(batch, parallel, torch.float32).values()]
 
         plain = losses(None)
         of_each = [losses(F.one_hot(torch.tensor(label), 10).float()) for label in range(10)]
@@ -160,12 +160,12 @@ def uneven_digits():
 
 
 def test_a_setting_gives_every_stage_the_weights_of_its_training_images():
-    with lanes_of(1) as lanes:
-        setting = replace(method_of(lanes).context, train=uneven_digits())
+    with branches_of(1) as parallel:
+        setting = replace(method_of(parallel).context, train=uneven_digits())
         assert setting.class_weights is None, "no weights unless a recipe asks for them"
         assert setting.score == "balanced_accuracy"
         weighted = replace(setting, loss=LossSettings(class_weights="balanced", select="accuracy"))
-        run = weighted.run(PlainStage(odd_submodel(), PlainSettings()), method_of(lanes).settings.augment)
+        run = weighted.run(PlainStage(odd_submodel(), PlainSettings()), method_of(parallel).settings.augment)
         labels = weighted.train.labels
         expected = compute_class_weight("balanced", classes=np.arange(10), y=labels)
         assert run.stage.class_weights.numpy() == pytest.approx(expected, rel=1e-6)
@@ -178,8 +178,8 @@ def test_even_classes_train_to_the_same_bits_whatever_the_weights():
     even = replace(even, images=even.images[rows], labels=even.labels[rows])
     found = []
     for loss in (LossSettings(), LossSettings(class_weights="balanced", select="accuracy")):
-        with lanes_of(1) as lanes:
-            trainer = method_of(lanes, method="plain", model=PaperSpec(filters=(3, 4)))
+        with branches_of(1) as parallel:
+            trainer = method_of(parallel, method="plain", model=PaperSpec(filters=(3, 4)))
             trainer = type(trainer)(trainer.settings, replace(trainer.context, train=even, loss=loss))
             list(trainer.epochs())
             found.append(snapshot(trainer.network))
@@ -196,10 +196,10 @@ def test_the_figure_that_chooses_the_best_epoch(monkeypatch, score, best):
     # First the large class and nothing else; then half of it, and half of each other one.
     scripted = iter([({"a": is_zero}, 1.0), ({"a": odd}, 1.0)])
     monkeypatch.setattr(StageRun, "_validate", lambda self: next(scripted))
-    with lanes_of(1) as lanes:
+    with branches_of(1) as parallel:
         stage = PlainStage(odd_submodel(), PlainSettings(epochs=2, batch_size=32, view="original"))
         train = source(digit_set(0, 40))
-        run = StageRun(stage, train, source(validation), seed=0, lanes=lanes, dtype=torch.float32, score=score)
+        run = StageRun(stage, train, source(validation), seed=0, parallel=parallel, dtype=torch.float32, score=score)
         records = list(run.epochs())
     assert run.best.epoch == best
     assert {record.best_by for record in records} == {score}

@@ -1,16 +1,13 @@
-"""Streams of batches: what comes, in which order, in which memory, and what becomes of the thread that prepares it."""
+"""Streams of batches: what comes, in which order and in which memory."""
 
 from __future__ import annotations
 
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from thaw.data import batches as module
 from thaw.data.augment import AugmentSettings, augment
 from thaw.data.batches import CHUNK_IMAGES, Batch, BatchSource, channels_last, normalize, sample_views, to_unit
 from thaw.data.images import ImageSet, InputSpec
@@ -286,70 +283,3 @@ def test_a_read_only_memory_map_is_taken(tmp_path):
     made = source(mapped, views=("original", "augmented"), augment=AugmentSettings())
     assert sorted(order_of(made.shuffled(1))) == list(range(90))
     assert np.array_equal(mapped.images, images.images)
-
-
-def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "thaw-batches"]
-
-
-def test_batches_are_prepared_in_a_thread_that_ends():
-    stream = source(numbered(MANY)).shuffled(1)
-    next(stream)
-    assert len(workers()) == 1
-    list(stream)
-    assert not workers()
-
-
-def test_an_error_in_the_thread_reaches_the_caller(monkeypatch):
-    real, calls = module.augment, []
-
-    def failing(*args):
-        calls.append(threading.current_thread().name)
-        if len(calls) == 2:
-            raise OSError("the disk went away")
-        return real(*args)
-
-    monkeypatch.setattr(module, "augment", failing)
-    seen: list[int] = []
-    stream = source(numbered(MANY), views=("augmented",)).shuffled(1)
-    with pytest.raises(OSError, match="the disk went away"):
-        seen.extend(len(batch) for batch in stream)
-    assert sum(seen) == CHUNK_IMAGES  # what came before the error is not lost
-    assert calls == ["thaw-batches"] * 2
-    assert not workers()
-
-
-@pytest.mark.parametrize("how", ["close", "forget", "error"])
-def test_an_abandoned_stream_ends_its_thread(how):
-    stream = source(numbered(MANY), batch_size=8).shuffled(1)
-    next(stream)
-    if how == "close":
-        stream.close()
-    elif how == "error":
-        with pytest.raises(ZeroDivisionError):
-            any(len(batch) / 0 for batch in stream)
-    del stream
-    deadline = time.monotonic() + 5
-    while workers() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not workers()
-
-
-def test_the_thread_works_only_a_few_batches_ahead():
-    made = []
-
-    def endless():
-        while True:
-            made.append(None)
-            yield module.Batch({}, torch.zeros(1))
-
-    stream = module._ahead(endless(), depth=3)
-    next(stream)
-    time.sleep(0.3)
-    assert len(made) <= 1 + 3 + 1  # handed over, waiting, and in hand
-    stream.close()
-
-
-def test_a_stream_that_is_never_read_starts_no_thread():
-    source(numbered(20)).shuffled(1)
-    assert not workers()

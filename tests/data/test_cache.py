@@ -339,7 +339,6 @@ def test_cache_root(monkeypatch, tmp_path):
     assert cache_root() == tmp_path
     assert cache_root(tmp_path / "given") == tmp_path / "given"
     monkeypatch.delenv("THAW_CACHE")
-    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert cache_root() == Path("/caches/thaw")
 

@@ -22,7 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "support"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "support"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import kills
 import mutations

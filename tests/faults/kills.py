@@ -114,11 +114,10 @@ def _same_documents(*names: str) -> Callable[[Path, Path], str]:
     return check
 
 
-def _half_entry(folder: Path) -> str:
-    entry = folder / "tiny"
-    if (entry / "card.json").is_file() and not all((entry / name).is_file() for name in MODELS):
-        return "card.json is there, but not the models"
-    return ""
+def _same_runs(folder: Path, reference: Path) -> str:
+    """Every run of a study."""
+    runs = sorted(path.parent.name for path in reference.glob("*/run.json"))
+    return next(filter(None, (_same_run(folder / name, reference / name) for name in runs)), "")
 
 
 def _decoded(folder: Path) -> list[object]:
@@ -127,12 +126,9 @@ def _decoded(folder: Path) -> list[object]:
 
 def scenes(world: World) -> list[Scene]:
     """What is killed."""
-    zoo = lambda folder: ["zoo", "add", "tiny", *filter(Path.is_dir, world.runs), "--out", folder]  # noqa: E731
     tables = lambda folder: ["reproduce", "--dataset", "mnist", "--seeds", "0", "--out", folder]  # noqa: E731
     arms = lambda folder: ["ablate", "images", *worlds.TINY, "--seeds", "0", "--out", folder]  # noqa: E731
     export = lambda folder: ["export", world.run, "--out", folder]  # noqa: E731
-    entry = lambda folder, reference: same_files(folder / "tiny", reference / "tiny", (*MODELS, "card.json"))  # noqa: E731
-    arm_names = sorted(path.name for path in (world.root / "reference-ablate").glob("*.safetensors"))
     return [
         Scene(
             name="quantization-aware training",
@@ -144,14 +140,13 @@ def scenes(world: World) -> list[Scene]:
             least=0.5,
         ),
         Scene(name="export", begin=export, resume=export, check=_same_export, half=_half_export),
-        Scene(name="zoo add", begin=zoo, resume=zoo, check=entry, half=_half_entry),
         Scene(name="reproduce", begin=tables, resume=tables, check=_same_documents("reproduce.json")),
         Scene(
             name="ablate",
             begin=arms,
             resume=arms,
             check=lambda folder, reference: (
-                same_files(folder, reference, tuple(arm_names)) or _same_documents("ablation.json")(folder, reference)
+                _same_runs(folder, reference) or _same_documents("ablation.json")(folder, reference)
             ),
         ),
         Scene(

@@ -61,15 +61,13 @@ def commands(world: World) -> dict[str, list[object]]:
         "bench": ["bench", world.run, "--out", scratch / "export"],
         "zoo": ["zoo"],
         "card": ["zoo", "mnist-8k"],
-        "add": ["zoo", "add", "tiny", world.runs[0], "--out", scratch / "zoo"],
-        "plot": ["zoo", "plot", "--out", scratch / "pareto.svg"],
         "reproduce": ["reproduce", "--dataset", "mnist", "--seeds", "0", "--out", scratch / "reproduce"],
         "ablate": ["ablate", world.images, *worlds.TINY, "--seeds", "0", "--out", scratch / "ablate"],
     }
 
 
 QUICK = ("help", "predict", "info", "zoo")
-USUAL = ("data", "train", "resume", "predict", "evaluate", "info", "export", "verify", "zoo", "add")
+USUAL = ("data", "train", "resume", "predict", "evaluate", "info", "export", "verify", "zoo")
 
 
 def run(world: World, ledger: Ledger, *, small: bool) -> None:
@@ -264,7 +262,7 @@ def wheel(world: World, ledger: Ledger) -> None:
     surrounding = Surrounding(env={"PATH": str(empty), "PYTHONPATH": None})
     scratch = world.folder("scratch")
     checks: dict[str, Callable[[Outcome], str]] = dict.fromkeys(
-        ("help", "data", "train", "predict", "evaluate", "info", "export", "zoo", "card", "add"),
+        ("help", "data", "train", "predict", "evaluate", "info", "export", "zoo", "card"),
         lambda done: f"ended with {done.code}: {done.err[-300:]}" if done.code else "",
     )
     checks |= {"verify": lambda done: "" if "compiler" in done.out + done.err else "no word of the compiler"}

@@ -170,6 +170,7 @@ class Asks:
     def __init__(self, world: World) -> None:
         self.world = world
         self.run = world.run
+        self.contexts = contextlib.ExitStack()
         self.images = np.random.default_rng(1).integers(0, 256, (6, 12, 12, 1), dtype=np.uint8)
 
     @cache  # noqa: B019 - there is one, as long as its process
@@ -180,12 +181,13 @@ class Asks:
         from thaw.run.folder import open_for_resume
         from thaw.run.request import TrainRequest
         from thaw.run.resolve import prepare_run
-        from thaw.training.compute import LANES, ParallelBranches, resolve_device
 
         request, data = prepare_run(TrainRequest.from_dict(open_for_resume(self.run)[1]))
-        lanes = ParallelBranches(LANES, resolve_device("cpu"))
-        setting = training_context(data, request.recipe, request.seed, "cpu", lanes, normalization="torch")
-        return request, data, setting, plan_digest(request, data)
+        # It stays open until the process ends with the case.
+        context = self.contexts.enter_context(
+            training_context(data, request.recipe, request.seed, "cpu", normalization="torch")
+        )
+        return request, data, context, plan_digest(request, data)
 
     def cache_folder(self) -> Path:
         """The folder of the run's prepared images."""
@@ -239,21 +241,19 @@ class Asks:
 
     def folds(self) -> object:
         """The accuracies of the cross-validation."""
+        from thaw.events import result_of
         from thaw.run.cross_validation import cross_validate
         from thaw.run.folder import RunFolder
 
         request, data, setting, _ = self._setting()
-        events = cross_validate(RunFolder(self.run), request, data, setting)
-        while True:
-            try:
-                next(events)
-            except StopIteration as end:
-                return _finite([(fold.accuracy, fold.balanced_accuracy) for fold in end.value])
+        folds = result_of(cross_validate(RunFolder(self.run), request, data, setting))
+        return _finite([(fold.accuracy, fold.balanced_accuracy) for fold in folds])
 
     def metrics(self) -> object:
         """The card of a zoo entry made of the run, and the report's deployment section."""
-        from thaw.run.run import Run
-        from thaw.studies.zoo import add_model, describe
+        from zoo_add import add_model
+
+        from thaw.cli.zoo import describe
 
         run = self.world.runs[0]
         card = add_model("tiny", [run], out=self.world.root / "work")
@@ -273,13 +273,14 @@ class Asks:
 
     def card(self) -> object:
         """What `thaw zoo` shows, and its place in the plot."""
+        from pareto import write_pareto
+
+        from thaw.cli.zoo import describe
         from thaw.model.zoo_card import read_cards
-        from thaw.studies.pareto import write_pareto
-        from thaw.studies.zoo import describe, interval_half
 
         cards = read_cards()
         paths = write_pareto(self.world.root / "work" / "pareto.svg", self.world.root / "reproduce.json")
-        shown = [(describe(card), interval_half(card)) for card in cards]
+        shown = [(describe(card), str(card.mean)) for card in cards]
         json.dumps([card.as_dict() for card in cards])
         return shown, [path.read_bytes() for path in paths]
 

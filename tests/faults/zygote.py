@@ -67,7 +67,6 @@ def preload() -> None:
     import thaw.run.pipeline
     import thaw.studies.ablation
     import thaw.studies.reproduce
-    import thaw.studies.zoo
 
     del scipy, sklearn, torch, thaw
 

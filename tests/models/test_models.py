@@ -369,7 +369,7 @@ def test_unify_refuses_a_branch_without_a_dense_end():
         unify(DualModel(branch, copy.deepcopy(branch)), UnifySpec())
 
 
-def test_thawing_order():
+def test_unfreezing_order():
     assert unify(a_dual("paper"), UnifySpec()).unit_names() == ("head", "dense", "conv2", "conv1")
     odd = unify(a_dual("odd"), UnifySpec())
     assert odd.unit_names() == ("head", "attic", "mixer", "stem")
@@ -381,7 +381,7 @@ def test_thawing_order():
     assert list(units(odd)) == list(odd.units())
 
 
-def test_the_thawing_order_of_one_submodel():
+def test_the_unfreezing_order_of_one_submodel():
     submodel = a_dual("odd").branches[0]
     assert unit_names(submodel) == ("attic", "mixer", "stem")
     assert dict(units(submodel)) == {"attic": submodel.attic, "mixer": submodel.mixer, "stem": submodel.stem}
@@ -389,8 +389,8 @@ def test_the_thawing_order_of_one_submodel():
 
 def test_a_head_thaws_first_where_there_is_one():
     names = PaperSpec.units
-    assert UnifySpec().thawing_order(names) == ("head", "dense", "conv2", "conv1")
-    assert UnifySpec(join="average").thawing_order(names) == ("dense", "conv2", "conv1")
+    assert UnifySpec().unfreezing_order(names) == ("head", "dense", "conv2", "conv1")
+    assert UnifySpec(join="average").unfreezing_order(names) == ("dense", "conv2", "conv1")
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.75])

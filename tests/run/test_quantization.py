@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import SMALL, metrics
-from training_samples import CPU, lanes_of, snapshot
+from training_samples import CPU, branches_of, snapshot
 
 import thaw as library
 from thaw.data.augment import AugmentSettings
@@ -41,7 +41,7 @@ def data():
     return library.load("digits", overrides=SMALL[1:4:2], seed=3)
 
 
-def setting_of(data, lanes: ParallelBranches, seed: int = 3) -> TrainingContext:
+def setting_of(data, parallel: ParallelBranches, seed: int = 3) -> TrainingContext:
     return TrainingContext(
         train=data.train,
         validation=data.validation,
@@ -49,7 +49,7 @@ def setting_of(data, lanes: ParallelBranches, seed: int = 3) -> TrainingContext:
         seed=seed,
         device=CPU,
         dtype=torch.float32,
-        lanes=lanes,
+        parallel=parallel,
     )
 
 
@@ -79,9 +79,9 @@ def test_calibration_images_are_training_images_that_the_seed_chooses(data):
 
 
 def test_the_better_of_both_methods_on_validation_is_taken(model, data):
-    with lanes_of(1) as lanes:
+    with branches_of(1) as parallel:
         records, found = to_its_end(
-            quantize_model(model, setting_of(data, lanes), QuantizeSettings(qat_threshold=100.0), AugmentSettings())
+            quantize_model(model, setting_of(data, parallel), QuantizeSettings(qat_threshold=100.0), AugmentSettings())
         )
     assert records == []
     assert found.qat is None
@@ -132,8 +132,8 @@ QAT = QuantizeSettings(qat=QatSettings(epochs=3, batch_size=32, learning_rate=0.
 
 
 def test_what_loses_too_much_is_trained_on_and_the_better_graph_kept(model, data, spoilt):
-    with lanes_of(2) as lanes:
-        records, found = to_its_end(quantize_model(model, setting_of(data, lanes), QAT, AugmentSettings()))
+    with branches_of(2) as parallel:
+        records, found = to_its_end(quantize_model(model, setting_of(data, parallel), QAT, AugmentSettings()))
     before = max(each.scores.accuracy for each in found.candidates[:2])
     assert before < found.float_scores.accuracy - 0.003
     assert [event.record.kind for event in records] == ["qat"] * len(records)
@@ -145,8 +145,8 @@ def test_what_loses_too_much_is_trained_on_and_the_better_graph_kept(model, data
 
 def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt):
     hasty = dataclasses.replace(QAT, qat=dataclasses.replace(QAT.qat, epochs=1, learning_rate=5.0))
-    with lanes_of(1) as lanes:
-        records, found = to_its_end(quantize_model(model, setting_of(data, lanes), hasty, AugmentSettings()))
+    with branches_of(1) as parallel:
+        records, found = to_its_end(quantize_model(model, setting_of(data, parallel), hasty, AugmentSettings()))
     assert len(records) == 1
     assert found.candidates[2].scores.accuracy < found.chosen.scores.accuracy
     assert found.chosen.method in ("minmax", "mse")
@@ -154,8 +154,8 @@ def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt)
 
 def test_training_on_that_is_not_finite_costs_nothing_but_itself(model, data, spoilt):
     settings = QuantizeSettings(qat_threshold=0.0, qat=QatSettings(epochs=3, learning_rate=1e30))
-    with ParallelBranches(1, CPU) as lanes:
-        _, found = to_its_end(quantize_model(model, setting_of(data, lanes), settings, AugmentSettings()))
+    with ParallelBranches(1, CPU) as parallel:
+        _, found = to_its_end(quantize_model(model, setting_of(data, parallel), settings, AugmentSettings()))
     assert found.chosen.method in {"minmax", "mse", "qat"}
     assert found.chosen.scores.accuracy == max(each.scores.accuracy for each in found.candidates)
     assert found.qat is None or found.qat.epochs < 3
@@ -164,8 +164,10 @@ def test_training_on_that_is_not_finite_costs_nothing_but_itself(model, data, sp
 def test_it_gives_the_same_bits_again_on_any_number_of_lanes(model, data, spoilt):
     once, graphs = dataclasses.replace(QAT, qat=dataclasses.replace(QAT.qat, epochs=1)), []
     for count in (1, 2, 2):
-        with lanes_of(count) as lanes:
-            graphs.append(to_its_end(quantize_model(model, setting_of(data, lanes), once, AugmentSettings()))[1].graph)
+        with branches_of(count) as parallel:
+            graphs.append(
+                to_its_end(quantize_model(model, setting_of(data, parallel), once, AugmentSettings()))[1].graph
+            )
     for first, *others in zip(*(graph.ops for graph in graphs), strict=True):
         for other in others:
             assert first.output == other.output
@@ -178,8 +180,8 @@ def test_it_gives_the_same_bits_again_on_any_number_of_lanes(model, data, spoilt
 def test_the_stage_validates_what_the_referee_computes(model, data):
     graph = float_graph(model)
     module = TrainableGraph(graph, calibrate(graph, data.train.images[:100])["minmax"])
-    with lanes_of(1) as lanes:
-        stage_run = setting_of(data, lanes).run(QatStage(module, QatSettings(epochs=2)), AugmentSettings())
+    with branches_of(1) as parallel:
+        stage_run = setting_of(data, parallel).run(QatStage(module, QatSettings(epochs=2)), AugmentSettings())
         before = snapshot(module)
         for record in stage_run.epochs():
             logits = run(module.int8_graph(), data.validation.images)["logits"]
@@ -190,11 +192,11 @@ def test_the_stage_validates_what_the_referee_computes(model, data):
 def test_a_stage_goes_on_from_its_state_to_the_same_bits(model, data):
     graph = float_graph(model)
     ranges = calibrate(graph, data.train.images[:100])["mse"]
-    with lanes_of(1) as lanes:
+    with branches_of(1) as parallel:
 
         def fresh():
             stage = QatStage(TrainableGraph(graph, ranges), QatSettings(epochs=2, patience=9))
-            return setting_of(data, lanes).run(stage, AugmentSettings())
+            return setting_of(data, parallel).run(stage, AugmentSettings())
 
         whole, first, second = fresh(), fresh(), fresh()
         list(whole.epochs())

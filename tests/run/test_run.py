@@ -402,7 +402,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, call):
     steps = 'unfreeze.steps=[{unit="head", epochs=2, learning_rate=1e38}]'
     code, out, err = call("train", "digits", "--set", "dual.epochs=1", "--set", steps, "--out", "run")
     error = err[err.index("error: ") :]
-    error_of(["stage head, epoch 1", "not finite", "smaller learning rate", "in run"], (code, out, error), 1)
+    error_of(["stage head, epoch 1", "not finite", "lower learning rate", "in run"], (code, out, error), 1)
     kept, header = read_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors", version=1)
     assert header["method"]["run"]["stage"] == "dual"
     assert all(np.isfinite(tensor.numpy()).all() for tensor in kept.values())

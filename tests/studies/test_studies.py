@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pytest
-from command_line import TINY_OVERRIDES, error_of, metrics, stored
+from command_line import TINY_OVERRIDES, assert_same_run, error_of, metrics, reseal, stored
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from thaw.data.prepare import prepare
-from thaw.data.settings import DataSettings
-from thaw.errors import UsageError
+from thaw.errors import RunError, UsageError
 from thaw.models.families import PaperSpec
 from thaw.recipe.recipe import load_recipe
+from thaw.recipe.sizing import network_cost
 from thaw.studies.ablation import _points, page
+from thaw.studies.arms import PLAIN, arms_of, equal_submodel, overrides_between, without_head
 from thaw.studies.reproduce import PUBLISHED, _page, parse_seeds
-from thaw.training.arms import (
-    ARMS,
-    PLAIN,
-    STUDIES,
-    ArmTraining,
-    at_once,
-    fitting_spec,
-    without_early_stop,
-    without_head,
-)
+from thaw.studies.runs import StudyRun, mean_over_seeds, read_runs
 from thaw.training.stages import UnfreezeSettings, UnfreezeStep
-from thaw.training.trainer import TrainingContext
 
 # Half of the digits are kept for the test, which leaves less to train on.
 EPOCHS = (
     *("--set", "dual.epochs=2", "--set", 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'),
-    *("--set", "data.test_fraction=0.5"),
+    *("--set", "data.test_fraction=0.5", "--set", "quantize.qat_threshold=100"),
 )
 
 
@@ -51,18 +43,8 @@ def test_what_are_no_seeds(text):
 # Arms
 
 
-@pytest.fixture(scope="module")
-def digits_setting():
-    data = prepare("digits", DataSettings(), seed=0)
-    return data, TrainingContext(
-        train=data.train,
-        validation=data.validation,
-        input_spec=data.input_spec,
-        seed=0,
-        device=None,
-        dtype=None,
-        lanes=None,
-    )
+PAPER = load_recipe("paper")[1]
+SHAPE, CLASSES = (28, 28, 1), 10
 
 
 def dense_parameters(filters, shape, classes):
@@ -73,39 +55,18 @@ def dense_parameters(filters, shape, classes):
     return 9 * channels * first + first + 9 * first * second + second + rows * columns * second * classes + classes
 
 
-@pytest.mark.parametrize("networks", [1, 2])
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
 @pytest.mark.parametrize("filters", [(10, 20), (4, 8), (3, 3), (6, 3), (1, 9)])
-def test_plain_networks_are_as_large_as_their_widths_allow(digits_setting, filters, networks):
-    data, context = digits_setting
-    overrides = [f"model.filters={list(filters)}"]
-    settings = load_recipe("paper", overrides)[1].trainer_settings()
-    whole = sum(
-        parameter.numel() for parameter in ArmTraining(settings, _on_cpu(context)).skeleton(ARMS[-1])[0].parameters()
-    )
-    spec = fitting_spec(settings, context, networks)
+def test_plain_networks_are_as_large_as_their_widths_allow(filters, shape):
+    _, recipe = load_recipe("paper", [f"model.filters={list(filters)}"])
+    whole = 2 * dense_parameters(filters, shape, CLASSES) + 20 * 32 + 32 + 32 * 10 + 10
+    spec = equal_submodel(recipe, shape, CLASSES)
     assert isinstance(spec, PaperSpec)
-    assert spec.dropout == settings.model.dropout
+    assert spec.dropout == recipe.model.dropout
     first, second = spec.filters
-    size = networks * dense_parameters((first, second), data.train.shape, 10)
-    assert size <= whole < networks * dense_parameters((first, second + 1), data.train.shape, 10)
-    # Small networks have too few widths to choose from to come any closer.
-    assert size > (0.97 if filters == (10, 20) else 0.9) * whole
-
-
-def _on_cpu(context):
-    from dataclasses import replace
-
-    import torch
-
-    return replace(context, device=torch.device("cpu"))
-
-
-def test_thawing_at_once_takes_as_long(digits_setting):
-    settings = load_recipe("paper")[1].unfreeze
-    once = at_once(settings)
-    assert [step.unit for step in once.steps] == ["all"]
-    assert once.steps[0].epochs == sum(step.epochs for step in settings.steps)
-    assert once.steps[0].learning_rate == settings.steps[-1].learning_rate
+    size = dense_parameters((first, second), shape, CLASSES)
+    assert size <= whole < dense_parameters((first, second + 1), shape, CLASSES)
+    assert size > 0.97 * whole
 
 
 @pytest.mark.parametrize(
@@ -117,24 +78,75 @@ def test_thawing_at_once_takes_as_long(digits_setting):
         ([("all", 5)], 1, [("all", 6)]),
     ],
 )
-def test_the_head_s_epochs_go_to_what_thaws_next(listed, more, expected):
+def test_the_head_s_epochs_go_to_the_unit_that_follows_it(listed, more, expected):
     steps = tuple(UnfreezeStep(unit=name, epochs=epochs) for name, epochs in listed)
     made = without_head(UnfreezeSettings(steps=steps), "dense", more)
     assert [(step.unit, step.epochs) for step in made.steps] == expected
 
 
-@pytest.mark.parametrize("arms", STUDIES.values(), ids=list(STUDIES))
-def test_arms_of_a_study_have_names_of_their_own(arms):
-    assert len({arm.name for arm in arms}) == len(arms)
+def test_the_arms_of_the_parts_study_have_equal_passes_and_parameters():
+    arms = {arm.name: arm.recipe for arm in arms_of("parts", PAPER, SHAPE, CLASSES)}
+    assert list(arms) == ["plain", "head-only", "both-original", "both-augmented", "unfrozen-at-once", "whole"]
+    stages = {name: recipe.stage_epochs() for name, recipe in arms.items()}
+    whole = PAPER.stage_epochs()
+    assert stages.pop("plain") == {"plain": 30}
+    assert stages.pop("head-only") == {"dual": 29, "head": 1}
+    assert stages.pop("unfrozen-at-once") == {"dual": 15, "all": 15}
+    assert set(map(str, stages.values())) == {str(whole)}
+    assert arms["unfrozen-at-once"].unfreeze.steps[0].learning_rate == PAPER.unfreeze.steps[-1].learning_rate
+    assert arms["both-original"].dual.views == ("original", "original")
+    assert arms["both-augmented"].dual.views == ("augmented", "augmented")
+    for name, recipe in arms.items():
+        size = network_cost(recipe.model, recipe.unify_spec, SHAPE, CLASSES).parameters
+        assert 0.97 * 14_862 <= size <= 14_862, name
+
+
+def test_the_arms_of_the_unify_study_have_equal_passes_and_parameters():
+    steps = 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'
+    recipe = load_recipe("paper", ["dual.epochs=3", steps])[1]
+    arms = {arm.name: arm.recipe for arm in arms_of("unify", recipe, SHAPE, CLASSES)}
+    # Two of three epochs of stage 1 train two networks of the whole size for one epoch; the third goes to stage 2.
+    assert {name: each.stage_epochs() for name, each in arms.items()} == {
+        "plain": {"plain": 5},
+        "concatenate": {"dual": 3, "head": 1, "all": 1},
+        "average": {"dual": 1, "all": 3},
+        "distil": {"dual": 1, "student": 3},
+        "plain-half": {"plain": 10},
+        "distil-half": {"dual": 3, "student": 4},
+    }
+    costs = {name: network_cost(each.model, each.unify_spec, SHAPE, CLASSES) for name, each in arms.items()}
+    whole, macs = costs["concatenate"].parameters, costs["concatenate"].macs
+    assert (whole, macs) == (14_862, 568_240)
+    for name in ("plain", "average", "distil"):
+        assert 0.97 * whole <= costs[name].parameters <= whole
+    # A half is one of the two submodels: the unified model less its head (1,002 parameters, 960 products), halved.
+    for name in ("plain-half", "distil-half"):
+        assert (costs[name].parameters, costs[name].macs) == ((whole - 1_002) // 2, (macs - 960) // 2)
+
+
+@pytest.mark.parametrize("study", ["parts", "unify"])
+def test_the_overrides_of_an_arm_make_its_recipe(study):
+    given = ["dual.patience=1", "unfreeze.patience=1", "dual.fit.optimizer=adamw", "plain.most_steps=7"]
+    base = load_recipe("paper", given)[1]
+    arms = arms_of(study, base, SHAPE, CLASSES)
     assert arms[0].name == PLAIN
+    assert len({arm.name for arm in arms}) == len(arms)
+    for arm in arms:
+        assert load_recipe("paper", [*given, *overrides_between(base, arm.recipe)])[1] == arm.recipe
+        assert min(arm.recipe.dual.patience, arm.recipe.unfreeze.patience) >= 30, "no arm may stop early"
 
 
-def test_no_arm_stops_early():
-    settings = without_early_stop(
-        load_recipe("paper", ["dual.patience=1", "unfreeze.patience=1"])[1].trainer_settings()
-    )
-    epochs = settings.dual.epochs + sum(step.epochs for step in settings.unfreeze.steps)
-    assert min(settings.dual.patience, settings.unfreeze.patience) >= epochs
+@pytest.mark.parametrize(
+    ("study", "override", "words"),
+    [
+        ("unify", "dual.epochs=1", "dual.epochs 1"),
+        ("unify", "method=plain", "method plain"),
+        ("parts", "unify.join=distil", "unify.join distil"),
+        ("parts", "sizing.network=largest", "sizing.network=fixed"),
+    ],
+)
+def test_recipes_from_which_no_arms_can_be_made_are_refused(study, override, words, call):
+    error_of([words], call("ablate", "digits", "--study", study, "--set", override), 2)
 
 
 # The ablation
@@ -142,180 +154,92 @@ def test_no_arm_stops_early():
 
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory):
-    """A small ablation over two seeds: its folder, and what the command printed."""
+    """A small study of one seed: its folder, and what the command printed."""
     from command_line import thaw
 
     folder = tmp_path_factory.mktemp("ablation")
-    done = thaw("ablate", "digits", *EPOCHS, "--seeds", "0,1", "--out", "arms", "--json", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "arms", done
-
-
-def test_the_arms_are_equal_in_parameters_and_passes(ablation):
-    _, done = ablation
-    result = json.loads(done.stdout)
-    names = [arm["name"] for arm in result["arms"]]
-    assert names == ["plain", "dual-only", "both-original", "both-augmented", "thawed-at-once", "whole"]
-    sizes = {arm["name"]: arm["parameters"] for arm in result["arms"]}
-    assert sizes["whole"] == 14862
-    for name, size in sizes.items():
-        assert 0.97 * sizes["whole"] <= size <= sizes["whole"], name
-    epochs: dict[tuple[str, str], list[str]] = {}
-    for line in done.stderr.splitlines():
-        if " epoch " in line:
-            _, seed, arm, stage = line.split()[:4]
-            epochs.setdefault((seed, arm), []).append(stage)
-    assert result["epochs"] == 4
-    for seed in "01":
-        assert epochs[seed, "plain"] == ["plain"] * 4
-        assert epochs[seed, "dual-only"] == ["dual"] * 4
-        for name in ("both-original", "both-augmented"):
-            assert epochs[seed, name] == ["dual", "dual", "head", "all"]
-        # The whole method and that without gradual thawing begin with the same first stage, trained once.
-        assert epochs[seed, "thawed-at-once"] == ["dual", "dual", "all", "all"]
-        assert epochs[seed, "whole"] == ["head", "all"]
-
-
-def test_the_comparison_agrees_with_itself(ablation):
-    folder, done = ablation
-    result = json.loads(done.stdout)
-    assert result == stored(folder / "ablation.json")
-    count = result["test_count"]
-    assert count == pytest.approx(1797 / 2, abs=5)
-    plain = result["arms"][0]
-    assert plain["name"] == PLAIN
-    assert plain["mcnemar"] == []
-    for arm in result["arms"]:
-        assert len(arm["accuracies"]) == 2
-        assert arm["mean"] == pytest.approx(np.mean(arm["accuracies"]))
-        differences = np.subtract(arm["accuracies"], plain["accuracies"])
-        assert arm["difference_to_plain"] == pytest.approx(differences.mean())
-        # t(0.975) with one degree of freedom is 12.7062.
-        half = 12.7062 * differences.std(ddof=1) / np.sqrt(2)
-        assert arm["difference_ci95_half_width"] == pytest.approx(half, rel=1e-4)
-        for test, difference in zip(arm["mcnemar"], differences, strict=arm["name"] != PLAIN):
-            assert test["only_a"] - test["only_b"] == round(difference * count)
-            assert 0 <= test["p_value"] <= 1
-    text = (folder / "ablation.md").read_text()
-    assert text == page(result)
-    for arm in result["arms"]:
-        cost = f"{arm['parameters']:,} | {arm['macs']:,}"
-        assert f"| {arm['name']} | {arm['question']} | {cost} | {arm['mean']:.2%}" in text
-    assert "thaw ablate digits" in text
-
-
-def test_what_is_trained_is_not_trained_again(ablation, call, monkeypatch):
-    folder, done = ablation
-
-    def train(*_arguments):
-        raise AssertionError("it trains again")
-
-    monkeypatch.setattr(ArmTraining, "train", train)
-    code, out, err = call("ablate", "digits", *EPOCHS, "--seeds", "0,1", "--out", folder)
-    assert code == 0, err
-    assert " epoch " not in err
-    result = json.loads((folder / "ablation.json").read_text())
-    assert result["arms"] == json.loads(done.stdout)["arms"]
-    assert str(folder / "ablation.md") in out
-
-
-def test_arms_of_another_recipe_are_not_mixed(ablation, call):
-    folder, _ = ablation
-    words = ["another source or recipe", "--out"]
-    error_of(words, call("ablate", "digits", *EPOCHS, "--set", "dual.batch_size=64", "--out", folder), 1)
-    error_of(words, call("ablate", "digits", *EPOCHS, "--set", "data.fit=crop", "--out", folder), 1)
-
-
-# The ways to unify
-
-
-@pytest.fixture(scope="module")
-def unified(tmp_path_factory):
-    """A small comparison of one seed, with an odd number of epochs in stage 1."""
-    from command_line import thaw
-
-    folder = tmp_path_factory.mktemp("unify")
-    done = thaw("ablate", "digits", "--study", "unify", *ODD_EPOCHS, "--seeds", "4", "--json", cwd=folder)
+    done = thaw("ablate", "digits", "--study", "unify", *EPOCHS, "--seeds", "4", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "unify-digits", done
 
 
-ODD_EPOCHS = (*EPOCHS, "--set", "dual.epochs=3")
-
-
-def test_the_ways_to_unify_are_equal_in_parameters_and_passes(unified):
-    _, done = unified
-    result = json.loads(done.stdout)
-    sizes = {arm["name"]: (arm["parameters"], arm["macs"]) for arm in result["arms"]}
-    assert list(sizes) == ["plain", "concatenate", "average", "distil", "plain-half", "distil-half"]
-    whole, macs = sizes["concatenate"]
-    assert (whole, macs) == (14_862, 568_240)
-    for name in ("plain", "average", "distil"):
-        assert 0.97 * whole <= sizes[name][0] <= whole
-    # A half is one of the two submodels: the unified model less its head (1,002 parameters, 960 products), halved.
-    assert sizes["plain-half"] == sizes["distil-half"] == ((whole - 1_002) // 2, (macs - 960) // 2)
-    # Two of three epochs of stage 1 train two networks of the whole size for one epoch; the third goes to stage 2.
-    planned = {
-        "plain": ["plain"] * 5,
-        "concatenate": ["dual", "dual", "dual", "head", "all"],
-        "average": ["dual", "all", "all", "all"],
-        "distil": ["dual", "student", "student", "student"],
-        "plain-half": ["plain"] * 10,
-        # Its teachers are the submodels that were concatenated, trained once.
-        "distil-half": ["student"] * 4,
-    }
-    trained: dict[str, list[str]] = {}
-    for line in done.stderr.splitlines():
-        if " epoch " in line:
-            _, _, arm, stage = line.split()[:4]
-            trained.setdefault(arm, []).append(stage)
-    assert trained == planned
-    assert result["epochs"] == 5
-
-
-def test_the_ways_to_unify_are_kept_and_written(unified, call, monkeypatch, tmp_path):
-    folder, done = unified
+def test_a_study_compares_its_runs(ablation):
+    folder, done = ablation
     result = json.loads(done.stdout)
     assert result == stored(folder / "unify.json")
+    assert result["epochs"] == 4
+    plain = result["arms"][0]
+    assert (plain["name"], plain["mcnemar"]) == (PLAIN, [])
+    for arm in result["arms"]:
+        run = folder / f"{arm['name']}-seed4"
+        found = metrics(run)
+        assert (run / "report.html").is_file()
+        assert arm["accuracies"] == [found["test"]["accuracy"]]
+        assert arm["int8_accuracies"] == [found["int8"]["test"]["accuracy"]]
+        assert (arm["parameters"], arm["macs"]) == (found["parameters"], found["macs"])
+        assert {stage["name"]: stage["epochs"] for stage in found["stages"]} == arm["stages"]
+        # One seed has no interval.
+        assert (arm["mean"], arm["ci95_half_width"]) == (arm["accuracies"][0], None)
+        difference = arm["accuracies"][0] - plain["accuracies"][0]
+        assert arm["difference_to_plain"] == pytest.approx(difference)
+        for test in arm["mcnemar"]:
+            assert test["only_a"] - test["only_b"] == round(difference * result["test_count"])
+            assert 0 <= test["p_value"] <= 1
     text = (folder / "unify.md").read_text()
     assert text == page(result)
     assert text.startswith("# How should two submodels become one? digits\n")
     for arm in result["arms"]:
-        assert f"| {arm['name']} | {arm['question']} |" in text
-        assert len(arm["mcnemar"]) == (0 if arm["name"] == PLAIN else 1)
-        # One seed has no interval.
-        assert arm["ci95_half_width"] is None
+        cost = f"{arm['parameters']:,} | {arm['macs']:,}"
+        assert f"| {arm['name']} | {arm['description']} | {cost} | {arm['mean']:.2%}" in text
 
-    def train(*_arguments):
-        raise AssertionError("it trains again")
 
-    monkeypatch.setattr(ArmTraining, "train", train)
-    code, out, err = call(
-        "ablate", "digits", "--study", "unify", *ODD_EPOCHS, "--seeds", "4", "--out", folder, "--json"
-    )
+def test_finished_runs_are_not_trained_again(ablation, call):
+    folder, done = ablation
+    code, out, err = call("ablate", "digits", "--study", "unify", *EPOCHS, "--seeds", "4", "--out", folder, "--json")
     assert code == 0, err
-    assert json.loads(out)["arms"] == result["arms"]
+    assert " epoch " not in err
+    assert json.loads(out)["arms"] == json.loads(done.stdout)["arms"]
 
 
-@pytest.mark.parametrize(
-    ("study", "override", "words"),
-    [
-        ("unify", "dual.epochs=1", "dual.epochs 1: expected at least 2"),
-        (
-            "unify",
-            "method=plain",
-            "method plain, unify.join concatenate: arms are made of a recipe for the two stages",
-        ),
-        ("parts", "unify.join=distil", "method two-stage, unify.join distil"),
-    ],
-)
-def test_recipes_that_no_arms_can_be_made_of_are_refused(study, override, words, call):
-    error_of([words], call("ablate", "digits", "--study", study, "--set", override), 2)
+def test_the_command_of_an_arm_trains_it_alone(ablation, call, tmp_path):
+    run = ablation[0] / "average-seed4"
+    words = shlex.split(metrics(run)["command"])
+    code, _, err = call(*words[1:], "--out", tmp_path / "again")
+    assert code == 0, err
+    assert_same_run(run, tmp_path / "again")
 
 
-def test_an_ablation_that_cannot_be_written_is_told(call, tmp_path):
+def test_runs_of_another_recipe_are_not_mixed(ablation, call):
+    folder, _ = ablation
+    for override, what in (("dual.batch_size=64", "recipe"), ("data.fit=crop", "recipe")):
+        arguments = ("--study", "unify", *EPOCHS, "--seeds", "4", "--set", override, "--out", folder)
+        error_of([f"another {what}", "--out"], call("ablate", "digits", *arguments), 1)
+
+
+def test_a_study_that_cannot_be_written_is_reported(call, tmp_path):
     (tmp_path / "file").write_text("")
-    error_of(["cannot write", "--out"], call("ablate", "digits", *EPOCHS, "--out", "file"), 1)
+    code, out, err = call("ablate", "digits", *EPOCHS, "--out", "file")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-2].startswith("error: cannot make a run folder at file")
+    assert "--out" in err.splitlines()[-1]
+
+
+def test_the_interval_over_seeds():
+    assert mean_over_seeds([0.5]) == (0.5, None)
+    mean, half = mean_over_seeds([0.9, 0.96])
+    # t(0.975) with one degree of freedom is 12.7062.
+    assert (mean, half) == (pytest.approx(0.93), pytest.approx(12.7062 * np.std([0.9, 0.96], ddof=1) / np.sqrt(2)))
+
+
+@pytest.mark.parametrize("name", ["precision", "normalization", "device"])
+def test_runs_that_were_computed_differently_are_not_compared(ablation, tmp_path, name):
+    runs = [StudyRun(title="", path=tmp_path / each, request=None) for each in ("plain-seed4", "distil-seed4")]
+    for run in runs:
+        shutil.copytree(ablation[0] / run.path.name, run.path)
+    assert [each["seed"] for each in read_runs(runs)] == [4, 4]
+    reseal(runs[1].path / "metrics.json", metrics(runs[1].path) | {name: "other"})
+    with pytest.raises(RunError, match=name):
+        read_runs(runs)
 
 
 def test_points_have_a_sign():
@@ -376,7 +300,7 @@ def test_reproduce_goes_on_where_it_was_stopped(call, small_root, tiny_recipe, m
     monkeypatch.setattr(MultiStageTrainer, "epochs", epochs)
     code, out, err = call(*arguments, "--out", "table")
     assert (code, out) == (130, "")
-    assert "give the same command again to go on" in err
+    assert "same command again" in err
     assert not (tmp_path / "table" / "reproduce.md").exists()
     first = (tmp_path / "table" / "mnist-seed0" / "model.safetensors").stat().st_mtime_ns
 

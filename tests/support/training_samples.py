@@ -68,7 +68,7 @@ def odd_dual(classes: int = 10, dropout: float = 0.25) -> DualModel:
 
 
 def method_of(
-    lanes: ParallelBranches,
+    parallel: ParallelBranches,
     *,
     method: str = "two-stage",
     join: str = "concatenate",
@@ -78,7 +78,7 @@ def method_of(
     """A method on 160 digits with hardly any training: one epoch of stage 1, one each of two units' thawing."""
     spec = PaperSpec(filters=(4, 6), dropout=0.2) if model is None else model
     unify_spec = UnifySpec(join=join, hidden=12)
-    order = unify_spec.thawing_order(spec.units)[:2]
+    order = unify_spec.unfreezing_order(spec.units)[:2]
     settings = TrainerSettings(
         method=method,
         model=spec,
@@ -98,7 +98,7 @@ def method_of(
         seed=seed,
         device=CPU,
         dtype=torch.float32,
-        lanes=lanes,
+        parallel=parallel,
     )
     return MultiStageTrainer(settings, context)
 
@@ -114,12 +114,12 @@ def unit_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def lanes_of(count: int) -> Iterator[ParallelBranches]:
+def branches_of(count: int) -> Iterator[ParallelBranches]:
     """Parallel branches as on a machine of `count` cores: 1 makes none, and 2 one thread for each."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with ParallelBranches(count, CPU) as lanes:
-            yield lanes
+        with ParallelBranches(count, CPU) as parallel:
+            yield parallel
     finally:
         torch.set_num_threads(before)

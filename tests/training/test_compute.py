@@ -1,4 +1,4 @@
-"""Devices, precisions and lanes."""
+"""Devices, precisions and parallel branches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from thaw.errors import UsageError
-from thaw.training import compute
-from thaw.training.compute import ParallelBranches, autocast, keep_freed_memory, resolve_device, resolve_precision
+from thaw.training.compute import ParallelBranches, autocast, resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -82,14 +81,14 @@ def test_lanes_run_at_the_same_time_and_answer_in_order(two_threads):
             time.sleep(0.05)
         return name, threading.current_thread().name, torch.get_num_threads()
 
-    with ParallelBranches(2, CPU) as lanes:
-        made = lanes.run([lambda: job("first"), lambda: job("second")])
-        assert torch.get_num_threads() == 1  # what joins the lanes leaves the cores to them
+    with ParallelBranches(2, CPU) as parallel:
+        made = parallel.run([lambda: job("first"), lambda: job("second")])
+        assert torch.get_num_threads() == 1  # the calling thread leaves the cores to the branches
     assert [name for name, _, _ in made] == ["first", "second"]
-    assert all(thread.startswith("thaw-lane") for _, thread, _ in made)
+    assert all(thread.startswith("thaw-branch") for _, thread, _ in made)
     assert [threads for _, _, threads in made] == [1, 1]
     assert torch.get_num_threads() == 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("thaw-lane")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("thaw-branch")]
 
 
 def test_lanes_raise_the_first_error_once_all_have_ended(two_threads):
@@ -106,17 +105,17 @@ def test_lanes_raise_the_first_error_once_all_have_ended(two_threads):
         time.sleep(0.2)
         ended.append(True)
 
-    with ParallelBranches(3, CPU) as lanes:
+    with ParallelBranches(3, CPU) as parallel:
         with pytest.raises(ZeroDivisionError, match="first job"):
-            lanes.run([late, early, last])
+            parallel.run([late, early, last])
         assert ended == [True]
-        assert lanes.run([lambda: 1, lambda: 2]) == [1, 2]  # and they go on afterwards
+        assert parallel.run([lambda: 1, lambda: 2]) == [1, 2]  # and they go on afterwards
 
 
 def test_more_jobs_than_lanes(two_threads):
-    with ParallelBranches(2, CPU) as lanes:
-        assert lanes.run([lambda index=index: index * index for index in range(9)]) == [i * i for i in range(9)]
-        assert lanes.run([]) == []
+    with ParallelBranches(2, CPU) as parallel:
+        assert parallel.run([lambda index=index: index * index for index in range(9)]) == [i * i for i in range(9)]
+        assert parallel.run([]) == []
 
 
 @pytest.mark.parametrize("case", ["one lane", "one core", "a GPU", "one job"])
@@ -125,38 +124,13 @@ def test_no_threads_where_there_is_nothing_to_gain(case, two_threads):
         torch.set_num_threads(1)
     device = torch.device("cuda") if case == "a GPU" else CPU
     jobs = [threading.current_thread] * (1 if case == "one job" else 2)
-    with ParallelBranches(1 if case == "one lane" else 2, device) as lanes:
-        assert set(lanes.run(jobs)) == {threading.current_thread()}
+    with ParallelBranches(1 if case == "one lane" else 2, device) as parallel:
+        assert set(parallel.run(jobs)) == {threading.current_thread()}
 
 
 def test_without_threads_an_error_is_raised_as_well():
     def fail():
         raise ValueError("now")
 
-    with ParallelBranches(1, CPU) as lanes, pytest.raises(ValueError, match="now"):
-        lanes.run([fail, lambda: 1])
-
-
-def test_keeping_freed_memory_asks_the_c_library_on_linux_only(monkeypatch):
-    asked = []
-
-    class Library:
-        @staticmethod
-        def mallopt(option, value):
-            asked.append((option.value, value.value))
-
-    monkeypatch.setattr(compute.ctypes, "CDLL", lambda name: Library)
-    monkeypatch.setattr(compute.sys, "platform", "darwin")
-    keep_freed_memory()
-    assert asked == []
-    monkeypatch.setattr(compute.sys, "platform", "linux")
-    keep_freed_memory()
-    # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h; the values are C ints.
-    assert [option for option, _ in asked] == [-3, -1, -2]
-    assert all(0 < value < 2**31 for _, value in asked)
-
-
-def test_keeping_freed_memory_does_without_glibc(monkeypatch):
-    monkeypatch.setattr(compute.sys, "platform", "linux")
-    monkeypatch.setattr(compute.ctypes, "CDLL", lambda name: object())
-    keep_freed_memory()
+    with ParallelBranches(1, CPU) as parallel, pytest.raises(ValueError, match="now"):
+        parallel.run([fail, lambda: 1])

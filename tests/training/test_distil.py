@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_samples import CPU, digit_set, lanes_of, method_of, odd_submodel, snapshot, source
+from training_samples import CPU, branches_of, digit_set, method_of, odd_submodel, snapshot, source
 
 from thaw.data.batches import Batch, channels_last
 from thaw.data.mix import Mix, Targets
@@ -29,8 +29,8 @@ from thaw.training.stages import PlainSettings, PlainStage
 
 
 @pytest.fixture(scope="module")
-def lanes():
-    with lanes_of(2) as made:
+def parallel():
+    with branches_of(2) as made:
         yield made
 
 
@@ -74,7 +74,7 @@ def logits_of(module: nn.Module, x: torch.Tensor) -> np.ndarray:
     ("temperature", "share", "smoothing"), [(1.0, 0.5, 0.0), (2.0, 0.7, 0.0), (4.0, 1.0, 0.1), (3.0, 0.2, 0.1)]
 )
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_loss_agrees_with_numpy(count, temperature, share, smoothing, mixed, lanes):
+def test_the_loss_agrees_with_numpy(count, temperature, share, smoothing, mixed, parallel):
     student, batch = a_submodel(0), a_batch()
     teachers = [a_submodel(1 + index, (5, 7), dropout=0.4) for index in range(count)]
     partners, shares = torch.arange(13).flip(0), torch.linspace(0.1, 1, 13)
@@ -83,7 +83,7 @@ def test_the_loss_agrees_with_numpy(count, temperature, share, smoothing, mixed,
     settings = PlainSettings(view="augmented", fit=OptimizerSettings(label_smoothing=smoothing))
     stage = DistillStage(student, settings, teachers, DistilSettings(temperature=temperature, share=share))
     stage.set_training()
-    made = float(stage.backward(batch, lanes, torch.float32)["student"])
+    made = float(stage.backward(batch, parallel, torch.float32)["student"])
 
     x, labels = batch.views["augmented"], batch.labels.numpy()
     own = shares.numpy()[:, None] if mixed else 1.0
@@ -93,11 +93,11 @@ def test_the_loss_agrees_with_numpy(count, temperature, share, smoothing, mixed,
     assert made == pytest.approx(np_loss(logits_of(student, x), every, targets, temperature, share), rel=1e-5, abs=1e-5)
 
 
-def test_gradients_are_those_of_the_loss_by_hand(lanes):
+def test_gradients_are_those_of_the_loss_by_hand(parallel):
     student, teacher, batch = a_submodel(0), a_submodel(1), a_batch()
     stage = DistillStage(student, PlainSettings(), [teacher], DistilSettings(temperature=2.0, share=0.7))
     stage.set_training()
-    stage.backward(batch, lanes, torch.float32)
+    stage.backward(batch, parallel, torch.float32)
     made = [parameter.grad.clone() for parameter in student.parameters()]
     student.zero_grad()
     logits = student(batch.views["augmented"])
@@ -108,45 +108,45 @@ def test_gradients_are_those_of_the_loss_by_hand(lanes):
     torch.testing.assert_close(made, [parameter.grad for parameter in student.parameters()], rtol=1e-4, atol=1e-6)
 
 
-def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn(lanes):
+def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn(parallel):
     student = a_submodel(0)
     stage = DistillStage(student, PlainSettings(), [copy.deepcopy(student)], DistilSettings(share=1.0))
     stage.set_training()
-    assert float(stage.backward(a_batch(), lanes, torch.float32)["student"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(stage.backward(a_batch(), parallel, torch.float32)["student"]) == pytest.approx(0.0, abs=1e-6)
     assert all(float(parameter.grad.abs().max()) < 1e-6 for parameter in student.parameters())
 
 
-def test_without_a_share_for_its_teachers_it_is_a_plain_network(lanes):
+def test_without_a_share_for_its_teachers_it_is_a_plain_network(parallel):
     made = []
     for stage in (
         DistillStage(a_submodel(0), PlainSettings(), [a_submodel(1)], DistilSettings(share=0.0)),
         PlainStage(a_submodel(0), PlainSettings(), name="student"),
     ):
         stage.set_training()
-        losses = stage.backward(a_batch(), lanes, torch.float32)
+        losses = stage.backward(a_batch(), parallel, torch.float32)
         made.append((losses, [parameter.grad for parameter in stage.module.parameters()]))
     torch.testing.assert_close(made[0], made[1])
 
 
-def test_a_part_is_taught_by_its_own_images(lanes):
+def test_a_part_is_taught_by_its_own_images(parallel):
     student, teacher = a_submodel(0), a_submodel(1)
     stage = DistillStage(student, PlainSettings(), [teacher], DistilSettings())
     seen = []
     teacher.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     batch = a_batch(12)
     stage.set_training()
-    stage.backward(batch, lanes, torch.float32)
+    stage.backward(batch, parallel, torch.float32)
     seen.sort(key=lambda x: not torch.equal(x, batch.views["augmented"][:6]))
     assert torch.equal(torch.cat(seen), batch.views["augmented"])
 
 
-def distil_run(stage: DistillStage, lanes) -> StageRun:
+def distil_run(stage: DistillStage, parallel) -> StageRun:
     train = source(digit_set(0, 160), stage.batch_size, views=stage.views)
-    return StageRun(stage, train, source(digit_set(160, 220), 50), seed=3, lanes=lanes, dtype=torch.float32)
+    return StageRun(stage, train, source(digit_set(160, 220), 50), seed=3, parallel=parallel, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("share", [0.7, 1.0])
-def test_teachers_stay_to_the_bit_and_the_student_learns(share, lanes):
+def test_teachers_stay_to_the_bit_and_the_student_learns(share, parallel):
     torch.manual_seed(3)
     # In training mode and asking for gradients at first, with statistics and dropout that would move.
     teachers = [odd_submodel(dropout=0.5).train(), odd_submodel(dropout=0.5).train()]
@@ -154,7 +154,7 @@ def test_teachers_stay_to_the_bit_and_the_student_learns(share, lanes):
     settings = PlainSettings(epochs=2, batch_size=32, learning_rate=0.02, fit=OptimizerSettings(ema=0.5))
     stage = DistillStage(student, settings, teachers, DistilSettings(share=share))
     before, student_before = [snapshot(teacher) for teacher in teachers], snapshot(student)
-    records = list(distil_run(stage, lanes).epochs())
+    records = list(distil_run(stage, parallel).epochs())
     for teacher, old in zip(teachers, before, strict=True):
         assert all(
             tensor.numpy().tobytes() == old[name].numpy().tobytes() for name, tensor in snapshot(teacher).items()
@@ -178,7 +178,7 @@ def test_the_loss_takes_a_part_of_a_batch():
     part = Part(batch.views["augmented"][:2], Targets(batch.labels[:2]))
     loss = stage.loss(torch.zeros((2, 10)), part, torch.float32)
     assert loss.shape == ()
-    lessons = stage._lesson(part.x, torch.float32)
+    lessons = stage._teach(part.x, torch.float32)
     assert lessons.shape == (2, 10)
     torch.testing.assert_close(lessons.sum(1), torch.ones(2))
 
@@ -207,8 +207,8 @@ def test_the_teacher_is_trained_as_the_plain_section_says():
 # The methods that end in a distillation
 
 
-def test_a_larger_network_teaches_in_the_same_run(lanes):
-    trainer = method_of(lanes, method="distil")
+def test_a_larger_network_teaches_in_the_same_run(parallel):
+    trainer = method_of(parallel, method="distil")
     assert trainer.settings.stage_epochs == {"teacher": 2, "student": 2}
     assert trainer.settings.unify_spec is None
     records = list(trainer.epochs())
@@ -221,8 +221,8 @@ def test_a_larger_network_teaches_in_the_same_run(lanes):
     assert not any(parameter.requires_grad for parameter in trainer.network.parameters())
 
 
-def test_both_submodels_of_stage_one_teach_a_fresh_one(lanes):
-    trainer = method_of(lanes, join="distil")
+def test_both_submodels_of_stage_one_teach_a_fresh_one(parallel):
+    trainer = method_of(parallel, join="distil")
     assert trainer.settings.stage_epochs == {"dual": 1, "student": 2}
     assert trainer.settings.unify_spec is None
     epochs = trainer.epochs()
@@ -230,7 +230,7 @@ def test_both_submodels_of_stage_one_teach_a_fresh_one(lanes):
     kept = snapshot(trainer.dual)
     student = snapshot(trainer.network)
     # Of its own initial weights, and not of those that a submodel began with.
-    for branch in method_of(lanes, join="distil").dual.branches:
+    for branch in method_of(parallel, join="distil").dual.branches:
         assert not torch.equal(branch.conv1.conv.weight, student["conv1.conv.weight"])
     assert [record.stage for record in epochs] == ["student", "student"]
     assert trainer.teachers == list(trainer.dual.branches)
@@ -238,14 +238,14 @@ def test_both_submodels_of_stage_one_teach_a_fresh_one(lanes):
     assert list(student) == list(trainer.network.state_dict())
 
 
-def test_averaged_submodels_start_alike_and_apart_otherwise(lanes):
+def test_averaged_submodels_start_alike_and_apart_otherwise(parallel):
     for join, alike in (("average", True), ("concatenate", False), ("distil", False)):
-        first, second = (branch.state_dict() for branch in method_of(lanes, join=join).dual.branches)
+        first, second = (branch.state_dict() for branch in method_of(parallel, join=join).dual.branches)
         assert torch.equal(first["conv1.conv.weight"], second["conv1.conv.weight"]) == alike
 
 
-def test_averaged_submodels_thaw_without_a_head(lanes):
-    trainer = method_of(lanes, join="average")
+def test_averaged_submodels_thaw_without_a_head(parallel):
+    trainer = method_of(parallel, join="average")
     assert trainer.settings.stage_epochs == {"dual": 1, "dense": 1, "conv2": 1}
     assert trainer.settings.unify_spec is None
     epochs = trainer.epochs()
@@ -263,8 +263,8 @@ def test_averaged_submodels_thaw_without_a_head(lanes):
     assert not torch.equal(trainer.network.dense.dense.weight, averaged["dense.dense.weight"])
 
 
-def test_statistics_of_an_average_are_measured_anew(lanes):
-    trainer = method_of(lanes, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.5))
+def test_statistics_of_an_average_are_measured_anew(parallel):
+    trainer = method_of(parallel, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.5))
     next(trainer.epochs())
     branches = [branch.state_dict() for branch in trainer.dual.branches]
     branches[0]["stem.norm.running_mean"].fill_(4)
@@ -281,8 +281,8 @@ def test_statistics_of_an_average_are_measured_anew(lanes):
         torch.testing.assert_close(tensor, (branches[0][name] + branches[1][name]) / 2)
 
 
-def test_dropout_is_off_while_statistics_are_measured(lanes):
-    trainer = method_of(lanes, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.9))
+def test_dropout_is_off_while_statistics_are_measured(parallel):
+    trainer = method_of(parallel, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.9))
     next(trainer.epochs())
     seen = []
     for _, dropout in dropouts(trainer.dual):
@@ -292,8 +292,8 @@ def test_dropout_is_off_while_statistics_are_measured(lanes):
     assert not any(seen)
 
 
-def test_what_has_no_statistics_is_not_run(lanes, monkeypatch):
-    trainer = method_of(lanes, join="average")
+def test_what_has_no_statistics_is_not_run(parallel, monkeypatch):
+    trainer = method_of(parallel, join="average")
     next(trainer.epochs())
     monkeypatch.setattr(PaperSpec, "build", None)
     monkeypatch.setattr(nn.Sequential, "forward", None)

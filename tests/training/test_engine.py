@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
-from training_samples import digit_set, lanes_of, method_of, odd_dual, snapshot, source
+from training_samples import branches_of, digit_set, method_of, odd_dual, snapshot, source
 
 from thaw.errors import TrainingError
 from thaw.models.blocks import dropouts
@@ -36,8 +36,8 @@ FAMILIES = ["paper", "odd"]
 
 
 @pytest.fixture(scope="module")
-def lanes():
-    with lanes_of(2) as made:
+def parallel():
+    with branches_of(2) as made:
         yield made
 
 
@@ -48,15 +48,15 @@ def a_dual(family: str, seed: int = 0, dropout: float = 0.3):
     return build_dual(PaperSpec(filters=(5, 8), dropout=dropout), (16, 16, 1), 10)
 
 
-def dual_run(lanes, *, family="paper", seed=0, images=200, dropout=0.3, dtype=torch.float32, **values) -> StageRun:
+def dual_run(parallel, *, family="paper", seed=0, images=200, dropout=0.3, dtype=torch.float32, **values) -> StageRun:
     stage = DualStage(
         a_dual(family, seed, dropout), DualSettings(**{"epochs": 3, "batch_size": 32, "learning_rate": 0.01, **values})
     )
     train = source(digit_set(0, images), stage.batch_size, views=stage.views)
-    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, parallel=parallel, dtype=dtype)
 
 
-def unfreeze_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, unit="all", **values) -> StageRun:
+def unfreeze_run(parallel, *, family="paper", seed=0, images=200, dtype=torch.float32, unit="all", **values):
     torch.manual_seed(seed)
     model = unify(a_dual(family, seed), UnifySpec())
     numbers = {"epochs": 3, "learning_rate": 0.1, **values}
@@ -64,10 +64,10 @@ def unfreeze_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float
     settings = UnfreezeSettings(steps=(step,), **{"batch_size": 32, "view": "augmented", **numbers})
     (stage,) = unfreeze_stages(model, settings)
     train = source(digit_set(0, images), stage.batch_size, views=stage.views)
-    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, parallel=parallel, dtype=dtype)
 
 
-def averaged_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
+def averaged_run(parallel, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
     """One submodel, the average of two, of which the first unit stays frozen."""
     model = average(a_dual(family, seed))
     numbers = {"epochs": 3, "learning_rate": 0.1, **values}
@@ -76,7 +76,7 @@ def averaged_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float
     settings = UnfreezeSettings(steps=steps, **{"batch_size": 32, "view": "augmented", **numbers})
     _, stage = unfreeze_stages(model, settings)
     train = source(digit_set(0, images), stage.batch_size, views=stage.views, mixup=0.4)
-    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, parallel=parallel, dtype=dtype)
 
 
 FIT = OptimizerSettings(optimizer="muon", momentum=0.95, weight_decay=0.01, ema=0.9, label_smoothing=0.1)
@@ -86,21 +86,21 @@ def plain_settings(**values) -> PlainSettings:
     return PlainSettings(**{"epochs": 3, "batch_size": 32, "fit": FIT, **values})
 
 
-def plain_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
+def plain_run(parallel, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
     """Muon, a running mean of the weights, smoothed labels and mixed images."""
     stage = PlainStage(a_dual(family, seed).branches[0], plain_settings(**values))
     train = source(digit_set(0, images), stage.batch_size, views=stage.views, mixup=0.4, cutmix=1.0)
-    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, parallel=parallel, dtype=dtype)
 
 
-def student_run(lanes, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
+def student_run(parallel, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
     """A network taught by two others, whose weights a checkpoint has to hold too."""
     teachers = a_dual(family, seed)
     stage = DistillStage(
         a_dual(family, seed + 1).branches[0], plain_settings(**values), list(teachers.branches), DistilSettings()
     )
     train = source(digit_set(0, images), stage.batch_size, views=stage.views)
-    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, lanes=lanes, dtype=dtype)
+    return StageRun(stage, train, source(digit_set(1400, 1500), 64), seed=11, parallel=parallel, dtype=dtype)
 
 
 RUNS = {
@@ -123,8 +123,8 @@ def without_times(record) -> dict:
     return replace(record, seconds=0.0, images_per_second=0.0).as_dict()
 
 
-def test_training_learns_digits(lanes):
-    run = dual_run(lanes, images=1200, epochs=6, learning_rate=0.005, dropout=0.1)
+def test_training_learns_digits(parallel):
+    run = dual_run(parallel, images=1200, epochs=6, learning_rate=0.005, dropout=0.1)
     records = list(run.epochs())
     assert [record.epoch for record in records] == [1, 2, 3, 4, 5, 6]
     assert records[-1].train_loss < 0.35 * records[0].train_loss
@@ -137,13 +137,13 @@ def test_training_learns_digits(lanes):
     )
     train, validation = source(digit_set(0, 1200), 32), run.validation
     for stage in unfreeze_stages(unified, settings):
-        after = StageRun(stage, train, validation, seed=1, lanes=lanes, dtype=torch.float32)
+        after = StageRun(stage, train, validation, seed=1, parallel=parallel, dtype=torch.float32)
         losses = [record.train_loss for record in after.epochs()]
         assert losses[-1] < losses[0]
     assert after.best.accuracy > 0.85
 
 
-def test_a_plain_network_learns_too(lanes):
+def test_a_plain_network_learns_too(parallel):
     settings = PlainSettings(
         epochs=4, learning_rate=0.01, view="original", schedule=Schedule(), fit=OptimizerSettings(optimizer="nadam")
     )
@@ -153,7 +153,7 @@ def test_a_plain_network_learns_too(lanes):
         source(digit_set(0, 600), 32),
         source(digit_set(1400, 1500)),
         seed=0,
-        lanes=lanes,
+        parallel=parallel,
         dtype=torch.float32,
     )
     losses = [record.train_loss for record in run.epochs()]
@@ -163,11 +163,11 @@ def test_a_plain_network_learns_too(lanes):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", list(RUNS))
-def test_going_on_from_any_epoch_gives_the_same_bits(kind, dtype, family, lanes, tmp_path):
+def test_going_on_from_any_epoch_gives_the_same_bits(kind, dtype, family, parallel, tmp_path):
     schedule = Schedule(kind="cosine", warmup=0.4, final=0.1)
 
     def fresh(seed: int) -> StageRun:
-        return RUNS[kind](lanes, family=family, seed=seed, images=110, dtype=dtype, schedule=schedule)
+        return RUNS[kind](parallel, family=family, seed=seed, images=110, dtype=dtype, schedule=schedule)
 
     def save(run: StageRun) -> None:
         tensors, numbers = run.state()
@@ -200,11 +200,11 @@ METHODS = [("two-stage", "concatenate"), ("two-stage", "average"), ("two-stage",
 
 @pytest.mark.parametrize("family", ["paper", "residual"])
 @pytest.mark.parametrize(("method", "join"), [*METHODS, ("distil", "concatenate")])
-def test_a_method_goes_on_from_any_epoch_with_the_same_bits(method, join, family, lanes, tmp_path):
+def test_a_method_goes_on_from_any_epoch_with_the_same_bits(method, join, family, parallel, tmp_path):
     model = ResidualSpec(widths=(4, 6), blocks=(1, 0), dropout=0.1) if family == "residual" else None
 
     def fresh() -> MultiStageTrainer:
-        return method_of(lanes, method=method, join=join, model=model)
+        return method_of(parallel, method=method, join=join, model=model)
 
     def save(at: MultiStageTrainer, number: int) -> None:
         tensors, numbers = at.state()
@@ -226,8 +226,8 @@ def test_a_method_goes_on_from_any_epoch_with_the_same_bits(method, join, family
         assert [summary.name for summary in again.progress.summaries] == list(whole.settings.stage_epochs)
 
 
-def test_what_is_kept_is_the_running_mean(lanes):
-    run = plain_run(lanes, epochs=1, images=120)
+def test_what_is_kept_is_the_running_mean(parallel):
+    run = plain_run(parallel, epochs=1, images=120)
     list(run.epochs())
     own = snapshot(run.stage.module)
     assert all(torch.equal(run.best.weights[name], tensor) for name, tensor in run.average.tensors.items())
@@ -235,10 +235,10 @@ def test_what_is_kept_is_the_running_mean(lanes):
     assert all(not torch.equal(own[name], tensor) for name, tensor in run.stage.module.state_dict().items())
 
 
-def test_bits_depend_on_the_seed_of_the_run(lanes):
+def test_bits_depend_on_the_seed_of_the_run(parallel):
     made = []
     for seed in (11, 11, 12):
-        run = dual_run(lanes, epochs=1)
+        run = dual_run(parallel, epochs=1)
         run.seed = seed
         list(run.epochs())
         made.append(snapshot(run.stage.module))
@@ -249,21 +249,21 @@ def test_bits_depend_on_the_seed_of_the_run(lanes):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", list(RUNS))
 def test_lanes_do_not_change_a_bit(kind, dtype):
-    # Every operation has one thread in either case; what lanes change is which branches run at the same time.
+    # Every operation has one thread in either case; only which branches run at the same time differs.
     made = []
     for count in (1, 2):
-        with lanes_of(count) as lanes:
-            assert (lanes._pool is not None) == (count == 2)
-            run = RUNS[kind](lanes, epochs=2, dtype=dtype)
+        with branches_of(count) as parallel:
+            assert (parallel._pool is not None) == (count == 2)
+            run = RUNS[kind](parallel, epochs=2, dtype=dtype)
             records = [without_times(record) for record in run.epochs()]
             made.append((records, run.state()[0]))
     assert made[0][0] == made[1][0]
     assert same_bits(made[0][1], made[1][1])
 
 
-def test_patience_ends_a_stage(lanes):
+def test_patience_ends_a_stage(parallel):
     # A rate this small changes no weight, so nothing is ever better than the first epoch.
-    run = dual_run(lanes, epochs=9, patience=2, learning_rate=1e-30)
+    run = dual_run(parallel, epochs=9, patience=2, learning_rate=1e-30)
     records = list(run.epochs())
     assert [record.best for record in records] == [True, False, False]
     assert run.stopped_early
@@ -277,21 +277,21 @@ def hits(accuracy: float) -> np.ndarray:
     return np.arange(100) < round(100 * accuracy)
 
 
-def test_patience_starts_again_with_each_better_epoch(lanes, monkeypatch):
+def test_patience_starts_again_with_each_better_epoch(parallel, monkeypatch):
     scripted = iter([0.5, 0.4, 0.6, 0.6, 0.5, 0.1])
     monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": hits(next(scripted))}, 1.0))
-    run = dual_run(lanes, images=40, epochs=9, patience=3)
+    run = dual_run(parallel, images=40, epochs=9, patience=3)
     assert [record.best for record in run.epochs()] == [True, False, True, False, False, False]
     assert run.epoch == 6
 
 
-def test_all_epochs_without_running_out_of_patience(lanes):
-    run = dual_run(lanes, images=40, epochs=2, patience=1)
+def test_all_epochs_without_running_out_of_patience(parallel):
+    run = dual_run(parallel, images=40, epochs=2, patience=1)
     assert len(list(run.epochs())) == 2
     assert run.finished
 
 
-def test_the_best_epoch_comes_back(lanes, monkeypatch):
+def test_the_best_epoch_comes_back(parallel, monkeypatch):
     # By accuracy, then by the smaller loss; the fourth epoch is equal to the third and so no better.
     scripted = iter([(0.5, 1.0), (0.9, 2.0), (0.9, 1.5), (0.9, 1.5), (0.7, 0.1)])
 
@@ -300,7 +300,7 @@ def test_the_best_epoch_comes_back(lanes, monkeypatch):
         return {"original": hits(accuracy - 0.05), "augmented": hits(accuracy + 0.05)}, loss
 
     monkeypatch.setattr(StageRun, "_validate", validate)
-    run = dual_run(lanes, family="odd", images=64, epochs=5, patience=5)
+    run = dual_run(parallel, family="odd", images=64, epochs=5, patience=5)
     weights = {}
     for record in run.epochs():
         weights[record.epoch] = snapshot(run.stage.module)
@@ -318,9 +318,9 @@ def test_the_best_epoch_comes_back(lanes, monkeypatch):
     assert same_bits(run.best.weights, weights[3])
 
 
-def test_load_best_needs_an_epoch(lanes):
+def test_load_best_needs_an_epoch(parallel):
     with pytest.raises(RuntimeError, match="before the first epoch"):
-        dual_run(lanes).load_best()
+        dual_run(parallel).load_best()
 
 
 def normalized(images) -> torch.Tensor:
@@ -333,8 +333,8 @@ def probabilities(branch, images) -> np.ndarray:
         return branch(normalized(images)).double().softmax(1).numpy()
 
 
-def test_validation_figures_agree_with_scikit_learn(lanes):
-    run = dual_run(lanes, epochs=1)
+def test_validation_figures_agree_with_scikit_learn(parallel):
+    run = dual_run(parallel, epochs=1)
     (record,) = run.epochs()
     images = digit_set(1400, 1500)
     made = [probabilities(branch, images) for branch in run.stage.module.branches]
@@ -345,9 +345,9 @@ def test_validation_figures_agree_with_scikit_learn(lanes):
     assert record.validation_loss == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_training_losses_are_means_over_all_images(lanes):
+def test_training_losses_are_means_over_all_images(parallel):
     # 150 = 4 batches of 32 and one of 22, which must not weigh as much; the rate leaves the weights alone.
-    run = dual_run(lanes, images=150, epochs=1, dropout=0.0, learning_rate=1e-30, views=("original", "original"))
+    run = dual_run(parallel, images=150, epochs=1, dropout=0.0, learning_rate=1e-30, views=("original", "original"))
     (record,) = run.epochs()
     images = digit_set(0, 150)
     expected = [
@@ -358,9 +358,9 @@ def test_training_losses_are_means_over_all_images(lanes):
     assert record.train_loss == pytest.approx(sum(expected), rel=1e-5)
 
 
-def test_a_record_says_what_was_done(lanes):
+def test_a_record_says_what_was_done(parallel):
     schedule = Schedule(kind="cosine")
-    run = unfreeze_run(lanes, images=128, epochs=2, learning_rate=0.2, schedule=schedule, unit="head")
+    run = unfreeze_run(parallel, images=128, epochs=2, learning_rate=0.2, schedule=schedule, unit="head")
     records = list(run.epochs())
     # 4 batches an epoch, 8 steps in all: the last of each epoch are steps 3 and 7.
     assert [record.learning_rate for record in records] == pytest.approx(
@@ -374,22 +374,22 @@ def test_a_record_says_what_was_done(lanes):
 
 
 @pytest.mark.parametrize("kind", list(RUNS))
-def test_a_loss_that_is_not_finite_stops_the_stage(kind, lanes):
-    run = RUNS[kind](lanes, epochs=4, learning_rate=1e30)
+def test_a_loss_that_is_not_finite_stops_the_stage(kind, parallel):
+    run = RUNS[kind](parallel, epochs=4, learning_rate=1e30)
     with pytest.raises(TrainingError) as caught:
         list(run.epochs())
     message = str(caught.value)
     assert "not finite" in message
     assert f"stage {run.stage.name}, epoch {run.epoch + 1}" in message
-    assert "smaller learning rate (now 1e+30)" in message
+    assert "lower learning rate (now 1e+30)" in message
     assert len(message.splitlines()) == 2
     # An epoch that failed is not counted, and its weights are not kept as the best.
     assert run.best is None or all(tensor.isfinite().all() for tensor in run.best.weights.values())
 
 
-def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends(lanes, monkeypatch):
+def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends(parallel, monkeypatch):
     monkeypatch.setattr(engine, "CHECK_EVERY", 3)
-    run = dual_run(lanes, images=1000)
+    run = dual_run(parallel, images=1000)
     done = []
     real = run.stage.backward
 
@@ -399,23 +399,23 @@ def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends(lanes, monkeypa
         return {**losses, "augmented": losses["augmented"] * math.nan} if len(done) == 2 else losses
 
     run.stage.backward = backward
-    with pytest.raises(TrainingError, match="training loss of stage dual, epoch 1"):
+    with pytest.raises(TrainingError, match="stage dual, epoch 1: the training loss is not finite"):
         list(run.epochs())
     assert len(done) == 3
     assert run.epoch == 0
 
 
-def test_a_validation_loss_that_is_not_finite_stops_the_stage(lanes, monkeypatch):
+def test_a_validation_loss_that_is_not_finite_stops_the_stage(parallel, monkeypatch):
     monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": hits(0.5)}, math.inf))
-    run = dual_run(lanes, images=40)
+    run = dual_run(parallel, images=40)
     with pytest.raises(TrainingError, match="validation loss"):
         list(run.epochs())
     assert run.best is None
 
 
-def test_the_stage_trains_on_after_a_look_at_its_logits(lanes):
+def test_the_stage_trains_on_after_a_look_at_its_logits(parallel):
     # Validation puts the module into evaluation mode; the next epoch must put dropout and statistics back to work.
-    run = dual_run(lanes, family="odd", epochs=2)
+    run = dual_run(parallel, family="odd", epochs=2)
     modes, real = [], run.stage.backward
 
     def backward(*args):
@@ -428,10 +428,10 @@ def test_the_stage_trains_on_after_a_look_at_its_logits(lanes):
     assert all(modes)
 
 
-def test_every_epoch_and_stage_draws_its_own_numbers(lanes):
+def test_every_epoch_and_stage_draws_its_own_numbers(parallel):
     seen = []
     for name in ("dual", "another"):
-        run = dual_run(lanes, images=64, epochs=2)
+        run = dual_run(parallel, images=64, epochs=2)
         run.stage.name = name
         real = run.stage.backward
 

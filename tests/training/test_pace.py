@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from training_samples import lanes_of, method_of, snapshot
+from training_samples import branches_of, method_of, snapshot
 
 from thaw.models.families import ResidualSpec
 from thaw.training.pace import seconds_per_epoch
@@ -26,12 +26,12 @@ def test_every_stage_is_timed_and_nothing_of_the_run_changes(method, join):
     model = ResidualSpec(widths=(4, 6), blocks=(1, 0), dropout=0.1)
     weights = []
     for timed in (False, True):
-        with lanes_of(1) as lanes:
-            trained = method_of(lanes, method=method, join=join, model=model)
+        with branches_of(1) as parallel:
+            trained = method_of(parallel, method=method, join=join, model=model)
             state = torch.get_rng_state()
             if timed:
-                told = seconds_per_epoch(trained.contexts, trained.context)
-                assert list(told) == list(trained.contexts.stage_epochs)
+                told = seconds_per_epoch(trained.settings, trained.context)
+                assert list(told) == list(trained.settings.stage_epochs)
                 assert all(seconds > 0 for seconds in told.values())
             assert torch.equal(torch.get_rng_state(), state)
             for _ in trained.epochs():
@@ -42,9 +42,9 @@ def test_every_stage_is_timed_and_nothing_of_the_run_changes(method, join):
 
 
 def test_an_epoch_takes_about_as_long_as_was_told():
-    with lanes_of(1) as lanes:
-        trained = method_of(lanes, method="plain", model=ResidualSpec(widths=(24, 32), blocks=(2, 2)))
-        told = seconds_per_epoch(trained.contexts, trained.context)["plain"]
+    with branches_of(1) as parallel:
+        trained = method_of(parallel, method="plain", model=ResidualSpec(widths=(24, 32), blocks=(2, 2)))
+        told = seconds_per_epoch(trained.settings, trained.context)["plain"]
         started = time.perf_counter()
         epochs = sum(1 for _ in trained.epochs())
         took = (time.perf_counter() - started) / epochs

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_samples import CPU, lanes_of, odd_submodel, snapshot
+from training_samples import CPU, branches_of, odd_submodel, snapshot
 
 from thaw.data.batches import Batch, channels_last
 from thaw.data.mix import Mix
@@ -25,8 +25,8 @@ MAKERS = {
 
 
 @pytest.fixture(scope="module")
-def lanes():
-    with lanes_of(2) as made:
+def parallel():
+    with branches_of(2) as made:
         yield made
 
 
@@ -72,11 +72,11 @@ def one_after_the_other(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("count", [22, 23])
 @pytest.mark.parametrize("family", list(MAKERS))
-def test_gradients_and_statistics_are_those_of_both_halves(family, count, lanes):
+def test_gradients_and_statistics_are_those_of_both_halves(family, count, parallel):
     module, batch = a_module(family), a_batch(count)
     reference = copy.deepcopy(module)
     reseed(reference, 20)
-    value = Replicas(module).backward(loss, split(batch, "original", 2), lanes)
+    value = Replicas(module).backward(loss, split(batch, "original", 2), parallel)
     expected, buffers = one_after_the_other(reference, batch)
     torch.testing.assert_close(value, expected)
     for (name, made), parameter in zip(module.named_parameters(), reference.parameters(), strict=True):
@@ -88,10 +88,10 @@ def test_gradients_and_statistics_are_those_of_both_halves(family, count, lanes)
             assert not torch.equal(buffers[0][name], buffers[1][name])
 
 
-def test_without_statistics_and_dropout_halves_do_not_show(lanes):
+def test_without_statistics_and_dropout_halves_do_not_show(parallel):
     torch.manual_seed(6)
     module, batch = PaperSpec(filters=(3, 4), dropout=0.0).build((16, 16, 1), 10), a_batch(31)
-    value = Replicas(module).backward(loss, split(batch, "original", 2), lanes)
+    value = Replicas(module).backward(loss, split(batch, "original", 2), parallel)
     made = [parameter.grad.clone() for parameter in module.parameters()]
     module.zero_grad()
     expected = F.cross_entropy(module(batch.views["original"]), batch.labels)
@@ -100,7 +100,7 @@ def test_without_statistics_and_dropout_halves_do_not_show(lanes):
     torch.testing.assert_close(made, [parameter.grad for parameter in module.parameters()], rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_are_added_to_what_is_there(lanes):
+def test_gradients_are_added_to_what_is_there(parallel):
     module, batch = a_module("residual"), a_batch()
     replicas = Replicas(module)
     made = []
@@ -108,34 +108,34 @@ def test_gradients_are_added_to_what_is_there(lanes):
         module.zero_grad(set_to_none=True)
         for _ in range(times):
             reseed(module, 20)
-            replicas.backward(loss, split(batch, "original", 2), lanes)
+            replicas.backward(loss, split(batch, "original", 2), parallel)
         made.append([parameter.grad.clone() for parameter in module.parameters()])
     for once, twice in zip(*made, strict=True):
         torch.testing.assert_close(twice, 2 * once, rtol=1e-5, atol=1e-7)
 
 
-def test_replicas_share_weights_and_follow_mode_and_statistics(lanes):
+def test_replicas_share_weights_and_follow_mode_and_statistics(parallel):
     module, batch = a_module("odd"), a_batch()
     replicas = Replicas(module)
     parts = split(batch, "original", 2)
-    replicas.backward(loss, parts, lanes)
+    replicas.backward(loss, parts, parallel)
     (other,) = replicas._others
     assert {id(parameter) for parameter in other.parameters()} == {id(parameter) for parameter in module.parameters()}
     module.eval()
     with torch.no_grad():
         for buffer in module.buffers():
             buffer.fill_(3)
-    replicas.backward(loss, parts, lanes)
+    replicas.backward(loss, parts, parallel)
     assert replicas._others == [other]
     assert not other.training
     # In evaluation mode nothing moves, to the bit.
     assert all(bool((buffer == 3).all()) for whole in (module, other) for buffer in whole.buffers())
 
 
-def test_what_is_frozen_gets_no_gradient(lanes):
+def test_what_is_frozen_gets_no_gradient(parallel):
     module, batch = a_module("residual"), a_batch()
     module.stem.requires_grad_(False)
-    Replicas(module).backward(loss, split(batch, "original", 2), lanes)
+    Replicas(module).backward(loss, split(batch, "original", 2), parallel)
     for name, parameter in module.named_parameters():
         assert (parameter.grad is None) == name.startswith("stem."), name
 
@@ -160,14 +160,14 @@ class _Seen(nn.Module):
         return (x.flatten(1)[:, :10] + kept.sum()) * self.scale
 
 
-def test_every_part_and_epoch_draws_a_dropout_of_its_own(lanes):
+def test_every_part_and_epoch_draws_a_dropout_of_its_own(parallel):
     seen: dict[int, list[torch.Tensor]] = {}
     module = _Seen(seen).train()
     replicas, parts = Replicas(module), split(a_batch(), "original", 2)
     for seed in (1, 2, 1):
         reseed(module, seed)
         for _ in range(2):
-            replicas.backward(loss, parts, lanes)
+            replicas.backward(loss, parts, parallel)
     first, second = seen.values()
     draws = [tuple(kept.tolist()) for kept in (*first[:4], *second[:4])]
     assert len(set(draws)) == 8, "two steps of two epochs, in two parts"
@@ -179,10 +179,10 @@ def test_every_part_and_epoch_draws_a_dropout_of_its_own(lanes):
 def test_lanes_change_no_bit(family):
     made = []
     for count in (1, 2):
-        with lanes_of(count) as lanes:
+        with branches_of(count) as parallel:
             module = a_module(family)
             replicas = Replicas(module)
-            values = [replicas.backward(loss, split(a_batch(), "original", 2), lanes) for _ in range(2)]
+            values = [replicas.backward(loss, split(a_batch(), "original", 2), parallel) for _ in range(2)]
             made.append((values, [parameter.grad for parameter in module.parameters()], list(module.buffers())))
     for one, two in zip(*made, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

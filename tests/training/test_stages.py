@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_samples import CPU, digit_set, lanes_of, odd_dual, odd_submodel, snapshot, source, unit_of
+from training_samples import CPU, branches_of, digit_set, odd_dual, odd_submodel, snapshot, source, unit_of
 
 from thaw.data.batches import Batch, channels_last
 from thaw.data.mix import Mix
@@ -49,8 +49,8 @@ FAMILIES = ["paper", "odd"]
 
 
 @pytest.fixture(scope="module")
-def lanes():
-    with lanes_of(2) as made:
+def parallel():
+    with branches_of(2) as made:
         yield made
 
 
@@ -84,10 +84,10 @@ def gradients(module: nn.Module) -> dict[str, torch.Tensor | None]:
     return {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
 
 
-def run_of(stage, lanes) -> StageRun:
+def run_of(stage, parallel) -> StageRun:
     images = digit_set(0, 160)
     train = source(images, stage.batch_size, views=stage.views)
-    return StageRun(stage, train, source(digit_set(160, 220), 50), seed=3, lanes=lanes, dtype=torch.float32)
+    return StageRun(stage, train, source(digit_set(160, 220), 50), seed=3, parallel=parallel, dtype=torch.float32)
 
 
 def a_joined(family: str, join: str) -> nn.Module:
@@ -100,7 +100,7 @@ def order_of(family: str, join: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("join", ["concatenate", "average"])
 @pytest.mark.parametrize("family", EVERY)
-def test_frozen_is_bit_identical_and_thawed_moves(family, join, lanes):
+def test_frozen_is_bit_identical_and_thawed_moves(family, join, parallel):
     model = a_joined(family, join)
     order = order_of(family, join)
     thawed: set[str] = set()
@@ -108,7 +108,7 @@ def test_frozen_is_bit_identical_and_thawed_moves(family, join, lanes):
         thawed.add(stage.name)
         assert set(stage.trains) == thawed
         before = snapshot(model)
-        list(run_of(stage, lanes).epochs())
+        list(run_of(stage, parallel).epochs())
         after = model.state_dict()
         parameters = dict(model.named_parameters())
         assert before.keys() == after.keys()
@@ -124,23 +124,23 @@ def test_frozen_is_bit_identical_and_thawed_moves(family, join, lanes):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("listed", [("all",), ("head", "all")])
-def test_all_thaws_the_rest_at_once(family, listed, lanes):
+def test_all_thaws_the_rest_at_once(family, listed, parallel):
     model = a_unified(family)
     stages = unfreeze_stages(model, UnfreezeSettings(steps=steps(*listed), batch_size=32))
     assert [stage.name for stage in stages] == list(listed)
     assert set(stages[-1].trains) == set(ORDERS[family])
     before = snapshot(model)
-    list(run_of(stages[-1], lanes).epochs())
+    list(run_of(stages[-1], parallel).epochs())
     assert all(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_the_dual_stage_trains_everything(family, lanes):
+def test_the_dual_stage_trains_everything(family, parallel):
     dual = a_dual(family)
     dual.requires_grad_(False)
     stage = DualStage(dual, DualSettings(epochs=1, batch_size=32))
     before = snapshot(dual)
-    list(run_of(stage, lanes).epochs())
+    list(run_of(stage, parallel).epochs())
     assert all(not torch.equal(before[name], tensor) for name, tensor in dual.state_dict().items())
     assert stage.trains == tuple(reversed(ORDERS[family][1:]))
 
@@ -168,12 +168,12 @@ def test_frozen_dropout_and_statistics_are_inactive(family):
 
 @pytest.mark.parametrize("views", [("original", "augmented"), ("augmented", "original"), ("augmented", "augmented")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dual_gradients_are_those_of_the_summed_loss(family, views, lanes):
+def test_dual_gradients_are_those_of_the_summed_loss(family, views, parallel):
     dual, batch = a_dual(family), a_batch()
     stage = DualStage(dual, DualSettings(views=views))
     stage.set_training()
     reseed(dual)
-    losses = stage.backward(batch, lanes, torch.float32)
+    losses = stage.backward(batch, parallel, torch.float32)
     made = gradients(dual)
 
     plain = a_dual(family).train()
@@ -192,13 +192,13 @@ def test_dual_gradients_are_those_of_the_summed_loss(family, views, lanes):
 @pytest.mark.parametrize("scores", ["softmax", "logits"])
 @pytest.mark.parametrize("thawed", [1, 2, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_unfreeze_gradients_are_those_of_one_backward_pass(family, thawed, scores, lanes):
+def test_unfreeze_gradients_are_those_of_one_backward_pass(family, thawed, scores, parallel):
     model, batch = a_unified(family, scores), a_batch()
     stage = unfreeze_stages(model, UnfreezeSettings(steps=steps(*ORDERS[family]), view="augmented"))[thawed - 1]
     assert stage.views == ("augmented",)
     stage.set_training()
     reseed(model)
-    losses = stage.backward(batch, lanes, torch.float32)
+    losses = stage.backward(batch, parallel, torch.float32)
     made = gradients(model)
 
     plain = a_unified(family, scores).eval()
@@ -220,7 +220,7 @@ def test_unfreeze_gradients_are_those_of_one_backward_pass(family, thawed, score
 
 @pytest.mark.parametrize("thawed", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_submodel_thaws_by_the_gradients_of_both_halves(family, thawed, lanes):
+def test_one_submodel_thaws_by_the_gradients_of_both_halves(family, thawed, parallel):
     model, batch = a_joined(family, "average"), a_batch()
     order = order_of(family, "average")
     stage = unfreeze_stages(model, UnfreezeSettings(steps=steps(*order), view="augmented"))[thawed - 1]
@@ -229,7 +229,7 @@ def test_one_submodel_thaws_by_the_gradients_of_both_halves(family, thawed, lane
     for _ in range(2):  # the second time with replicas that are there already
         stage.module.zero_grad()
         reseed(model)
-        losses = stage.backward(batch, lanes, torch.float32)
+        losses = stage.backward(batch, parallel, torch.float32)
     made = gradients(model)
 
     plain = a_joined(family, "average").eval()
@@ -269,7 +269,7 @@ def np_cross_entropy(logits, targets) -> float:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_smoothed_and_mixed_targets_enter_the_losses(mixed, smoothing, lanes):
+def test_smoothed_and_mixed_targets_enter_the_losses(mixed, smoothing, parallel):
     torch.manual_seed(4)
     module, batch = nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), a_batch(7)
     shares, partners = torch.tensor([1.0, 0.5, 0.25, 0.9, 0.0, 0.7, 0.3]), torch.tensor([3, 0, 6, 5, 1, 2, 4])
@@ -285,25 +285,25 @@ def test_smoothed_and_mixed_targets_enter_the_losses(mixed, smoothing, lanes):
     for view, expected in (("augmented", targets), ("original", plain)):
         logits = module(batch.views[view]).detach().numpy()
         stage = PlainStage(module, PlainSettings(view=view, fit=fit))
-        loss = stage.backward(batch, lanes, torch.float32)["plain"]
+        loss = stage.backward(batch, parallel, torch.float32)["plain"]
         assert float(loss) == pytest.approx(np_cross_entropy(logits, expected), rel=1e-5)
     dual = DualModel(module, module)
     stage = DualStage(dual, DualSettings(fit=fit))
     for (view, loss), expected in zip(
-        stage.backward(batch, lanes, torch.float32).items(), (plain, targets), strict=True
+        stage.backward(batch, parallel, torch.float32).items(), (plain, targets), strict=True
     ):
         logits = module(batch.views[view]).detach().numpy()
         assert float(loss) == pytest.approx(np_cross_entropy(logits, expected), rel=1e-5)
 
 
-def test_plain_gradients_are_those_of_one_backward_pass(lanes):
+def test_plain_gradients_are_those_of_one_backward_pass(parallel):
     torch.manual_seed(2)
     module, batch = odd_submodel(), a_batch()
     stage = PlainStage(module, PlainSettings(view="augmented"))
     assert stage.views == ("augmented",)
     stage.set_training()
     reseed(module)
-    losses = stage.backward(batch, lanes, torch.float32)
+    losses = stage.backward(batch, parallel, torch.float32)
     made = gradients(module)
     module.zero_grad()
     reseed(module)
@@ -332,7 +332,7 @@ def all_stages(family: str):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_keeps_float32_losses_and_gradients(family, lanes):
+def test_bfloat16_keeps_float32_losses_and_gradients(family, parallel):
     batch = a_batch()
     for stage in all_stages(family):
         stage.set_training()
@@ -340,7 +340,7 @@ def test_bfloat16_keeps_float32_losses_and_gradients(family, lanes):
         for dtype in (torch.float32, torch.bfloat16):
             stage.module.zero_grad(set_to_none=True)
             reseed(stage.module)
-            losses = stage.backward(batch, lanes, dtype)
+            losses = stage.backward(batch, parallel, dtype)
             assert all(loss.dtype == torch.float32 for loss in losses.values())
             flat = [grad.flatten() for grad in gradients(stage.module).values() if grad is not None]
             assert all(grad.dtype == torch.float32 for grad in flat)
@@ -351,11 +351,11 @@ def test_bfloat16_keeps_float32_losses_and_gradients(family, lanes):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_the_modules_own_in_evaluation(family, lanes):
+def test_logits_are_the_modules_own_in_evaluation(family, parallel):
     x = a_batch().views["original"]
     for stage in all_stages(family):
         stage.set_training()
-        made = stage.logits(x, lanes)
+        made = stage.logits(x, parallel)
         assert all(out.dtype == torch.float32 and not out.requires_grad for out in made.values())
         stage.module.eval()
         with torch.no_grad():
@@ -388,7 +388,7 @@ def test_optimizers_hold_what_trains(family):
     "listed",
     [(), ("head",), ("head", "dense"), ("head", "dense", "conv2", "conv1"), ("all",), ("head", "dense", "all")],
 )
-def test_thawing_order_taken(listed):
+def test_unfreezing_order_taken(listed):
     stages = unfreeze_stages(a_unified("paper"), UnfreezeSettings(steps=steps(*listed)))
     assert [stage.name for stage in stages] == list(listed)
 
@@ -407,7 +407,7 @@ def test_thawing_order_taken(listed):
         ("Head",),
     ],
 )
-def test_another_thawing_order_is_refused(listed):
+def test_another_unfreezing_order_is_refused(listed):
     settings = UnfreezeSettings(steps=steps(*listed))
     with pytest.raises(UsageError, match=f"thaw {', '.join(listed)}: expected the order head, dense, conv2, conv1"):
         unfreeze_stages(a_unified("paper"), settings)

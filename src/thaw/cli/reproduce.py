@@ -13,25 +13,28 @@ from thaw.cli.options import DataRoot, Device, Json, Seeds
 
 def reproduce(
     datasets: Annotated[
-        list[str] | None, typer.Option("--dataset", help="mnist, fashion_mnist, cifar10; repeatable; all by default.")
+        list[str] | None,
+        typer.Option("--dataset", help="mnist, fashion_mnist or cifar10; repeatable. [default: all]"),
     ] = None,
     seeds: Seeds = "0,1,2",
-    out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.")] = Path("runs/reproduce"),
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the table.")] = Path("runs/reproduce"),
     device: Device = "auto",
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Train on the paper's data sets and compare with the published figures. Resumes where it was interrupted."""
+    """Train the paper's networks and compare their accuracy with the published figures.
+
+    Running the command again resumes an interrupted study.
+    """
     from thaw.cli.interrupt import RESUMABLE, told_when_stopped, watched
     from thaw.cli.output import print_study
     from thaw.cli.training_progress import TrainingProgress
     from thaw.events import decoding_to
     from thaw.quoting import shell_command
-    from thaw.studies.reproduce import PUBLISHED, SeedStarted, Written, parse_seeds
+    from thaw.studies.reproduce import PUBLISHED, Written, parse_seeds
     from thaw.studies.reproduce import reproduce as run_reproduction
-    from thaw.training.compute import keep_freed_memory
+    from thaw.studies.runs import RunStarted
 
-    keep_freed_memory()
     with TrainingProgress() as progress, told_when_stopped(RESUMABLE):
         events = run_reproduction(
             list(datasets or PUBLISHED),
@@ -43,8 +46,8 @@ def reproduce(
             progress=decoding_to(progress),
         )
         for event in watched(events):
-            if isinstance(event, SeedStarted):
-                progress.say(f"\n{event.title}, seed {event.seed}: {event.path}")
+            if isinstance(event, RunStarted):
+                progress.say(f"\n{event.title}: {event.path}")
             elif isinstance(event, Written):
                 progress.close()
                 print_study(event.result, event.page, as_json=as_json)

@@ -64,10 +64,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     import thaw
     from thaw.cli.output import print_json
     from thaw.cli.training_progress import TrainingProgress
-    from thaw.training.compute import keep_freed_memory
 
-    # Not in the library: it applies to the whole process.
-    keep_freed_memory()
     with TrainingProgress() as progress, _resumable(progress):
         progress.run_folder = resume
         if resume is not None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from thaw.cli.interrupt import STOPPED, told_when_stopped
 from thaw.cli.options import Json
-from thaw.cli.output import columns, print_json, print_text
-from thaw.quoting import printable, shown
+from thaw.cli.output import columns
+from thaw.quoting import shown
 
-REPRODUCTION = Path("docs/results/reproduce.json")
+if TYPE_CHECKING:
+    from thaw.model.zoo_card import Measured, SeedResult, ZooCard
 
 
 class _NamesAreShown(TyperGroup):
@@ -27,7 +26,7 @@ class _NamesAreShown(TyperGroup):
 
 zoo_app = typer.Typer(
     cls=_NamesAreShown,
-    help="List the models that ship with thaw, or show one card: `thaw zoo NAME`. Use a model as zoo:NAME.",
+    help="List the models that ship with thaw, or show one: `thaw zoo NAME`. Use a model as zoo:NAME.",
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,8 +38,8 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         context.obj = as_json
         return
+    from thaw.cli.output import print_json, print_text
     from thaw.model.zoo_card import read_cards
-    from thaw.studies.zoo import interval_half
 
     cards = read_cards()
     if as_json:
@@ -49,31 +48,33 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
     if not cards:
         print_text("no models are installed")
         return
-    rows = [("model", "data set", "accuracy", "in int8", "mean of seeds", "parameters", "MACs", "flash", "RAM")]
+    rows = [("model", "data set", "accuracy", "int8", "mean over seeds", "parameters", "MACs", "flash", "RAM")]
     for card in cards:
-        accuracies = (f"{card.test.accuracy:.2%}", f"{card.int8.accuracy:.2%}", interval_half(card))
+        accuracies = (f"{card.test.accuracy:.2%}", f"{card.int8.accuracy:.2%}", str(card.mean))
         costs = (f"{card.parameters:,}", f"{card.macs:,}", f"{card.flash_bytes:,}", f"{card.device_ram_bytes:,}")
         rows.append((f"zoo:{card.name}", card.dataset, *accuracies, *costs))
     print_text(columns(rows, right=(2, 3, 4, 5, 6, 7, 8)))
-    units = "flash (constants) and RAM (input image included) in bytes, of the int8 C"
-    print_text(f"accuracy on the test set; {units}; thaw zoo NAME shows more")
+    print_text(
+        "Accuracy is on the test set. Flash (constants only) and RAM (input image included) are bytes of the C in"
+    )
+    print_text("int8. For details: thaw zoo NAME")
 
 
 @zoo_app.command()
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the model, with or without zoo:.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of a model, with or without zoo:.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Show the card of a model; `thaw zoo NAME` does the same."""
+    """Show the card of a model; the same as `thaw zoo NAME`."""
+    from thaw.cli.output import print_json, print_text
     from thaw.errors import UsageError
     from thaw.model.zoo import ZOO_PREFIX, zoo_folder
     from thaw.model.zoo_card import read_card
-    from thaw.studies.zoo import describe
 
     folder = zoo_folder(ZOO_PREFIX + name.removeprefix(ZOO_PREFIX))
     if folder is None:
-        raise UsageError(f"{shown(name)} is not the name of a model")
+        raise UsageError(f"{shown(name)} is not a model name")
     card = read_card(folder)
     if as_json or context.obj:
         print_json(card.as_dict())
@@ -81,55 +82,35 @@ def show(
         print_text(columns(describe(card)))
 
 
-@zoo_app.command()
-def add(
-    name: Annotated[str, typer.Argument(help="Name of the model, as in zoo:NAME.", show_default=False)],
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Finished runs that differ only in seed.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="The zoo's folder; by default the one in the package.", show_default=False)
-    ] = None,
-) -> None:
-    """Add the run that is best on validation images to the zoo; for its maintainers."""
-    from thaw.studies.zoo import add_model, describe
-
-    with told_when_stopped(STOPPED):
-        card = add_model(name, runs, out=out)
-    print_text(columns(describe(card)))
-
-
-@zoo_app.command()
-def seal(
-    name: Annotated[str, typer.Argument(help="Name of the model whose card.json was edited.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option(help="The zoo's folder; by default the one in the package.", show_default=False)
-    ] = None,
-) -> None:
-    """Check an edited card.json and update its digest; for the maintainers of the zoo."""
-    from thaw.studies.zoo import describe, seal_card
-
-    print_text(columns(describe(seal_card(name, out=out))))
+def describe(card: ZooCard) -> list[tuple[str, str]]:
+    """Return a card as (label, value) lines."""
+    height, width, channels = (card.input[key] for key in ("height", "width", "channels"))
+    machine = card.environment
+    litert = "" if card.litert_bytes is None else f"; LiteRT file {card.litert_bytes:,} bytes"
+    trained = f"{machine['cpu']}, {card.device}, {card.precision}, {card.normalization} normalization"
+    return [
+        ("model", f"zoo:{card.name}"),
+        ("data set", f"{card.dataset}, {len(card.classes)} classes, input {height}x{width}x{channels}"),
+        ("test accuracy", _measured(card.test)),
+        ("int8 accuracy", _measured(card.int8)),
+        ("mean over seeds", f"{card.mean}; int8 {card.int8_mean}"),
+        *((f"seed {each.seed}", _seed(each, chosen=each.seed == card.seed)) for each in card.seeds),
+        ("parameters", f"{card.parameters:,}"),
+        ("multiply-accumulates", f"{card.macs:,}"),
+        ("int8 constants", f"{card.flash_bytes:,} bytes in C{litert}"),
+        ("int8 RAM", f"{card.device_ram_bytes:,} bytes: arena and stack {card.ram_bytes:,}, plus image and scores"),
+        ("command", card.command),
+        ("trained on", f"{trained}, in {card.seconds:,.0f} s"),
+        ("versions", f"thaw {machine['thaw']}, Python {machine['python']}, torch {machine['torch']}; {machine['os']}"),
+        ("data fingerprint", card.fingerprint),
+    ]
 
 
-@zoo_app.command()
-def plot(
-    out: Annotated[Path, typer.Option(help="The .svg file; a page with all sources is written beside it.")] = Path(
-        "pareto.svg"
-    ),
-    reproduction: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=f"The result of thaw reproduce; {REPRODUCTION} if it exists.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Plot accuracy over parameters and over multiply-accumulates, with published results."""
-    from thaw.studies.pareto import write_pareto
+def _measured(found: Measured) -> str:
+    low, high = found.accuracy_ci95
+    return f"{found.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {found.count:,} images)"
 
-    if reproduction is None and REPRODUCTION.is_file():
-        reproduction = REPRODUCTION
-    for path in write_pareto(out, reproduction):
-        print_text(printable(f"written: {path}"))
+
+def _seed(each: SeedResult, *, chosen: bool) -> str:
+    found = f"{each.accuracy:.2%}; int8 {each.int8_accuracy:.2%}; validation {each.validation_accuracy:.2%}"
+    return found + (" (this model)" if chosen else "")

@@ -5,9 +5,7 @@ Shapes: N images, B batch, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,12 +59,12 @@ class BatchSource:
         """Batches in an epoch."""
         return -(-len(self.images) // self.batch_size)
 
-    def shuffled(self, seed: int) -> Generator[Batch, None, None]:
-        """One epoch in an order that `seed` decides, prepared ahead by a thread of its own."""
+    def shuffled(self, seed: int) -> Iterator[Batch]:
+        """One epoch in an order that `seed` decides."""
         order = numpy_generator(seed, "order").permutation(len(self.images))
         # Mixing has a stream of its own, so that it changes nothing of what the augmented view shows otherwise.
         mixing = numpy_generator(seed, "mix")
-        return _ahead((self._mixed(batch, mixing) for batch in self._batches(order, seed)), depth=8)
+        return (self._mixed(batch, mixing) for batch in self._batches(order, seed))
 
     def ordered(self) -> Iterator[Batch]:
         """Every image once, in the set's own order and never mixed."""
@@ -119,41 +117,6 @@ def channels_last(x: Tensor) -> Tensor:
     if channels == 1:
         return x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _ahead(batches: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
-    """Yield `batches` while a thread computes up to `depth` of them ahead; an error there is raised here."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that asked
-            put(error)
-
-    thread = threading.Thread(target=work, name="thaw-batches", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def sample_views(

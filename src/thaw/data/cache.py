@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -42,10 +41,6 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
         return Path(cache_dir).expanduser()
     if chosen := os.environ.get("THAW_CACHE"):
         return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "thaw" / "cache"
-    if sys.platform == "darwin":
-        return _home() / "Library" / "Caches" / "thaw"
     return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "thaw"
 
 

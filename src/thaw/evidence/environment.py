@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import re
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,20 +53,15 @@ def _operating_system() -> str:
     number = re.match(r"[\d.]*\d", platform.release())
     kernel = f"{platform.system()} {number.group()}" if number else platform.system()
     parts = [kernel, platform.machine()]
-    if sys.platform == "darwin":
-        parts.insert(0, f"macOS {platform.mac_ver()[0]}")
-    elif sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, KeyError):
-            parts.insert(0, platform.freedesktop_os_release()["PRETTY_NAME"])
+    with contextlib.suppress(OSError, KeyError):
+        parts.insert(0, platform.freedesktop_os_release()["PRETTY_NAME"])
     return ", ".join(part for part in parts if part)
 
 
 def _cpu_model() -> str:
     """The processor's own name where the system tells it, else its architecture."""
     name = ""
-    if sys.platform == "darwin":
-        name = _sysctl("machdep.cpu.brand_string")
-    elif CPUINFO.is_file():
+    if CPUINFO.is_file():
         name = _cpu_model_from_cpuinfo(CPUINFO.read_text(encoding="utf-8", errors="replace"))
     return name or platform.processor() or platform.machine() or "unknown"
 
@@ -81,14 +73,6 @@ def _cpu_model_from_cpuinfo(text: str) -> str:
     return next((found[key] for key in CPUINFO_KEYS if found.get(key) not in (None, "", "unknown")), "")
 
 
-def _sysctl(name: str) -> str:
-    try:
-        answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return answer.stdout.strip()
-
-
 def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -96,20 +80,8 @@ def _usable_cores() -> int:
 
 
 def _memory_bytes() -> int | None:
-    if sys.platform == "win32":
-        return _windows_memory_bytes()
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
     return total if total > 0 else None
-
-
-def _windows_memory_bytes() -> int | None:
-    """`ullTotalPhys` of MEMORYSTATUSEX, a structure of two 32-bit and then seven 64-bit numbers."""
-    kernel = getattr(getattr(ctypes, "windll", None), "kernel32", None)
-    if kernel is None:
-        return None
-    status = (ctypes.c_uint64 * 8)()
-    status[0] = ctypes.sizeof(status)  # dwLength, the low half; the high half is filled in
-    return int(status[1]) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None

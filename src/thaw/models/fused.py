@@ -80,17 +80,8 @@ def compiled(dtype: torch.dtype) -> _Library:
             folder = Path(name)
             (folder / "fused_norm.c").write_bytes(SOURCE.read_bytes())
             # Without contraction, compilers agree on what is rounded.
-            rest = [
-                "-std=c99",
-                "-ffp-input specification=off",
-                *flags,
-                "-fPIC",
-                "-shared",
-                "-o",
-                "fused_norm.so",
-                "fused_norm.c",
-                "-lm",
-            ]
+            rest = ["-std=c99", "-ffp-contract=off", *flags, "-fPIC", "-shared", "-o", "fused_norm.so"]
+            rest += ["fused_norm.c", "-lm"]
             try:
                 compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalization")
             except ModelFileError:

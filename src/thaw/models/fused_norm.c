@@ -1,11 +1,11 @@
-/* Batch normalization of a training step with what comes after it, forward and backward, in as few passes over memory as
- * there can be: two each. torch takes a pass for each of normalization, ReLU and addition, and more in the backward step.
+/* Batch normalization in training, fused with the operations after it, forward and backward. Each direction takes two passes
+ * over memory, the minimum; torch takes one for each of normalization, ReLU and addition, and more in the backward step.
  *
- * Maps are rows of channels, [rows, channels] with rows = B H W: torch's channels-last order. With -DTHAW_BFLOAT16 values
- * are bfloat16, else float32; sums and statistics are float32, their totals float64.
+ * Feature maps are [rows, channels] with rows = B H W, which is torch's channels-last order. Values are float32, or bfloat16
+ * with -DTHAW_BFLOAT16. Sums and statistics are float32, their totals float64.
  *
- * Rows are taken so many at a time that every inner loop is over a fixed, large number of consecutive values, which a
- * compiler turns into vector instructions for any number of channels. The order of sums depends on nothing but the shape.
+ * Several rows are processed at a time, so that each inner loop runs over a fixed, large number of consecutive values. The
+ * compiler can then vectorize it for any number of channels. The order of summation depends only on the shape.
  */
 #include <math.h>
 #include <stddef.h>
@@ -23,7 +23,7 @@ static inline float load(value stored)
     return number;
 }
 
-/* To the nearest, halves to even; what is not a number stays so. */
+/* Round to nearest, ties to even; NaN stays NaN. */
 static inline value store(float number)
 {
     uint32_t bits;
@@ -38,13 +38,13 @@ static inline float load(value stored) { return stored; }
 static inline value store(float number) { return number; }
 #endif
 
-/* What comes after the normalization; the numbers are those of fused.py. */
+/* The operations after the normalization, numbered as in fused.py. */
 enum { NOTHING, RELU, ADD_RELU, RELU_ADD };
 
-/* The most channels, and the most values that an inner loop runs over. */
+/* MOST: maximum number of channels, and of values in an inner loop. TYPICAL: preferred number of values. */
 enum { MOST = 4096, TYPICAL = 512 };
 
-/* Values of an inner loop: a multiple of the channels, of 16 where that can be, and about TYPICAL. */
+/* Number of values in an inner loop: a multiple of the channels, also of 16 if possible, and about TYPICAL. */
 static size_t tile_of(size_t channels)
 {
     size_t tile = channels;
@@ -70,7 +70,7 @@ static double total_of(const float *sums, size_t channel, size_t channels, size_
     return total;
 }
 
-/* Run a statement for each value; `at` is its place, and `i` that in the tile. */
+/* Run a statement for each value; `at` is its index, and `i` its index in the tile. */
 #define EACH(statement)                                                \
     do {                                                               \
         size_t first = 0;                                              \
@@ -88,10 +88,10 @@ static double total_of(const float *sums, size_t channel, size_t channels, size_
 
 static inline float relu(float number) { return number < 0.0f ? 0.0f : number; }
 
-/* Mean and variance of x by channel.
+/* Mean and variance of x per channel.
  *
- * Squares are of distances from the mean of the first rows, so that a variance that is small beside the mean keeps its
- * digits, and sums in float32 are short: those of a piece go into totals in float64. */
+ * Two measures keep precision: differences are taken from the mean of the first rows, which matters when the variance is
+ * small compared with the mean, and float32 sums cover only a piece and are then added to float64 totals. */
 static void statistics(const value *restrict x, size_t rows, size_t channels, double *means, double *variances)
 {
     float sums[MOST], squares[MOST], origin[MOST], by_channel[MOST];
@@ -129,13 +129,13 @@ static void statistics(const value *restrict x, size_t rows, size_t channels, do
     }
 }
 
-/* y = what comes after (x - mean) / sqrt(variance + epsilon) * weight + bias.
+/* y = after((x - mean) / sqrt(variance + epsilon) * weight + bias), where `after` selects the operations that follow.
  *
- * mean and variance are those of x by channel, and go into the running ones, the variance as that of a sample. `kept` gets
- * factor, offset, mean and 1 / sqrt(variance + epsilon), [4, channels]. */
+ * The mean and variance of x per channel also update the running statistics, the variance with Bessel's correction. `saved`
+ * receives factor, offset, mean and 1 / sqrt(variance + epsilon) for the backward step, [4, channels]. */
 void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, value *restrict y, size_t rows,
                        size_t channels, const float *weight, const float *bias, float *running_mean,
-                       float *running_variance, float momentum, float epsilon, int after, float *kept)
+                       float *running_variance, float momentum, float epsilon, int after, float *saved)
 {
     double means[MOST], variances[MOST];
     float factor[MOST], offset[MOST];
@@ -147,13 +147,13 @@ void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, 
         double sample = rows > 1 ? variance * (double)rows / (double)(rows - 1) : variance;
         running_mean[c] += momentum * ((float)mean - running_mean[c]);
         running_variance[c] += momentum * ((float)sample - running_variance[c]);
-        kept[c] = (float)(weight[c] * inverse);
-        kept[channels + c] = (float)(bias[c] - mean * weight[c] * inverse);
-        kept[2 * channels + c] = (float)mean;
-        kept[3 * channels + c] = (float)inverse;
+        saved[c] = (float)(weight[c] * inverse);
+        saved[channels + c] = (float)(bias[c] - mean * weight[c] * inverse);
+        saved[2 * channels + c] = (float)mean;
+        saved[3 * channels + c] = (float)inverse;
     }
-    repeat(factor, kept, channels, tile);
-    repeat(offset, kept + channels, channels, tile);
+    repeat(factor, saved, channels, tile);
+    repeat(offset, saved + channels, channels, tile);
     switch (after) {
     case NOTHING:
         EACH({ y[at] = store(load(x[at]) * factor[i] + offset[i]); });
@@ -170,7 +170,7 @@ void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, 
     }
 }
 
-/* The gradient that reaches the normalization: dy where the ReLU let the value through, else 0. */
+/* The gradient at the output of the normalization: dy where the ReLU was active, otherwise 0. */
 static inline float passed(int after, value dy, value x, value y, float factor, float offset)
 {
     float gradient = load(dy);
@@ -186,14 +186,14 @@ static inline float passed(int after, value dy, value x, value y, float factor, 
 
 static inline __attribute__((always_inline)) void backward(
     int after, const value *restrict dy, const value *restrict x, const value *restrict y, value *restrict dx,
-    value *restrict dshortcut, size_t rows, size_t channels, const float *kept, float *dweight, float *dbias)
+    value *restrict dshortcut, size_t rows, size_t channels, const float *saved, float *dweight, float *dbias)
 {
     float sums[MOST] = {0.0f}, products[MOST] = {0.0f}, factor[MOST], offset[MOST], mean[MOST];
     float slope[MOST], shift[MOST];
     const size_t tile = tile_of(channels), count = rows * channels;
-    repeat(factor, kept, channels, tile);
-    repeat(offset, kept + channels, channels, tile);
-    repeat(mean, kept + 2 * channels, channels, tile);
+    repeat(factor, saved, channels, tile);
+    repeat(offset, saved + channels, channels, tile);
+    repeat(mean, saved + 2 * channels, channels, tile);
     EACH({
         float gradient = passed(after, dy[at], x[at], y[at], factor[i], offset[i]);
         sums[i] += gradient;
@@ -201,12 +201,12 @@ static inline __attribute__((always_inline)) void backward(
     });
     /* dx = factor (g - mean(g) - x^ mean(g x^)) with x^ = (x - mean) inverse, as factor g + slope (x - mean) + shift. */
     for (size_t c = 0; c < channels; c++) {
-        double inverse = kept[3 * channels + c], sum = total_of(sums, c, channels, tile);
+        double inverse = saved[3 * channels + c], sum = total_of(sums, c, channels, tile);
         double along = total_of(products, c, channels, tile) * inverse;
         dbias[c] = (float)sum;
         dweight[c] = (float)along;
-        slope[c] = (float)(-kept[c] * inverse * along / (double)rows);
-        shift[c] = (float)(-kept[c] * sum / (double)rows);
+        slope[c] = (float)(-saved[c] * inverse * along / (double)rows);
+        shift[c] = (float)(-saved[c] * sum / (double)rows);
     }
     for (size_t i = channels; i < tile; i++) {
         slope[i] = slope[i - channels];
@@ -221,23 +221,23 @@ static inline __attribute__((always_inline)) void backward(
     });
 }
 
-/* The gradients of what `thaw_norm_forward` did with x and gave as y and `kept`. Where ADD_RELU came after, dshortcut gets
- * the shortcut's gradient; where RELU_ADD did, that is dy itself, and dshortcut is not written. y decides only after
- * ADD_RELU, and else may be any map of that size, such as x. */
+/* The gradients of `thaw_norm_forward`, which returned y and `saved` for x. With ADD_RELU, dshortcut receives the gradient of
+ * the shortcut. With RELU_ADD that gradient is dy itself, and dshortcut is not written. y is used only with ADD_RELU;
+ * otherwise it may be any map of the same size, such as x. */
 void thaw_norm_backward(const value *restrict dy, const value *restrict x, const value *restrict y, value *restrict dx,
-                        value *restrict dshortcut, size_t rows, size_t channels, int after, const float *kept,
+                        value *restrict dshortcut, size_t rows, size_t channels, int after, const float *saved,
                         float *dweight, float *dbias)
 {
-    /* Written out, so that the choice is made once and not for each value. */
+    /* Separate calls, so that the choice is made once and not for each value. */
     switch (after) {
     case NOTHING:
-        backward(NOTHING, dy, x, y, dx, dshortcut, rows, channels, kept, dweight, dbias);
+        backward(NOTHING, dy, x, y, dx, dshortcut, rows, channels, saved, dweight, dbias);
         break;
     case ADD_RELU:
-        backward(ADD_RELU, dy, x, y, dx, dshortcut, rows, channels, kept, dweight, dbias);
+        backward(ADD_RELU, dy, x, y, dx, dshortcut, rows, channels, saved, dweight, dbias);
         break;
     default:
-        backward(RELU, dy, x, y, dx, dshortcut, rows, channels, kept, dweight, dbias);
+        backward(RELU, dy, x, y, dx, dshortcut, rows, channels, saved, dweight, dbias);
         break;
     }
 }

@@ -1,4 +1,4 @@
-"""Two submodels -> DualModel -> one network, and the order in which that network's units thaw.
+"""Two submodels -> DualModel -> one network, and the order in which its units are unfrozen.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -47,8 +47,8 @@ class UnifySpec:
         if self.scores not in get_args(Scores):
             raise UsageError(f"unify.scores {shown(self.scores)}: expected one of {', '.join(get_args(Scores))}")
 
-    def thawing_order(self, units: Sequence[str]) -> tuple[str, ...]:
-        """What thaws of the joined network, in order, for submodels with `units` from the image to the logits."""
+    def unfreezing_order(self, units: Sequence[str]) -> tuple[str, ...]:
+        """Return the unified network's units in unfreezing order; `units` are a submodel's, from input to logits."""
         return (*((HEAD,) if self.join == "concatenate" else ()), *reversed(units))
 
 
@@ -102,26 +102,26 @@ class UnifiedModel(nn.Module):
         return self.decide([self.branch_scores(index, x) for index in range(len(self.branches))])
 
     def unit_names(self) -> tuple[str, ...]:
-        """What can thaw, in thawing order: the head, then the branches' units from the last to the first."""
+        """Return the units in unfreezing order: the head, then the branches' units from the last to the first."""
         names = [name for name, _ in self.branches[0].named_children()]
         return (HEAD, *reversed(names))
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every unit with the name under which it thaws; a branch's unit comes once a branch."""
+        """Yield every unit with its name; branches share the names of their units."""
         yield HEAD, self.head
         for branch in self.branches:
             yield from branch.named_children()
 
 
 def unit_names(network: nn.Module) -> tuple[str, ...]:
-    """What can thaw, in thawing order, of a unified model or of one submodel."""
+    """Return the names of the units of a unified model or a submodel, in unfreezing order."""
     if isinstance(network, UnifiedModel):
         return network.unit_names()
     return tuple(reversed([name for name, _ in network.named_children()]))
 
 
 def units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every unit of a unified model or of one submodel, with the name under which it thaws."""
+    """Yield every unit of a unified model or a submodel with its name."""
     yield from network.units() if isinstance(network, UnifiedModel) else network.named_children()
 
 

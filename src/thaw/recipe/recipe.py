@@ -36,7 +36,7 @@ class Recipe:
 
     `method` says which sections count: "two-stage" trains by `dual`, `unify` and `unfreeze`, "plain" one network that
     stands alone by `plain`, and "distil" that network by `plain` and `distil`. Two stages that end in a distillation
-    (`unify.join`) train the student by `plain` and `distil` too, and thaw nothing.
+    (`unify.join`) train the student by `plain` and `distil` too, and unfreeze nothing.
 
     What `sizing` leaves open of the size is settled when data and budget are known; a resolved recipe leaves nothing
     open.
@@ -62,7 +62,7 @@ class Recipe:
             raise UsageError(f"method {shown(self.method)}: expected one of {', '.join(get_args(MethodName))}")
         if self.method != "two-stage" or self.unify.join == "distil":
             return
-        order = self.unify.thawing_order(self.model.units)
+        order = self.unify.unfreezing_order(self.model.units)
         if not self.unfreeze.steps:
             raise UsageError(f"unfreeze.steps is empty: at least the {order[0]} has to be trained")
         self.unfreeze.check_units(order)

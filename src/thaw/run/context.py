@@ -1,11 +1,14 @@
-"""The training context of a recipe: its data, and how this machine computes."""
+"""The training context of a recipe on this machine."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from thaw.data.prepare import PreparedData
 from thaw.recipe.recipe import Recipe
 from thaw.training.compute import (
-    LANES,
+    PARALLEL_BRANCHES,
     ParallelBranches,
     normalization_name,
     resolve_device,
@@ -17,7 +20,7 @@ from thaw.training.trainer import TrainingContext
 
 
 def normalization_of(recipe: Recipe, device: str) -> str:
-    """What computes normalization in training, "fused" or "torch", on "auto", "cpu" or "cuda".
+    """Return how normalization is computed in training, "fused" or "torch", on device "auto", "cpu" or "cuda".
 
     Raises:
         UsageError: for "fused" on a GPU.
@@ -28,27 +31,29 @@ def normalization_of(recipe: Recipe, device: str) -> str:
         recipe.compute.normalization,
         found,
         resolve_precision(recipe.compute.precision, found),
-        threads=max(1, thread_count() // LANES),
+        threads=max(1, thread_count() // PARALLEL_BRANCHES),
     )
     return normalization_name(fused=fused)
 
 
+@contextmanager
 def training_context(
-    data: PreparedData, recipe: Recipe, seed: int, device: str, lanes: ParallelBranches, *, normalization: str
-) -> TrainingContext:
-    """What the stages of a recipe train on: `data`, on "auto", "cpu" or "cuda".
+    data: PreparedData, recipe: Recipe, seed: int, device: str, *, normalization: str
+) -> Iterator[TrainingContext]:
+    """Open the training context for `data` on device "auto", "cpu" or "cuda"; its threads end with the context.
 
-    `normalization` is what `normalization_of` returned when the run started.
+    `normalization` is what `normalization_of` returned when the training began.
     """
     found = resolve_device(device)
-    return TrainingContext(
-        train=data.train,
-        validation=data.validation,
-        input_spec=data.input_spec,
-        seed=seed,
-        device=found,
-        dtype=resolve_precision(recipe.compute.precision, found),
-        lanes=lanes,
-        fused=normalization == normalization_name(fused=True),
-        loss=recipe.loss,
-    )
+    with ParallelBranches(PARALLEL_BRANCHES, found) as parallel:
+        yield TrainingContext(
+            train=data.train,
+            validation=data.validation,
+            input_spec=data.input_spec,
+            seed=seed,
+            device=found,
+            dtype=resolve_precision(recipe.compute.precision, found),
+            parallel=parallel,
+            fused=normalization == normalization_name(fused=True),
+            loss=recipe.loss,
+        )

@@ -17,6 +17,7 @@ deployment.json     what export, verify and bench found
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +30,6 @@ from thaw.export.folder import remove_exports
 from thaw.files import read_document, sweep_unfinished, write_atomically, write_document
 from thaw.model.training_images import SEEN_FILE
 from thaw.quoting import PATH_LENGTH, given, json_text
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
 
 RUN_VERSION = 1
 DEPLOYMENT_FILE = "deployment.json"
@@ -192,11 +187,10 @@ def locked(folder: RunFolder) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot write in {folder.path}: {error.strerror or error}\nmake it writable") from error
     with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"another process is using {folder.path}; wait until it has ended") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process is using {folder.path}; wait until it has ended") from None
         for part in ("", *_FOLDERS):
             sweep_unfinished(folder.path / part)
         yield

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,9 @@ from thaw.run.report import ReportPictures, write_report
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import settle_run
 from thaw.seeds import derive
-from thaw.training.compute import LANES, ParallelBranches, normalization_name, resolve_device, thread_count, threads
+from thaw.training.compute import normalization_name, resolve_device, thread_count, threads
 from thaw.training.pace import seconds_per_epoch
-from thaw.training.trainer import MultiStageTrainer, TrainingContext
+from thaw.training.trainer import MultiStageTrainer
 
 _SAMPLES_SHOWN = 12
 
@@ -111,7 +110,7 @@ def _run(
     folder: RunFolder, request: TrainRequest, data: PreparedData, normalization: str
 ) -> Generator[Event, None, None]:
     started, recipe = time.perf_counter(), request.recipe
-    with _context(request, data, normalization) as context:
+    with training_context(data, recipe, request.seed, request.device, normalization=normalization) as context:
         # Network and stages.
         trainer = MultiStageTrainer(recipe.trainer_settings(), context)
         plan = plan_digest(request, data)
@@ -154,13 +153,6 @@ def _run(
     yield Finished(folder.path, write_document(folder.metrics, metrics))
 
 
-@contextmanager
-def _context(request: TrainRequest, data: PreparedData, normalization: str) -> Generator[TrainingContext, None, None]:
-    """The training context, with the threads that train parallel branches."""
-    with ParallelBranches(LANES, resolve_device(request.device)) as lanes:
-        yield training_context(data, request.recipe, request.seed, request.device, lanes, normalization=normalization)
-
-
 def _model(request: TrainRequest, data: PreparedData, trainer: MultiStageTrainer) -> Model:
     return Model(
         module=trainer.network,
@@ -180,6 +172,6 @@ def _model(request: TrainRequest, data: PreparedData, trainer: MultiStageTrainer
 def quantize_run(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
     """The int8 graph of a finished run whose file is missing, made from the run's data as training made it."""
     # Nothing in an int8 graph normalizes.
-    with _context(request, data, "torch") as context:
+    with training_context(data, request.recipe, request.seed, request.device, normalization="torch") as context:
         int8 = result_of(quantize_model(model, context, request.recipe.quantize, request.recipe.augment))
         return int8.graph, int8_header(model, int8)

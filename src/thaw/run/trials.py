@@ -1,8 +1,8 @@
-"""A short training that chooses among a few networks, on the run's own images.
+"""Which of a few networks does best in a short training on a run's own images.
 
-Every candidate trains with the recipe's optimizer, schedule and augmentation on the same part of the training images.
-It is scored on images that it was not trained on: the validation part, and a fifth of the training part. The test part
-is not used. Only the choice reaches the run.
+Every candidate trains by the recipe's own optimizer, schedule and augmentation, on the same part of the training
+images, and is judged on images that it did not train on: the validation part, and a fifth of the training part. The
+test part is not touched. Nothing of it reaches the run but the choice.
 
 Shapes: N images, H rows, W columns, C channels.
 """
@@ -10,6 +10,7 @@ Shapes: N images, H rows, W columns, C channels.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +29,6 @@ from thaw.recipe.candidates import Candidate
 from thaw.recipe.recipe import Recipe
 from thaw.run.context import normalization_of, training_context
 from thaw.seeds import derive, numpy_generator
-from thaw.training.compute import LANES, ParallelBranches, resolve_device
 from thaw.training.loss import Score
 from thaw.training.trainer import MultiStageTrainer
 
@@ -46,9 +46,9 @@ class TrialPlan:
 
     Attributes:
         candidates: two or more.
-        epochs: for each candidate.
-        figure: the score that compares them.
-        data: they train on its training part and are scored on its validation part.
+        epochs: of each.
+        figure: what they are judged by.
+        data: its training part is what they train on, its validation part what they are judged on.
     """
 
     candidates: tuple[Candidate, ...]
@@ -59,15 +59,15 @@ class TrialPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """The result of a short training.
+    """What a short training of a candidate gave.
 
     Attributes:
         candidate: what was trained.
-        hits: bool [N], which images it classified correctly; none if its training failed.
-        weights: float64 [N], the weight of each image; they sum to 1.
+        hits: bool [N], which of the images that it was judged on it recognized; none where its training failed.
+        weights: float64 [N], what each of them counts; their sum is 1.
         number: from 1.
-        count: number of trials.
-        seconds: duration.
+        count: of all trials.
+        seconds: that it took.
     """
 
     candidate: Candidate
@@ -79,22 +79,22 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """Accuracy or balanced accuracy, 0 to 1."""
+        """Its accuracy, or balanced accuracy, on the images that it was judged on, 0 to 1."""
         return float(self.weights[self.hits].sum())
 
 
 def may_compare(recipe: Recipe) -> bool:
     """Whether a recipe leaves its size open to a short training."""
-    # Unfreezing in sub-stages trains differently from a single network.
+    # The sub-stages of thawing train otherwise than a network that stands alone.
     return recipe.method != "two-stage" and recipe.sizing.is_open
 
 
 def plan_trials(candidates: Sequence[Candidate], recipe: Recipe, data: PreparedData, seed: int) -> TrialPlan | None:
-    """The comparison that the recipe's `sizing` allows; None if there is nothing to compare, or no time for it.
+    """The comparison that the recipe's `sizing` allows; None where there is nothing to compare, or no time for it.
 
-    The product of training images and multiply-accumulates is at most `sizing.trial_share` of that of the whole
-    training of the most expensive candidate. At most `sizing.trials` candidates are compared, and only as many, from
-    the first, as can have two epochs each.
+    Images trained on and multiply-accumulates together come to at most `sizing.trial_share` of those of the whole
+    training of the costliest candidate. As many candidates as that leaves two epochs each for are compared, from the
+    first, and at most `sizing.trials`.
     """
     if not may_compare(recipe):
         return None
@@ -114,40 +114,43 @@ def plan_trials(candidates: Sequence[Candidate], recipe: Recipe, data: PreparedD
 
 
 def run_trials(plan: TrialPlan, recipe: Recipe, seed: int, device: str) -> Iterator[Trial]:
-    """Train and score each candidate; the same seed gives the same choice on the same machine."""
+    """Train and judge each candidate; the same seed gives the same choice on the same machine."""
     weights = _weights(plan)
-    with ParallelBranches(LANES, resolve_device(device)) as lanes:
-        for number, candidate in enumerate(plan.candidates, start=1):
-            started = time.perf_counter()
-            data = _resized(plan.data, candidate.shape)
-            plain = replace(recipe.plain, epochs=plan.epochs, most_steps=0)
-            short = replace(recipe, method="plain", model=candidate.spec, plain=plain)
-            norms = normalization_of(short, device)
-            context = training_context(data, short, derive(seed, "trials"), device, lanes, normalization=norms)
-            trainer = MultiStageTrainer(short.trainer_settings(), context)
-            try:
-                for _ in trainer.epochs():
-                    pass
-                probabilities = network_probabilities([trainer.network], data.validation.images, data.input_spec)
-                hits = probabilities.argmax(axis=1) == data.validation.labels
-            except TrainingError:
-                hits = np.zeros(len(data.validation), dtype=bool)
-            yield Trial(
-                candidate=candidate,
-                hits=hits,
-                weights=weights,
-                number=number,
-                count=len(plan.candidates),
-                seconds=time.perf_counter() - started,
-            )
+    for number, candidate in enumerate(plan.candidates, start=1):
+        started = time.perf_counter()
+        data = _resized(plan.data, candidate.shape)
+        plain = replace(recipe.plain, epochs=plan.epochs, most_steps=0)
+        short = replace(recipe, method="plain", model=candidate.spec, plain=plain)
+        yield Trial(
+            candidate=candidate,
+            hits=_hits(data, short, derive(seed, "trials"), device),
+            weights=weights,
+            number=number,
+            count=len(plan.candidates),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _hits(data: PreparedData, recipe: Recipe, seed: int, device: str) -> npt.NDArray[np.bool_]:
+    """Train a network and return which validation images it classifies correctly, bool [N]; none if training fails."""
+    normalization = normalization_of(recipe, device)
+    with training_context(data, recipe, seed, device, normalization=normalization) as context:
+        trainer = MultiStageTrainer(recipe.trainer_settings(), context)
+        try:
+            deque(trainer.epochs(), maxlen=0)
+            probabilities = network_probabilities([trainer.network], data.validation.images, data.input_spec)
+        except TrainingError:
+            return np.zeros(len(data.validation), dtype=bool)
+    hits: npt.NDArray[np.bool_] = probabilities.argmax(axis=1) == data.validation.labels
+    return hits
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """Of the trials within the noise of the best one, the one with the fewest multiply-accumulates.
+    """Of those that do as well as the best one, within the noise, that with the fewest multiply-accumulates.
 
-    Within the noise means a difference of at most one standard error, computed from the images that only one of the two
-    classifies correctly. With equal weights, b images for one and c for the other, that is |b - c| <= sqrt(b + c), as
-    in McNemar's test (Psychometrika 12, 1947).
+    Within the noise is a difference of at most one standard error, from the images that only one of the two recognizes:
+    with equal weights, b that only one and c that only the other does, |b - c| <= sqrt(b + c), as in McNemar's test
+    (Psychometrika 12, 1947).
     """
     best = max(trials, key=lambda trial: trial.score)
 
@@ -159,7 +162,7 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 
 
 def _weights(plan: TrialPlan) -> npt.NDArray[np.float64]:
-    """The weight of each image: equal, or for balanced accuracy equal in total for each class."""
+    """What each image counts: the same, or in balanced accuracy each class the same."""
     images = plan.data.validation
     if plan.figure == "accuracy":
         return np.full(len(images), 1.0 / len(images))
@@ -169,7 +172,7 @@ def _weights(plan: TrialPlan) -> npt.NDArray[np.float64]:
 
 
 def _judged(data: PreparedData, held: Rows, seed: int) -> ImageSet:
-    """The validation part and the held-out images of the training part."""
+    """The validation part and what was held out of the training part."""
     validation = _rows(data.validation, _some(np.arange(len(data.validation)), _MOST_JUDGED, seed))
     more = _rows(data.train, _some(held, max(0, _MOST_JUDGED - len(validation)), seed))
     return ImageSet(
@@ -180,7 +183,7 @@ def _judged(data: PreparedData, held: Rows, seed: int) -> ImageSet:
 
 
 def _some(rows: Rows, most: int, seed: int) -> Rows:
-    """At most `most` of the rows, ascending."""
+    """At most so many of the rows, ascending."""
     return np.sort(numpy_generator(seed, "trials", "rows").permutation(rows)[:most])
 
 
@@ -189,7 +192,7 @@ def _rows(images: ImageSet, rows: Rows) -> ImageSet:
 
 
 def _resized(data: PreparedData, shape: Shape) -> PreparedData:
-    """The same images at another size, with the same mean and deviation."""
+    """The same images at another size; mean and deviation stay."""
     input_spec: InputSpec = replace(data.input_spec, height=shape[0], width=shape[1])
     train, validation = (
         replace(images, images=resize(images.images, input_spec)) for images in (data.train, data.validation)

@@ -1,13 +1,12 @@
-"""`thaw ablate`: arms with equal parameters and image passes, compared over several seeds.
+"""`thaw ablate`: arms of equal size and equally many image passes, compared over several seeds.
 
-Does each idea of the method pay ("parts"), and how should two submodels become one ("unify")?
+Does each idea of the method pay ("parts"), and how should two submodels become one ("unify")? Each arm and seed is an
+ordinary run with its own folder, which holds its report, its int8 network, and the command that trains it alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.ingest import Progress as DecodeProgress
-from thaw.data.prepare import PreparedData, prepare
-from thaw.errors import RunError, UsageError
-from thaw.evidence.environment import environment
-from thaw.evidence.quality import mcnemar, mean_interval
+from thaw.data.prepare import prepare
+from thaw.errors import RunError
+from thaw.evidence.quality import mcnemar
 from thaw.files import write_atomically, write_document
-from thaw.graph.cost import count_cost
-from thaw.graph.lower import lower
-from thaw.model.probabilities import network_probabilities
+from thaw.model.model import Model
 from thaw.quoting import markdown_code, markdown_text
-from thaw.recipe.recipe import Recipe
-from thaw.run.context import normalization_of, training_context
-from thaw.run.folder import RunFolder, locked, read_json
-from thaw.training.arms import PLAIN, STUDIES, Arm, ArmTraining, Modules, StudyName, arm_tensors, load_arm
-from thaw.training.checkpoint import read_tensors, write_tensors
-from thaw.training.compute import LANES, ParallelBranches, precision_name, resolve_device, resolve_precision
-from thaw.training.engine import EpochRecord
+from thaw.recipe.recipe import load_recipe
+from thaw.run.events import Event
+from thaw.run.request import TrainRequest
+from thaw.studies.arms import PLAIN, Arm, StudyName, arms_of, overrides_between
+from thaw.studies.runs import RunStarted, StudyRun, mean_over_seeds, read_runs, train_command, train_runs
+from thaw.training.compute import resolve_device
 
-ARM_VERSION = 1
+Outcomes = npt.NDArray[np.bool_]
+"""Whether each test image was classified correctly, bool [N]."""
 
 _TITLES: dict[StudyName, str] = {"parts": "Does each idea pay?", "unify": "How should two submodels become one?"}
 _FILES: dict[StudyName, str] = {"parts": "ablation", "unify": "unify"}
@@ -42,24 +38,15 @@ _NOTES: dict[StudyName, list[str]] = {
     "unify": [
         "Every arm had {epochs} passes over the training images; seeds {seeds}.",
         "A pass trains as many parameters as the plain network has: an epoch of two submodels of that size counts as",
-        "two passes, an epoch of one of half the size as half of one. What is frozen is not counted: the images of a",
+        "two passes, an epoch of one of half the size as half of one. Frozen units are not counted: the images of a",
         "distilled network also go through both of its teachers, forward only.",
     ],
 }
 
 
 @dataclass(frozen=True)
-class ArmEpoch:
-    """An epoch of one arm is over."""
-
-    arm: str
-    seed: int
-    record: EpochRecord
-
-
-@dataclass(frozen=True)
 class Compared:
-    """The comparison is on disk."""
+    """The comparison has been written."""
 
     result: dict[str, Any]
     page: Path
@@ -67,8 +54,8 @@ class Compared:
 
 def ablate(  # noqa: PLR0913 - the options of the command
     source: str,
-    recipe_name: str,
-    recipe: Recipe,
+    recipe: str,
+    overrides: Sequence[str],
     seeds: Sequence[int],
     *,
     study: StudyName = "parts",
@@ -77,167 +64,123 @@ def ablate(  # noqa: PLR0913 - the options of the command
     data_root: Path | None,
     command: str,
     progress: DecodeProgress | None = None,
-) -> Iterator[ArmEpoch | Compared]:
-    """For each seed train every arm and then open the test set; compare, and write a page and its figures into `out`.
+) -> Iterator[Event | RunStarted | Compared]:
+    """Train a run per arm and seed in `out`, and write their comparison there: ablation.md and .json, or unify.md.
 
-    They are called ablation.md and .json, or unify.md and .json. An arm that is trained already is taken from `out`, so
-    a run that was stopped goes on with the arm it was at.
+    Runs that are finished are not trained again, so the same call resumes a study that was interrupted.
 
     Raises:
-        UsageError: for a recipe that the arms of the study cannot be made of.
-        RunError: when `out` holds the arms of another source or recipe, or cannot be written.
+        UsageError: for a recipe from which the arms cannot be made.
+        RunError: if `out` holds runs of another source or recipe, or cannot be written.
     """
+    name, base = load_recipe(recipe, overrides)
     resolve_device(device)
-    _check_recipe(recipe, study)
-    normalization = normalization_of(recipe, device)
-    arms, folder = STUDIES[study], RunFolder(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write in {out}: {error.strerror or error}\nchoose another folder with --out") from error
-    outcomes: dict[str, list[npt.NDArray[np.bool_]]] = {arm.name: [] for arm in arms}
-    costs: dict[str, dict[str, int]] = {}
-    name = ""
-    with locked(folder):
-        for seed in seeds:
-            data = prepare(source, recipe.data, seed=seed, data_root=data_root, progress=progress)
-            plan = {
-                "version": ARM_VERSION,
-                "source": source,
-                "recipe": recipe.as_dict(),
-                "normalization": normalization,
-            }
-            _check_plan(folder, plan, data, seed)
-            trained = yield from _train_arms(arms, out, recipe, data, seed, device, normalization)
-            name, test = data.name, data.test.open()
-            for arm, modules in trained.items():
-                predicted = network_probabilities(modules, test.images, data.input_spec).argmax(axis=1)
-                outcomes[arm].append(predicted == test.labels)
-                costs[arm] = _costs(modules, data)
-        result = _compare(arms, outcomes, costs, seeds) | {
-            "study": study,
-            "command": command,
-            "dataset": name,
-            "recipe": recipe_name,
-            "seeds": list(seeds),
-            "epochs": sum(recipe.stage_epochs().values()),
-            "stages": recipe.stage_epochs(),
-            "precision": precision_name(resolve_precision(recipe.compute.precision, resolve_device(device))),
-            "normalization": normalization,
-            "environment": environment(resolve_device(device).type),
-        }
-        write_document(out / f"{_FILES[study]}.json", result)
-        write_atomically(out / f"{_FILES[study]}.md", page(result))
+    data = prepare(source, base.data, seed=seeds[0], data_root=data_root, progress=progress)
+    arms = arms_of(study, base, data.input_spec.shape, len(data.train.classes))
+
+    def run_of(arm: Arm, seed: int) -> StudyRun:
+        settings = (*overrides, *overrides_between(base, arm.recipe))
+        request = TrainRequest(
+            source=source,
+            recipe_name=name,
+            recipe=arm.recipe,
+            seed=seed,
+            device=device,
+            data_root=data_root,
+            overrides=settings,
+            command=train_command(source, recipe, settings, seed),
+        )
+        return StudyRun(
+            title=f"{arm.name}, seed {seed}: {arm.description}", path=out / f"{arm.name}-seed{seed}", request=request
+        )
+
+    runs = {arm.name: [run_of(arm, seed) for seed in seeds] for arm in arms}
+    # All arms of one seed before the next seed.
+    yield from train_runs([run for of_seed in zip(*runs.values(), strict=True) for run in of_seed])
+    found = read_runs([run for of_arm in runs.values() for run in of_arm])
+    metrics = {arm: found[at * len(seeds) : (at + 1) * len(seeds)] for at, arm in enumerate(runs)}
+    outcomes = _outcomes(runs, metrics, source, data_root)
+    result = {
+        "study": study,
+        "command": command,
+        "dataset": data.name,
+        "recipe": name,
+        "seeds": list(seeds),
+        "epochs": sum(base.stage_epochs().values()),
+        "stages": base.stage_epochs(),
+        "arms": [_compare(arm, metrics, outcomes) for arm in arms],
+        "test_count": found[0]["test"]["count"],
+        **{key: found[0][key] for key in ("precision", "normalization", "environment")},
+    }
+    write_document(out / f"{_FILES[study]}.json", result)
+    write_atomically(out / f"{_FILES[study]}.md", page(result))
     yield Compared(result, out / f"{_FILES[study]}.md")
 
 
-def _check_recipe(recipe: Recipe, study: StudyName) -> None:
-    """Refuse a recipe that the arms of a study cannot be made of."""
-    if recipe.method != "two-stage" or recipe.unify.join != "concatenate":
-        raise UsageError(
-            f"method {recipe.method}, unify.join {recipe.unify.join}: arms are made of a recipe for the two stages "
-            "that concatenates; the other ways are arms of --study unify"
-        )
-    if study == "unify" and recipe.dual.epochs < 2:
-        raise UsageError(
-            f"dual.epochs {recipe.dual.epochs}: expected at least 2, since submodels that are averaged or distilled "
-            "train for half of them"
-        )
-
-
-def _costs(modules: Modules, data: PreparedData) -> dict[str, int]:
-    """Parameters and multiply-accumulates of all modules together."""
-    input_spec, classes = data.input_spec, len(data.train.classes)
-    every = [
-        count_cost(lower(module, shape=input_spec.shape, mean=input_spec.mean, std=input_spec.std, classes=classes))
-        for module in modules
-    ]
-    return {"parameters": sum(cost.parameters for cost in every), "macs": sum(cost.macs for cost in every)}
-
-
-def _train_arms(
-    arms: Sequence[Arm],
-    out: Path,
-    recipe: Recipe,
-    data: PreparedData,
-    seed: int,
-    device: str,
-    normalization: str,
-) -> Generator[ArmEpoch, None, dict[str, Modules]]:
-    trained: dict[str, Modules] = {}
-    with ParallelBranches(LANES, resolve_device(device)) as lanes:
-        setting = training_context(data, recipe, seed, device, lanes, normalization=normalization)
-        training = ArmTraining(recipe.trainer_settings(), setting)
-        for arm in arms:
-            path = out / f"seed{seed}-{arm.name}.safetensors"
-            if path.is_file():
-                modules = training.skeleton(arm)
-                load_arm(modules, read_tensors(path, version=ARM_VERSION)[0])
-            else:
-                for record in training.train(arm):
-                    yield ArmEpoch(arm.name, seed, record)
-                modules = training.modules
-                write_tensors(path, arm_tensors(modules), {"version": ARM_VERSION, "arm": arm.name, "seed": seed})
-            trained[arm.name] = modules
-    return trained
-
-
-def _check_plan(folder: RunFolder, plan: dict[str, Any], data: PreparedData, seed: int) -> None:
-    """Refuse to mix arms of different sources or recipes in one folder."""
-    path = folder.path / f"seed{seed}.json"
-    plan = json.loads(json.dumps(plan | {"fingerprint": data.fingerprint}))
-    if path.is_file() and read_json(path) != plan:
-        raise RunError(f"{folder.path} holds arms of another source or recipe; choose another folder with --out")
-    write_document(path, plan)
+def _outcomes(
+    runs: Mapping[str, Sequence[StudyRun]],
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]],
+    source: str,
+    data_root: Path | None,
+) -> dict[str, list[Outcomes]]:
+    """Return what each run's model classifies correctly, by arm and seed."""
+    outcomes: dict[str, list[Outcomes]] = {arm: [] for arm in runs}
+    for at, first in enumerate(runs[PLAIN]):
+        data = prepare(source, first.request.recipe.data, seed=first.request.seed, data_root=data_root)
+        test = data.test.open()
+        for arm, of_arm in runs.items():
+            if metrics[arm][at]["data"]["fingerprint"] != data.fingerprint:
+                raise RunError(f"{of_arm[at].path} was trained on other data\nchoose another folder with --out")
+            predicted = Model.load(of_arm[at].path).probabilities(test.images).argmax(axis=1)
+            outcomes[arm].append(predicted == test.labels)
+    return outcomes
 
 
 def _compare(
-    arms: Sequence[Arm],
-    outcomes: dict[str, list[npt.NDArray[np.bool_]]],
-    costs: dict[str, dict[str, int]],
-    seeds: Sequence[int],
+    arm: Arm, metrics: Mapping[str, Sequence[Mapping[str, Any]]], outcomes: Mapping[str, Sequence[Outcomes]]
 ) -> dict[str, Any]:
-    plain = outcomes[PLAIN]
-    found = []
-    for arm in arms:
-        correct = outcomes[arm.name]
-        accuracies = [float(seed.mean()) for seed in correct]
-        differences = [float(a.mean() - b.mean()) for a, b in zip(correct, plain, strict=True)]
-        several = len(seeds) > 1
-        mean, half = mean_interval(accuracies) if several else (accuracies[0], None)
-        difference, difference_half = mean_interval(differences) if several else (differences[0], None)
-        tests = [mcnemar(a, b).as_dict() for a, b in zip(correct, plain, strict=True)] if arm.name != PLAIN else []
-        found.append(
-            {
-                **dataclasses.asdict(arm),
-                "views": list(arm.views),
-                **costs[arm.name],
-                "accuracies": accuracies,
-                "mean": mean,
-                "ci95_half_width": half,
-                "difference_to_plain": difference,
-                "difference_ci95_half_width": difference_half,
-                "mcnemar": tests,
-            }
-        )
-    return {"arms": found, "test_count": len(plain[0])}
+    """Return one arm's entry: its figures, and its differences from the plain network, paired by seed."""
+    own, plain = metrics[arm.name], metrics[PLAIN]
+    accuracies = [float(each["test"]["accuracy"]) for each in own]
+    int8 = [float(each["int8"]["test"]["accuracy"]) for each in own]
+    differences = [mine - each["test"]["accuracy"] for mine, each in zip(accuracies, plain, strict=True)]
+    mean, half = mean_over_seeds(accuracies)
+    difference, difference_half = mean_over_seeds(differences)
+    pairs = [] if arm.name == PLAIN else zip(outcomes[arm.name], outcomes[PLAIN], strict=True)
+    return {
+        "name": arm.name,
+        "description": arm.description,
+        "overrides": own[0]["overrides"],
+        "stages": arm.recipe.stage_epochs(),
+        "parameters": own[0]["parameters"],
+        "macs": own[0]["macs"],
+        "accuracies": accuracies,
+        "mean": mean,
+        "ci95_half_width": half,
+        "int8_accuracies": int8,
+        "int8_mean": mean_over_seeds(int8)[0],
+        "difference_to_plain": difference,
+        "difference_ci95_half_width": difference_half,
+        "mcnemar": [mcnemar(mine, other).as_dict() for mine, other in pairs],
+    }
 
 
 def page(result: dict[str, Any]) -> str:
-    """The comparison as Markdown."""
+    """Return the comparison as Markdown."""
     machine = result["environment"]
     study: StudyName = result["study"]
     notes = [note.format(epochs=result["epochs"], seeds=", ".join(map(str, result["seeds"]))) for note in _NOTES[study]]
     versions = f"Python {machine['python']}, torch {machine['torch']}"
     hardware = markdown_text(f"{machine['cpu']}, {machine['cores']} cores")
-    columns = ["arm", "what it is", "parameters", "MACs", "test accuracy", "difference to plain"]
+    columns = ["arm", "description", "parameters", "MACs", "test accuracy", "int8 (mean)", "difference from plain"]
     columns.append("McNemar against plain, p by seed")
     lines = [
         f"# {_TITLES[study]} {markdown_text(result['dataset'])}",
         "",
         f"Made by {markdown_code(result['command'])}.",
         *notes,
-        f"The test set ({result['test_count']:,} images) was opened after all arms of a seed were trained.",
+        f"Each run opened its test set ({result['test_count']:,} images) after training, and all choices were made on",
+        "validation images. The folder of each run is called after its arm and seed, and holds its report.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + len(columns) * "---|",
@@ -246,13 +189,13 @@ def page(result: dict[str, Any]) -> str:
         accuracy = _plus_minus(arm["mean"], arm["ci95_half_width"])
         p_values = ", ".join(f"{test['p_value']:.2g} ({test['only_a']}:{test['only_b']})" for test in arm["mcnemar"])
         lines.append(
-            f"| {arm['name']} | {arm['question']} | {arm['parameters']:,} | {arm['macs']:,} | {accuracy} "
-            f"| {'' if arm['name'] == PLAIN else _points(arm)} | {p_values} |"
+            f"| {arm['name']} | {arm['description']} | {arm['parameters']:,} | {arm['macs']:,} | {accuracy} "
+            f"| {arm['int8_mean']:.2%} | {'' if arm['name'] == PLAIN else _points(arm)} | {p_values} |"
         )
     lines += [
         "",
-        "± is half of the 95 % Student-t interval over the seeds; differences are paired by seed, in points.",
-        "In brackets: test images that only this arm got right, and that only the plain network got right.",
+        "± is half of the 95 % Student-t interval over the seeds. Differences are paired by seed, in points.",
+        "In parentheses: test images that only this arm got right, and that only the plain network got right.",
         "",
         f"Machine: {hardware}; {versions}; convolutions in {result['precision']}.",
     ]

@@ -10,16 +10,14 @@ from typing import Any
 
 from thaw.data.ingest import Progress as DecodeProgress
 from thaw.data.prepare import prepare
-from thaw.errors import RunError, UsageError
-from thaw.evidence.quality import mean_interval
+from thaw.errors import UsageError
 from thaw.files import write_atomically, write_document
-from thaw.model.metrics_file import read_metrics
 from thaw.quoting import listed, markdown_code, markdown_text, shown
-from thaw.recipe.recipe import Recipe, load_recipe
+from thaw.recipe.recipe import load_recipe
 from thaw.run.events import Event
-from thaw.run.folder import read_json
-from thaw.run.pipeline import resume_run, start_run
+from thaw.run.folder import RunFolder
 from thaw.run.request import TrainRequest
+from thaw.studies.runs import RunStarted, StudyRun, mean_over_seeds, read_runs, train_command, train_runs
 from thaw.training.compute import resolve_device
 
 RECIPE = "paper"
@@ -42,17 +40,8 @@ PUBLISHED: dict[str, Published] = {
 
 
 @dataclass(frozen=True)
-class SeedStarted:
-    """A run of the reproduction begins, or goes on."""
-
-    title: str
-    seed: int
-    path: Path
-
-
-@dataclass(frozen=True)
 class Written:
-    """The table is on disk."""
+    """The table has been written."""
 
     result: dict[str, Any]
     page: Path
@@ -62,13 +51,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """'0,1,2' -> (0, 1, 2).
 
     Raises:
-        UsageError: when it is not different whole numbers with commas between them.
+        UsageError: unless the text is distinct whole numbers, separated by commas.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch("[0-9]{1,15}", part) for part in parts) or len(set(map(int, parts))) != len(parts):
-        raise UsageError(
-            f"seeds {shown(text)}: expected different whole numbers with commas between them, such as 0,1,2"
-        )
+    if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts) or len(set(map(int, parts))) != len(parts):
+        raise UsageError(f"seeds {shown(text)}: expected distinct whole numbers separated by commas, such as 0,1,2")
     return tuple(int(part) for part in parts)
 
 
@@ -81,94 +68,81 @@ def reproduce(
     data_root: Path | None,
     command: str,
     progress: DecodeProgress | None = None,
-) -> Iterator[Event | SeedStarted | Written]:
-    """Train what is not trained yet, in one run folder a data set and seed under `out`, and write the table there.
+) -> Iterator[Event | RunStarted | Written]:
+    """Train the missing runs, one folder per data set and seed under `out`, and write the table there.
 
     Raises:
-        UsageError: for a data set that is not the paper's.
+        UsageError: for a data set that is not in the paper.
     """
     unknown = [name for name in datasets if name not in PUBLISHED]
     if unknown:
         raise UsageError(f"data set {listed(unknown)}: expected some of {', '.join(PUBLISHED)}")
-    datasets = list(dict.fromkeys(datasets))
     _, recipe = load_recipe(RECIPE)
     resolve_device(device)
-    # All data sets are opened before the first is trained on: one that is missing should not show after half an hour.
+    datasets = list(dict.fromkeys(datasets))
+    # Open every data set before the first training: a missing one should not show up after half an hour.
     for name in datasets:
         prepare(name, recipe.data, seed=seeds[0], data_root=data_root, progress=progress)
-    for name in datasets:
-        for seed in seeds:
-            path = out / f"{name}-seed{seed}"
-            is_begun = (path / "run.json").is_file()
-            if is_begun:
-                _check_same(path, name, seed, recipe)
-            if (path / "metrics.json").is_file():
-                continue
-            yield SeedStarted(PUBLISHED[name].title, seed, path)
-            if is_begun:
-                yield from resume_run(path, data_root=data_root)
-                continue
-            request = TrainRequest(
-                source=name,
-                recipe_name=RECIPE,
-                recipe=recipe,
-                seed=seed,
-                device=device,
-                data_root=data_root,
-                command=f"thaw train {name} --recipe {RECIPE} --seed {seed}",
+    runs = {
+        name: [
+            StudyRun(
+                title=f"{PUBLISHED[name].title}, seed {seed}",
+                path=out / f"{name}-seed{seed}",
+                request=TrainRequest(
+                    source=name,
+                    recipe_name=RECIPE,
+                    recipe=recipe,
+                    seed=seed,
+                    device=device,
+                    data_root=data_root,
+                    command=train_command(name, RECIPE, (), seed),
+                ),
             )
-            yield from start_run(request, out=path)
-    result = _collect(datasets, seeds, out, command)
+            for seed in seeds
+        ]
+        for name in datasets
+    }
+    yield from train_runs([run for of_data in runs.values() for run in of_data])
+    rows = [_row(name, of_data) for name, of_data in runs.items()]
+    result = {"command": command, "recipe": RECIPE, "seeds": list(seeds), "rows": rows}
     write_document(out / "reproduce.json", result)
     write_atomically(out / "reproduce.md", _page(result))
     yield Written(result, out / "reproduce.md")
 
 
-def _check_same(path: Path, name: str, seed: int, recipe: Recipe) -> None:
-    """Refuse to put runs of different recipes into one table."""
-    kept = read_json(path / "run.json")
-    wanted = {"source": name, "seed": seed, "recipe": recipe.as_dict()}
-    if {key: kept.get(key) for key in wanted} != wanted:
-        raise RunError(f"{path} holds a run of another recipe, data set or seed\nchoose another folder with --out")
-
-
-def _collect(datasets: Sequence[str], seeds: Sequence[int], out: Path, command: str) -> dict[str, Any]:
-    rows = []
-    for name in datasets:
-        runs = [read_metrics(out / f"{name}-seed{seed}" / "metrics.json") for seed in seeds]
-        accuracies = [run["test"]["accuracy"] for run in runs]
-        mean, half = mean_interval(accuracies) if len(accuracies) > 1 else (accuracies[0], None)
-        rows.append(
-            {
-                "dataset": name,
-                "title": PUBLISHED[name].title,
-                "published": {"accuracy": PUBLISHED[name].accuracy, "parameters": PUBLISHED[name].parameters},
-                "parameters": runs[0]["parameters"],
-                "macs": runs[0]["macs"],
-                "accuracies": accuracies,
-                "mean": mean,
-                "ci95_half_width": half,
-                "stage_one_validation": [run["stages"][0]["validation"] for run in runs],
-                "validation": [run["validation"]["accuracy"] for run in runs],
-                "test_count": runs[0]["test"]["count"],
-                "median_latency_us": [run["latency"]["median_us"] for run in runs],
-                "model_bytes": (out / f"{name}-seed{seeds[0]}" / "model.safetensors").stat().st_size,
-                "seconds": [run["seconds"] for run in runs],
-                "environment": runs[0]["environment"],
-                "precision": runs[0]["precision"],
-            }
-        )
-    return {"command": command, "recipe": RECIPE, "seeds": list(seeds), "rows": rows}
+def _row(name: str, runs: Sequence[StudyRun]) -> dict[str, Any]:
+    """Return the row of one data set from the metrics of its runs."""
+    found = read_runs(runs)
+    accuracies = [metrics["test"]["accuracy"] for metrics in found]
+    mean, half = mean_over_seeds(accuracies)
+    return {
+        "dataset": name,
+        "title": PUBLISHED[name].title,
+        "published": {"accuracy": PUBLISHED[name].accuracy, "parameters": PUBLISHED[name].parameters},
+        "parameters": found[0]["parameters"],
+        "macs": found[0]["macs"],
+        "accuracies": accuracies,
+        "mean": mean,
+        "ci95_half_width": half,
+        "stage_one_validation": [metrics["stages"][0]["validation"] for metrics in found],
+        "validation": [metrics["validation"]["accuracy"] for metrics in found],
+        "test_count": found[0]["test"]["count"],
+        "median_latency_us": [metrics["latency"]["median_us"] for metrics in found],
+        "model_bytes": RunFolder(runs[0].path).model.stat().st_size,
+        "seconds": [metrics["seconds"] for metrics in found],
+        "environment": found[0]["environment"],
+        "precision": found[0]["precision"],
+    }
 
 
 def _page(result: dict[str, Any]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     seeds = ", ".join(map(str, result["seeds"]))
     lines = [
         "# The paper's results, reproduced",
         "",
         f"Made by {markdown_code(result['command'])} (recipe `{result['recipe']}`, seeds {seeds}).",
-        "The test set of each run was opened once, after training; every choice was made on validation data.",
+        "Each run opened its test set once, after training; all choices were made on validation images.",
         "",
         "| data set | published | here: mean over seeds | each seed | parameters (published) | MACs |",
         "|---|---|---|---|---|---|",
@@ -186,11 +160,11 @@ def _page(result: dict[str, Any]) -> str:
 
 
 def _stages(result: dict[str, Any]) -> list[str]:
-    """What each stage gave on validation data."""
+    """Return a table of the accuracy of each stage on validation images."""
     lines = [
         "On validation images (a tenth of the training images), mean over the seeds:",
         "",
-        "| data set | stage 1: original submodel | stage 1: augmented submodel | unified, thawed |",
+        "| data set | stage 1: original submodel | stage 1: augmented submodel | unified, after stage 2 |",
         "|---|---|---|---|",
     ]
     for row in result["rows"]:

@@ -1,1 +1,1 @@
-"""The stages, the one loop that trains them, and the checkpoints that make it resumable."""
+"""Training stages, the training loop, and checkpoints."""

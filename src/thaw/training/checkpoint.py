@@ -1,4 +1,4 @@
-"""Checkpoints and model files: safetensors with one JSON header and a digest, written whole or not at all."""
+"""Checkpoints and model files: safetensors with a JSON header and a digest, written atomically."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     """Write tensors (any shape and dtype) with a JSON-ready header, atomically.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
         ValueError: for a number in the header that is not finite.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # The second clone keeps safetensors from refusing tensors that share memory.
+    # safetensors refuses tensors that share memory.
     apart = {name: tensor.clone() for name, tensor in contiguous.items()}
     write_tensor_file(path, HEADER, header, lambda metadata: save(apart, metadata))
 
 
 def open_tensors(path: Path, *, version: int) -> TensorFile[dict[str, Tensor]]:
-    """A file that `write_tensors` wrote, its digest not yet checked: a caller can tell first which value is wrong.
+    """Open a file from `write_tensors` without checking its digest, so that the caller can first name an invalid value.
 
     Raises:
-        ModelFileError: when the file is missing, truncated, not one of ours, or its header's "version" is another.
+        ModelFileError: if the file is missing, truncated, not written by thaw, or has another "version".
     """
     file = read_tensor_file(path, HEADER, load)
     file.check_version(version)
@@ -39,10 +39,10 @@ def open_tensors(path: Path, *, version: int) -> TensorFile[dict[str, Tensor]]:
 
 
 def read_tensors(path: Path, *, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header of a file that `write_tensors` wrote.
+    """Return the tensors and the header of a file from `write_tensors`.
 
     Raises:
-        ModelFileError: as `open_tensors`, and when the file has changed since it was written.
+        ModelFileError: as `open_tensors`, and if the file has changed since it was written.
     """
     file = open_tensors(path, version=version)
     file.check_digest()

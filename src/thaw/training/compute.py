@@ -1,9 +1,7 @@
-"""Where and how arithmetic runs: the device, the precision, and lanes that run independent branches at once."""
+"""Where and how arithmetic runs: the device, the precision, and independent branches in parallel."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,9 +17,13 @@ from thaw.quoting import shown
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "float32", "bfloat16"]
+ComputePrecision = Literal["auto", "float32", "bfloat16"]
 Normalization = Literal["auto", "fused", "torch"]
-# With more, torch's operations, which use them all, are taken to be faster than C that uses one.
+
+PARALLEL_BRANCHES = 2
+"""Branches of a network, or parts of a batch, that are computed at the same time."""
+
+# The fused C code uses one thread. With more threads per operation, torch is assumed to be faster.
 _FUSED_THREADS = 2
 
 
@@ -35,35 +37,38 @@ class ComputeSettings:
             "torch" for torch's operations, or "auto": fused where that is faster and there is a C compiler.
     """
 
-    precision: Precision = "auto"
+    precision: ComputePrecision = "auto"
     normalization: Normalization = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("precision", get_args(Precision)), ("normalization", get_args(Normalization))):
+        for name, known in (("precision", get_args(ComputePrecision)), ("normalization", get_args(Normalization))):
             if (value := getattr(self, name)) not in known:
                 raise UsageError(f"compute.{name} {shown(value)}: expected one of {', '.join(known)}")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" means on this machine.
+    """Return the device for "auto", "cpu" or "cuda" on this machine.
 
     Raises:
-        UsageError: for another name, or for "cuda" where torch sees no such device.
+        UsageError: for an unknown name, or for "cuda" without a CUDA device.
     """
     if name not in get_args(DeviceName):
         raise UsageError(f"device {shown(name)}: expected one of {', '.join(get_args(DeviceName))}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch sees no CUDA device here; use --device cpu")
+        raise UsageError("device cuda: torch finds no CUDA device on this machine; use device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that convolutions compute in: "auto" is bfloat16 where the hardware multiplies it, else float32.
+    """Return the dtype of convolutions: "auto" is bfloat16 if the hardware supports it, otherwise float32.
 
-    Weights, gradients and optimizer state are float32 in either case.
+    Weights, gradients and optimizer state are always float32.
+
+    Raises:
+        UsageError: for an unknown name.
     """
-    if name not in get_args(Precision):
-        raise UsageError(f"precision {shown(name)}: expected one of {', '.join(get_args(Precision))}")
+    if name not in get_args(ComputePrecision):
+        raise UsageError(f"precision {shown(name)}: expected one of {', '.join(get_args(ComputePrecision))}")
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -72,30 +77,27 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def resolve_normalization(name: str, device: torch.device, dtype: torch.dtype, *, threads: int) -> bool:
-    """Whether normalization is fused with what comes after it; where it is, the C for maps of `dtype` is compiled here.
+    """Return whether to use fused normalization; if so, its C code for feature maps of `dtype` is compiled here.
 
-    "auto" is yes on a CPU under Linux, where it was measured, with few threads an operation (the C has one), and where
-    it compiles.
+    "auto" selects it on a CPU with at most two threads per operation (the C code uses one), if it compiles.
 
     Args:
-        name: the setting.
+        name: the setting `compute.normalization`.
         device: where training computes.
-        dtype: what convolutions compute in.
-        threads: that an operation of torch has.
+        dtype: dtype of the convolutions.
+        threads: number of threads per torch operation.
 
     Raises:
-        UsageError: for another name, or for "fused" on a GPU.
-        MissingDependencyError: for "fused" without a C compiler that can make it.
+        UsageError: for an unknown name, or for "fused" on a GPU.
+        MissingDependencyError: for "fused" without a working C compiler.
     """
     if name not in get_args(Normalization):
         raise UsageError(f"normalization {shown(name)}: expected one of {', '.join(get_args(Normalization))}")
-    pays = device.type == "cpu" and sys.platform.startswith("linux") and threads <= _FUSED_THREADS
+    pays = device.type == "cpu" and threads <= _FUSED_THREADS
     if name == "torch" or (name == "auto" and not pays):
         return False
     if device.type != "cpu":
-        raise UsageError(
-            f'compute.normalization "fused" computes on a CPU, not on {device.type}; use "auto" or "torch"'
-        )
+        raise UsageError(f'compute.normalization "fused" is not available on {device.type}; use "auto" or "torch"')
     try:
         compiled(dtype)
     except MissingDependencyError:
@@ -106,12 +108,12 @@ def resolve_normalization(name: str, device: torch.device, dtype: torch.dtype, *
 
 
 def normalization_name(*, fused: bool) -> str:
-    """The name of what computes: "fused" or "torch"."""
+    """Return "fused" or "torch"."""
     return "fused" if fused else "torch"
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The name of the type: "float32" or "bfloat16"."""
+    """Return "float32" or "bfloat16"."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -121,18 +123,18 @@ def _cpu_features() -> frozenset[str]:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """The context under which a forward pass computes in `dtype`."""
+    """Return a context in which a forward pass computes in `dtype`."""
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
 
 
 def thread_count() -> int:
-    """Threads that an operation on the CPU may use."""
+    """Return the number of threads per CPU operation."""
     return torch.get_num_threads()
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let an operation on the CPU use `count` threads, at least 1, for as long as the context lasts."""
+    """Use `count` threads (at least 1) per CPU operation inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, count))
     try:
@@ -141,16 +143,12 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-LANES = 2
-"""Branches, or parts of a batch, that are computed at once."""
-
-
 class ParallelBranches:
-    """Runs independent pieces of work at the same time: on a CPU each in a thread with its share of the cores.
+    """Runs independent jobs at the same time: on a CPU, each in a thread with its share of the cores.
 
-    Branches this small gain nothing from threads inside an operation, but two of them keep two cores busy. The numbers
-    do not depend on which finishes first, because the pieces share nothing that they write. On a GPU they run one after
-    the other.
+    Networks this small gain nothing from threads inside an operation, but two branches keep two cores busy. Results do
+    not depend on the order in which jobs finish, because jobs share nothing that they write to. On a GPU, jobs run one
+    after the other.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -158,13 +156,13 @@ class ParallelBranches:
         self._threads = torch.get_num_threads()
         if device.type == "cpu" and count > 1 and self._threads > 1:
             share = max(1, self._threads // count)
-            # The thread that joins the lanes computes little, and would wait at a barrier for a second core that a lane
-            # holds: with two threads an operation, the head alone took longer than both branches.
+            # The calling thread computes little. With two threads per operation it would wait for a core that a branch
+            # is using: the head alone then took longer than both branches.
             torch.set_num_threads(share)
-            self._pool = ThreadPoolExecutor(count, "thaw-lane", initializer=torch.set_num_threads, initargs=(share,))
+            self._pool = ThreadPoolExecutor(count, "thaw-branch", initializer=torch.set_num_threads, initargs=(share,))
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
-        """The jobs' results in order; the first error is raised once all have ended."""
+        """Return the results in order; the first error is raised after all jobs have ended."""
         if self._pool is None or len(jobs) < 2:
             return [job() for job in jobs]
         futures = [self._pool.submit(job) for job in jobs]
@@ -180,20 +178,3 @@ class ParallelBranches:
         if self._pool is not None:
             self._pool.shutdown()
             torch.set_num_threads(self._threads)
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks for the next step instead of returning them to the system.
-
-    A training step frees and takes the same megabytes each time; by default every step then pays for fresh pages. Does
-    nothing on other C libraries. The three numbers are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mebibyte = 1 << 20
-    for option, value in ((-3, 1024 * mebibyte), (-1, 2047 * mebibyte), (-2, 64 * mebibyte)):
-        mallopt(ctypes.c_int(option), ctypes.c_int(value))

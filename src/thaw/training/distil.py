@@ -1,4 +1,4 @@
-"""Distillation: a network learns what a larger one says of the same images, besides their labels.
+"""Distillation: a network learns from the predictions of its teachers as well as from labels.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -49,11 +49,11 @@ class DistilSettings:
 
 
 class DistillStage(PlainStage):
-    """One network on the mean of its teachers' probabilities and on the labels.
+    """Trains one network on the mean of its teachers' probabilities and on the labels.
 
     With p the teachers' mean and q the student's probabilities, both at temperature T, the loss is
-    `share * T^2 * KL(p || q) + (1 - share) * cross-entropy`; T^2 keeps gradients in proportion (arXiv 1503.02531). The
-    teachers see the very images that the student sees, augmented and mixed alike (arXiv 2106.05237).
+    `share * T^2 * KL(p || q) + (1 - share) * cross-entropy`; T^2 keeps the two gradients in proportion (arXiv
+    1503.02531). Teachers and student see the same images, with the same augmentation and mixing (arXiv 2106.05237).
     """
 
     kind = "distil"
@@ -72,21 +72,21 @@ class DistillStage(PlainStage):
         self.frozen = nn.ModuleList(teachers)
 
     def set_training(self) -> None:
-        """The student trains; its teachers are frozen wholly."""
+        """Train the student; freeze the teachers, statistics and dropout included."""
         super().set_training()
         if self.frozen is not None:
             self.frozen.requires_grad_(False).eval()
 
     def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:
-        """The teachers' and the labels' loss, the mean over a part of a batch; logits float32 [B, K]."""
+        """Return the mean loss over a part of a batch; logits float32 [B, K]."""
         temperature, share = self.distil.temperature, self.distil.share
-        taught = F.kl_div(
-            F.log_softmax(logits / temperature, dim=1), self._lesson(part.x, dtype), reduction="batchmean"
+        distillation = F.kl_div(
+            F.log_softmax(logits / temperature, dim=1), self._teach(part.x, dtype), reduction="batchmean"
         ) * (temperature * temperature)
-        return share * taught + (1.0 - share) * super().loss(logits, part, dtype)
+        return share * distillation + (1.0 - share) * super().loss(logits, part, dtype)
 
-    def _lesson(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The teachers' mean probabilities, float32 [B, K], for images [B, C, H, W]."""
+    def _teach(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the teachers' mean probabilities, float32 [B, K], for images [B, C, H, W]."""
         if not isinstance(self.frozen, nn.ModuleList):
             raise AssertionError("a student has teachers")
         with torch.no_grad(), autocast(dtype, x.device):

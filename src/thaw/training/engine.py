@@ -1,7 +1,7 @@
-"""The only loop: it trains one stage and yields a record an epoch. Whoever calls it logs, saves and stops.
+"""The training loop: it trains one stage and yields a record per epoch. The caller logs, saves and stops.
 
-Every random number of an epoch comes from the run's seed, the stage and the epoch's number, so a run that starts again
-from the checkpoint of an epoch goes on with the same bits.
+All random numbers of an epoch derive from the run's seed, the stage and the epoch's number, so that a run that is
+resumed from a checkpoint continues bit for bit.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from thaw.training.optim import WeightAverage
 from thaw.training.schedule import learning_rate
 from thaw.training.stages import Stage
 
-# Steps between two looks at whether the loss is still finite; on a GPU a look waits for the device.
+# Steps between two checks for a finite loss; on a GPU, a check waits for the device.
 CHECK_EVERY = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """What an epoch gave; `docs/metrics.md` describes the fields, which are a line of history.jsonl."""
+    """The results of an epoch, a line of history.jsonl; `docs/metrics.md` describes the fields."""
 
     stage: str
     kind: str
@@ -63,7 +63,7 @@ class EpochRecord:
 
 @dataclass
 class _BestFigures:
-    """What a checkpoint's header says of the best epoch; see `Best`."""
+    """The figures of the best epoch in a checkpoint's header; see `Best`."""
 
     epoch: int
     accuracy: float
@@ -73,15 +73,15 @@ class _BestFigures:
 
 @dataclass
 class Best:
-    """The best epoch so far, by its score on the validation images and then by their loss, with its weights.
+    """The best epoch so far: the one with the highest validation score, then the lowest validation loss.
 
     Attributes:
-        epoch: from 1.
-        accuracy: mean over the outputs, 0 to 1.
-        balanced_accuracy: the same of the mean recall over classes.
+        epoch: number of the epoch, from 1.
+        accuracy: mean accuracy over the outputs, 0 to 1.
+        balanced_accuracy: mean over the outputs of the mean recall over classes, 0 to 1.
         loss: mean cross-entropy over images and outputs, in nats.
-        weights: what `load_best` loads.
-        hits: by output, bool [N]: which validation images it recognized.
+        weights: the weights that `load_best` loads.
+        hits: by output, which validation images are classified correctly, bool [N].
     """
 
     epoch: int
@@ -92,12 +92,12 @@ class Best:
     hits: dict[str, npt.NDArray[np.bool_]]
 
     def rank(self, score: Score) -> tuple[float, float]:
-        """What a better epoch has more of."""
+        """Return a value that is higher for a better epoch."""
         return (self.accuracy if score == "accuracy" else self.balanced_accuracy), -self.loss
 
 
 class StageRun:
-    """One stage being trained: `epochs()` goes on from wherever `restore` left it; `score` chooses the best epoch."""
+    """The training of one stage: `epochs()` continues from where `restore` left it; `score` selects the best epoch."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class StageRun:
         validation: BatchSource,
         *,
         seed: int,
-        lanes: ParallelBranches,
+        parallel: ParallelBranches,
         dtype: torch.dtype,
         score: Score = "accuracy",
     ) -> None:
@@ -114,7 +114,7 @@ class StageRun:
         self.train = train
         self.validation = validation
         self.seed = seed
-        self.lanes = lanes
+        self.parallel = parallel
         self.dtype = dtype
         self.score: Score = score
         self.optimizer = stage.optimizer()
@@ -124,25 +124,25 @@ class StageRun:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether patience has run out."""
+        """Whether the stage ran out of patience."""
         return self.best is not None and self.epoch - self.best.epoch >= self.stage.patience
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left to train."""
+        """Whether no epoch is left."""
         return self.epoch >= self.stage.epochs or self.stopped_early
 
     def epochs(self) -> Iterator[EpochRecord]:
-        """Train epoch after epoch until the stage's number is reached or patience runs out.
+        """Train until the stage's number of epochs is reached or its patience runs out.
 
         Raises:
-            TrainingError: when a loss is not finite.
+            TrainingError: if a loss is not finite.
         """
         while not self.finished:
             yield self._one_epoch()
 
     def load_best(self) -> None:
-        """Put the best epoch's weights into the module: what the next stage starts from."""
+        """Load the best epoch's weights into the module; the next stage starts from them."""
         if self.best is None:
             raise RuntimeError("load_best() before the first epoch")
         self.stage.module.load_state_dict(self.best.weights)
@@ -151,7 +151,7 @@ class StageRun:
         started = time.perf_counter()
         losses, rate = self._train_epoch()
         seconds = time.perf_counter() - started
-        # What is validated is what is kept: the running mean of the weights, where there is one.
+        # The weights that are saved are the ones that are validated: their moving average, if there is one.
         with self.average.applied() if self.average else contextlib.nullcontext():
             hits, loss = self._validate()
             if not math.isfinite(loss):
@@ -182,62 +182,56 @@ class StageRun:
         )
 
     def _train_epoch(self) -> tuple[dict[str, float], float]:
-        """Mean training losses by output, and the last step's learning rate."""
+        """Train one epoch; return the mean training loss by output, and the last learning rate."""
         stage, count = self.stage, len(self.train)
         stage.set_training()
         for name, dropout in dropouts(stage.module):
             dropout.reseed(derive(self.seed, stage.name, self.epoch, "dropout", name), self.train.device)
         sums: dict[str, Tensor] = {}
         rate = stage.learning_rate
-        # Closed whatever happens: its thread must not outlive an interrupt, which would then end in the middle of an
-        # operation and take the process with it.
-        with contextlib.closing(self.train.shuffled(derive(self.seed, stage.name, self.epoch, "batches"))) as batches:
-            for index, batch in enumerate(batches):
-                rate = learning_rate(
-                    stage.schedule, stage.learning_rate, self.epoch * count + index, stage.epochs * count
-                )
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                self.optimizer.zero_grad(set_to_none=True)
-                for name, loss in stage.backward(batch, self.lanes, self.dtype).items():
-                    sums[name] = sums.get(name, torch.zeros_like(loss)) + loss * len(batch)
-                if (index + 1) % CHECK_EVERY == 0 and not all(math.isfinite(float(total)) for total in sums.values()):
-                    raise self._not_finite("training loss")
-                self.optimizer.step()
-                if self.average:
-                    self.average.update()
+        for index, batch in enumerate(self.train.shuffled(derive(self.seed, stage.name, self.epoch, "batches"))):
+            rate = learning_rate(stage.schedule, stage.learning_rate, self.epoch * count + index, stage.epochs * count)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
+            for name, loss in stage.backward(batch, self.parallel, self.dtype).items():
+                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss * len(batch)
+            if (index + 1) % CHECK_EVERY == 0 and not all(math.isfinite(float(total)) for total in sums.values()):
+                raise self._not_finite("training loss")
+            self.optimizer.step()
+            if self.average:
+                self.average.update()
         means = {name: float(total) / len(self.train.images) for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
             raise self._not_finite("training loss")
         return means, rate
 
     def _validate(self) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
-        """By output which validation images it recognizes, bool [N], and the outputs' mean cross-entropy."""
+        """Return by output which validation images are classified correctly, bool [N], and the mean cross-entropy."""
         hits: dict[str, list[npt.NDArray[np.bool_]]] = {}
         total_loss = 0.0
         for batch in self.validation.ordered():
-            for name, logits in self.stage.logits(batch.views["original"], self.lanes).items():
+            for name, logits in self.stage.logits(batch.views["original"], self.parallel).items():
                 hits.setdefault(name, []).append((logits.argmax(1) == batch.labels).cpu().numpy())
                 total_loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
         count = len(self.validation.images)
         return {name: np.concatenate(parts) for name, parts in hits.items()}, total_loss / (count * len(hits))
 
     def _balanced(self, hits: dict[str, npt.NDArray[np.bool_]]) -> float:
-        """The mean over the outputs of the mean recall over classes, for what they recognize of the images."""
+        """Return the mean over the outputs of the mean recall over classes."""
         labels, classes = self.validation.images.labels, len(self.validation.images.classes)
         counts = class_counts(labels, classes)
         return _mean([mean_recall(class_counts(labels[each], classes), counts) for each in hits.values()])
 
     def _not_finite(self, what: str) -> TrainingError:
-        kept = "the last finished epoch is kept" if self.epoch else "no epoch of this stage was finished"
         return TrainingError(
-            f"the {what} of stage {self.stage.name}, epoch {self.epoch + 1}, is not finite; {kept}\n"
-            f"start a new run with a smaller learning rate (now {self.stage.learning_rate:g}), "
-            "or with compute.precision=float32"
+            f"stage {self.stage.name}, epoch {self.epoch + 1}: the {what} is not finite\n"
+            f"start a new run with a lower learning rate (now {self.stage.learning_rate:g}) or with "
+            "compute.precision=float32"
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that `restore` needs: tensors, and JSON-ready numbers."""
+        """Return the tensors and JSON-ready numbers for `restore`."""
         tensors = {f"module.{name}": tensor for name, tensor in self.stage.module.state_dict().items()}
         numbers: dict[str, Any] = {"stage": self.stage.name, "epoch": self.epoch, "best": None}
         if self.best is not None:
@@ -255,7 +249,11 @@ class StageRun:
         return tensors, numbers
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from the result of `state`.
+
+        Raises:
+            ValueError: if the state does not fit this stage; also KeyError, TypeError or RuntimeError.
+        """
         module = under(tensors, "module.")
         self.stage.module.load_state_dict(module)
         if self.average is not None:
@@ -269,7 +267,7 @@ class StageRun:
         parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
         for at, each in slots.items():
             if any(tensor.shape not in {(), parameters[at].shape} for tensor in each.values()):
-                raise ValueError("moments of another shape than their parameters")
+                raise ValueError("optimizer state has another shape than its parameter")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.epoch = numbers["epoch"]
         if type(self.epoch) is not int or not 0 <= self.epoch <= self.stage.epochs:
@@ -291,5 +289,5 @@ def _mean(values: Collection[float]) -> float:
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    """Return the tensors whose names begin with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,6 +1,6 @@
-"""Optimizers by name, and the running mean of the weights.
+"""Optimizers by name, and the moving average of the weights.
 
-What torch does for many tensors in one call has no public name; its own optimizers use these calls too.
+torch has no public API for operations on many tensors in one call; its own optimizers use the same private functions.
 
 Shapes: C' output channels of a convolution, C input channels, kh and kw the sides of its kernel.
 """
@@ -56,7 +56,7 @@ class OptimizerSettings:
 
 
 def make_optimizer(module: nn.Module, fit: OptimizerSettings, learning_rate: float) -> torch.optim.Optimizer:
-    """A fresh optimizer over all parameters of `module`."""
+    """Return a new optimizer over all parameters of `module`."""
     trained = list(module.parameters())
     decayed = [parameter for parameter in trained if parameter.ndim > 1]
     others = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -67,7 +67,7 @@ def make_optimizer(module: nn.Module, fit: OptimizerSettings, learning_rate: flo
     ]
     match fit.optimizer:
         case "nadam":
-            # Without decay, the groups are one, in the module's own order.
+            # Without weight decay there is one group, in the order of the module.
             return torch.optim.NAdam(groups if fit.weight_decay else trained, lr=learning_rate)
         case "adamw":
             return torch.optim.AdamW(groups, lr=learning_rate)
@@ -78,22 +78,22 @@ def make_optimizer(module: nn.Module, fit: OptimizerSettings, learning_rate: flo
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal, for convolutions; Adam for everything else.
+    """Momentum with orthogonalized steps for convolutions, and Adam for all other parameters.
 
-    A convolution's weights are taken as a matrix [C', C kh kw]. Of the momentum's matrix only the directions count: its
-    singular values are all moved to about 1, by iterations of an odd polynomial. So a step moves a network along all
-    directions that it has, and not along the few in which gradients are large; networks of some ten thousand
-    parameters, which underfit, come much further in as many epochs.
+    A convolution's weights form a matrix [C', C kh kw]. Iterations of an odd polynomial move all singular values of the
+    momentum's matrix toward 1, so that a step moves the weights along all directions and not only along those with
+    large gradients. Networks with some ten thousand parameters underfit; with these steps they get much further in the
+    same number of epochs.
 
-    Depthwise kernels, dense layers, biases and normalizations take Adam's step, at `ADAM_SHARE` of the rate.
+    Depthwise kernels, dense layers, biases and normalizations use Adam, at `ADAM_SHARE` of the learning rate.
 
-    Source: K. Jordan and others, "Muon: an optimizer for hidden layers in neural networks", 2024; the coefficients are
-    those given there, and three iterations do as in its CIFAR-10 programs.
+    Source: K. Jordan and others, "Muon: an optimizer for hidden layers in neural networks", 2024, including the
+    coefficients; three iterations are enough, as in its CIFAR-10 programs.
 
     Args:
-        groups: parameter groups, with "weight_decay" each.
+        groups: parameter groups, each with "weight_decay".
         lr: learning rate of convolutions.
-        momentum: 0 to below 1.
+        momentum: from 0 to below 1.
     """
 
     ADAM_SHARE = 0.5
@@ -107,13 +107,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step along the gradients that are there."""
+        """Take one step; parameters without a gradient are skipped."""
         if closure is not None:
             raise TypeError("Muon takes no closure")
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             others = [parameter for parameter in parameters if not _is_kernel(parameter)]
-            # Networks this small have many kernels of one shape, and their matrices are multiplied all at once.
+            # Small networks have many kernels of the same shape; their matrices are multiplied in one call.
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in filter(_is_kernel, parameters):
                 by_shape.setdefault(parameter.shape, []).append(parameter)
@@ -129,21 +129,21 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * share)
 
     def _orthogonal(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:
-        """The steps of convolutions [C', C, kh, kw] of one shape: orthogonal, times sqrt(max(1, C' / (C kh kw)))."""
+        """Return the steps of convolutions [C', C, kh, kw] of one shape, scaled by sqrt(max(1, C' / (C kh kw)))."""
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         gradients = [_gradient(parameter) for parameter in parameters]
         means = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(means, gradients, 1.0 - momentum)
-        # Nesterov's: the mean as it will be with the same gradient once more.
+        # Nesterov momentum: the mean after applying the same gradient once more.
         rows = torch.stack(torch._foreach_lerp(gradients, means, momentum)).flatten(2).float()
         scale = math.sqrt(max(1.0, rows.shape[1] / rows.shape[2]))
         made = orthogonalize(rows, self._COEFFICIENTS, self._ITERATIONS) * scale
         return [each.view(parameter.shape) for each, parameter in zip(made, parameters, strict=True)]
 
     def _adam(self, parameters: list[Tensor]) -> Sequence[Tensor]:
-        """Adam's steps (arXiv 1412.6980), without their rate."""
+        """Return Adam's steps (arXiv 1412.6980), without the learning rate."""
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] |= {
@@ -167,18 +167,18 @@ class Muon(torch.optim.Optimizer):
 
 
 def _is_kernel(parameter: Tensor) -> bool:
-    """Whether it is the weights [C', C, kh, kw] of a convolution that mixes channels."""
+    """Whether a parameter is the weights [C', C, kh, kw] of a convolution that mixes channels."""
     return parameter.ndim == 4 and parameter.shape[1] > 1
 
 
 def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
-        raise AssertionError("a step is taken along a gradient")
+        raise AssertionError("the parameter has no gradient")
     return parameter.grad
 
 
 def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
-    """Matrices float32 [..., m, n] with singular values moved toward 1, by x <- a x + b x^3 + c x^5 on each."""
+    """Return matrices float32 [..., m, n] with singular values moved toward 1, each by x <- a x + b x^3 + c x^5."""
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -191,33 +191,33 @@ def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], it
 
 
 class WeightAverage:
-    """The exponential running mean of a module's weights and statistics.
+    """The exponential moving average of a module's weights and statistics.
 
-    The decay rises as (1 + n) / (10 + n) over the first steps n, so that the initial weights do not linger.
+    In step n the decay is at most (1 + n) / (10 + n), so that the initial weights soon lose their influence.
 
     Args:
-        module: whose tensors are followed.
-        decay: 0 to below 1.
+        module: the module to average.
+        decay: from 0 to below 1.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.steps = 0
-        # Whole numbers, such as a count of batches, have no mean.
+        # Integers, such as the number of batches, are not averaged.
         followed = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
         self._current = list(followed.values())
         self.tensors = {name: tensor.detach().clone() for name, tensor in followed.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are after a step."""
+        """Update the average after a step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.tensors.values()), self._current, 1.0 - decay)
         self.steps += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module has the mean's weights for as long as the context lasts."""
+        """Give the module the averaged weights inside the context."""
         own = [tensor.detach().clone() for tensor in self._current]
         self._set(self.tensors.values())
         try:
@@ -226,7 +226,7 @@ class WeightAverage:
             self._set(own)
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Go on from `tensors` and `steps` of an earlier average of the same module."""
+        """Continue from `tensors` and `steps` of an earlier average of the same module."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
         self.steps = steps

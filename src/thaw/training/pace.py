@@ -1,8 +1,7 @@
-"""About how long an epoch takes on this machine, by timing a few steps before training begins."""
+"""An estimate of the time per epoch on this machine, from a few steps before training begins."""
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 
@@ -16,10 +15,10 @@ _MOST_SECONDS = 2.0
 
 
 def seconds_per_epoch(settings: TrainerSettings, context: TrainingContext) -> dict[str, float]:
-    """Seconds of an epoch of each stage, validation included, by the stage's name.
+    """Return the estimated seconds per epoch of each stage, validation included, by the stage's name.
 
-    Each stage takes a few steps on networks that are made for it and thrown away, with random streams of their own, so
-    that the run ends in the same bits as without.
+    Each stage takes a few steps on a temporary network with its own random streams, so that the run's results do not
+    change.
     """
     return {run.stage.name: _seconds(run) for run in MultiStageTrainer(settings, context).stage_runs()}
 
@@ -30,20 +29,19 @@ def _seconds(run: StageRun) -> float:
     for name, dropout in dropouts(stage.module):
         dropout.reseed(derive(run.seed, "pace", name), run.train.device)
     steps: list[float] = []
-    with contextlib.closing(run.train.shuffled(derive(run.seed, "pace"))) as batches:
-        begun = before = time.perf_counter()
-        for batch in batches:
-            run.optimizer.zero_grad(set_to_none=True)
-            losses = stage.backward(batch, run.lanes, run.dtype)
-            run.optimizer.step()
-            # A number has to be there: on a GPU that waits for the step.
-            _ = [float(loss) for loss in losses.values()]
-            now = time.perf_counter()
-            steps.append(now - before)
-            before = now
-            if len(steps) >= _MOST_STEPS or (len(steps) > 1 and now - begun > _MOST_SECONDS):
-                break
-    # The first step allocates, and compiles what is compiled.
+    begun = before = time.perf_counter()
+    for batch in run.train.shuffled(derive(run.seed, "pace")):
+        run.optimizer.zero_grad(set_to_none=True)
+        losses = stage.backward(batch, run.parallel, run.dtype)
+        run.optimizer.step()
+        # Reading a number waits for the step on a GPU.
+        _ = [float(loss) for loss in losses.values()]
+        now = time.perf_counter()
+        steps.append(now - before)
+        before = now
+        if len(steps) >= _MOST_STEPS or (len(steps) > 1 and now - begun > _MOST_SECONDS):
+            break
+    # The first step allocates memory and may compile.
     step = statistics.median(steps[1:] or steps)
     return step * len(run.train) + _validation_seconds(run)
 
@@ -51,6 +49,6 @@ def _seconds(run: StageRun) -> float:
 def _validation_seconds(run: StageRun) -> float:
     batch = next(iter(run.validation.ordered()))
     started = time.perf_counter()
-    for logits in run.stage.logits(batch.views["original"], run.lanes).values():
+    for logits in run.stage.logits(batch.views["original"], run.parallel).values():
         _ = float(logits.sum())
     return (time.perf_counter() - started) * len(run.validation.images) / len(batch)

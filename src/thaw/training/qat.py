@@ -1,4 +1,4 @@
-"""Quantization-aware training: a further stage, on a module that computes in the arithmetic of int8.
+"""Quantization-aware training: a further stage, on a module that computes in int8 arithmetic.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -18,7 +18,7 @@ from thaw.training.replicas import Part, split
 from thaw.training.schedule import Schedule
 from thaw.training.stages import Stage, check_positive, check_view
 
-# A batch is computed in so many parts, whatever the number of lanes, so that sums do not depend on the machine.
+# Parts that a batch is computed in on every machine, so that sums do not depend on the number of cores.
 _PARTS = 2
 
 
@@ -54,7 +54,7 @@ class QatSettings:
 
 
 class QatStage(Stage):
-    """All weights of a module that takes normalized images [B, C, H, W] and gives logits [B, K]."""
+    """Trains all weights of a module that maps normalized images [B, C, H, W] to logits [B, K]."""
 
     kind = "qat"
 
@@ -70,30 +70,30 @@ class QatStage(Stage):
         self.trains = ("all",)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """NAdam over everything."""
+        """Return NAdam over all parameters."""
         return torch.optim.NAdam(self.module.parameters(), lr=self.learning_rate)
 
     def set_training(self) -> None:
-        """Everything trains."""
+        """Train everything."""
         self.module.requires_grad_(True).train()
 
-    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002
-        """The cross-entropy of the logits, the parts of a batch in lanes; in float32, which holds the int8 numbers."""
+    def backward(self, batch: Batch, parallel: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002
+        """Compute the cross-entropy of the logits, in float32, which represents int8 values exactly."""
         parameters = list(self.module.parameters())
 
         def job(part: Part) -> tuple[Tensor, Sequence[Tensor]]:
             loss = part.targets.cross_entropy(self.module(part.x), weights=self.class_weights)
             loss = loss * (len(part.targets) / len(batch))
-            # A gradient of its own for each part, to be added in order.
+            # Each part has its own gradients, which are then added in order.
             return loss.detach(), torch.autograd.grad(loss, parameters)
 
-        done = lanes.run([partial(job, part) for part in split(batch, self.views[0], _PARTS)])
+        done = parallel.run([partial(job, part) for part in split(batch, self.views[0], _PARTS)])
         for parameter, *gradients in zip(parameters, *(gradients for _, gradients in done), strict=True):
             parameter.grad = torch.stack(gradients).sum(0)
         return {"int8": torch.stack([loss for loss, _ in done]).sum()}
 
-    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
-        """The int8 logits as real numbers."""
+    def logits(self, x: Tensor, parallel: ParallelBranches) -> dict[str, Tensor]:
+        """Return the dequantized int8 logits."""
         self.module.eval()
 
         def job(part: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class QatStage(Stage):
                 logits: Tensor = self.module(part)
             return logits
 
-        return {"int8": torch.cat(lanes.run([partial(job, part) for part in _parts(x)]))}
+        return {"int8": torch.cat(parallel.run([partial(job, part) for part in _parts(x)]))}
 
 
 def _parts(x: Tensor) -> Sequence[Tensor]:

@@ -1,4 +1,4 @@
-"""One network on the parts of a batch at once: replicas that share its weights and have statistics of their own.
+"""One network on several parts of a batch at the same time: replicas with shared weights and their own statistics.
 
 Shapes: B batch, C channels, H rows, W columns.
 """
@@ -18,20 +18,20 @@ from thaw.data.mix import Targets
 from thaw.models.blocks import Dropout, dropouts
 from thaw.training.compute import ParallelBranches
 
-# A batch of one submodel is computed in so many parts, whatever the number of lanes.
+# Parts that a batch is computed in on every machine, so that sums do not depend on the number of cores.
 _PARTS = 2
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a batch: images float32 [B, C, H, W] of one view, and what they show."""
+    """A part of a batch: images float32 [B, C, H, W] of one view, and their targets."""
 
     x: Tensor
     targets: Targets
 
 
 def split(batch: Batch, view: View, parts: int) -> list[Part]:
-    """`batch` in up to `parts` parts of one size, but for the last; none has a single image if that can be helped."""
+    """Split a batch into up to `parts` parts; all but the last are equal, and none has a single image if avoidable."""
     count = len(batch)
     parts = parts if count >= 2 * parts else 1
     step = -(-count // parts)
@@ -41,26 +41,26 @@ def split(batch: Batch, view: View, parts: int) -> list[Part]:
 
 
 def parts_of(batch: Batch, view: View) -> list[Part]:
-    """A batch as one submodel is trained on it: in parts on a CPU, whole elsewhere."""
+    """Return a batch as a single submodel is trained on it: in parts on a CPU, otherwise whole."""
     return split(batch, view, _PARTS if batch.labels.device.type == "cpu" else 1)
 
 
-def logits_by_parts(module: nn.Module, x: Tensor, lanes: ParallelBranches) -> Tensor:
-    """Logits float32 [B, K] of one submodel for images [B, C, H, W], in lanes."""
-    return torch.cat(lanes.run([partial(without_gradients, module, part) for part in x.chunk(_PARTS)]))
+def logits_by_parts(module: nn.Module, x: Tensor, parallel: ParallelBranches) -> Tensor:
+    """Return logits float32 [B, K] of one submodel for images [B, C, H, W], computed in parallel."""
+    return torch.cat(parallel.run([partial(without_gradients, module, part) for part in x.chunk(_PARTS)]))
 
 
 def without_gradients(module: nn.Module, x: Tensor) -> Tensor:
-    """Logits float32 [B, K] for images [B, C, H, W]."""
+    """Return logits float32 [B, K] for images [B, C, H, W]."""
     with torch.no_grad():
         logits: Tensor = module(x)
     return logits.float()
 
 
 class Replicas:
-    """Computes the gradients of `module` on parts of a batch, each in a lane, always with the same sums.
+    """Computes the gradients of `module` on the parts of a batch in parallel, and adds them in a fixed order.
 
-    A normalization's running statistics become the mean over the parts; each part draws its own dropout.
+    Running statistics of normalizations become the mean over the parts. Each part has its own dropout.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -68,29 +68,29 @@ class Replicas:
         self._others: list[nn.Module] = []
 
     def backward(
-        self, loss: Callable[[nn.Module, Part], Tensor], parts: Sequence[Part], lanes: ParallelBranches
+        self, loss: Callable[[nn.Module, Part], Tensor], parts: Sequence[Part], parallel: ParallelBranches
     ) -> Tensor:
-        """Add the gradients of the batch's mean loss, and return its value, a scalar; `loss` gives a part's mean."""
+        """Add the gradients of the batch's mean loss and return it, a scalar; `loss` returns the mean over a part."""
         total = sum(len(part.targets) for part in parts)
         modules = self._modules(len(parts))
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
         def job(module: nn.Module, part: Part) -> tuple[Tensor, Sequence[Tensor]]:
             value = loss(module, part) * (len(part.targets) / total)
-            # Gradients of its own for each part, to be added in order.
+            # Each part has its own gradients, which are then added in order.
             return value.detach(), torch.autograd.grad(value, trained)
 
-        done = lanes.run([partial(job, *pair) for pair in zip(modules, parts, strict=True)])
+        done = parallel.run([partial(job, *pair) for pair in zip(modules, parts, strict=True)])
         for parameter, *gradients in zip(trained, *(gradients for _, gradients in done), strict=True):
             whole = gradients[0]
             for gradient in gradients[1:]:
                 whole = whole + gradient
             parameter.grad = whole if parameter.grad is None else parameter.grad + whole
-        self._join_statistics(modules)
+        self._average_statistics(modules)
         return torch.stack([value for value, _ in done]).sum()
 
     def _modules(self, count: int) -> list[nn.Module]:
-        """The module and `count - 1` replicas of it, in its mode and with its statistics."""
+        """Return the module and `count - 1` replicas in the same mode and with the same statistics."""
         shared = {id(parameter): parameter for parameter in self.module.parameters()}
         while len(self._others) < count - 1:
             self._others.append(copy.deepcopy(self.module, memo=dict(shared)))
@@ -104,8 +104,8 @@ class Replicas:
                 _follow_dropout(own, mine, number)
         return [self.module, *replicas]
 
-    def _join_statistics(self, modules: Sequence[nn.Module]) -> None:
-        """The module's buffers become the mean of all."""
+    def _average_statistics(self, modules: Sequence[nn.Module]) -> None:
+        """Set the module's buffers to the mean over all modules."""
         if len(modules) == 1:
             return
         with torch.no_grad():
@@ -115,7 +115,7 @@ class Replicas:
 
 
 def _follow_dropout(own: Dropout, replica: Dropout, number: int) -> None:
-    """Where the module's stream of random numbers has begun anew, begin another one that follows from it."""
+    """If the module's dropout was reseeded, reseed the replica's from it."""
     if own.generator is not None and replica.beginnings != own.beginnings:
         replica.reseed(own.generator.initial_seed() ^ number, own.generator.device)
         replica.beginnings = own.beginnings

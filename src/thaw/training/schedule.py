@@ -36,7 +36,7 @@ class Schedule:
 
 
 def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> float:
-    """The rate for step `step` (from 0) of `steps`.
+    """Return the learning rate of step `step` (from 0) of `steps`.
 
     The cosine is that of SGDR (arXiv 1608.03983) without restarts, over the steps after the warm-up.
     """

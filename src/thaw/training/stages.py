@@ -1,6 +1,6 @@
-"""The stages: what trains, what stays frozen, on which views, by which loss, for how long.
+"""The training stages: which units train or stay frozen, on which views, with which loss, for how long.
 
-A stage knows its model as branches of named units (see `thaw.models.families`) and nothing of which family they are.
+A stage sees its model as branches of named units (`thaw.models.families`), whatever their family.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -194,16 +194,16 @@ class UnfreezeSettings:
 
 
 class Stage(ABC):
-    """One stretch of training with one optimizer.
+    """One part of the training, with one optimizer.
 
     Attributes:
-        name: unique in a run: "dual", or the unit that thaws.
-        module: what trains, and what a checkpoint of this stage holds.
+        name: name of the stage, unique in a run: "dual", "plain", or the unit that it unfreezes.
+        module: the module that trains and that a checkpoint of this stage contains.
         views: the views of a batch that `backward` needs.
-        trains: names of the units that train, for the record.
-        ema: decay a step of the running mean of the weights that is validated and kept, or 0.
-        frozen: a module that the stage reads and does not train, which a checkpoint has to hold too; or None.
-        class_weights: float32 [K], the weight of an image's loss by its label; None where all are 1.
+        trains: names of the units that train, for records.
+        ema: decay per step of the moving average of the weights, which is validated and saved; 0 for none.
+        frozen: a module that the stage uses without training it, also part of its checkpoints; or None.
+        class_weights: loss weight per class, float32 [K]; None if all are 1.
     """
 
     kind: ClassVar[str]
@@ -222,7 +222,7 @@ class Stage(ABC):
     class_weights: Tensor | None = None
 
     def _follow(self, settings: DualSettings | PlainSettings) -> None:
-        """Take over what is the same for all stages that train from fresh weights."""
+        """Copy the settings that stages with new weights have in common."""
         self.fit = settings.fit
         self.ema = settings.fit.ema
         self.epochs = settings.epochs
@@ -233,23 +233,23 @@ class Stage(ABC):
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer over what trains."""
+        """Return a new optimizer over the parameters that train."""
 
     @abstractmethod
     def set_training(self) -> None:
-        """Put what trains into training mode and what is frozen, buffers and dropout included, into evaluation mode."""
+        """Put trained units into training mode and frozen ones, buffers and dropout included, into evaluation mode."""
 
     @abstractmethod
-    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Add the gradients for one batch; returns the losses (scalars, float32) by output, whose sum is minimized."""
+    def backward(self, batch: Batch, parallel: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Add the gradients of one batch; return the losses (float32 scalars) by output. Their sum is minimized."""
 
     @abstractmethod
-    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
-        """The outputs [B, K] by name for images [B, C, H, W], in float32 and evaluation mode, without gradients."""
+    def logits(self, x: Tensor, parallel: ParallelBranches) -> dict[str, Tensor]:
+        """Return float32 logits [B, K] by output for images [B, C, H, W], in evaluation mode without gradients."""
 
 
 class DualStage(Stage):
-    """Stage 1: two submodels, each on its own view of the same images, one optimizer step for both."""
+    """Stage 1: two submodels, each on its own view of the same images, with one optimizer for both."""
 
     kind = "dual"
 
@@ -259,20 +259,20 @@ class DualStage(Stage):
         self._follow(settings)
         self.views = settings.views
         first, second = settings.views
-        # An output is called after the view that it is trained on; of two equal views both are numbered.
+        # Outputs are named after their views; two equal views are numbered.
         self.outputs = (first, second) if first != second else (f"{first} 1", f"{second} 2")
         self.trains = tuple(name for name, _ in module.branches[0].named_children())
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """One over both submodels."""
+        """Return one optimizer over both submodels."""
         return make_optimizer(self.module, self.fit, self.learning_rate)
 
     def set_training(self) -> None:
         """Everything trains."""
         self.module.requires_grad_(True).train()
 
-    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The two cross-entropies; their sum's gradient is the two gradients, since the submodels share nothing."""
+    def backward(self, batch: Batch, parallel: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Compute both cross-entropies. The submodels share no weights, so each has its own gradient."""
 
         def job(branch: nn.Module, view: View) -> Tensor:
             with autocast(dtype, batch.labels.device):
@@ -283,25 +283,26 @@ class DualStage(Stage):
             return loss.detach()
 
         jobs = [_bind(job, branch, view) for branch, view in zip(self.module.branches, self.views, strict=True)]
-        return dict(zip(self.outputs, lanes.run(jobs), strict=True))
+        return dict(zip(self.outputs, parallel.run(jobs), strict=True))
 
-    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
-        """Both submodels on the same images."""
+    def logits(self, x: Tensor, parallel: ParallelBranches) -> dict[str, Tensor]:
+        """Return the logits of both submodels for the same images."""
         self.module.eval()
-        results = lanes.run([_bind(without_gradients, branch, x) for branch in self.module.branches])
+        results = parallel.run([_bind(without_gradients, branch, x) for branch in self.module.branches])
         return dict(zip(self.outputs, results, strict=True))
 
 
 class UnfreezeStage(Stage):
-    """A sub-stage of stage 2: the joined network with the units `thawed` training and everything else frozen wholly.
+    """A sub-stage of stage 2: trains the unfrozen units `trains` of the unified network; all other units stay frozen.
 
-    The branches of a unified model are computed in lanes; one submodel in two halves of a batch, as in `PlainStage`.
+    The branches of a unified model are computed in parallel. A single submodel is computed in two halves of a batch, as
+    in `PlainStage`.
     """
 
     kind = "unfreeze"
 
     def __init__(
-        self, module: nn.Module, settings: UnfreezeSettings, step: UnfreezeStep, thawed: Sequence[str]
+        self, module: nn.Module, settings: UnfreezeSettings, step: UnfreezeStep, trains: Sequence[str]
     ) -> None:
         self.name = step.unit
         self.module = module
@@ -312,81 +313,80 @@ class UnfreezeStage(Stage):
         self.schedule = settings.schedule
         self.patience = settings.patience
         self.views = (settings.view,)
-        self.trains = tuple(thawed)
+        self.trains = tuple(trains)
         self._replicas = Replicas(module)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """SGD with momentum over the thawed units."""
+        """Return SGD with momentum over the unfrozen units."""
         self.set_training()
-        thawed = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        return torch.optim.SGD(thawed, lr=self.learning_rate, momentum=self.momentum)
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        return torch.optim.SGD(trained, lr=self.learning_rate, momentum=self.momentum)
 
     def set_training(self) -> None:
-        """Thawed units train; frozen ones get no gradient and run as in evaluation, statistics and dropout included."""
-        self._thaw(self.module)
+        """Train unfrozen units; frozen ones get no gradient and run in evaluation mode, with dropout and statistics."""
+        self._set_modes(self.module)
         for name, unit in units(self.module):
             unit.requires_grad_(name in self.trains)
 
-    def _thaw(self, module: nn.Module) -> None:
-        """Put the units of the network, or of a replica of it, into their modes."""
+    def _set_modes(self, module: nn.Module) -> None:
+        """Put the units of the network, or of a replica, into training or evaluation mode."""
         module.eval()
         for name, unit in units(module):
             unit.train(name in self.trains)
 
-    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, parallel: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
         """The cross-entropy of the one output."""
         if isinstance(self.module, UnifiedModel):
-            return {"unified": self._backward_by_branches(self.module, batch, lanes, dtype)}
+            return {"unified": self._backward_by_branches(self.module, batch, parallel, dtype)}
 
         def loss(module: nn.Module, part: Part) -> Tensor:
-            # A replica has the mode of the whole, and not yet those of its units.
-            self._thaw(module)
+            # A replica has the mode of the whole network, and not yet those of its units.
+            self._set_modes(module)
             with autocast(dtype, part.x.device):
                 logits = module(part.x)
             return part.targets.cross_entropy(logits.float(), weights=self.class_weights)
 
-        return {"unified": self._replicas.backward(loss, parts_of(batch, self.views[0]), lanes)}
+        return {"unified": self._replicas.backward(loss, parts_of(batch, self.views[0]), parallel)}
 
     def _backward_by_branches(
-        self, module: UnifiedModel, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype
+        self, module: UnifiedModel, batch: Batch, parallel: ParallelBranches, dtype: torch.dtype
     ) -> Tensor:
-        """Branches run forward and backward in lanes, the head between."""
+        """Run the branches forward in parallel, then the head in both directions, then the branches backward."""
         x = batch.views[self.views[0]]
 
         def forward(index: int) -> Tensor:
             with autocast(dtype, x.device):
                 return module.branch_scores(index, x)
 
-        scores = lanes.run([_bind(forward, index) for index in range(len(module.branches))])
+        scores = parallel.run([_bind(forward, index) for index in range(len(module.branches))])
         leaves = [score.detach().requires_grad_(score.requires_grad) for score in scores]
         mix = batch.mixes.get(self.views[0])
         loss = cross_entropy(module.decide(leaves), batch.labels, mix, weights=self.class_weights)
         loss.backward()
         pairs = [(score, leaf) for score, leaf in zip(scores, leaves, strict=True) if score.requires_grad]
-        lanes.run([_bind(score.backward, leaf.grad) for score, leaf in pairs])
+        parallel.run([_bind(score.backward, leaf.grad) for score, leaf in pairs])
         return loss.detach()
 
-    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
+    def logits(self, x: Tensor, parallel: ParallelBranches) -> dict[str, Tensor]:
         """The one output."""
         module = self.module.eval()
         if not isinstance(module, UnifiedModel):
-            return {"unified": logits_by_parts(module, x, lanes)}
+            return {"unified": logits_by_parts(module, x, parallel)}
 
         def forward(index: int) -> Tensor:
             with torch.no_grad():
                 return module.branch_scores(index, x)
 
-        scores = lanes.run([_bind(forward, index) for index in range(len(module.branches))])
+        scores = parallel.run([_bind(forward, index) for index in range(len(module.branches))])
         with torch.no_grad():
             return {"unified": module.decide(scores)}
 
 
 class PlainStage(Stage):
-    """One network trained as usual, on one view.
+    """Trains one network on one view.
 
-    On a CPU each step's batch is computed in two halves, in lanes, each half normalized by its own statistics:
-    operations this small keep one core busy and not two. The halves are there on one core too, so that its sums are the
-    same.
+    On a CPU, each batch is computed as two halves in parallel, each normalized by its own statistics: operations this
+    small keep only one core busy. A single core computes two halves as well, so that its sums are the same.
     """
 
     kind = "plain"
@@ -400,14 +400,14 @@ class PlainStage(Stage):
         self._replicas = Replicas(module)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """One over everything."""
+        """Return an optimizer over all parameters."""
         return make_optimizer(self.module, self.fit, self.learning_rate)
 
     def set_training(self) -> None:
         """Everything trains."""
         self.module.requires_grad_(True).train()
 
-    def backward(self, batch: Batch, lanes: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, parallel: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
         """The loss of the one output."""
 
         def loss(module: nn.Module, part: Part) -> Tensor:
@@ -415,30 +415,30 @@ class PlainStage(Stage):
                 logits = module(part.x)
             return self.loss(logits.float(), part, dtype)
 
-        return {self.name: self._replicas.backward(loss, parts_of(batch, self.views[0]), lanes)}
+        return {self.name: self._replicas.backward(loss, parts_of(batch, self.views[0]), parallel)}
 
-    def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - for what else computes
-        """What is minimized, the mean over a part of a batch; logits float32 [B, K]."""
+    def loss(self, logits: Tensor, part: Part, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - subclasses use it
+        """Return the mean loss over a part of a batch; logits float32 [B, K]."""
         return part.targets.cross_entropy(logits, self.fit.label_smoothing, self.class_weights)
 
-    def logits(self, x: Tensor, lanes: ParallelBranches) -> dict[str, Tensor]:
+    def logits(self, x: Tensor, parallel: ParallelBranches) -> dict[str, Tensor]:
         """The one output."""
-        return {self.name: logits_by_parts(self.module.eval(), x, lanes)}
+        return {self.name: logits_by_parts(self.module.eval(), x, parallel)}
 
 
 def unfreeze_stages(module: nn.Module, settings: UnfreezeSettings) -> list[UnfreezeStage]:
-    """The sub-stages of stage 2 in order, each training what its step thaws and all that thawed before.
+    """Return the sub-stages of stage 2 in order; each trains the unit of its step and all units before it.
 
     Raises:
-        UsageError: when the steps do not follow the network's thawing order.
+        UsageError: if the steps do not follow the network's unfreezing order.
     """
     order = unit_names(module)
     settings.check_units(order)
     stages = []
-    thawed: tuple[str, ...] = ()
+    trains: tuple[str, ...] = ()
     for step in settings.steps:
-        thawed = order if step.unit == "all" else (*thawed, step.unit)
-        stages.append(UnfreezeStage(module, settings, step, thawed))
+        trains = order if step.unit == "all" else (*trains, step.unit)
+        stages.append(UnfreezeStage(module, settings, step, trains))
     return stages
 
 

@@ -1,13 +1,12 @@
-"""A recipe's training from end to end, as one resumable sequence of stages.
+"""The whole training of a recipe, as one resumable sequence of stages.
 
-"two-stage" is the paper's: the dual stage, unification, the sub-stages of thawing. Unification is a concatenation, an
-average of the weights, or a distillation into a fresh submodel, which takes the place of thawing. "plain" trains one
-network that stands alone, and "distil" trains a larger one first, which teaches it.
+"two-stage" is the paper's method: train two submodels, unify them, and unfreeze the unified network step by step. To
+unify is to concatenate the scores, to average the weights, or to distill both into a new submodel, which replaces the
+unfreezing. "plain" trains a single network. "distil" first trains a larger network, which then teaches it.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -46,10 +45,10 @@ from thaw.training.stages import (
 MethodName = Literal["two-stage", "plain", "distil"]
 M = TypeVar("M", bound=nn.Module)
 
-# Validation has no gradients to keep, so its batches can be larger than those of training.
+# Validation stores no gradients, so its batches can be larger than those of training.
 VALIDATION_BATCH = 512
 
-# Statistics that are measured anew move by a tenth of the way each batch: 0.9^100 of what was there before is left.
+# With a momentum of 0.1, 100 batches leave 0.9^100 = 0.003 % of the old statistics.
 _STATISTICS_BATCHES = 100
 
 
@@ -92,18 +91,18 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingContext:
-    """What a training runs on.
+    """The data and the machine that a training uses.
 
     Attributes:
-        train: what is trained on.
-        validation: what chooses the best epoch.
+        train: training images.
+        validation: images that select the best epoch.
         input_spec: the network's input.
-        seed: of every random number.
-        device: where it computes.
-        dtype: what convolutions compute in.
-        lanes: that run independent branches at once.
-        fused: whether normalization is computed with what comes after it (`thaw.models.fused`).
-        loss: how classes are weighted, and which figure chooses.
+        seed: random seed.
+        device: where training computes.
+        dtype: dtype of convolutions.
+        parallel: runs independent branches at the same time.
+        fused: whether normalization is fused with the operations after it (`thaw.models.fused`).
+        loss: class weights, and the figure that selects the best epoch.
     """
 
     train: ImageSet
@@ -112,7 +111,7 @@ class TrainingContext:
     seed: int
     device: torch.device
     dtype: torch.dtype
-    lanes: ParallelBranches
+    parallel: ParallelBranches
     fused: bool = False
     loss: LossSettings = field(default_factory=LossSettings)
 
@@ -123,34 +122,35 @@ class TrainingContext:
 
     @property
     def score(self) -> Score:
-        """The validation figure that chooses."""
+        """The validation figure that selects the best epoch."""
         return self.loss.score(class_counts(self.train.labels, self.classes))
 
     @property
     def class_weights(self) -> npt.NDArray[np.float32] | None:
-        """The weight of a training image's loss by its label, float32 [K]; None where all are 1."""
+        """Loss weight per class, float32 [K]; None if all are 1."""
         return self.loss.weights(class_counts(self.train.labels, self.classes))
 
     def run(self, stage: Stage, augment: AugmentSettings) -> StageRun:
-        """`stage` on this data, its loss weighted by class."""
+        """Return the training of `stage` on this data, with its class weights."""
         weights = self.class_weights
         stage.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
         train = self._source(self.train, stage.batch_size, augment, stage.views)
         validation = self._source(self.validation, VALIDATION_BATCH, augment)
-        return StageRun(stage, train, validation, seed=self.seed, lanes=self.lanes, dtype=self.dtype, score=self.score)
+        return StageRun(
+            stage, train, validation, seed=self.seed, parallel=self.parallel, dtype=self.dtype, score=self.score
+        )
 
     def measure_statistics(self, module: nn.Module, batch_size: int) -> None:
-        """Move a module's normalization statistics to those of training images as they are, in batches of this size."""
+        """Measure a module's normalization statistics on original training images, in batches of `batch_size`."""
         if next(module.buffers(), None) is None:
             return
         module.train()
-        # In float32, which the fused normalization was perhaps not compiled for.
+        # Use float32, for which the fused normalization may not have been compiled.
         fuse_norms(module, fused=False)
         for _, dropout in dropouts(module):
             dropout.eval()
-        source = self._source(self.train, batch_size, AugmentSettings())
-        shuffled = source.shuffled(derive(self.seed, "statistics"))
-        with torch.no_grad(), contextlib.closing(shuffled) as batches:
+        batches = self._source(self.train, batch_size, AugmentSettings()).shuffled(derive(self.seed, "statistics"))
+        with torch.no_grad():
             for batch in islice(batches, _STATISTICS_BATCHES):
                 module(batch.views["original"])
         fuse_norms(module, fused=self.fused)
@@ -168,15 +168,15 @@ class TrainingContext:
         )
 
     def place(self, module: nn.Module) -> None:
-        """Put a module on the device, its convolutions in channels-last order, its normalizations as they compute."""
+        """Move a module to the device, in channels-last order, with its normalizations fused or not."""
         fuse_norms(module, fused=self.fused)
-        # torch's stubs do not know of memory_format.
+        # The type stubs of torch lack memory_format.
         module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSummary:
-    """What a finished stage gave; `docs/metrics.md` describes the fields."""
+    """The results of a finished stage; `docs/metrics.md` describes the fields."""
 
     name: str
     kind: str
@@ -198,14 +198,14 @@ class StageSummary:
 
 
 @dataclass
-class Progress:
-    """How far the method has come.
+class TrainerProgress:
+    """The epochs and stages trained so far.
 
     Attributes:
-        records: epochs trained so far.
-        summaries: stages that are done.
-        submodel_hits: by submodel of the two stages, which validation images it recognizes, bool [N]; empty before
-            stage 1 is over.
+        records: epochs.
+        summaries: finished stages.
+        submodel_hits: which validation images each submodel classifies correctly, bool [N]; empty before the end of
+            stage 1.
     """
 
     records: list[EpochRecord] = field(default_factory=list)
@@ -214,38 +214,38 @@ class Progress:
 
 
 class MultiStageTrainer:
-    """The stages of one recipe on one set of data.
+    """Trains the stages of one recipe, one after the other.
 
-    `epochs()` trains from wherever `restore` left off. After each record, `state()` is all that is needed to go on from
-    there, to the same bits.
+    `epochs()` continues from where `restore` left off. After each record, `state()` contains everything that is needed
+    to continue bit for bit.
     """
 
     def __init__(self, settings: TrainerSettings, context: TrainingContext) -> None:
         self.settings = settings
         self.context = context
-        self.progress = Progress()
+        self.progress = TrainerProgress()
         self._names = tuple(settings.stage_epochs)
         self._index = 0
         self._run = self._begin(0)
 
     @cached_property
     def dual(self) -> DualModel:
-        """What stage 1 of the two stages trains."""
+        """The two submodels that stage 1 trains."""
         return seeded_dual(self.settings.model, self.context, alike=self.settings.unify.join == "average")
 
     @cached_property
     def teachers(self) -> list[nn.Module]:
-        """What teaches the network, where something does: both submodels of stage 1, or a larger network."""
+        """The teachers of the network: both submodels of stage 1, or a larger network."""
         if self.settings.method == "two-stage":
             return list(self.dual.branches)
         return [seeded_submodel(self.settings.distil.model, self.context, "teacher")]
 
     @cached_property
     def network(self) -> UnifiedModel | nn.Sequential:
-        """What comes out, in evaluation mode after `epochs()` has ended.
+        """The resulting network, in evaluation mode after `epochs()` has ended.
 
-        In the two stages it is made of the dual model as that is when this is first asked for (unless that is its
-        teacher): not before stage 1 is over.
+        With the method "two-stage", the first access unifies the submodels in their current state; it must come after
+        stage 1.
         """
         settings = self.settings
         if settings.method != "two-stage":
@@ -259,7 +259,7 @@ class MultiStageTrainer:
                 return seeded_submodel(settings.model, self.context, "student")
 
     def epochs(self) -> Iterator[EpochRecord]:
-        """Train what is left, a record an epoch; each stage ends with its best epoch's weights."""
+        """Train the remaining epochs and yield a record of each; a stage ends with the weights of its best epoch."""
         while True:
             for record in self._run.epochs():
                 self.progress.records.append(record)
@@ -275,7 +275,7 @@ class MultiStageTrainer:
             self._run = self._begin(self._index)
 
     def stage_runs(self) -> Iterator[StageRun]:
-        """A run of each stage, before its first epoch, whatever was trained."""
+        """Return a run of each stage before its first epoch, whatever has been trained."""
         return map(self._begin, range(len(self._names)))
 
     def _begin(self, index: int) -> StageRun:
@@ -297,7 +297,7 @@ class MultiStageTrainer:
                 return stages[name]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-ready numbers for `restore`."""
+        """Return the tensors and JSON-ready numbers for `restore`."""
         tensors, numbers = self._run.state()
         tensors |= {f"submodels.{name}": torch.from_numpy(hits) for name, hits in self.progress.submodel_hits.items()}
         return tensors, {
@@ -307,10 +307,10 @@ class MultiStageTrainer:
         }
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from what `state` gave.
+        """Continue from the result of `state`.
 
         Raises:
-            ModelFileError: when the state is of other stages or other shapes than these settings make.
+            ModelFileError: if the state does not fit these settings.
         """
         try:
             self._index = self._names.index(numbers["run"]["stage"])
@@ -323,23 +323,23 @@ class MultiStageTrainer:
             self.progress.summaries = [from_plain(StageSummary, each, "summary") for each in summaries]
             self._check_progress()
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, UsageError) as error:
-            # torch lists every tensor on a line of its own.
+            # torch lists every tensor on its own line.
             reason = " ".join(str(error).split())[:200]
             raise ModelFileError(f"the checkpoint does not belong to this recipe and data: {reason}") from error
 
     def _check_progress(self) -> None:
-        """Refuse records and summaries that this cannot be the middle of."""
+        """Refuse records and summaries that do not fit the current stage and epoch."""
         own = sum(record.stage == self._run.stage.name for record in self.progress.records)
         done = tuple(summary.name for summary in self.progress.summaries)
         if own != self._run.epoch or done != self._names[: self._index]:
-            raise ValueError(f"it has {own} records at epoch {self._run.epoch}, after {', '.join(done) or 'no stage'}")
+            raise ValueError(f"{own} records at epoch {self._run.epoch}, after stages {', '.join(done) or 'none'}")
 
 
 def summarize(run: StageRun, records: list[EpochRecord]) -> StageSummary:
-    """The summary of a finished stage from its run and its records (others are passed over)."""
+    """Return the summary of a finished stage; records of other stages are ignored."""
     stage, best = run.stage, run.best
     if best is None:
-        raise RuntimeError("a stage without an epoch has no summary")
+        raise RuntimeError("the stage has no finished epoch")
     own = [record for record in records if record.stage == stage.name]
     seconds = sum(record.seconds for record in own)
     return StageSummary(
@@ -360,7 +360,7 @@ def summarize(run: StageRun, records: list[EpochRecord]) -> StageSummary:
 
 
 def seeded_dual(model: FamilySpec, context: TrainingContext, *, alike: bool = False) -> DualModel:
-    """A dual model with the initial weights that the run's seed gives, the same in both submodels if `alike`."""
+    """Return two submodels with initial weights from the run's seed, the same in both if `alike`."""
     shape, classes = context.train.shape, context.classes
     dual = _seeded(context.seed, "weights", lambda: build_dual(model, shape, classes, alike=alike))
     context.place(dual)
@@ -368,14 +368,14 @@ def seeded_dual(model: FamilySpec, context: TrainingContext, *, alike: bool = Fa
 
 
 def seeded_unify(dual: DualModel, unify_spec: UnifySpec, context: TrainingContext) -> UnifiedModel:
-    """The unified model of `dual`, its head initialized as the run's seed gives."""
+    """Return the unified model of `dual`, with a head initialized from the run's seed."""
     unified = _seeded(context.seed, "head", lambda: unify(dual, unify_spec))
     context.place(unified)
     return unified
 
 
 def measured_average(dual: DualModel, context: TrainingContext, batch_size: int) -> nn.Sequential:
-    """The average of both submodels, its normalization statistics measured on batches of so many training images."""
+    """Return the average of both submodels, with normalization statistics measured on training batches."""
     averaged = average(dual)
     context.place(averaged)
     context.measure_statistics(averaged, batch_size)
@@ -383,14 +383,14 @@ def measured_average(dual: DualModel, context: TrainingContext, batch_size: int)
 
 
 def seeded_submodel(model: FamilySpec, context: TrainingContext, stream: str = "weights") -> nn.Sequential:
-    """One submodel that stands alone, with the initial weights that the run's seed gives."""
+    """Return a single submodel with initial weights from the run's seed."""
     module = _seeded(context.seed, stream, lambda: model.build(context.train.shape, context.classes))
     context.place(module)
     return module
 
 
 def _seeded(seed: int, name: str, build: Callable[[], M]) -> M:
-    """What `build` makes with torch's global generator on the named stream; the generator is put back afterwards."""
+    """Return the result of `build` with torch's global generator seeded for a named stream; restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, name))
         return build()

@@ -1,7 +1,7 @@
-"""The drawing of the Pareto plot: SVG text, with colors that follow a dark page.
+"""Drawing of the Pareto plot as SVG, with colors for light and dark pages.
 
-Accuracy goes up by the logarithm of the error, so that 99 % and 99.5 % lie as far apart as 90 % and 95 %; size goes
-right by its own logarithm. All lengths are SVG units.
+The vertical axis is logarithmic in the error, so that 99 % and 99.5 % are as far apart as 90 % and 95 %. The horizontal
+axis is logarithmic in the size. All lengths are SVG units.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans
 
 
 Kind: TypeAlias = Literal["zoo", "reproduced", "paper", "public", "unchecked"]
-"""Of a point; the last is a public result that was not read at its source."""
+"""The origin of a point; "unchecked" is a public result that was not read at its source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A network that was measured.
+    """A measured network.
 
     Attributes:
         dataset: "mnist", "fashion_mnist" or "cifar10".
-        name: of the network.
-        kind: whose it is.
-        accuracy: on the test set, 0 to 1; a mean where there are several seeds.
-        parameters: as its source counts them.
-        macs: multiply-accumulates for one image; None where they are not known.
-        interval: of the accuracy, 95 %; None where it is not known.
-        source: where the figures stand.
-        note: what makes a figure less, or more, than it looks; "" for nothing.
+        name: name of the network.
+        kind: origin of the result.
+        accuracy: test accuracy, 0 to 1; the mean if there are several seeds.
+        parameters: number of parameters, as counted by the source.
+        macs: multiply-accumulates for one image; None if unknown.
+        interval: 95 % interval of the accuracy; None if unknown.
+        source: source of the figures.
+        note: a remark that qualifies the figures, or "".
     """
 
     dataset: str
@@ -81,7 +81,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """The box of a panel, and the ranges of its axes: decimal logarithms of sizes and of errors."""
+    """The box of a panel and the ranges of its axes, in decimal logarithms of size and error."""
 
     left: float
     top: float
@@ -101,7 +101,7 @@ class _Frame:
 
 
 def draw(numbers: Mapping[Point, int]) -> str:
-    """The plot as SVG: a row a data set, a column an axis.
+    """Return the plot as SVG: one row per data set, one column per size axis.
 
     Args:
         numbers: the points, and the numbers that they have on the page beside the plot.
@@ -128,7 +128,7 @@ def draw(numbers: Mapping[Point, int]) -> str:
 
 
 def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (size, accuracy) pairs those that no other beats: none is smaller or equal and more accurate; by size."""
+    """Return the Pareto-optimal (size, accuracy) pairs, sorted by size."""
     kept: list[tuple[float, float]] = []
     for size, accuracy in sorted(points, key=lambda pair: (pair[0], -pair[1])):
         if not kept or accuracy > kept[-1][1]:
@@ -173,7 +173,7 @@ def _size(point: Point, axis: str) -> int | None:
 
 
 def _error(accuracy: float) -> float:
-    """How high an accuracy stands: minus the decimal logarithm of the error, of at least 0.01 %."""
+    """Return the height of an accuracy: minus the decimal logarithm of the error, which is at least 0.01 %."""
     return -math.log10(max(1.0 - accuracy, 1e-4))
 
 
@@ -216,7 +216,7 @@ def _accuracy_ticks(frame: _Frame) -> list[float]:
 
 
 def _spaced(values: Sequence[float], place: Callable[[float], float], gap: float) -> list[float]:
-    """Of rising values those whose places lie at least `gap` apart."""
+    """Return those of the ascending values whose positions are at least `gap` apart."""
     kept: list[float] = []
     for value in values:
         if not kept or place(value) - place(kept[-1]) >= gap:
@@ -233,7 +233,7 @@ def _short(size: float) -> str:
 
 
 def _staircase(frame: _Frame, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The corners of a front's line: more accurate only from each point's size on."""
+    """Return the corners of the front, a step function of the size."""
     corners: list[tuple[float, float]] = []
     for size, accuracy in points:
         x, y = frame.x(size), frame.y(accuracy)
@@ -259,7 +259,7 @@ def _titled(point: Point, size: float, x: float, y: float) -> str:
 
 
 def _mark(kind: str, x: float, y: float) -> str:
-    """A mark of its own shape, so that color alone does not tell whose it is."""
+    """Return a mark with its own shape, so that color is not the only distinction."""
     r = _RADIUS
     if kind == "zoo":
         return f'<circle class="mark {kind}" cx="{x:g}" cy="{y:g}" r="{r + 0.6:g}"/>'
@@ -278,7 +278,7 @@ def _labels(
     numbers: Mapping[Point, int],
     corners: Sequence[tuple[float, float]],
 ) -> list[str]:
-    """Names of the zoo's models and numbers of the others, each where it covers nothing; the zoo's first."""
+    """Return labels that cover nothing: names of zoo models, then numbers of the others."""
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
     lines = [_around(*pair) for pair in itertools.pairwise(corners)]
     lines += [
@@ -301,7 +301,7 @@ def _labels(
 
 
 def _free_box(frame: _Frame, place: tuple[float, float], width: float, taken: Sequence[_Box]) -> _Box | None:
-    """A box near a mark for a label, within the frame and apart from all that are taken; None where there is none."""
+    """Return a free box for a label near a mark and within the frame; None if there is none."""
     x, y = place
     middle, before = x - width / 2, x - 8 - width
     corners = [(x + 10, y - 6), (x + 8, y - 19), (x + 8, y + 7), (before - 2, y - 6), (before, y - 19), (before, y + 7)]
@@ -314,7 +314,7 @@ def _free_box(frame: _Frame, place: tuple[float, float], width: float, taken: Se
 
 
 def _around(one: tuple[float, float], other: tuple[float, float]) -> _Box:
-    """The box of a straight line along an axis."""
+    """Return the bounding box of a line along an axis."""
     (x1, y1), (x2, y2) = one, other
     return min(x1, x2) - 1, min(y1, y2) - 1, max(x1, x2) + 1, max(y1, y2) + 1
 

@@ -1,40 +1,58 @@
-"""Accuracy over parameters and over multiply-accumulates: the zoo, the paper and its reproduction, and other networks.
+"""Plot accuracy against parameters and multiply-accumulates: the zoo, the paper, its reproduction, other networks.
 
-What is shown is collected here, as points and as a page with their sources; `pareto_plot.py` draws it.
+    python bench/pareto.py --out docs/results/pareto.svg
+
+A page with the source of every point is written beside the plot. This module collects the points; `pareto_plot.py`
+draws them.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from thaw.errors import RunError, UsageError
+from pareto_plot import Point, draw
+
+from thaw.errors import RunError, ThawError, UsageError
 from thaw.files import read_document, write_atomically
 from thaw.graph.lower import layer_table
 from thaw.model.zoo_card import ZooCard, read_cards
 from thaw.quoting import markdown_code, markdown_text
 from thaw.recipe.recipe import load_recipe
-from thaw.studies.pareto_plot import Point, draw
 from thaw.studies.reproduce import PUBLISHED, RECIPE
 
+PUBLIC_RESULTS = Path(__file__).with_name("public.toml")
+REPRODUCTION = Path(__file__).parents[1] / "docs" / "results" / "reproduce.json"
 PAPER_SOURCE = "https://arxiv.org/abs/2501.15547"
 _SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 _CLASSES = 10
 
 
+def main() -> None:
+    """Write the plot and its page."""
+    parser = argparse.ArgumentParser(prog="bench/pareto.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("pareto.svg"), help="the .svg file (default: pareto.svg)")
+    parser.add_argument(
+        "--reproduction", type=Path, default=REPRODUCTION, metavar="FILE", help="output of thaw reproduce"
+    )
+    options = parser.parse_args()
+    for path in write_pareto(options.out, options.reproduction):
+        print(f"written: {path}")
+
+
 def collect(reproduction: Path | None = None) -> tuple[Point, ...]:
-    """All there is to show.
+    """Return all points.
 
     Args:
         reproduction: reproduce.json, as `thaw reproduce` writes it; None leaves the reproduction out.
 
     Raises:
-        RunError: when that cannot be read.
+        RunError: if that cannot be read.
     """
     zoo = [_of_card(card) for card in read_cards() if card.dataset in PUBLISHED]
     mine = [] if reproduction is None else _reproduced(reproduction)
@@ -42,11 +60,11 @@ def collect(reproduction: Path | None = None) -> tuple[Point, ...]:
 
 
 def write_pareto(out: Path, reproduction: Path | None = None) -> tuple[Path, Path]:
-    """Draw the plot to `out`, an .svg file, and write the page of its points beside it: both paths.
+    """Draw the plot in `out`, an .svg file, write the page of its points beside it, and return both paths.
 
     Raises:
-        UsageError: for another ending.
-        RunError: when a file cannot be read or written.
+        UsageError: if the name of `out` does not end in .svg.
+        RunError: if a file cannot be read or written.
     """
     out = out.expanduser()
     if out.suffix != ".svg":
@@ -64,9 +82,8 @@ def write_pareto(out: Path, reproduction: Path | None = None) -> tuple[Path, Pat
 
 
 def public_results() -> tuple[Point, ...]:
-    """What public.toml holds: results of others, and whether they were read at their source."""
-    text = (resources.files("thaw") / "zoo" / "public.toml").read_text("utf-8")
-    return tuple(_public(entry) for entry in tomllib.loads(text)["result"])
+    """Return the results of others in public.toml."""
+    return tuple(_public(entry) for entry in tomllib.loads(PUBLIC_RESULTS.read_text("utf-8"))["result"])
 
 
 def _public(entry: Mapping[str, Any]) -> Point:
@@ -83,7 +100,7 @@ def _public(entry: Mapping[str, Any]) -> Point:
 
 
 def _of_card(card: ZooCard) -> Point:
-    half = card.mean.half_width
+    half = card.mean.ci95_half_width
     mean, count = card.mean.mean, len(card.seeds)
     is_one = half is None
     return Point(
@@ -93,9 +110,9 @@ def _of_card(card: ZooCard) -> Point:
         accuracy=mean,
         parameters=card.parameters,
         macs=card.macs,
-        interval=(card.test.low, card.test.high) if half is None else (max(0.0, mean - half), min(1.0, mean + half)),
+        interval=card.test.accuracy_ci95 if half is None else (max(0.0, mean - half), min(1.0, mean + half)),
         source=card.command,
-        note="one seed; interval of its test images" if is_one else f"mean of {count} seeds, and its interval",
+        note="one seed; interval over its test images" if is_one else f"mean of {count} seeds, and its interval",
     )
 
 
@@ -110,7 +127,7 @@ def _reproduced(path: Path) -> list[Point]:
 def _reproduced_point(row: Mapping[str, Any]) -> Point:
     mean, half = float(row["mean"]), row["ci95_half_width"]
     if row["dataset"] not in PUBLISHED or not 0.0 <= mean <= 1.0 or min(row["parameters"], row["macs"]) < 1:
-        raise ValueError("a data set, an accuracy or a size cannot be")
+        raise ValueError("invalid data set, accuracy or size")
     return Point(
         dataset=row["dataset"],
         name="paper, reproduced",
@@ -145,18 +162,18 @@ def _paper() -> list[Point]:
 
 
 def _ordered(points: Sequence[Point]) -> list[Point]:
-    """By data set, and by size within it."""
+    """Return the points by data set and size."""
     return sorted(points, key=lambda each: (list(PUBLISHED).index(each.dataset), each.parameters, each.name))
 
 
 def _page(numbers: Mapping[Point, int], plot: str) -> str:
-    """The points and their sources as Markdown."""
+    """Return the points and their sources as Markdown."""
     lines = [
         "# Accuracy and size",
         "",
-        "Made by `thaw zoo plot`. Filled marks were measured here or read at their source; hollow ones were not read",
-        "there. The accuracies of others are as they state them, and many of them chose their best epoch on the test",
-        "images, which the models of the zoo never did.",
+        "Made by `python bench/pareto.py`. Filled marks were measured here or read at their source; hollow marks are",
+        "quoted from memory. Accuracies of others are as they state them. Many of them chose their best epoch on the",
+        "test images, which the models of the zoo never did.",
         "",
         f"![Accuracy over parameters and over multiply-accumulates]({plot})",
         "",
@@ -183,7 +200,14 @@ def _row(number: int, point: Point) -> str:
 
 
 def _source(source: str) -> str:
-    """An address as a link, a command as code, and anything else as text."""
+    """Return an address as a link, a command as code, and anything else as text."""
     if re.fullmatch(r"https://[A-Za-z0-9/._~%#?=&+:@-]+", source):
         return f"<{source}>"
     return markdown_code(source) if source.startswith("thaw ") else markdown_text(source)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ThawError as error:
+        raise SystemExit(f"error: {error}") from None

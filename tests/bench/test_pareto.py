@@ -10,12 +10,12 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from command_line import REPOSITORY, error_of
+from command_line import REPOSITORY
+from pareto import PUBLIC_RESULTS, collect, main, public_results, write_pareto
+from pareto_plot import HEAD, PANEL_HEIGHT, WIDTH, Point, draw, front
 
-from thaw.errors import UsageError
+from thaw.errors import RunError, UsageError
 from thaw.model import zoo as zoo_file
-from thaw.studies.pareto import collect, public_results, write_pareto
-from thaw.studies.pareto_plot import HEAD, PANEL_HEIGHT, WIDTH, Point, draw, front
 from thaw.studies.reproduce import PUBLISHED
 
 REPRODUCTION = REPOSITORY / "docs" / "results" / "reproduce.json"
@@ -59,7 +59,7 @@ def test_nothing_has_no_front():
 
 
 def test_public_results_are_whole_and_name_their_sources():
-    found = tomllib.loads((REPOSITORY / "src" / "thaw" / "zoo" / "public.toml").read_text("utf-8"))["result"]
+    found = tomllib.loads(PUBLIC_RESULTS.read_text("utf-8"))["result"]
     assert len(found) == len(public_results()) > 10
     for entry in found:
         assert set(entry) <= {"dataset", "name", "accuracy", "parameters", "macs", "source", "checked", "note"}, entry
@@ -182,21 +182,21 @@ def test_what_was_not_read_at_its_source_is_hollow_and_no_part_of_the_front():
 
 
 @pytest.mark.usefixtures("no_zoo")
-def test_the_command_writes_the_plot_and_a_page_with_every_source(call, tmp_path):
-    code, out, err = call("zoo", "plot", "--out", tmp_path / "new" / "p.svg", "--reproduction", REPRODUCTION)
-    assert code == 0, err
-    page = (tmp_path / "new" / "p.md").read_text("utf-8")
+def test_the_script_writes_the_plot_and_a_page_with_every_source(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "new" / "p.svg"
+    monkeypatch.setattr("sys.argv", ["pareto.py", "--out", str(out)])
+    main()
+    page = out.with_suffix(".md").read_text("utf-8")
     assert "![Accuracy over parameters and over multiply-accumulates](p.svg)" in page
     for each in collect(REPRODUCTION):
         assert each.source in page
         assert each.name in page
-    assert out.count("written: ") == 2
-    ET.fromstring((tmp_path / "new" / "p.svg").read_text("utf-8"))
-    first = (tmp_path / "new" / "p.svg").read_bytes()
+    assert capsys.readouterr().out.count("written: ") == 2
+    ET.fromstring(out.read_text("utf-8"))
     write_pareto(tmp_path / "q.svg", REPRODUCTION)
-    assert (tmp_path / "q.svg").read_bytes() == first
-    error_of(["ends in .svg"], call("zoo", "plot", "--out", tmp_path / "p.png"), 2)
-    error_of(["cannot read"], call("zoo", "plot", "--reproduction", tmp_path / "none.json"), 1)
+    assert (tmp_path / "q.svg").read_bytes() == out.read_bytes()
+    with pytest.raises(RunError, match="cannot read"):
+        write_pareto(tmp_path / "q.svg", tmp_path / "none.json")
 
 
 def test_another_ending_is_refused(tmp_path):

@@ -1,0 +1,92 @@
+"""The runs of a study: train the missing ones, resume interrupted ones, and read the finished ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thaw.errors import RunError
+from thaw.evidence.quality import mean_interval
+from thaw.model.metrics_file import read_metrics
+from thaw.quoting import shell_command, shown
+from thaw.run.events import Event
+from thaw.run.folder import RunFolder, read_json
+from thaw.run.pipeline import resume_run, start_run
+from thaw.run.request import TrainRequest
+
+# Runs that were computed in different ways cannot be compared or averaged.
+_COMPARABLE = ("device", "precision", "normalization")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """A run of a study: what it trains, and its folder."""
+
+    title: str
+    path: Path
+    request: TrainRequest
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run of the study starts or is resumed."""
+
+    title: str
+    path: Path
+
+
+def train_runs(runs: Sequence[StudyRun]) -> Iterator[Event | RunStarted]:
+    """Train every run that is not finished; an interrupted run continues after its last epoch.
+
+    Raises:
+        RunError: if a folder holds another run.
+    """
+    for run in runs:
+        is_begun = RunFolder(run.path).request.is_file()
+        if is_begun:
+            _check_same(run)
+        if RunFolder(run.path).metrics.is_file():
+            continue
+        yield RunStarted(run.title, run.path)
+        if is_begun:
+            yield from resume_run(run.path, data_root=run.request.data_root)
+        else:
+            yield from start_run(run.request, out=run.path)
+
+
+def read_runs(runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
+    """Return the metrics of finished runs, in order.
+
+    Raises:
+        RunError: if one cannot be read, or was computed in another way than the first.
+    """
+    found = [read_metrics(RunFolder(run.path).metrics) for run in runs]
+    for run, metrics in zip(runs, found, strict=True):
+        for name in _COMPARABLE:
+            if metrics[name] != found[0][name]:
+                raise RunError(
+                    f"{run.path} has {name} {shown(metrics[name])}, and {runs[0].path} has {shown(found[0][name])}\n"
+                    "remove one of them, then run the same command again"
+                )
+    return found
+
+
+def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean, and half of its 95 % Student-t interval; None for one seed."""
+    return mean_interval(values) if len(values) > 1 else (values[0], None)
+
+
+def train_command(source: str, recipe: str, overrides: Sequence[str], seed: int) -> str:
+    """Return the command line that trains one run."""
+    settings = [word for override in overrides for word in ("--set", override)]
+    return shell_command(["thaw", "train", source, "--recipe", recipe, *settings, "--seed", str(seed)])
+
+
+def _check_same(run: StudyRun) -> None:
+    """Refuse a folder whose run has another source, seed or recipe."""
+    recorded, wanted = read_json(RunFolder(run.path).request), run.request.as_dict()
+    for name in ("source", "seed", "recipe"):
+        if recorded.get(name) != wanted[name]:
+            raise RunError(f"{run.path} holds a run with another {name}\nchoose another folder with --out")
