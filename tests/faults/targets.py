@@ -254,6 +254,7 @@ class Asks:
         from zoo_add import add_model
 
         from thaw.cli.zoo import describe
+        from thaw.run.run import Run
 
         run = self.world.runs[0]
         card = add_model("tiny", [run], out=self.world.root / "work")

@@ -75,10 +75,6 @@ class TrainingProgress(Progress):
             self._print(f"resuming after epoch {event.epochs_done}")
         self._print(_estimate(event))
 
-    def arm(self, name: str, seed: int, record: EpochRecord) -> None:
-        """An epoch of an arm of an ablation."""
-        self._line((name, seed, record.stage), f"seed {seed} {name:<15} {_describe(record)}")
-
     def _epoch(self, event: EpochDone) -> None:
         record = event.record
         self._seconds = [*self._seconds[1 - _PACE_EPOCHS :], record.seconds]
