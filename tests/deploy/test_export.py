@@ -13,13 +13,12 @@ from command_line import TINY_OVERRIDES, error_of, reseal
 from sklearn.datasets import load_digits
 
 import thaw as library
-from thaw.deploy import export as deploy
-from thaw.deploy import runtimes
+from thaw.deploy import formats
 from thaw.deploy import verify as verification
 from thaw.errors import MissingDependencyError, RunError, UsageError
 from thaw.events import Step
 from thaw.evidence.emulate import Emulation, missing_tools
-from thaw.export.folder import MANIFEST, read_target, write_target
+from thaw.export.folder import MANIFEST, read_format, write_format
 from thaw.export.to_c import export_c
 from thaw.export.to_litert import export_litert
 from thaw.export.to_onnx import export_onnx
@@ -72,7 +71,7 @@ def by_runtime(result):
 
 
 def test_everything_is_written_and_told(exported):
-    found = {target: read_target(exported / "export", target) for target in ("onnx", "litert", "c")}
+    found = {target: read_format(exported / "export", target) for target in ("onnx", "litert", "c")}
     for target, suffix in (("onnx", "onnx"), ("litert", "tflite")):
         assert {f"model-float.{suffix}", f"model-int8.{suffix}", "example.py"} <= set(found[target].files)
         assert found[target].precisions == ("float", "int8")
@@ -80,7 +79,7 @@ def test_everything_is_written_and_told(exported):
     told = read_deployment(exported)
     assert set(told) == {"schema", "export"}
     for target, each in found.items():
-        files = told["export"]["targets"][target]["files"]
+        files = told["export"]["formats"][target]["files"]
         assert {name: entry["bytes"] for name, entry in files.items()} == {n: len(d) for n, d in each.files.items()}
     assert told["export"]["missing"] == {}
     assert 0 < told["export"]["memory"]["arena_bytes"] < told["export"]["memory"]["constant_bytes"]
@@ -90,7 +89,7 @@ def test_everything_is_written_and_told(exported):
 def test_the_same_run_gives_the_same_files(exported, tmp_path):
     Run.open(exported).export(out=tmp_path / "again")
     for target in ("onnx", "litert", "c"):
-        again, first = (read_target(out, target).files for out in (tmp_path / "again", exported / "export"))
+        again, first = (read_format(out, target).files for out in (tmp_path / "again", exported / "export"))
         assert again == first
 
 
@@ -100,7 +99,7 @@ def test_every_artifact_is_verified_on_the_whole_test_set(run):
     assert result.is_verified
     assert (result.images, result.test_images, result.changed) == (TEST_IMAGES, TEST_IMAGES, ())
     checks = by_runtime(result)
-    assert set(checks) == {(each.format, each.precision, each.name) for each in runtimes.RUNTIMES}
+    assert set(checks) == {(name, each.precision, each.name) for name, each in formats.runtimes()}
     for key in (("litert", "int8", "LiteRT, reference kernels"), ("c", "int8", "C on this machine")):
         assert checks[key].result == "equal"
         assert checks[key].must_be_equal
@@ -124,7 +123,7 @@ def test_a_corrupted_artifact_is_found_and_its_layer_named(run, layer):
     opened = Run.open(run)
     broken = {"int8": negated(opened, layer)}
     for target, exporter in (("onnx", export_onnx), ("litert", export_litert), ("c", export_c)):
-        write_target(run / "export", target, ("int8",), exporter(broken, opened.model.card()))
+        write_format(run / "export", target, ("int8",), exporter(broken, opened.model.card()))
     result = Run.open(run).verify(images=60)
     assert not result.is_verified
     assert len(result.checks) == 4
@@ -174,7 +173,7 @@ def test_artifacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
     reseal(folder / "litert" / MANIFEST, {**listed, "complete": False})
     half = [check for check in Run.open(run).verify(images=10).checks if check.format == "litert"]
     assert [check.result for check in half] == ["failed"]
-    assert "half an export" in half[0].problem
+    assert "an interrupted export" in half[0].problem
 
 
 def test_the_c_has_the_prefix_that_is_asked_for_and_what_uses_it_follows(run, call):
@@ -205,14 +204,14 @@ def test_what_is_missing_is_told_by_its_package_and_the_rest_goes_on(run, monkey
     def missing(*_, **__):
         raise MissingDependencyError("running ONNX models needs onnxruntime: pip install 'thaw-cnn[onnx]'")
 
-    monkeypatch.setattr(runtimes, "OnnxRunner", missing)
+    monkeypatch.setattr(formats, "OnnxRunner", missing)
     code, out, err = call("verify", run, "--images", 5, "--json")
     assert code == 1, err
-    found = {(check["target"], check["runtime"]): check for check in json.loads(out)["checks"]}
+    found = {(check["format"], check["runtime"]): check for check in json.loads(out)["checks"]}
     assert found["onnx", "onnxruntime"]["result"] == "missing"
     assert "thaw-cnn[onnx]" in found["onnx", "onnxruntime"]["problem"]
     assert found["c", "C on this machine"]["result"] == "equal"
-    monkeypatch.setitem(deploy._EXPORTERS, "litert", missing)
+    monkeypatch.setattr(formats, "export_litert", missing)
     code, out, err = call("export", run)
     assert code == 1
     assert "litert: running ONNX models needs onnxruntime: pip install 'thaw-cnn[onnx]'" in err
@@ -229,7 +228,7 @@ def test_without_an_export_everything_is_exported_first(finished, tmp_path):
     told = []
     assert Run.open(run).verify(images=3, on_event=told.append).is_verified
     assert "nothing was exported" in next(event.text for event in told if isinstance(event, Step))
-    assert read_target(run / "export", "c") is not None
+    assert read_format(run / "export", "c") is not None
     assert set(read_deployment(run)) == {"schema", "export", "verify"}
 
 
@@ -269,7 +268,7 @@ def test_the_firmware_is_compared_too(run):
     assert f"{told['flash_bytes'] / 1024:.1f}" in page
     assert f"{round(told['instructions_per_inference']):,}" in page
     opened = Run.open(run)
-    write_target(
+    write_format(
         run / "export", "c", ("int8",), export_c({"int8": negated(opened, "head.output")}, opened.model.card())
     )
     broken = by_runtime(Run.open(run).verify(boards=["cortex-m4"], images=12))["c", "int8", "cortex-m4"]
@@ -279,12 +278,12 @@ def test_the_firmware_is_compared_too(run):
 def test_a_board_is_given_a_thousand_images_by_default(run, monkeypatch):
     given = {}
 
-    def emulate(files, images, target):
-        given[target] = images
+    def emulate(files, images, board):
+        given[board] = images
         sizes = dict.fromkeys([field.name for field in fields(Emulation) if field.name.endswith("bytes")], 1)
         counts = {"instructions_per_inference": 2.0, "most_instructions": 2.0, "images": len(images)}
         scores = run_reference(graph, images)["probabilities"]
-        return Emulation(target=target, scores=scores, tools={}, **sizes, **counts)
+        return Emulation(board=board, scores=scores, tools={}, **sizes, **counts)
 
     graph = Run.open(run).model.graph("int8")
     monkeypatch.setattr(verification, "emulate", emulate)
@@ -342,7 +341,7 @@ def test_the_report_shows_what_is_known_and_keeps_the_rest(finished, tmp_path):
 
 def test_what_is_in_the_record_is_escaped(run):
     record = read_deployment(run)
-    record["export"]["targets"]["c"]["files"] = {"<script>alert(1)</script>": {"bytes": 1, "sha256": "0"}}
+    record["export"]["formats"]["c"]["files"] = {"<script>alert(1)</script>": {"bytes": 1, "sha256": "0"}}
     record["export"]["missing"] = {"onnx": f"<img src=x>{DEPLOYMENT_END}"}
     metrics = json.loads((run / "metrics.json").read_text())
     for _ in range(2):
@@ -384,7 +383,7 @@ def test_a_bare_model_file_needs_its_run(run, tmp_path, call):
     told = json.loads(out)
     assert told["complete"] is True
     assert told["out"] == str(tmp_path / "out")
-    assert set(told["targets"]) == {"litert"}
+    assert set(told["formats"]) == {"litert"}
     assert (tmp_path / "out" / "litert" / "model-float.tflite").is_file()
     error_of(["does not exist"], call("verify", tmp_path / "nothing"), 1)
 
@@ -437,7 +436,7 @@ def test_the_command_line(run, call):
 
 def test_from_python(run):
     result = library.Run.open(run).export(["c"])
-    assert [each.target for each in result.formats] == ["c"]
+    assert [each.format for each in result.formats] == ["c"]
     assert library.Run.open(run).verify(images=2).is_verified
     with pytest.raises(RunError):
         library.Run.open(run / "nowhere")

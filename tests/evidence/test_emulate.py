@@ -16,7 +16,7 @@ from graph_samples import random_images, random_int8_graph
 
 from thaw.errors import MissingDependencyError, UsageError
 from thaw.evidence import emulate as emulator
-from thaw.evidence.emulate import TARGETS, emulate, missing_tools
+from thaw.evidence.emulate import BOARDS, emulate, missing_tools
 from thaw.export.to_c import export_c
 from thaw.graph.cost import count_cost
 from thaw.graph.interpret import run
@@ -26,11 +26,11 @@ needs_tools = pytest.mark.skipif(bool(missing_tools()), reason=f"needs {' '.join
 
 
 @needs_tools
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_papers_network_gives_the_bytes_of_the_referee(target):
+@pytest.mark.parametrize("board", BOARDS)
+def test_the_papers_network_gives_the_bytes_of_the_reference_interpreter(board):
     graph = replace(paper_graph((28, 28, 1)), outputs=("probabilities",))
     images = np.random.default_rng(4).integers(0, 256, (30, 28, 28, 1), np.uint8)
-    found = emulate(export_c({"int8": graph}, card_of(graph)), images, target)
+    found = emulate(export_c({"int8": graph}, card_of(graph)), images, board)
     np.testing.assert_array_equal(found.scores, run(graph, images)["probabilities"])
     assert found.static_bytes == plan_memory(graph).arena_bytes
     assert 0 < found.stack_bytes < 1024
@@ -38,7 +38,7 @@ def test_the_papers_network_gives_the_bytes_of_the_referee(target):
     assert found.ram_bytes == found.static_bytes + found.stack_bytes + 784 + 10 <= 4096
     assert found.flash_bytes == found.text_bytes + found.constant_bytes <= 24 * 1024
     assert found.most_instructions >= found.instructions_per_inference > 100_000
-    if target == "cortex-m4":
+    if board == "cortex-m4":
         assert found.instructions_per_inference < 1_050_000
     assert "scores" not in found.as_dict()
 
@@ -54,20 +54,20 @@ def test_counts_repeat_to_the_instruction():
 
 @needs_tools
 @pytest.mark.parametrize("seed", range(10))
-def test_random_graphs_give_the_bytes_of_the_referee(seed):
+def test_random_graphs_give_the_bytes_of_the_reference_interpreter(seed):
     rng = np.random.default_rng(seed)
     graph = random_int8_graph(rng)
     graph = replace(graph, outputs=graph.outputs[-1:])
     images = random_images(rng, graph, 5)
-    target = ("cortex-m4", "cortex-m3", "cortex-m55")[seed % 3]
-    found = emulate(export_c({"int8": graph}, card_of(graph)), images, target)
+    board = ("cortex-m4", "cortex-m3", "cortex-m55")[seed % 3]
+    found = emulate(export_c({"int8": graph}, card_of(graph)), images, board)
     np.testing.assert_array_equal(found.scores, run(graph, images)[graph.outputs[0]])
 
 
-def test_a_wrong_target_and_missing_tools_are_told(monkeypatch):
+def test_a_wrong_board_and_missing_tools_are_told(monkeypatch):
     graph = paper_graph((28, 28, 1))
     images = np.zeros((1, 28, 28, 1), np.uint8)
-    with pytest.raises(UsageError, match=r"no target 'm4': expected one of cortex-m3"):
+    with pytest.raises(UsageError, match=r"unknown board 'm4': expected one of cortex-m3"):
         emulate({}, images, "m4")
     with pytest.raises(UsageError, match="at least one image"):
         emulate({}, images[:0], "cortex-m4")
@@ -90,7 +90,7 @@ def test_flash_stays_within_what_a_budget_allows_for_code():
 
 @needs_tools
 @pytest.mark.parametrize(
-    ("name", "target"),
+    ("name", "board"),
     [
         ("residual, stem stride", "cortex-m4"),
         ("residual, stem pool", "cortex-m55"),
@@ -99,25 +99,25 @@ def test_flash_stays_within_what_a_budget_allows_for_code():
         ("paper", "cortex-m33"),
     ],
 )
-def test_ram_is_never_more_than_what_a_budget_counts(name, target):
+def test_ram_is_never_more_than_what_a_budget_counts(name, board):
     """The linker's figure of a firmware that holds image, scores and arena, and the stack that was measured."""
     graph = family_graph(name, (16, 16, 1))
     graph = replace(graph, outputs=graph.outputs[-1:])
     images = random_images(np.random.default_rng(0), graph, 3)
     files = export_c({"int8": graph}, card_of(graph))
-    found = emulate(files, images, target)
+    found = emulate(files, images, board)
     counted = count_cost(family_graph(name, (16, 16, 1), precision="float"))
     assert found.ram_bytes <= counted.ram_bytes
     assert (found.image_bytes, found.score_bytes) == (counted.image_bytes, counted.score_bytes)
     # Beside that, a firmware has its own variables only: here none but what aligns the buffers.
-    static = firmware_static_bytes(files, target)
+    static = firmware_static_bytes(files, board)
     assert found.ram_bytes - found.stack_bytes <= static <= found.ram_bytes - found.stack_bytes + 8
 
 
-def firmware_static_bytes(files, target) -> int:
+def firmware_static_bytes(files, board) -> int:
     """What arm-none-eabi-size finds in RAM of the whole firmware."""
     with tempfile.TemporaryDirectory() as name:
-        folder, board = Path(name), TARGETS[target]
+        folder, board = Path(name), BOARDS[board]
         emulator._write_sources(folder, files, board)
         emulator._link(
             folder, board, "whole.elf", [emulator._FIRMWARE_OBJECT, emulator._MODEL_OBJECT], ["-T", "memory.ld"]

@@ -15,9 +15,9 @@ from thaw.evidence.findings import (
     Finding,
     constant_loss,
     int8_findings,
-    joined_findings,
     result_findings,
     stuck_findings,
+    unified_findings,
 )
 
 CLASSES = ("ant", "bee", "cow")
@@ -39,12 +39,10 @@ def test_one_class_always():
     found = result_findings(np.array([[70, 0, 0], [20, 0, 0], [10, 0, 0]]), CLASSES, images="test image")
     assert codes(found) == ["largest-class", "class-without-hit"]
     assert found[0].message == (
-        "the model did not learn: its accuracy of 70.00% is no better, beyond chance, than always answering ant, "
-        "which 70.00% of the 100 test images show"
+        "the model did not learn: its accuracy of 70.00% is not significantly better than always predicting ant, "
+        "the class of 70.00% of the 100 test images"
     )
-    assert found[1].message == (
-        "the model does not know 2 of 3 classes: it recognized no test image of bee (20), cow (10)"
-    )
+    assert found[1].message == ("the model recognized no test image of 2 of 3 classes: bee (20), cow (10)")
     assert found[1].remedies == ("more training images of bee, cow",)
     assert {each.severity for each in found} == {"warning"}
 
@@ -54,7 +52,7 @@ def test_answers_that_tell_classes_apart_below_the_largest_share():
     found = result_findings(np.array([[45, 15, 10], [4, 14, 2], [2, 2, 6]]), CLASSES)
     assert codes(found) == ["largest-class"]
     assert "did not learn" not in found[0].message
-    assert "it does tell classes apart: its balanced accuracy is 64.76%" in found[0].message
+    assert "it does distinguish classes: its balanced accuracy is 64.76%" in found[0].message
 
 
 @pytest.mark.parametrize("hits", range(60, 90))
@@ -92,7 +90,7 @@ def test_answers_that_do_not_look_at_the_image_never_tell_classes_apart():
         confusion = np.bincount(truth * 3 + answers, minlength=9).reshape(3, 3)
         found = result_findings(confusion, CLASSES)
         assert found[0].code == "largest-class"
-        passed += "tell classes apart" in found[0].message
+        passed += "distinguish classes" in found[0].message
     assert passed <= 33  # the 99 % point of a binomial with n = 400, p = 0.05 is 31
 
 
@@ -122,11 +120,11 @@ def test_quality_has_the_balanced_accuracy_of_scikit_learn_and_findings():
 def test_a_joined_network_below_its_better_submodel():
     labels = np.arange(200) % 2
     better, worse = np.arange(200) >= 20, np.arange(200) >= 100
-    # The joined network lacks 15 that the better submodel has, and has 2 that it lacks.
+    # The unified network lacks 15 that the better submodel has, and has 2 that it lacks.
     unify_spec = better.copy()
     unify_spec[20:35], unify_spec[:2] = False, True
     submodels = {"original": worse, "augmented": better}
-    found = joined_findings(unify_spec, submodels, labels, 2)
+    found = unified_findings(unify_spec, submodels, labels, 2)
     assert codes(found) == ["worse-than-submodels"]
     assert "83.50% of the 200 validation images against 90.00% (augmented" in found[0].message
     p_value = stats.binomtest(15, 17, alternative="greater").pvalue
@@ -134,16 +132,16 @@ def test_a_joined_network_below_its_better_submodel():
     # 3 against 2 is chance; more than the submodel, or no submodels, is nothing.
     close = better.copy()
     close[20:23], close[:2] = False, True
-    assert joined_findings(close, submodels, labels, 2) == ()
-    assert joined_findings(np.ones(200, bool), submodels, labels, 2) == ()
-    assert joined_findings(unify_spec, {}, labels, 2) == ()
+    assert unified_findings(close, submodels, labels, 2) == ()
+    assert unified_findings(np.ones(200, bool), submodels, labels, 2) == ()
+    assert unified_findings(unify_spec, {}, labels, 2) == ()
 
 
 def test_a_joined_network_with_the_better_mean_recall_is_not_worse():
     labels = np.repeat([0, 1], [180, 20])
     only_large, all_of_small = labels == 0, labels == 1
     all_of_small[:130] = True
-    assert joined_findings(all_of_small, {"original": only_large}, labels, 2) == ()
+    assert unified_findings(all_of_small, {"original": only_large}, labels, 2) == ()
 
 
 def test_the_loss_of_a_constant_answer():
@@ -233,11 +231,11 @@ def test_a_class_that_cannot_be_learned_is_named_first(half_known, call):
     root, run = half_known
     (found,) = run.findings
     assert found.code == "class-without-hit"
-    assert "does not know 1 of 3 classes: it recognized no test image of never (2)" in found.message
+    assert "recognized no test image of 1 of 3 classes: never (2)" in found.message
     code, out, err = call("evaluate", root / "run", root / "images")
     assert code == 0, err
     lines = out.splitlines()
-    assert lines[0] == "warning: the model does not know 1 of 3 classes: it recognized no image of never (10)"
+    assert lines[0] == "warning: the model recognized no image of 1 of 3 classes: never (10)"
     assert lines[1] == "  try: more training images of never"
     assert any(line.startswith("balanced accuracy 66.67%") for line in lines)
     code, out, err = call("evaluate", root / "run", root / "images", "--json")
@@ -253,7 +251,7 @@ def test_the_terminal_begins_with_it(half_known, call):
     assert (again["findings"], again["data"]) == (run.metrics["findings"], run.metrics["data"]), "notes stand once"
     assert code == 0, err
     lines = out.strip().splitlines()
-    assert lines[0].startswith("warning: the model does not know 1 of 3 classes")
+    assert lines[0].startswith("warning: the model recognized no test image of 1 of 3 classes")
     assert lines[1].startswith("  try: more training images of never; --set loss.class_weights=balanced; ")
     assert lines[3].startswith("test accuracy ")
     assert lines[4].startswith("balanced accuracy ")

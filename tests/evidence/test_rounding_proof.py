@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from graph_samples import Sketch, random_images, random_int8_graph
 from onnx_samples import card_for
-from runner_samples import RefereeRunner, corrupted, corrupted_weights, network
+from runner_samples import ReferenceRunner, corrupted, corrupted_weights, network
 
 from thaw.evidence.rounding_proof import traced_rows
 from thaw.evidence.run_litert import LiteRtRunner
@@ -20,9 +20,8 @@ from thaw.export.to_onnx import export_onnx
 from thaw.graph.calibrate import calibrate
 from thaw.graph.graph import Graph
 from thaw.graph.interpret import run, trace
-from thaw.graph.ops import Add, AveragePool2d, Conv2d, Op, Reshape, Scale, Softmax
+from thaw.graph.ops import Add, AveragePool2d, Conv2d, Operation, Reshape, Scale, Softmax
 from thaw.graph.quantize import quantize
-from thaw.graph.rounding import admitted
 from thaw.graph.tensors import IMAGE, LOGITS, PROBABILITIES, Tensor
 
 
@@ -36,7 +35,7 @@ def images():
     return np.random.default_rng(3).integers(0, 256, (40, 9, 9, 1), dtype=np.uint8)
 
 
-class RoundingRunner(RefereeRunner):
+class RoundingRunner(ReferenceRunner):
     """Its kernels take another number now and then where one is admitted, and each goes on from what it had."""
 
     def finish(self, op, low, high):
@@ -47,7 +46,7 @@ class RoundingRunner(RefereeRunner):
         values = {self.graph.input: image}
         for op in self.graph.ops:
             arrays = [values[name] for name in op.inputs]
-            low, high = admitted(op, [self.graph.tensor(name) for name in op.inputs], arrays, arrays)
+            low, high = op.admitted([self.graph.tensor(name) for name in op.inputs], arrays, arrays)
             values[op.output] = self.finish(op, low, high)
         return values
 
@@ -69,7 +68,7 @@ def test_rounding_is_shown_to_be_nothing_else(graph, images):
     assert (proof.unrepeated_images, proof.outside_images) == (0, 0)
     assert result.largest_difference <= proof.largest_bound <= 255
     assert proof.median_bound <= proof.largest_bound
-    expected, found = (each.run(images).astype(int) for each in (RefereeRunner(graph), RoundingRunner(graph)))
+    expected, found = (each.run(images).astype(int) for each in (ReferenceRunner(graph), RoundingRunner(graph)))
     others = np.flatnonzero(expected.argmax(axis=1) != found.argmax(axis=1))
     assert proof.relabeled_images == proof.traced_relabeled == len(others)
     margins = [expected[row].max() - expected[row][found[row].argmax()] for row in others]
@@ -117,7 +116,7 @@ def test_a_kernel_that_does_not_round_to_the_nearest_is_found(graph, images, lay
     assert result.first_difference.layer == layer
 
 
-def with_twins(op: Op) -> Op:
+def with_twins(op: Operation) -> Operation:
     """The dense layer with two classes that are all but equal, so that roundings decide between them."""
     if op.name != "dense":
         return op
@@ -131,7 +130,7 @@ def test_fewer_right_answers_than_by_chance_are_found(graph):
     graph = rebuilt(graph, with_twins)
     artifact = RoundingRunner(graph)
     images = np.random.default_rng(8).integers(0, 256, (1500, 9, 9, 1), dtype=np.uint8)
-    expected, found = (each.run(images).argmax(axis=1) for each in (RefereeRunner(graph), artifact))
+    expected, found = (each.run(images).argmax(axis=1) for each in (ReferenceRunner(graph), artifact))
     images = images[expected != found]
     pairs = len(images)
     assert pairs >= 10
@@ -143,7 +142,7 @@ def test_fewer_right_answers_than_by_chance_are_found(graph):
         assert proof.p_value == pytest.approx(1.0 if is_close else 0.5**pairs)
         assert result.first_difference is None
         assert result.is_close is is_close
-        assert ("accuracy is lower than by chance" in result.statement) is not is_close
+        assert ("accuracy is significantly lower" in result.statement) is not is_close
 
 
 def test_scores_that_come_out_otherwise_when_layers_are_read_prove_nothing(graph, images):
@@ -157,7 +156,7 @@ def test_scores_that_come_out_otherwise_when_layers_are_read_prove_nothing(graph
 
 
 def test_scores_out_of_reach_are_found_where_nobody_can_look_inside(graph, images):
-    class Blind(RefereeRunner):
+    class Blind(ReferenceRunner):
         def tensors(self, image):
             return {"scale": trace(self.graph, image)["scale"]}
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from graph_samples import random_images, random_int8_graph
-from runner_samples import RefereeRunner, corrupted, network
+from runner_samples import ReferenceRunner, corrupted, network
 
 from thaw.errors import ModelFileError, UsageError
 from thaw.evidence.layers import first_difference
@@ -17,7 +17,7 @@ from thaw.graph.interpret import run, trace
 from thaw.graph.tensors import PROBABILITIES, Quantization
 
 
-def check(graph: Graph, artifact: RefereeRunner, images: np.ndarray):
+def check(graph: Graph, artifact: ReferenceRunner, images: np.ndarray):
     expected = run(graph, images)[graph.outputs[-1]]
     return verify_int8(graph, expected, artifact.run(images), artifact, images)
 
@@ -33,7 +33,7 @@ def images():
 
 
 def test_an_equal_artifact_is_equal(graph, images):
-    result = check(graph, RefereeRunner(graph), images)
+    result = check(graph, ReferenceRunner(graph), images)
     assert result.is_equal
     assert result.is_close
     assert (result.images, result.score_bytes, result.differing_bytes, result.differing_images) == (40, 200, 0, 0)
@@ -43,7 +43,7 @@ def test_an_equal_artifact_is_equal(graph, images):
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "dense"])
 def test_the_layer_that_is_corrupted_is_named(graph, images, layer):
     broken = corrupted(graph, layer)
-    result = check(graph, RefereeRunner(broken), images)
+    result = check(graph, ReferenceRunner(broken), images)
     assert not result.is_equal
     first = result.first_difference
     assert (first.layer, first.fused) == (layer, ())
@@ -58,12 +58,12 @@ def test_the_layer_that_is_corrupted_is_named(graph, images, layer):
 
 
 def test_layers_that_nobody_can_look_into_are_named_with_the_next_that_can_be_seen(graph, images):
-    result = check(graph, RefereeRunner(corrupted(graph, "conv1"), hidden=("conv1", "scale")), images)
+    result = check(graph, ReferenceRunner(corrupted(graph, "conv1"), hidden=("conv1", "scale")), images)
     assert result.first_difference.layer == "pool1"
     assert result.first_difference.fused == ("scale", "conv1")
     assert "pool1 (with scale, conv1)" in str(result.first_difference)
     nothing_inside = check(
-        graph, RefereeRunner(corrupted(graph, "conv1"), hidden=tuple(op.output for op in graph.ops)), images
+        graph, ReferenceRunner(corrupted(graph, "conv1"), hidden=tuple(op.output for op in graph.ops)), images
     )
     assert nothing_inside.first_difference is None
     assert nothing_inside.differing_bytes > 0
@@ -81,7 +81,7 @@ def test_every_layer_with_weights_of_a_random_network_is_found():
             broken = corrupted(graph, op.name)
             for number in range(len(pictures)):
                 image = pictures[number : number + 1]
-                first = first_difference(graph, RefereeRunner(broken).tensors(image), image, [number])
+                first = first_difference(graph, ReferenceRunner(broken).tensors(image), image, [number])
                 inside = trace(graph, image)[op.output]
                 if (trace(broken, image)[op.output] == inside).all():
                     assert first is None
@@ -155,7 +155,7 @@ def test_no_images_are_no_proof():
 
 
 def test_intermediate_results_of_another_size_are_refused(graph, images):
-    class Wrong(RefereeRunner):
+    class Wrong(ReferenceRunner):
         def tensors(self, image):
             return {"conv1": np.zeros((1, 2, 2, 4), np.int8)}
 

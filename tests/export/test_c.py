@@ -56,7 +56,7 @@ def assert_same_bytes(graph, flags, images):
 
 @pytest.mark.parametrize("flags", kernels())
 @pytest.mark.parametrize("seed", range(12))
-def test_random_graphs_give_the_bytes_of_the_referee(seed, flags):
+def test_random_graphs_give_the_bytes_of_the_reference_interpreter(seed, flags):
     rng = np.random.default_rng(seed)
     graph = random_int8_graph(rng)
     assert_same_bytes(graph, flags, random_images(rng, graph, 20))
@@ -64,7 +64,7 @@ def test_random_graphs_give_the_bytes_of_the_referee(seed, flags):
 
 @pytest.mark.parametrize("flags", kernels())
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_extremes_give_the_bytes_of_the_referee(extreme, flags):
+def test_extremes_give_the_bytes_of_the_reference_interpreter(extreme, flags):
     rng = np.random.default_rng(100)
     graph = random_int8_graph(rng, extreme=extreme)
     images = np.concatenate([random_images(rng, graph, 8), np.zeros((1, *graph.tensor(graph.input).shape), np.uint8)])
@@ -73,7 +73,7 @@ def test_extremes_give_the_bytes_of_the_referee(extreme, flags):
 
 @pytest.mark.parametrize("flags", kernels())
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
-def test_the_papers_network_gives_the_bytes_of_the_referee(shape, flags):
+def test_the_papers_network_gives_the_bytes_of_the_reference_interpreter(shape, flags):
     graph = paper_graph(shape)
     images = np.random.default_rng(1).integers(0, 256, (40, *shape), np.uint8)
     assert_same_bytes(graph, flags, images)
@@ -193,7 +193,7 @@ def test_the_arena_is_that_of_the_plan_and_constants_those_that_were_counted(tmp
 def test_a_float_graph_and_a_wrong_card_are_refused():
     rng = np.random.default_rng(0)
     graph = random_graph(rng)
-    with pytest.raises(UsageError, match="the C target is int8"):
+    with pytest.raises(UsageError, match="C is int8 only"):
         export_c({"float": graph}, card_of(graph))
     with pytest.raises(UsageError, match=r"the card says"):
         export_c({"int8": paper_graph((28, 28, 1))}, card_of(paper_graph((32, 32, 3))))
@@ -228,7 +228,7 @@ def test_c_that_crashes_or_does_not_end_takes_nothing_along(monkeypatch):
     files, images = emit(graph), np.zeros((2, 28, 28, 1), np.uint8)
     start = b"model_predict(const uint8_t *pixels, model_score *scores)\n{\n"
     assert files["model.c"].count(start) == 1
-    for statement, words in [(b"*(volatile int *)0 = 1;", "exit code -"), (b"for (;;) {}", "did not end within")]:
+    for statement, words in [(b"*(volatile int *)0 = 1;", "exit code -"), (b"for (;;) {}", "did not finish within")]:
         broken = files | {"model.c": files["model.c"].replace(start, start + statement)}
         monkeypatch.setattr("thaw.evidence.run_c._RUN_SECONDS", 1.0)
         with HostCRunner(broken, graph, flags=("-O0",)) as runner:

@@ -132,7 +132,9 @@ def everything():
 
 
 @pytest.mark.parametrize(("width", "compiler", "level", "kernels"), list(everything() if IS_FULL else some()))
-def test_every_width_compiles_strictly_and_gives_the_bytes_of_the_referee(tmp_path, width, compiler, level, kernels):
+def test_every_width_compiles_strictly_and_gives_the_bytes_of_the_reference_interpreter(
+    tmp_path, width, compiler, level, kernels
+):
     if "sse2" not in FEATURES:
         pytest.skip("needs an x86 processor")
     if shutil.which(compiler) is None:

@@ -10,7 +10,7 @@ from command_line import reseal
 
 from thaw.errors import ModelFileError, RunError
 from thaw.export import folder as export_folder
-from thaw.export.folder import MANIFEST, read_target, remove_exports, write_target
+from thaw.export.folder import MANIFEST, read_format, remove_exports, write_format
 
 FILES = {"model-float.onnx": b"float", "model-int8.onnx": b"int8", "example.py": b"print()"}
 BOTH = ("float", "int8")
@@ -18,16 +18,16 @@ BOTH = ("float", "int8")
 
 def test_what_is_written_is_read_back(tmp_path):
     out = tmp_path / "new" / "out"
-    assert read_target(out, "onnx") is None
-    write_target(out, "onnx", BOTH, FILES)
-    found = read_target(out, "onnx")
-    assert (found.target, found.precisions, found.changed) == ("onnx", BOTH, ())
+    assert read_format(out, "onnx") is None
+    write_format(out, "onnx", BOTH, FILES)
+    found = read_format(out, "onnx")
+    assert (found.format, found.precisions, found.changed) == ("onnx", BOTH, ())
     assert found.files == FILES
     assert list(found.files) == list(FILES)
     described = found.as_dict()["files"]["example.py"]
     assert described == {"bytes": 7, "sha256": hashlib.sha256(b"print()").hexdigest()}
     assert sorted(path.name for path in (out / "onnx").iterdir()) == sorted([*FILES, MANIFEST])
-    assert read_target(out, "litert") is None
+    assert read_format(out, "litert") is None
 
 
 @pytest.mark.parametrize("fails_at", range(5))
@@ -36,7 +36,7 @@ def test_an_export_that_is_cut_short_never_looks_whole(tmp_path, monkeypatch, fa
     for earlier in (False, True):
         out = tmp_path / str(earlier)
         if earlier:
-            write_target(out, "onnx", BOTH, dict.fromkeys(FILES, b"of an earlier export"))
+            write_format(out, "onnx", BOTH, dict.fromkeys(FILES, b"of an earlier export"))
         written = 0
         write = export_folder.write_atomically
 
@@ -49,28 +49,28 @@ def test_an_export_that_is_cut_short_never_looks_whole(tmp_path, monkeypatch, fa
 
         monkeypatch.setattr(export_folder, "write_atomically", stop)
         with pytest.raises(RunError, match="full"):
-            write_target(out, "onnx", BOTH, FILES)
+            write_format(out, "onnx", BOTH, FILES)
         monkeypatch.undo()
         if fails_at:
-            with pytest.raises(ModelFileError, match="half an export"):
-                read_target(out, "onnx")
+            with pytest.raises(ModelFileError, match="an interrupted export"):
+                read_format(out, "onnx")
         elif earlier:
             # Nothing was touched yet.
-            assert set(read_target(out, "onnx").files.values()) == {b"of an earlier export"}
+            assert set(read_format(out, "onnx").files.values()) == {b"of an earlier export"}
         else:
-            assert read_target(out, "onnx") is None
-        write_target(out, "onnx", BOTH, FILES)
-        assert read_target(out, "onnx").files == FILES
+            assert read_format(out, "onnx") is None
+        write_format(out, "onnx", BOTH, FILES)
+        assert read_format(out, "onnx").files == FILES
 
 
 def test_files_of_others_stay(tmp_path):
     folder = tmp_path / "c"
     folder.mkdir()
     (folder / "board.c").write_text("mine")
-    write_target(tmp_path, "c", ("int8",), {"model.c": b"1", "old.c": b"2"})
-    write_target(tmp_path, "c", ("int8",), {"model.c": b"3"})
+    write_format(tmp_path, "c", ("int8",), {"model.c": b"1", "old.c": b"2"})
+    write_format(tmp_path, "c", ("int8",), {"model.c": b"3"})
     assert sorted(path.name for path in folder.iterdir()) == ["board.c", MANIFEST, "model.c"]
-    assert read_target(tmp_path, "c").files == {"model.c": b"3"}
+    assert read_format(tmp_path, "c").files == {"model.c": b"3"}
     remove_exports(tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == ["c", "board.c"]
     (folder / "board.c").unlink()
@@ -80,8 +80,8 @@ def test_files_of_others_stay(tmp_path):
 def test_a_file_of_the_same_name_that_is_not_ours_is_not_overwritten(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "main.c").write_text("mine")
-    with pytest.raises(RunError, match=r"main\.c is there already"):
-        write_target(tmp_path, "c", ("int8",), {"model.c": b"1", "main.c": b"2"})
+    with pytest.raises(RunError, match=r"main\.c exists"):
+        write_format(tmp_path, "c", ("int8",), {"model.c": b"1", "main.c": b"2"})
     assert (tmp_path / "c" / "main.c").read_text() == "mine"
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["main.c"]
 
@@ -92,7 +92,7 @@ def test_a_link_does_not_lead_outside(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "c").symlink_to(outside)
     with pytest.raises(RunError, match="link"):
-        write_target(tmp_path / "out", "c", ("int8",), {"model.c": b"1"})
+        write_format(tmp_path / "out", "c", ("int8",), {"model.c": b"1"})
     (outside / MANIFEST).write_text(json.dumps({"version": 1}))
     remove_exports(tmp_path / "out")
     assert [path.name for path in outside.iterdir()] == [MANIFEST]
@@ -101,23 +101,23 @@ def test_a_link_does_not_lead_outside(tmp_path):
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(RunError, match="out="):
-        write_target(tmp_path / "file", "c", ("int8",), {"model.c": b"1"})
+        write_format(tmp_path / "file", "c", ("int8",), {"model.c": b"1"})
 
 
 @pytest.mark.parametrize("name", ["../model.c", "/etc/model.c", "a/b", "", ".hidden", MANIFEST, "a\nb"])
 def test_an_exporter_cannot_name_a_file_elsewhere(tmp_path, name):
     with pytest.raises(AssertionError):
-        write_target(tmp_path, "c", ("int8",), {name: b""})
+        write_format(tmp_path, "c", ("int8",), {name: b""})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_changed_and_missing_files_are_told(tmp_path):
-    write_target(tmp_path, "onnx", BOTH, FILES)
+    write_format(tmp_path, "onnx", BOTH, FILES)
     (tmp_path / "onnx" / "model-int8.onnx").write_bytes(b"int9")
-    assert read_target(tmp_path, "onnx").changed == ("model-int8.onnx",)
+    assert read_format(tmp_path, "onnx").changed == ("model-int8.onnx",)
     (tmp_path / "onnx" / "model-int8.onnx").unlink()
     with pytest.raises(ModelFileError, match=r"model-int8\.onnx was exported but cannot be read"):
-        read_target(tmp_path, "onnx")
+        read_format(tmp_path, "onnx")
 
 
 def _changed(**changes):
@@ -134,7 +134,7 @@ def _changed(**changes):
         lambda content: "\x00\xff",
         _changed(version=2),
         _changed(version=None),
-        _changed(target="../c"),
+        _changed(format="../c"),
         _changed(precisions="int8"),
         _changed(files=[]),
         _changed(files={"../../secret": {"bytes": 1, "sha256": "0" * 64}}),
@@ -146,7 +146,7 @@ def _changed(**changes):
     ],
 )
 def test_a_list_that_is_not_ours_is_refused(tmp_path, change):
-    write_target(tmp_path, "c", ("int8",), {"model.c": b"1"})
+    write_format(tmp_path, "c", ("int8",), {"model.c": b"1"})
     path = tmp_path / "c" / MANIFEST
     changed = change(json.loads(path.read_text()))
     if isinstance(changed, dict):
@@ -154,8 +154,8 @@ def test_a_list_that_is_not_ours_is_refused(tmp_path, change):
     else:
         path.write_text(changed)
     with pytest.raises(ModelFileError, match=MANIFEST):
-        read_target(tmp_path, "c")
+        read_format(tmp_path, "c")
     with pytest.raises(RunError, match="out="):
-        write_target(tmp_path, "c", ("int8",), {"model.c": b"2"})
+        write_format(tmp_path, "c", ("int8",), {"model.c": b"2"})
     remove_exports(tmp_path)
     assert (tmp_path / "c" / "model.c").read_bytes() == b"1"

@@ -20,7 +20,7 @@ from PIL import Image
 
 import thaw
 from thaw.data.resize import resize
-from thaw.evidence.run_litert import LiteRtRunner
+from thaw.evidence.litert_process import LiteRtModel
 from thaw.export.to_litert import export_litert, write_litert
 from thaw.graph import interpret
 from thaw.graph.calibrate import calibrate
@@ -42,7 +42,7 @@ def written(graph):
 
 def assert_same_bytes(graph, images):
     """Scores of all images, and every tensor of the first two, by LiteRT's reference kernels and by the interpreter."""
-    runner = LiteRtRunner(written(graph), reference=True)
+    runner = LiteRtModel(written(graph), reference=True)
     scores = runner.run(images)
     expected = interpret.run(graph, images)[graph.outputs[-1]]
     assert scores.dtype == expected.dtype
@@ -93,14 +93,14 @@ def test_the_papers_network_gives_the_bytes_of_the_reference_kernels_on_mnist(da
         assert_same_bytes(quantize(graph, ranges[method]), images)
 
 
-def test_random_float_graphs_are_near_the_referee():
+def test_random_float_graphs_are_near_the_reference_interpreter():
     for seed in range(40):
         rng = np.random.default_rng([seed, 5])
         graph = random_graph(rng)
         images = random_images(rng, graph, 4)
         expected = interpret.run(graph, images)[graph.outputs[-1]]
         for reference in (True, False):
-            runner = LiteRtRunner(written(graph), reference=reference)
+            runner = LiteRtModel(written(graph), reference=reference)
             scores = runner.run(images)
             assert (scores.shape, scores.dtype) == (expected.shape, expected.dtype)
             if scores.dtype == np.float32:
@@ -116,7 +116,7 @@ def test_the_fast_kernels_are_near_the_reference_kernels():
     graph = paper_graph(SHAPE)
     images = random_images(np.random.default_rng(0), graph, 200)
     model = written(graph)
-    fast, reference = LiteRtRunner(model), LiteRtRunner(model, reference=True)
+    fast, reference = LiteRtModel(model), LiteRtModel(model, reference=True)
     difference = np.abs(fast.run(images).astype(int) - reference.run(images))
     assert difference.max() <= 8
     np.testing.assert_array_equal(fast.predict_one(images[3])()[0], fast.run(images[3:4])[0])
@@ -128,11 +128,11 @@ def test_the_comparison_can_fail():
     name = graph.ops[1].output
     op = graph.ops[1]
     other = replace(graph, ops=(graph.ops[0], replace(op, bias=op.bias + 200), *graph.ops[2:]))
-    found = LiteRtRunner(written(other), reference=True).tensors(images[3:4])[name]
+    found = LiteRtModel(written(other), reference=True).tensors(images[3:4])[name]
     assert not np.array_equal(found, interpret.trace(graph, images[3:4])[name])
 
 
-def test_int8_mnist_takes_the_referee_less_than_20_seconds():
+def test_int8_mnist_takes_the_reference_interpreter_less_than_20_seconds():
     graph = paper_graph(SHAPE)
     images = random_images(np.random.default_rng(0), graph, 1000)
     # Processor time, which other programs do not lengthen; a tenth of 10,000 images.
@@ -166,7 +166,7 @@ def test_more_inputs_than_a_microcontroller_concatenates():
     graph = Graph(tensors=tuple(tensors.values()), ops=tuple(ops), input="image", outputs=("all",))
     content = write_litert(graph, replace(card_of(graph), classes=("a", "b")))
     images = random_images(np.random.default_rng(0), graph, 4)
-    found = LiteRtRunner(content, reference=True).run(images)
+    found = LiteRtModel(content, reference=True).run(images)
     np.testing.assert_array_equal(found, interpret.run(graph, images)["all"])
     operators = operators_of(content)
     assert [len(inputs) for kind, inputs in operators if kind == "CONCATENATION"] == [10, 10, 5]
@@ -253,7 +253,7 @@ def test_what_the_interpreter_sees():
     assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["image"], "outputs": ["probabilities"]}}
     run = interpreter.get_signature_runner()
     pixels = random_images(np.random.default_rng(0), graph, 4)
-    expected = LiteRtRunner(written(graph)).run(pixels[3:4])
+    expected = LiteRtModel(written(graph)).run(pixels[3:4])
     np.testing.assert_array_equal(run(image=pixels[3:4])["probabilities"], expected)
 
 
@@ -349,7 +349,7 @@ def test_the_example_runs(tmp_path, precision):
         cwd=Path(tmp_path).anchor,
     )
     assert done.returncode == 0, done.stderr
-    scores = LiteRtRunner((tmp_path / f"model-{precision}.tflite").read_bytes()).run(
+    scores = LiteRtModel((tmp_path / f"model-{precision}.tflite").read_bytes()).run(
         resize(pixels, card.input_spec)[None]
     )[0]
     probabilities = (scores.astype(float) + 128) / 256 if precision == "int8" else scores

@@ -96,7 +96,7 @@ def test_the_int8_model_is_int8_in_the_session(tmp_path):
     assert not {"Conv", "Gemm", "Softmax", "Concat", "QuantizeLinear"} & set(kinds)
 
 
-def test_random_float_graphs_equal_the_referee():
+def test_random_float_graphs_equal_the_reference_interpreter():
     for seed in range(80):
         rng = np.random.default_rng(seed)
         graph = random_graph(rng)
@@ -116,7 +116,7 @@ def test_random_float_graphs_equal_the_referee():
 
 
 @pytest.mark.parametrize("extreme", [None, *EXTREMES])
-def test_layers_of_random_int8_graphs_are_the_referees_or_one_off(extreme):
+def test_layers_of_random_int8_graphs_are_the_reference_interpreters_or_one_off(extreme):
     """Each layer on what onnxruntime itself gave it: equal, or rounded to the neighbor where a half was near."""
     equal = total = 0
     for seed in range(40 if extreme is None else 6):
@@ -129,7 +129,7 @@ def test_layers_of_random_int8_graphs_are_the_referees_or_one_off(extreme):
             if op.output not in found:
                 continue
             reads = [graph.tensor(name) for name in op.inputs]
-            expected = interpret.execute(op, reads, [found[name] for name in op.inputs])
+            expected = op.execute(reads, [found[name] for name in op.inputs])
             values = found[op.output]
             assert (values.dtype, values.shape) == (expected.dtype, expected.shape)
             # Sums above 2**24 are rounded on their way through float32, so a step is a share of them.
@@ -139,7 +139,7 @@ def test_layers_of_random_int8_graphs_are_the_referees_or_one_off(extreme):
     assert equal / total > 0.98
 
 
-def test_int8_probabilities_are_within_steps_of_the_referees():
+def test_int8_probabilities_are_within_steps_of_the_reference_interpreters():
     graph = paper_graphs()["int8"]
     images = random_images(np.random.default_rng(1), graph, 500)
     expected = (interpret.run(graph, images)["probabilities"].astype(np.float32) + 128) / 256

@@ -16,8 +16,9 @@ from ledger import Ledger, same_files
 from world import World
 
 from thaw.data import ingest
+from thaw.deploy.formats import default_formats
 from thaw.errors import ModelFileError
-from thaw.export.folder import TARGETS, read_target
+from thaw.export.folder import read_format
 from thaw.recipe.quantize_settings import QuantizeSettings
 
 MODELS = ("model.safetensors", "model-int8.safetensors")
@@ -78,11 +79,11 @@ def _half_run(folder: Path) -> str:
 
 
 def _half_export(folder: Path) -> str:
-    for target in TARGETS:
+    for target in default_formats():
         try:
-            found = read_target(folder, target)
+            found = read_format(folder, target)
         except ModelFileError as error:
-            if "half an export" not in str(error):
+            if "an interrupted export" not in str(error):
                 return f"{target}: {error}"
             continue
         if found is not None and found.changed:
@@ -91,8 +92,8 @@ def _half_export(folder: Path) -> str:
 
 
 def _same_export(folder: Path, reference: Path) -> str:
-    for target in TARGETS:
-        found, expected = read_target(folder, target), read_target(reference, target)
+    for target in default_formats():
+        found, expected = read_format(folder, target), read_format(reference, target)
         if found is None or expected is None or dict(found.files) != dict(expected.files) or found.changed:
             return f"{target} is not what an undisturbed export wrote"
     return ""

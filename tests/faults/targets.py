@@ -289,9 +289,9 @@ class Asks:
 
     def manifests(self) -> object:
         """What counts as exported."""
-        from thaw.export.folder import read_target, remove_exports
+        from thaw.export.folder import read_format, remove_exports
 
-        found = {each: read_target(self.world.root / f"only-{each}", each) for each in ("onnx", "litert", "c")}
+        found = {each: read_format(self.world.root / f"only-{each}", each) for each in ("onnx", "litert", "c")}
         copy = self.world.root / "work" / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         for each in found:

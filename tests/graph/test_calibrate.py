@@ -11,8 +11,7 @@ from thaw.graph.calibrate import METHODS, calibrate
 from thaw.graph.graph import Graph
 from thaw.graph.interpret import trace
 from thaw.graph.ops import Dense, Reshape, Scale
-from thaw.graph.quantize import chooses_scale, quantization_of
-from thaw.graph.tensors import Tensor
+from thaw.graph.tensors import Tensor, quantization_of
 
 STEPS = 32
 
@@ -59,7 +58,7 @@ def test_minmax_spans_all_batches_of_random_graphs(monkeypatch):
         assert set(made) == set(METHODS)
         values = trace(graph, images)
         for ranges in made.values():
-            assert set(ranges) == {op.output for op in graph.ops if chooses_scale(op)}
+            assert set(ranges) == {op.output for op in graph.ops if op.output_scale == "chosen"}
         for name, (low, high) in made["minmax"].items():
             np.testing.assert_allclose((low, high), (values[name].min(), values[name].max()), rtol=1e-5, atol=1e-6)
             cut_low, cut_high = made["mse"][name]
@@ -123,5 +122,5 @@ def test_values_that_are_not_finite_are_refused_wherever_they_are(monkeypatch, l
     monkeypatch.setattr("thaw.graph.calibrate.BATCH", 1)
     # Infinity, and infinity less infinity; the first image and the last are fine.
     graph = one_layer([[1e38, last, 0, 0]])
-    with pytest.raises(UsageError, match="tensor 'y' takes values that are not finite"):
+    with pytest.raises(UsageError, match="tensor 'y' has values that are not finite"):
         calibrate(graph, images_of([[0, 0, 0, 0], [255, 255, 0, 0], [0, 0, 0, 0]]))

@@ -24,8 +24,7 @@ from thaw.graph.calibrate import calibrate
 from thaw.graph.cost import count_cost
 from thaw.graph.interpret import run, trace
 from thaw.graph.lower import layer_table, lower
-from thaw.graph.operation import Weighted
-from thaw.graph.ops import AveragePool2d, MaxPool2d
+from thaw.graph.ops import AveragePool2d, MaxPool2d, Weighted
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.graph.trainable import TrainableGraph
 from thaw.models.blocks import Halve, learned_parameters
@@ -155,7 +154,7 @@ def test_int8_is_near_float(name, shape):
         *((name, SHAPES[0], True, ("-O1", "-march=native")) for name in SPECS),
     ],
 )
-def test_the_c_gives_the_bytes_of_the_referee(name, shape, fused, flags):
+def test_the_c_gives_the_bytes_of_the_reference_interpreter(name, shape, fused, flags):
     graph = scores_only(family_graph(name, shape, fused=fused))
     images = random_images(np.random.default_rng(4), graph, 12)
     with HostCRunner(export_c({"int8": graph}, card_of(graph)), graph, flags=flags) as runner:
@@ -166,14 +165,14 @@ def test_the_c_gives_the_bytes_of_the_referee(name, shape, fused, flags):
 
 
 @networks
-def test_litert_s_reference_kernels_give_the_bytes_of_the_referee(name, shape):
+def test_litert_s_reference_kernels_give_the_bytes_of_the_reference_interpreter(name, shape):
     pytest.importorskip("ai_edge_litert")
-    from thaw.evidence.run_litert import LiteRtRunner
+    from thaw.evidence.litert_process import LiteRtModel
     from thaw.export.to_litert import write_litert
 
     graph = family_graph(name, shape)
     images = random_images(np.random.default_rng(5), graph, 12)
-    runner = LiteRtRunner(write_litert(graph, card_of(graph)), reference=True)
+    runner = LiteRtModel(write_litert(graph, card_of(graph)), reference=True)
     np.testing.assert_array_equal(runner.run(images), run(graph, images)[graph.outputs[-1]])
     reference = trace(graph, images[3:4])
     for tensor, values in runner.tensors(images[3:4]).items():
@@ -198,7 +197,7 @@ def test_onnx_runs_both_precisions(name, shape):
 
 @needs_emulator
 @pytest.mark.parametrize("name", ["looped", "residual"])
-def test_an_emulated_core_gives_the_bytes_of_the_referee(name):
+def test_an_emulated_core_gives_the_bytes_of_the_reference_interpreter(name):
     graph = scores_only(family_graph(name, (16, 16, 1)))
     images = random_images(np.random.default_rng(7), graph, 4)
     found = emulate(export_c({"int8": graph}, card_of(graph)), images, "cortex-m4")
@@ -254,7 +253,7 @@ def test_litert_keeps_shared_weights_once(name):
 
 
 @pytest.mark.parametrize("name", ["looped", "looped, one convolution", "residual", "separable"])
-def test_training_in_int8_gives_the_bytes_of_the_referee_and_keeps_weights_shared(name):
+def test_training_in_int8_gives_the_bytes_of_the_reference_interpreter_and_keeps_weights_shared(name):
     floats = family_graph(name, (12, 12, 3), precision="float")
     images = random_images(np.random.default_rng(8), floats, 24)
     module = TrainableGraph(floats, calibrate(floats, images)["minmax"])

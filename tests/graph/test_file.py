@@ -17,7 +17,7 @@ from thaw.errors import ModelFileError
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import HEADER, GraphHeader, read_graph, write_graph
 from thaw.graph.interpret import run
-from thaw.graph.operation import Weighted
+from thaw.graph.ops import Weighted
 
 
 def header_of(graph: Graph) -> GraphHeader:
@@ -163,9 +163,9 @@ CHANGES = {
     "no version": (lambda h, _: h.pop("version"), "format version None"),
     "another version": (lambda h, _: h.update(version=2), "format version 2, this thaw reads version 1"),
     "a version of another type": (lambda h, _: h.update(version="1"), "format version '1'"),
-    "an unknown key": (lambda h, _: h.update(more=1), "'more', which is unknown"),
-    "no classes": (lambda h, _: h.update(classes=[]), "names that differ"),
-    "equal classes": (lambda h, _: h.update(classes=["a"] * len(h["classes"])), "names that differ"),
+    "an unknown key": (lambda h, _: h.update(more=1), "an unknown key 'more'"),
+    "no classes": (lambda h, _: h.update(classes=[]), "unique names"),
+    "equal classes": (lambda h, _: h.update(classes=["a"] * len(h["classes"])), "unique names"),
     "one class too many": (lambda h, _: h["classes"].append("more"), "classes"),
     "a class that is no text": (lambda h, _: h["classes"].__setitem__(0, 5), "class is 5"),
     "another input": (lambda h, _: h["input"].update(height=500), "input specification says 500x"),
@@ -182,7 +182,7 @@ CHANGES = {
     "no graph": (lambda h, _: h.update(graph=None), "a JSON object"),
     "an unknown operation": (op_set("dense", "kind", "exec"), "expected one of scale, conv2d"),
     "a kind that is a list": (op_set("dense", "kind", ["dense"]), "kind is ['dense']"),
-    "an unknown field": (op_set("dense", "threads", 1), "'threads', which is unknown"),
+    "an unknown field": (op_set("dense", "threads", 1), "an unknown key 'threads'"),
     "a missing field": (lambda h, _: first(h, "dense").pop("activation"), "lacks 'activation'"),
     "another activation": (op_set("dense", "activation", "tanh"), "expected one of none, relu"),
     "a path for a name": (op_set("dense", "name", "../../etc/passwd"), "expected a name"),
@@ -192,15 +192,15 @@ CHANGES = {
     "a long name": (op_set("dense", "name", "a" * 1000), "expected a name"),
     "a name twice": (
         lambda h, _: [op.update(name="same") for op in h["graph"]["ops"]],
-        "two operations are named 'same'",
+        "operations: the name 'same' is used twice",
     ),
-    "a tensor twice": (lambda h, _: h["graph"]["tensors"].append(h["graph"]["tensors"][0]), "two tensors are named"),
+    "a tensor twice": (lambda h, _: h["graph"]["tensors"].append(h["graph"]["tensors"][0]), "tensors: the name"),
     "a tensor that nothing writes": (
         lambda h, _: h["graph"]["tensors"].append({**h["graph"]["tensors"][0], "name": "more"}),
         "no operation writes tensor 'more'",
     ),
-    "no tensors": (lambda h, _: h["graph"].update(tensors=[]), "there is no tensor"),
-    "no operations": (lambda h, _: h["graph"].update(ops=[]), "none but those of its operations"),
+    "no tensors": (lambda h, _: h["graph"].update(tensors=[]), "no tensor"),
+    "no operations": (lambda h, _: h["graph"].update(ops=[]), "arrays of its operations only"),
     "too many operations": (lambda h, _: h["graph"].update(ops=[{}] * 5000), "more than 4096 operations"),
     "an output that is not there": (lambda h, _: h["graph"].update(outputs=["nowhere"]), "nowhere"),
     "no outputs": (lambda h, _: h["graph"].update(outputs=[]), "no outputs"),
@@ -210,15 +210,15 @@ CHANGES = {
         "at most 268,435,456 values",
     ),
     "a shape of zero": (lambda h, _: h["graph"]["tensors"][0].update(shape=[0, 4, 1]), "each at least 1"),
-    "a negative shape": (lambda h, _: h["graph"]["tensors"][0].update(shape=[-4, 4, 1]), "whole numbers"),
-    "a shape of truths": (lambda h, _: h["graph"]["tensors"][0].update(shape=[True, True, True]), "whole numbers"),
+    "a negative shape": (lambda h, _: h["graph"]["tensors"][0].update(shape=[-4, 4, 1]), "integers"),
+    "a shape of truths": (lambda h, _: h["graph"]["tensors"][0].update(shape=[True, True, True]), "integers"),
     "another dtype": (lambda h, _: h["graph"]["tensors"][0].update(dtype="float64"), "expected one of uint8"),
     "another scale": (lambda h, _: h["graph"]["tensors"][-1].update(quantization=None), ""),
     "a scale of 0": (op_set("dense", "quantization", {"scale": 0.0, "zero_point": 0}), "finite number above 0"),
     "a scale that is no float32": (op_set("dense", "quantization", {"scale": 0.1, "zero_point": 0}), "float32"),
     "a scale that is a text": (op_set("dense", "quantization", {"scale": "1", "zero_point": 0}), "finite number"),
     "a zero point far out": (op_set("dense", "quantization", {"scale": 1.0, "zero_point": 10**9}), "zero point"),
-    "a zero point that is real": (op_set("dense", "quantization", {"scale": 1.0, "zero_point": 0.5}), "whole number"),
+    "a zero point that is real": (op_set("dense", "quantization", {"scale": 1.0, "zero_point": 0.5}), "integer"),
     "a float dense": (op_set("dense", "quantization", None), ""),
     "more numbers": (lambda _, a: a.__setitem__("99.weights", np.zeros(1, np.int8)), "99.weights"),
     "numbers at a path": (lambda _, a: a.__setitem__("../weights", np.zeros(1, np.int8)), "../weights"),

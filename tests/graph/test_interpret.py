@@ -231,7 +231,7 @@ def whole(*shape, scale=1.0, zero_point=0, dtype="int8", name="x"):
 def written(kind, reads, arrays, **made):
     op = kind(name="op", inputs=tuple(read.name for read in reads), output="y", **made)
     arrays = [np.array(array, read.dtype)[None] for array, read in zip(arrays, reads, strict=True)]
-    result = interpret.execute(op, reads, arrays)
+    result = op.execute(reads, arrays)
     assert result.dtype == op.infer(reads).dtype
     return result[0].tolist()
 
@@ -371,7 +371,7 @@ def test_a_float_operation_has_no_multipliers():
     graph = random_graph(np.random.default_rng(0))
     dense = next(op for op in graph.ops if isinstance(op, Dense))
     with pytest.raises(UsageError, match="has no scales"):
-        interpret.output_multipliers(dense, graph.tensor(dense.inputs[0]))
+        dense.output_multipliers(graph.tensor(dense.inputs[0]))
 
 
 def test_the_oracle_can_fail():

@@ -184,7 +184,7 @@ def nested(*units):
         ),
         (nested(nn.GELU()), {}, "0 is a GELU, which has no lowering"),
         (classifier(), {"shape": (2, 8, 1)}, r"conv2d 'first': it would write \(0, 6, 2\): its input is too small"),
-        (classifier(), {"shape": (10, 10, 1)}, r"last gives a map of \(2, 2, 4\)"),
+        (classifier(), {"shape": (10, 10, 1)}, r"last returns a map of \(2, 2, 4\)"),
         (
             classifier(),
             {"shape": (8, 8, 3), "mean": (0,) * 3, "std": (1,) * 3},
@@ -199,7 +199,7 @@ def nested(*units):
         (classifier(padding="same"), {}, "zero padding given in numbers"),
         (classifier(padding_mode="reflect"), {}, "zero padding given in numbers"),
         (classifier(bias=None), {}, "first has no bias"),
-        (nested(DenseClassifier((1, 8, 7), 4, 0.0)), {}, r"0 takes 56 values, but \(8, 8, 1\) reaches it"),
+        (nested(DenseClassifier((1, 8, 7), 4, 0.0)), {}, r"0 takes 56 values, but its input is \(8, 8, 1\)"),
         (
             nested(DenseClassifier((1, 8, 8), 4, 0.0), DenseClassifier((4, 1, 1), 4, 0.0)),
             {},
@@ -218,7 +218,7 @@ def test_weights_that_are_not_finite_are_refused():
     module = classifier()
     with torch.no_grad():
         module[0].conv.weight[0, 0, 1, 1] = float("nan")
-    with pytest.raises(UsageError, match="conv2d 'first': weights hold values that are not finite"):
+    with pytest.raises(UsageError, match="conv2d 'first': weights contain values that are not finite"):
         lower(module, shape=(8, 8, 1), mean=(0.0,), std=(1.0,), classes=4)
 
 
@@ -227,7 +227,7 @@ def test_a_unit_under_a_name_that_is_taken_is_refused(name):
     module = nn.Sequential()
     module.add_module(name, ConvReluPool(1, 2))
     module.add_module("last", ConvClassifier((2, 3, 3), 4, 0.5))
-    with pytest.raises(UsageError, match=f"the name '{name}' is taken already|operations are named '{name}'"):
+    with pytest.raises(UsageError, match=f"the name '{name}' is taken|the name '{name}' is used twice"):
         lower(module, shape=(8, 8, 1), mean=(0.0,), std=(1.0,), classes=4)
 
 

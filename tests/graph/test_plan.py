@@ -14,7 +14,6 @@ from graph_samples import random_int8_graph
 from thaw.graph.graph import Graph
 from thaw.graph.lower import lower
 from thaw.graph.ops import Add, Concat, Conv2d, Dense, MaxPool2d, Reshape, Scale, Softmax
-from thaw.graph.packing import channel_bytes, pack_weights, weight_bytes
 from thaw.graph.placement import Buffer, place
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.graph.tensors import Tensor
@@ -275,6 +274,6 @@ def test_weights_lie_as_the_kernels_read_them():
     # Filters 0 and 1, then 2 and none; rows of three taps are filled up to four.
     expected = [1, 7, 2, 8, 3, 9, 0, 0, 4, 10, 5, 11, 6, 12, 0, 0]
     expected += [13, 0, 14, 0, 15, 0, 0, 0, 16, 0, 17, 0, 18, 0, 0, 0]
-    assert pack_weights(op).tolist() == expected
-    assert weight_bytes(op) == len(expected)
-    assert channel_bytes(op) == 9 * 3
+    assert op.packed_weights().tolist() == expected
+    assert op.weight_bytes == len(expected)
+    assert op.channel_bytes == 9 * 3

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from graph_samples import random_images, random_int8_graph
 
-from thaw.graph.interpret import run, trace
-from thaw.graph.rounding import admitted, score_interval
+from thaw.graph.interpret import run, score_interval, trace
 from thaw.graph.tensors import Quantization
 
 
@@ -70,7 +69,7 @@ def convolution_sums(op, reads, centered):
 ROUNDING = {"conv2d", "depthwise_conv2d", "dense", "requantize", "add", "average_pool2d"}
 
 
-def test_what_is_admitted_lies_round_the_exact_result():
+def test_what_is_admitted_lies_around_the_exact_result():
     """Both neighbors at a half, the specification's own number, and nothing that is further than its slack allows."""
     narrow = total = 0
     kinds = set()
@@ -84,7 +83,7 @@ def test_what_is_admitted_lies_round_the_exact_result():
             kinds.add(op.kind)
             reads = [graph.tensor(name) for name in op.inputs]
             arrays = [values[name] for name in op.inputs]
-            low, high = (end[0].astype(int) for end in admitted(op, reads, arrays, arrays))
+            low, high = (end[0].astype(int) for end in op.admitted(reads, arrays, arrays))
             assert ((low <= values[op.output][0]) & (values[op.output][0] <= high)).all()
             least = graph.tensor(op.output).quantization.zero_point if getattr(op, "activation", "") == "relu" else -128
             for at, real in real_values(op, reads, [array[0] for array in arrays]).items():
@@ -106,7 +105,7 @@ def executed_otherwise(graph, image, choose):
     values = {graph.input: image}
     for op in graph.ops:
         arrays = [values[name] for name in op.inputs]
-        values[op.output] = choose(*admitted(op, [graph.tensor(name) for name in op.inputs], arrays, arrays))
+        values[op.output] = choose(*op.admitted([graph.tensor(name) for name in op.inputs], arrays, arrays))
     return values[graph.outputs[-1]]
 
 
@@ -141,9 +140,7 @@ def test_a_softmax_of_uncertain_scores_holds_every_combination(scale):
     for _ in range(20):
         low = rng.integers(-60, 60, 3)
         high = low + rng.integers(0, 4, 3)
-        least, most = (
-            end[0] for end in admitted(op, [read], [low[None].astype(np.int8)], [high[None].astype(np.int8)])
-        )
+        least, most = (end[0] for end in op.admitted([read], [low[None].astype(np.int8)], [high[None].astype(np.int8)]))
         every = np.array(
             [
                 int8_oracle.softmax(scores, scale)
@@ -166,7 +163,7 @@ def test_known_inputs_and_operations_that_do_not_round_leave_no_choice():
         for op in graph.ops:
             if op.kind in {"max_pool2d", "relu", "concat", "reshape", "argmax"}:
                 arrays = [values[name] for name in op.inputs]
-                low, high = admitted(op, [graph.tensor(name) for name in op.inputs], arrays, arrays)
+                low, high = op.admitted([graph.tensor(name) for name in op.inputs], arrays, arrays)
                 assert (low == high).all()
                 assert (low == values[op.output]).all()
                 seen.add(op.kind)

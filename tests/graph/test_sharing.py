@@ -19,8 +19,7 @@ from thaw.graph.calibrate import calibrate
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import HEADER, GraphHeader, read_graph, write_graph
 from thaw.graph.interpret import run
-from thaw.graph.operation import Weighted
-from thaw.graph.ops import Add, AveragePool2d, Conv2d, Dense, DepthwiseConv2d, Reshape, Scale
+from thaw.graph.ops import Add, AveragePool2d, Conv2d, Dense, DepthwiseConv2d, Reshape, Scale, Weighted
 from thaw.graph.quantize import quantize
 from thaw.graph.sharing import channel_factors
 from thaw.graph.tensors import IMAGE, LOGITS, Tensor

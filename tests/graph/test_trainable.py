@@ -12,11 +12,12 @@ from thaw.data.batches import normalize, to_unit
 from thaw.data.images import InputSpec
 from thaw.graph import fixed_point
 from thaw.graph.calibrate import calibrate
+from thaw.graph.fake_quantize import multiply_by_quantized_multiplier
 from thaw.graph.graph import Graph
 from thaw.graph.interpret import run, trace
 from thaw.graph.ops import Conv2d, Dense, Reshape, Scale
 from thaw.graph.tensors import Tensor
-from thaw.graph.trainable import TrainableGraph, multiply_by_quantized_multiplier
+from thaw.graph.trainable import TrainableGraph
 
 
 def as_batch(images: np.ndarray) -> torch.Tensor:
@@ -28,7 +29,7 @@ def as_graph(tensor: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_number_is_the_referee_s(seed):
+def test_every_number_is_the_reference_interpreters(seed):
     rng = np.random.default_rng(seed)
     graph = random_graph(rng)
     ranges = calibrate(graph, random_images(rng, graph, 8))[("minmax", "mse")[seed % 2]]
@@ -40,7 +41,7 @@ def test_every_number_is_the_referee_s(seed):
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_every_number_is_the_referee_s_at_extremes(extreme):
+def test_every_number_is_the_reference_interpreters_at_extremes(extreme):
     for seed in range(6):
         rng = np.random.default_rng(seed)
         graph, ranges = random_ranges(rng, extreme)
@@ -52,7 +53,7 @@ def test_every_number_is_the_referee_s_at_extremes(extreme):
             np.testing.assert_array_equal(as_graph(found[name]), expected, err_msg=f"{seed} {name}")
 
 
-def test_normalized_images_give_the_referee_s_logits():
+def test_normalized_images_give_the_reference_interpreters_logits():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         graph = random_graph(rng)
@@ -72,7 +73,7 @@ def test_normalized_images_give_the_referee_s_logits():
         )
 
 
-def test_multiplying_is_the_referee_s_for_every_shift_and_sign():
+def test_multiplying_is_the_reference_interpreters_for_every_shift_and_sign():
     rng = np.random.default_rng(3)
     ends = np.array([-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 1])
     for shift in range(-31, 31):

@@ -19,9 +19,10 @@ from zoo_seal import seal_card
 
 import thaw as library
 from thaw.deploy.demo import demo_files
+from thaw.deploy.formats import default_formats
 from thaw.errors import ModelFileError, RunError, UsageError
 from thaw.evidence.quality import mean_interval
-from thaw.export.folder import TARGETS, read_target
+from thaw.export.folder import read_format
 from thaw.files import write_atomically
 from thaw.graph.cost import STACK_BYTES
 from thaw.graph.interpret import run as run_reference
@@ -270,7 +271,7 @@ def test_a_model_is_exported_and_verified_by_its_name(zoo, made, call, tmp_path)
     code, out, err = call("export", "zoo:tiny-digits", "--json")
     assert code == 0, err
     assert json.loads(out)["out"] == "tiny-digits-export"
-    files = {target: read_target(tmp_path / "tiny-digits-export", target).files for target in TARGETS}
+    files = {target: read_format(tmp_path / "tiny-digits-export", target).files for target in default_formats()}
     assert len(files["litert"]["model-int8.tflite"]) == zoo.litert_bytes
     assert json.loads(out)["memory"]["constant_bytes"] == zoo.flash_bytes
     facts = Model.load("zoo:tiny-digits").card().facts

@@ -17,7 +17,7 @@ from thaw.errors import RecipeError, UsageError
 from thaw.graph.calibrate import calibrate
 from thaw.graph.graph_file import read_graph
 from thaw.graph.interpret import run
-from thaw.graph.operation import Weighted
+from thaw.graph.ops import Weighted
 from thaw.graph.trainable import TrainableGraph
 from thaw.model.graphs import float_graph
 from thaw.model.model import Model

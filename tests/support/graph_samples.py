@@ -12,7 +12,6 @@ import numpy as np
 
 from thaw.graph.calibrate import METHODS, calibrate
 from thaw.graph.graph import Graph
-from thaw.graph.operation import Weighted
 from thaw.graph.ops import (
     Add,
     ArgMax,
@@ -26,6 +25,7 @@ from thaw.graph.ops import (
     Reshape,
     Scale,
     Softmax,
+    Weighted,
 )
 from thaw.graph.quantize import quantize
 from thaw.graph.tensors import IMAGE, LOGITS, PROBABILITIES, Tensor

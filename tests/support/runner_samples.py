@@ -8,11 +8,11 @@ import numpy as np
 
 from thaw.graph.graph import Graph
 from thaw.graph.interpret import run, trace
-from thaw.graph.ops import Conv2d, Dense, MaxPool2d, Op, Requantize, Reshape, Softmax
+from thaw.graph.ops import Conv2d, Dense, MaxPool2d, Operation, Requantize, Reshape, Softmax
 from thaw.graph.tensors import IMAGE, LOGITS, PROBABILITIES, Quantization, Tensor
 
 
-class RefereeRunner:
+class ReferenceRunner:
     """An artifact that computes what a graph says, and shows only some of what lies inside it."""
 
     def __init__(self, graph: Graph, hidden: tuple[str, ...] = ()) -> None:
@@ -55,7 +55,7 @@ def network(rng: np.random.Generator) -> Graph:
     return Graph(tensors=tuple(tensors.values()), ops=tuple(ops), input=IMAGE, outputs=(PROBABILITIES,))
 
 
-def corrupted_weights(op: Op) -> Op:
+def corrupted_weights(op: Operation) -> Operation:
     """The operation with the other sign for its largest weight."""
     weights = op.weights.copy()
     place = np.unravel_index(np.abs(weights).argmax(), weights.shape)

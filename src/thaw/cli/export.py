@@ -65,10 +65,10 @@ def _print_export(result: Export) -> None:
 
     rows = [("file", "bytes")]
     for exported in result.formats:
-        rows += [(str(result.out / exported.target / name), f"{len(data):,}") for name, data in exported.files.items()]
+        rows += [(str(result.out / exported.format / name), f"{len(data):,}") for name, data in exported.files.items()]
     print_text(columns(rows, right=(1,)))
     for exported in result.formats:
-        if exported.target == "c":
+        if exported.format == "c":
             prefix = prefix_of_files(exported.files)
             print_text(f"names in the C begin with {prefix}_ or {prefix.upper()}_; --prefix NAME chooses another")
     if result.memory:

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from thaw.deploy.export import Deployable
-from thaw.deploy.runtimes import C_HOST, RUNTIMES, close_runner, open_runner, runtime_versions
+from thaw.deploy.formats import C_HOST, FORMATS, runtime_versions, runtimes
 from thaw.deploy.verify import Tell, read_exports
 from thaw.errors import ModelFileError, ThawError
 from thaw.evidence.environment import environment
 from thaw.evidence.latency import Timing, measure_alternately
 from thaw.export.card import Precision
-from thaw.export.folder import TARGETS
 from thaw.seeds import numpy_generator
 from thaw.training.compute import threads
 
@@ -85,16 +84,18 @@ def bench(
     image = numpy_generator(0, "bench").integers(0, 256, model.input_spec.shape, dtype=np.uint8)
     exported, failed = read_exports(out)
     problems = {(check.format, check.precision): check.problem for check in failed}
-    problems |= {(name, TARGETS[name][-1]): why for name, why in (missing or {}).items()}
+    problems |= {(name, FORMATS[name].precisions[-1]): why for name, why in (missing or {}).items()}
     calls: dict[tuple[str, Precision], Callable[[], object]] = {("torch", "float"): model.predict_one(image)}
     with contextlib.ExitStack() as opened:
-        for runtime in (each for each in RUNTIMES if each.is_timed and each.format in exported):
+        for name, runtime in runtimes():
+            if not runtime.is_timed or name not in exported:
+                continue
             key = (runtime.name, runtime.precision)
             try:
-                if runtime.precision not in exported[runtime.format].precisions:
-                    raise ModelFileError(f"it was not exported: thaw export --to {runtime.format}")
-                runner = open_runner(runtime, exported[runtime.format], model.graph(runtime.precision), is_strict=False)
-                opened.callback(close_runner, runner)
+                if runtime.precision not in exported[name].precisions:
+                    raise ModelFileError(f"it was not exported: thaw export --to {name}")
+                runner = runtime.open(exported[name].files, model.graph(runtime.precision), False)
+                opened.callback(runner.close)
                 calls[key] = runner.predict_one(image)
             except ThawError as error:
                 problems[key] = str(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,25 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.data.images import InputSpec
+from thaw.deploy.formats import FORMATS, default_formats
 from thaw.errors import MissingDependencyError, UsageError
 from thaw.export.c_names import check_prefix, prefix_of_name
-from thaw.export.card import ModelCard, Precision
-from thaw.export.folder import ALL_TARGETS, MANIFEST, TARGETS, ExportedTarget, write_target
-from thaw.export.to_c import export_c
-from thaw.export.to_litert import export_litert
-from thaw.export.to_onnx import export_onnx
-from thaw.export.to_web import export_web
+from thaw.export.card import PRECISIONS, ModelCard, Precision
+from thaw.export.folder import MANIFEST, ExportedFormat, write_format
 from thaw.graph.graph import Graph
 from thaw.graph.plan import constant_bytes, plan_memory
 from thaw.quoting import shown
-
-PRECISIONS: tuple[Precision, ...] = ("float", "int8")
-_Exporter = Callable[[Mapping[Precision, Graph], ModelCard], dict[str, bytes]]
-_EXPORTERS: Mapping[str, _Exporter] = {
-    "onnx": export_onnx,
-    "litert": export_litert,
-    "web": export_web,
-}
 
 
 class Deployable(Protocol):
@@ -66,7 +54,7 @@ class Export:
     """
 
     out: Path
-    formats: tuple[ExportedTarget, ...]
+    formats: tuple[ExportedFormat, ...]
     missing: Mapping[str, str]
     memory: Mapping[str, int]
 
@@ -82,13 +70,13 @@ class Export:
     def record(self) -> dict[str, Any]:
         """The `export` part of deployment.json."""
         return {
-            "targets": {each.target: each.as_dict() for each in self.formats},
+            "formats": {each.format: each.as_dict() for each in self.formats},
             "missing": dict(self.missing),
             "memory": dict(self.memory),
         }
 
     def __repr__(self) -> str:
-        written = ", ".join(f"{each.target} ({' and '.join(each.precisions)})" for each in self.formats)
+        written = ", ".join(f"{each.format} ({' and '.join(each.precisions)})" for each in self.formats)
         missing = f"; missing {', '.join(self.missing)}" if self.missing else ""
         return f"Export({written or 'nothing'} in {str(self.out)!r}{missing})"
 
@@ -106,16 +94,16 @@ def select_formats(
     Raises:
         UsageError: for an unknown format, one that lacks the precision, or a prefix that is invalid or not needed.
     """
-    names = list(TARGETS) if formats is None else list(dict.fromkeys(formats))
-    unknown = [name for name in names if name not in ALL_TARGETS]
+    names = default_formats() if formats is None else list(dict.fromkeys(formats))
+    unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         what = f"unknown format {shown(unknown[0])}" if unknown else "no format was given"
-        raise UsageError(f"{what}: expected {', '.join(ALL_TARGETS)}")
-    chosen = {name: tuple(each for each in ALL_TARGETS[name] if precision in (None, each)) for name in names}
+        raise UsageError(f"{what}: expected {', '.join(FORMATS)}")
+    chosen = {name: tuple(each for each in FORMATS[name].precisions if precision in (None, each)) for name in names}
     without = [name for name, precisions in chosen.items() if not precisions]
     if without and formats is not None:
         raise UsageError(
-            f"format {without[0]} is {ALL_TARGETS[without[0]][0]} only: leave out --{precision}, or the format"
+            f"format {without[0]} is {FORMATS[without[0]].precisions[0]} only: leave out --{precision}, or the format"
         )
     chosen = {name: precisions for name, precisions in chosen.items() if precisions}
     if prefix is not None:
@@ -143,24 +131,23 @@ def export(
     needed = [each for each in PRECISIONS if any(each in precisions for precisions in formats.values())]
     graphs = {each: model.graph(each) for each in needed}
     card = model.card()
-    to_c = partial(export_c, prefix=prefix or prefix_of_name(model.name))
-    exporters: Mapping[str, _Exporter] = {**_EXPORTERS, "c": to_c}
+    c_prefix = prefix or prefix_of_name(model.name)
     written, missing = [], {}
     for name, precisions in formats.items():
         try:
-            files = exporters[name]({each: graphs[each] for each in precisions}, card)
+            files = FORMATS[name].export({each: graphs[each] for each in precisions}, card, c_prefix)
         except MissingDependencyError as error:
             missing[name] = str(error)
             continue
-        written.append(write_target(out, name, precisions, files))
+        written.append(write_format(out, name, precisions, files))
     return Export(out=out, formats=tuple(written), missing=missing, memory=_memory(graphs))
 
 
 def export_if_none(model: Deployable, out: Path, tell: Callable[[str], None]) -> Export | None:
     """Export everything if `out` holds no export yet, not even a damaged one; None if it does."""
-    if any((out / name / MANIFEST).exists() for name in TARGETS):
+    if any((out / name / MANIFEST).exists() for name in default_formats()):
         return None
-    tell(f"nothing was exported to {out} yet: exporting {', '.join(TARGETS)}")
+    tell(f"nothing was exported to {out} yet: exporting {', '.join(default_formats())}")
     return export(model, select_formats(None), out)
 
 

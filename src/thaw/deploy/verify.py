@@ -15,15 +15,14 @@ import numpy.typing as npt
 
 from thaw.data.images import ImageSet
 from thaw.deploy.export import Deployable
-from thaw.deploy.runtimes import RUNTIMES, Runtime, close_runner, open_runner, runtime_versions
+from thaw.deploy.formats import FORMATS, Runtime, default_formats, runtime_versions, runtimes
 from thaw.errors import MissingDependencyError, ModelFileError, ThawError, UsageError
-from thaw.evidence.emulate import TARGETS as BOARDS
-from thaw.evidence.emulate import Emulation, emulate
+from thaw.evidence.emulate import BOARDS, Emulation, emulate
 from thaw.evidence.environment import environment
 from thaw.evidence.verify import FloatComparison, Int8Comparison, compare_float, compare_int8, verify_int8
 from thaw.export.card import Precision
-from thaw.export.folder import TARGETS, ExportedTarget, read_target
-from thaw.graph.cost import layer_macs
+from thaw.export.folder import ExportedFormat, read_format
+from thaw.graph.cost import count_macs
 from thaw.graph.graph import Graph
 from thaw.graph.interpret import run as run_reference
 from thaw.quoting import shown
@@ -84,7 +83,7 @@ class Check:
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
         return {
-            "target": self.format,
+            "format": self.format,
             "precision": self.precision,
             "runtime": self.runtime,
             "must_be_equal": self.must_be_equal,
@@ -174,7 +173,8 @@ def verify(
     """
     exported, failed = read_exports(out)
     failed += [
-        _failed(name, TARGETS[name][-1], "", MissingDependencyError(why)) for name, why in (missing or {}).items()
+        _failed(name, FORMATS[name].precisions[-1], "", MissingDependencyError(why))
+        for name, why in (missing or {}).items()
     ]
     wanted = list(dict.fromkeys(boards))
     if wanted and "c" not in exported and not any(check.format == "c" for check in failed):
@@ -183,7 +183,7 @@ def verify(
     checks = [*failed, *work.on_this_machine()]
     if "c" in exported:
         checks += work.on_boards(wanted, images)
-    changed = tuple(f"{each.target}/{name}" for each in exported.values() for name in each.changed)
+    changed = tuple(f"{each.format}/{name}" for each in exported.values() for name in each.changed)
     return Verification(images=len(work.rows), test_images=len(test), checks=tuple(checks), changed=changed)
 
 
@@ -194,15 +194,15 @@ def spread(count: int, wanted: int | None) -> npt.NDArray[np.int64]:
     return np.arange(wanted) * count // wanted
 
 
-def read_exports(out: Path) -> tuple[dict[str, ExportedTarget], list[Check]]:
+def read_exports(out: Path) -> tuple[dict[str, ExportedFormat], list[Check]]:
     """What was exported to `out`, by format, and a failed check for each export that cannot be read."""
-    found: dict[str, ExportedTarget] = {}
+    found: dict[str, ExportedFormat] = {}
     failed: list[Check] = []
-    for name in TARGETS:
+    for name in default_formats():
         try:
-            exported = read_target(out, name)
+            exported = read_format(out, name)
         except ModelFileError as error:
-            failed.append(_failed(name, TARGETS[name][-1], "", error))
+            failed.append(_failed(name, FORMATS[name].precisions[-1], "", error))
             continue
         if exported is not None:
             found[name] = exported
@@ -228,7 +228,7 @@ class _Verifier:
         model: Deployable,
         test: ImageSet,
         rows: npt.NDArray[np.int64],
-        exported: Mapping[str, ExportedTarget],
+        exported: Mapping[str, ExportedFormat],
         tell: Tell,
     ) -> None:
         self.model = model
@@ -249,22 +249,21 @@ class _Verifier:
 
     def on_this_machine(self) -> Iterator[Check]:
         """A check for every runtime that can run an exported file."""
-        for runtime in RUNTIMES:
-            exported = self.exported.get(runtime.format)
+        for name, runtime in runtimes():
+            exported = self.exported.get(name)
             if exported is not None and runtime.precision in exported.precisions:
                 # Outside the try block: without the reference interpreter nothing can be verified.
                 self.expected(runtime.precision)
                 try:
                     yield self._check(runtime, exported)
                 except ThawError as error:
-                    yield replace(
-                        _failed(runtime.format, runtime.precision, runtime.name, error), must_be_equal=runtime.is_exact
-                    )
+                    failed = _failed(name, runtime.precision, runtime.name, error)
+                    yield replace(failed, must_be_equal=runtime.is_exact)
 
-    def _check(self, runtime: Runtime, exported: ExportedTarget) -> Check:
+    def _check(self, runtime: Runtime, exported: ExportedFormat) -> Check:
         expected, graph = self.expected(runtime.precision), self.model.graph(runtime.precision)
-        self.tell(f"{runtime.format} {runtime.precision}, {runtime.name}: {len(self.images):,} images")
-        runner = open_runner(runtime, exported, graph)
+        self.tell(f"{exported.format} {runtime.precision}, {runtime.name}: {len(self.images):,} images")
+        runner = runtime.open(exported.files, graph, True)
         try:
             scores = runner.run(self.images)
             comparison: FloatComparison | Int8Comparison
@@ -275,9 +274,9 @@ class _Verifier:
                     graph, expected, scores, runner, self.images, is_exact=runtime.is_exact, labels=self.labels
                 )
         finally:
-            close_runner(runner)
+            runner.close()
         return Check(
-            format=runtime.format,
+            format=exported.format,
             precision=runtime.precision,
             runtime=runtime.name,
             must_be_equal=runtime.is_exact,
@@ -316,7 +315,7 @@ class _Verifier:
 
 
 def _with_macs(emulation: Emulation, graph: Graph) -> dict[str, Any]:
-    macs = sum(layer_macs(op, graph.tensor(op.output).shape) for op in graph.ops)
+    macs = count_macs(graph)
     return {
         **emulation.as_dict(),
         "macs": macs,

@@ -1,4 +1,4 @@
-"""What a model is worth, in numbers: quality on held-out images, latency, and the machine they were measured on."""
+"""Measurements of a model: quality on held-out images, latency, and comparisons of runtimes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The emitted C on an emulated Cortex-M: the one place that knows QEMU and the Arm toolchain.
+"""The exported C on an emulated Cortex-M, by QEMU and the Arm toolchain.
 
 A small firmware reads images from a file through semihosting, runs them, and writes scores and counts back. QEMU counts
-one nanosecond of its virtual time for each instruction (`-icount shift=0`), so the SysTick timer counts instructions;
-a loop of known length tells how many a tick is. These are instructions, not cycles: the memory of a real board, its
-wait states and its pipeline are not in them.
+one nanosecond of its virtual time for each instruction (`-icount shift=0`), so the SysTick timer counts instructions; a
+loop of known length calibrates it. These are instructions, not cycles: memory, wait states and the pipeline of a real
+board are not modeled.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _PACKAGES = {
     _QEMU: "qemu-system-arm",
 }
 OPTIMIZATION = ("-O2", "-ffunction-sections", "-fdata-sections")
-# No exported file is called so, since a prefix has no hyphen.
+# No exported file has these names, since a prefix contains no hyphen.
 _FIRMWARE_SOURCE, _FIRMWARE_OBJECT, _MODEL_OBJECT = "thaw-firmware.c", "thaw-firmware.o", "thaw-model.o"
 _SECONDS_PER_IMAGE = 1.0
 _LEAST_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Board:
     """An emulated board.
 
     Attributes:
@@ -50,7 +50,7 @@ class Target:
         machine: QEMU's name of the board.
         code: address of its code memory.
         data: address of its data memory.
-        about: what is special about it.
+        about: architecture and extensions.
     """
 
     cpu: str
@@ -60,16 +60,16 @@ class Target:
     about: str
 
 
-TARGETS: Mapping[str, Target] = {
-    "cortex-m3": Target(
+BOARDS: Mapping[str, Board] = {
+    "cortex-m3": Board(
         cpu="cortex-m3", machine="mps2-an385", code=0x0, data=0x20000000, about="Armv7-M without the DSP extension"
     ),
-    "cortex-m4": Target(cpu="cortex-m4", machine="mps2-an386", code=0x0, data=0x20000000, about="Armv7E-M with DSP"),
-    "cortex-m7": Target(cpu="cortex-m7", machine="mps2-an500", code=0x0, data=0x20000000, about="Armv7E-M with DSP"),
-    "cortex-m33": Target(
+    "cortex-m4": Board(cpu="cortex-m4", machine="mps2-an386", code=0x0, data=0x20000000, about="Armv7E-M with DSP"),
+    "cortex-m7": Board(cpu="cortex-m7", machine="mps2-an500", code=0x0, data=0x20000000, about="Armv7E-M with DSP"),
+    "cortex-m33": Board(
         cpu="cortex-m33", machine="mps2-an505", code=0x10000000, data=0x38000000, about="Armv8-M with DSP"
     ),
-    "cortex-m55": Target(
+    "cortex-m55": Board(
         cpu="cortex-m55", machine="mps3-an547", code=0x10000000, data=0x30000000, about="Armv8.1-M with DSP"
     ),
 }
@@ -77,27 +77,27 @@ TARGETS: Mapping[str, Target] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Emulation:
-    """What the emitted C did and took on an emulated core.
+    """Results and resource use of the exported C on an emulated core.
 
     Attributes:
-        target: key of `TARGETS`.
+        board: key of `BOARDS`.
         scores: int8 [N, K] (int32 for a network that ends in an argmax).
         images: N.
-        instructions_per_inference: mean over the images, of everything inside thaw_predict.
-        most_instructions: of one image; to about 40 instructions, which is a tick of the timer.
-        text_bytes: code of thaw_predict and all it calls, the compiler's helpers included.
+        instructions_per_inference: of thaw_predict, mean over the images.
+        most_instructions: largest count of one image; precise to about 40 instructions, a tick of the timer.
+        text_bytes: code of thaw_predict and everything it calls, including the compiler's helpers.
         constant_bytes: weights and tables.
-        flash_bytes: both.
-        preprocess_bytes: what thaw_preprocess adds to that where it is used.
-        static_bytes: memory that the C takes all the time: the arena, and nothing else if all is well.
-        stack_bytes: the most that thaw_predict had on the stack, its caller's frame included.
-        image_bytes: the pixels of one image, which the caller holds.
-        score_bytes: the scores of one image, which the caller holds.
-        ram_bytes: these four.
+        flash_bytes: sum of the two.
+        preprocess_bytes: additional flash of thaw_preprocess.
+        static_bytes: static memory, which is the arena.
+        stack_bytes: the most stack that thaw_predict used, including its caller's frame.
+        image_bytes: the input buffer, which belongs to the caller.
+        score_bytes: the output buffer, which belongs to the caller.
+        ram_bytes: sum of these four.
         tools: versions.
     """
 
-    target: str
+    board: str
     scores: npt.NDArray[Any] = field(repr=False)
     images: int
     instructions_per_inference: float
@@ -119,31 +119,31 @@ class Emulation:
 
 
 def missing_tools() -> list[str]:
-    """The Debian packages whose programs are not there."""
+    """The Debian packages whose programs are missing."""
     return sorted({package for program, package in _PACKAGES.items() if shutil.which(program) is None})
 
 
-def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: str) -> Emulation:
-    """Build the firmware of an emitted folder for `target` and run it on images uint8 [N, H, W, C], N at least 1.
+def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], board: str) -> Emulation:
+    """Build the firmware of an exported folder for `board` and run it on images uint8 [N, H, W, C], N at least 1.
 
     Raises:
-        UsageError: for a target that is not known, or without images.
+        UsageError: for an unknown board, or without images.
         MissingDependencyError: naming the Debian packages that are missing.
         ModelFileError: when the C does not compile, or the firmware fails.
     """
-    if target not in TARGETS:
-        raise UsageError(f"there is no target {shown(target)}: expected one of {', '.join(TARGETS)}")
+    if board not in BOARDS:
+        raise UsageError(f"unknown board {shown(board)}: expected one of {', '.join(BOARDS)}")
     if not len(images):
         raise UsageError("the emulation needs at least one image")
     missing = missing_tools()
     if missing:
         packages = " ".join(missing)
         raise MissingDependencyError(
-            f"the emulated Cortex-M needs programs that are not here\non Debian and Ubuntu: apt-get install {packages}"
+            f"emulating a Cortex-M needs programs that are missing\non Debian and Ubuntu: apt-get install {packages}"
         )
     with tempfile.TemporaryDirectory(prefix="thaw-emulate-") as name:
         try:
-            return _emulate(Path(name), files, images, target)
+            return _emulate(Path(name), files, images, board)
         except OSError as error:
             raise ModelFileError(
                 f"the emulation cannot work in {tempfile.gettempdir()}: {error.strerror or error}\n"
@@ -151,8 +151,8 @@ def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: s
             ) from error
 
 
-def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.uint8], target: str) -> Emulation:
-    board = TARGETS[target]
+def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.uint8], name: str) -> Emulation:
+    board = BOARDS[name]
     prefix = prefix_of_files(files)
     _write_sources(folder, files, board)
     text, constants, static = _sizes(folder, board, f"{prefix}_predict")
@@ -163,7 +163,7 @@ def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.ui
     mean = counts[1] / counts[0] / ticks_per_instruction
     image_bytes, score_bytes = (array.nbytes // len(images) for array in (images, scores))
     return Emulation(
-        target=target,
+        board=name,
         scores=scores,
         images=len(images),
         instructions_per_inference=round(mean, 1),
@@ -181,7 +181,7 @@ def _emulate(folder: Path, files: Mapping[str, bytes], images: npt.NDArray[np.ui
     )
 
 
-def _write_sources(folder: Path, files: Mapping[str, bytes], board: Target) -> None:
+def _write_sources(folder: Path, files: Mapping[str, bytes], board: Board) -> None:
     prefix = prefix_of_files(files)
     for name in (f"{prefix}.h", f"{prefix}.c"):
         (folder / name).write_bytes(files[name])
@@ -192,21 +192,21 @@ def _write_sources(folder: Path, files: Mapping[str, bytes], board: Target) -> N
     script = script.replace("@CODE@", hex(board.code)).replace("@DATA@", hex(board.data))
     (folder / "memory.ld").write_text(script, "utf-8")
     compile_c([*_compiler(board), *STRICT_FLAGS, "-c", f"{prefix}.c", "-o", _MODEL_OBJECT], folder)
-    # The firmware reads addresses as numbers and calls the host, which no strict C does.
+    # The firmware uses addresses as numbers and calls the host, which strict C does not allow.
     loose = ("-std=gnu11", "-Wall", "-Wextra")
     compile_c([*_compiler(board), *loose, "-c", _FIRMWARE_SOURCE, "-o", _FIRMWARE_OBJECT], folder)
 
 
-def _compiler(board: Target) -> list[str]:
+def _compiler(board: Board) -> list[str]:
     return [f"{PREFIX}gcc", f"-mcpu={board.cpu}", "-mthumb", "-mfloat-abi=soft", *OPTIMIZATION]
 
 
-def _link(folder: Path, board: Target, name: str, objects: Sequence[str], flags: Sequence[str]) -> None:
+def _link(folder: Path, board: Board, name: str, objects: Sequence[str], flags: Sequence[str]) -> None:
     compile_c([*_compiler(board), "-nostartfiles", "-Wl,--gc-sections", *flags, "-o", name, *objects], folder)
 
 
-def _sizes(folder: Path, board: Target, *roots: str) -> tuple[int, int, int]:
-    """(code, constants, memory) in bytes of these functions and everything that they reach."""
+def _sizes(folder: Path, board: Board, *roots: str) -> tuple[int, int, int]:
+    """(code, constants, memory) in bytes of these functions and everything that they call."""
     kept = [flag for root in roots for flag in ("-u", root)]
     _link(folder, board, "sizes.elf", [_MODEL_OBJECT], [*kept, f"-Wl,-e,{roots[0]}"])
     listing = subprocess.run(
@@ -220,7 +220,7 @@ def _sizes(folder: Path, board: Target, *roots: str) -> tuple[int, int, int]:
 
 
 def _run(
-    folder: Path, board: Target, images: npt.NDArray[np.uint8], files: Mapping[str, bytes]
+    folder: Path, board: Board, images: npt.NDArray[np.uint8], files: Mapping[str, bytes]
 ) -> tuple[npt.NDArray[Any], list[int]]:
     (folder / "images.bin").write_bytes(np.ascontiguousarray(images).tobytes())
     command = [
@@ -256,7 +256,7 @@ def _run(
 
 
 def _tools() -> dict[str, str]:
-    """The first line that each program says of itself."""
+    """The first line of each program's --version."""
     versions = {}
     for program in (f"{PREFIX}gcc", _QEMU):
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout

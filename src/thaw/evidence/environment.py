@@ -1,4 +1,4 @@
-"""The machine and the versions that a number was measured with; no host name, user name or path is among them."""
+"""The machine and the versions of a measurement, without host name, user name or paths."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ def environment(device: str) -> dict[str, Any]:
     """Versions and hardware, JSON-ready.
 
     Args:
-        device: what the numbers were computed on, in words ("cpu", "cuda: NVIDIA H100"); passed on as it is.
+        device: description of the compute device ("cpu", "cuda: NVIDIA H100"), returned unchanged.
 
     Returns:
-        `thaw`, `python`, `torch` and `numpy` versions (str, the last two None where not installed); `os`, `cpu` (str);
-        `cores` (int, those that this process may use); `memory_bytes` (int, of the whole machine, None where unknown);
-        `device` (str).
+        `thaw`, `python`, `torch` and `numpy` versions (str; None for one that is not installed); `os`, `cpu` (str);
+        `cores` (int, available to this process); `memory_bytes` (int, of the machine; None if unknown); `device` (str).
     """
     return {
         "thaw": __version__,
@@ -49,7 +48,7 @@ def _version(distribution: str) -> str | None:
 
 def _operating_system() -> str:
     """Such as "Debian GNU/Linux 12 (bookworm), Linux 6.1.0, x86_64"."""
-    # Only the leading numbers of the kernel's release: what follows is free text of whoever built it.
+    # Only the version numbers of the kernel: the rest of the release is free text.
     number = re.match(r"[\d.]*\d", platform.release())
     kernel = f"{platform.system()} {number.group()}" if number else platform.system()
     parts = [kernel, platform.machine()]
@@ -59,24 +58,20 @@ def _operating_system() -> str:
 
 
 def _cpu_model() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
-    name = ""
-    if CPUINFO.is_file():
-        name = _cpu_model_from_cpuinfo(CPUINFO.read_text(encoding="utf-8", errors="replace"))
-    return name or platform.processor() or platform.machine() or "unknown"
+    """The processor's name if known, otherwise its architecture."""
+    text = CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
+    return _cpu_model_from_cpuinfo(text) or platform.processor() or platform.machine() or "unknown"
 
 
 def _cpu_model_from_cpuinfo(text: str) -> str:
-    """The first name in the text of /proc/cpuinfo; x86 calls it "model name", MIPS and small ARM boards otherwise."""
+    """The first processor name in the text of /proc/cpuinfo; "" if there is none."""
     pairs = [line.split(":", 1) for line in text.splitlines() if ":" in line]
     found = {key.strip(): " ".join(value.split()) for key, value in reversed(pairs)}
     return next((found[key] for key in CPUINFO_KEYS if found.get(key) not in (None, "", "unknown")), "")
 
 
 def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def _memory_bytes() -> int | None:

@@ -1,6 +1,6 @@
-"""What an accuracy alone hides: a model that learned nothing, or not everything.
+"""Findings: problems that an accuracy alone hides, such as a class that is never recognized.
 
-Each check states its rule; where chance has a say, the test is one-sided at 5 % unless it says otherwise.
+Each check documents its rule. Statistical tests are one-sided at 5 % unless stated otherwise.
 
 Shapes: N images, K classes.
 """
@@ -20,9 +20,9 @@ from thaw.data.balance import mean_recall
 from thaw.quoting import clipped, printable
 
 LEVEL = 0.05
-# The better of two submodels is compared, so each of the two may be it by chance.
+# Two submodels are tested: the better one may be better by chance.
 SUBMODEL_LEVEL = LEVEL / 2
-# A loss that is not this much below that of a constant answer has not come down.
+# A loss must be this much below that of a constant answer to count as learning.
 LEAST_PROGRESS = 0.02
 _NAMED = 5
 _Z = float(stats.norm.ppf(1 - LEVEL))
@@ -32,13 +32,13 @@ Hits = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that a reader of a result has to know.
+    """A problem with a result.
 
     Attributes:
         code: a stable word; docs/metrics.md lists them.
-        severity: "warning", or "note" where it may be chance alone.
+        severity: "warning", or "note" if it may be due to chance.
         message: one sentence.
-        remedies: what to try, in order.
+        remedies: suggestions, in order.
     """
 
     code: str
@@ -63,52 +63,52 @@ class Finding:
         )
 
     def __str__(self) -> str:
-        """One line, safe for a terminal whatever the classes are called."""
+        """One line, safe for a terminal for any class names."""
         return f"{self.severity}: {printable(self.message)}"
 
 
 def result_findings(
     confusion: npt.NDArray[np.int64], classes: Sequence[str], *, images: str = "image"
 ) -> tuple[Finding, ...]:
-    """What the answers on labeled images say.
+    """Findings from the predictions on labeled images.
 
     Args:
         confusion: int64 [K, K], true classes in rows, predicted ones in columns; at least one image.
         classes: K names.
-        images: what to call one of the images, such as "test image".
+        images: the word for one image, such as "test image".
     """
     return (*_largest_class(confusion, classes, images), *_without_hit(confusion, classes, images))
 
 
 def _largest_class(confusion: npt.NDArray[np.int64], classes: Sequence[str], images: str) -> list[Finding]:
-    """Whether the accuracy is above the largest class's share beyond chance, by the exact binomial test."""
+    """Whether the accuracy is significantly above the share of the largest class, by the exact binomial test."""
     supports = confusion.sum(axis=1)
     count, hits, largest = int(supports.sum()), int(confusion.trace()), int(supports.argmax())
     share = float(supports[largest]) / count
     if (supports > 0).sum() < 2 or stats.binomtest(hits, count, share, alternative="greater").pvalue < LEVEL:
         return []
     accuracy = f"its accuracy of {hits / count:.2%}"
-    always = f"always answering {_name(classes[largest])}, which {share:.2%} of the {count:,} {images}s show"
-    # The fewest hits that the test would have accepted; if they are more than half of the way to all, it is too weak.
+    always = f"always predicting {_name(classes[largest])}, the class of {share:.2%} of the {count:,} {images}s"
+    # The fewest hits that pass the test; if they are more than halfway to all, the test is too weak.
     needed = int(stats.binom.isf(LEVEL, count, share)) + 1
     if hits / count > share and needed / count > (1 + share) / 2:
-        message = f"{count:,} {images}s are too few to tell {accuracy} from {always}"
+        message = f"{count:,} {images}s are too few to distinguish {accuracy} from {always}"
         return [Finding(code="few-images", severity="note", message=message, remedies=("measure on more images",))]
-    verdict = f"{accuracy} is no better, beyond chance, than {always}"
-    if _tells_apart(confusion):
+    verdict = f"{accuracy} is not significantly better than {always}"
+    if _distinguishes_classes(confusion):
         recall = mean_recall(confusion.diagonal(), supports)
-        message = f"{verdict}; it does tell classes apart: its balanced accuracy is {recall:.2%}"
+        message = f"{verdict}; it does distinguish classes: its balanced accuracy is {recall:.2%}"
     else:
         message = f"the model did not learn: {verdict}"
     return [Finding(code="largest-class", severity="warning", message=message)]
 
 
-def _tells_apart(confusion: npt.NDArray[np.int64]) -> bool:
-    """Whether the mean recall is above that of answers which do not depend on the image, beyond chance.
+def _distinguishes_classes(confusion: npt.NDArray[np.int64]) -> bool:
+    """Whether the mean recall is significantly above that of predictions which do not depend on the image.
 
-    Such answers give class k with a probability q_k, estimated by its share of all answers. The recall of the n_k
-    images of class k is then binomial, and the mean over the classes present has the mean of q_k and the variance
-    sum(q_k (1 - q_k) / n_k) / K^2; it is taken as normal.
+    Such predictions are class k with probability q_k, estimated by its share of all predictions. The recall of the n_k
+    images of class k is then binomial, and the mean over the present classes has the mean of q_k and the variance
+    sum(q_k (1 - q_k) / n_k) / K^2. It is approximated as normal.
     """
     present = confusion.sum(axis=1) > 0
     supports = confusion.sum(axis=1)[present]
@@ -125,8 +125,8 @@ def _without_hit(confusion: npt.NDArray[np.int64], classes: Sequence[str], image
     if not missed:
         return []
     message = (
-        f"the model does not know {len(missed):,} of {int((supports > 0).sum()):,} classes: "
-        f"it recognized no {images} of {_named([f'{_name(name)} ({count:,})' for name, count in missed])}"
+        f"the model recognized no {images} of {len(missed):,} of {int((supports > 0).sum()):,} classes: "
+        f"{_named([f'{_name(name)} ({count:,})' for name, count in missed])}"
     )
     wanted = f"more training images of {_named([_name(name) for name, _ in missed])}"
     return [Finding(code="class-without-hit", severity="warning", message=message, remedies=(wanted,))]
@@ -141,39 +141,39 @@ def int8_findings(per_class: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]
         return ()
     what = "1 class" if len(lost) == 1 else f"{len(lost):,} classes"
     message = f"the int8 network lost {what}: it recognized no test image of {_named(lost)}"
-    remedy = "train on in int8 arithmetic: --set quantize.qat_threshold=0"
+    remedy = "quantization-aware training: --set quantize.qat_threshold=0"
     return (Finding(code="int8-class-lost", severity="warning", message=message, remedies=(remedy,)),)
 
 
-def joined_findings(
-    joined: Hits, submodels: Mapping[str, Hits], labels: npt.NDArray[np.integer[Any]], classes: int
+def unified_findings(
+    unified: Hits, submodels: Mapping[str, Hits], labels: npt.NDArray[np.integer[Any]], classes: int
 ) -> tuple[Finding, ...]:
-    """Whether a joined network is worse than the better of the submodels that it was made of.
+    """Whether the unified network is worse than the better of its submodels.
 
-    It is where the submodel alone is right on more of the validation images than the joined network alone is, beyond
-    chance (McNemar's exact test, one-sided, 2.5 %), and its balanced accuracy is higher too.
+    It is worse if the submodel is right on significantly more validation images (McNemar's exact test, one-sided,
+    2.5 %), and its balanced accuracy is higher too.
 
     Args:
-        joined: bool [N], the images that the joined network recognizes.
-        submodels: by name the same of each submodel; may be empty.
+        unified: bool [N], the images that the unified network classifies correctly.
+        submodels: the same by name of each submodel; may be empty.
         labels: int [N], 0 to K-1.
         classes: K.
     """
     if not submodels:
         return ()
-    # Sorted, so that of equal ones the same is named after a resume.
+    # Sorted, so that a resumed run names the same one of equals.
     name, best = max(sorted(submodels.items()), key=lambda item: int(item[1].sum()))
-    only_joined, only_best = int((joined & ~best).sum()), int((best & ~joined).sum())
-    if only_best <= only_joined or _recall(best, labels, classes) <= _recall(joined, labels, classes):
+    only_unified, only_best = int((unified & ~best).sum()), int((best & ~unified).sum())
+    if only_best <= only_unified or _recall(best, labels, classes) <= _recall(unified, labels, classes):
         return ()
-    p_value = float(stats.binomtest(only_best, only_best + only_joined, alternative="greater").pvalue)
+    p_value = float(stats.binomtest(only_best, only_best + only_unified, alternative="greater").pvalue)
     if p_value >= SUBMODEL_LEVEL:
         return ()
     message = (
-        f"the joined network is worse than its own submodels: {joined.mean():.2%} of the {len(joined):,} validation "
+        f"the unified network is worse than its own submodels: {unified.mean():.2%} of the {len(unified):,} validation "
         f"images against {best.mean():.2%} ({name}; McNemar's test, p = {p_value:.2g})"
     )
-    remedy = "more epochs of thawing (unfreeze.steps), or one network that stands alone (--recipe balanced)"
+    remedy = "more epochs in the unfreezing stages (unfreeze.steps), or a single network (--recipe balanced)"
     return (Finding(code="worse-than-submodels", severity="warning", message=message, remedies=(remedy,)),)
 
 
@@ -183,9 +183,9 @@ def _recall(hits: Hits, labels: npt.NDArray[np.integer[Any]], classes: int) -> f
 
 
 def constant_loss(shares: npt.NDArray[np.float64], label_smoothing: float) -> float:
-    """The least mean cross-entropy, in nats, of an answer that is the same for every image.
+    """The smallest mean cross-entropy, in nats, of a prediction that is the same for every image.
 
-    That is the entropy of the mean target, (1 - s) q_k + s / K for label smoothing s.
+    It is the entropy of the mean target, (1 - s) q_k + s / K for label smoothing s.
 
     Args:
         shares: float64 [K], the share q_k of each class in the loss: of the images, times their class's weight.
@@ -197,16 +197,16 @@ def constant_loss(shares: npt.NDArray[np.float64], label_smoothing: float) -> fl
 
 
 def stuck_findings(lowest: Mapping[str, tuple[float, float]]) -> tuple[Finding, ...]:
-    """Outputs whose training loss never came 2 % below that of a constant answer.
+    """Outputs whose training loss never fell 2 % below that of a constant prediction.
 
     Args:
-        lowest: by output its lowest mean training loss of an epoch and its `constant_loss`, in nats.
+        lowest: by output, the lowest mean training loss of an epoch and the `constant_loss`, in nats.
     """
     stuck = {name: pair for name, pair in lowest.items() if pair[1] > 0 and pair[0] > (1.0 - LEAST_PROGRESS) * pair[1]}
     if not stuck:
         return ()
     each = ", ".join(f"{name} {loss:.4f} (constant {constant:.4f})" for name, (loss, constant) in stuck.items())
-    message = f"the training loss is stuck: it never fell noticeably below that of a constant answer: {each}"
+    message = f"the training loss is stuck: it never fell noticeably below that of a constant prediction: {each}"
     remedy = "a larger or a smaller learning rate"
     return (Finding(code="loss-stuck", severity="warning", message=message, remedies=(remedy,)),)
 

@@ -1,6 +1,6 @@
-"""How long a prediction takes: one image at a time, and a batch at a time.
+"""Latency of predictions, one image at a time and one batch at a time.
 
-Nothing here knows what computes the prediction: it takes calls, so that every runtime is timed by the same rules.
+Everything is timed as a call, so that the same rules apply to every runtime.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def measure_latency(
     repeats: int = 200,
     min_seconds: float = 0.5,
 ) -> Latency:
-    """Time two calls; each must return only when its result is there (on an accelerator: synchronized).
+    """Time two calls; each must return only when its result is available (on an accelerator: synchronized).
 
     Python's garbage collector is off while calls are timed, as `timeit` does, and on again afterwards.
 
@@ -68,8 +68,8 @@ def measure_latency(
         predict_batch: predicts `batch_size` images.
         batch_size: images in a batch, at least 1.
         warmup: untimed calls of `predict_one` first, at least 0; the batch gets at most 2 of them.
-        repeats: the least number of timed calls of `predict_one`, 1 or more; for the batch it is 10 where this is more.
-        min_seconds: each of the two goes on until this much time has been measured as well.
+        repeats: the smallest number of timed calls of `predict_one`, at least 1; at most 10 for the batch.
+        min_seconds: the smallest measured time of each of the two.
 
     Raises:
         UsageError: for a number outside its range. What the calls raise passes through.
@@ -81,7 +81,7 @@ def measure_latency(
         )
     one = _time_calls(predict_one, warmup, repeats, min_seconds)
     batch = _time_calls(predict_batch, min(warmup, BATCH_WARMUP), min(repeats, BATCH_REPEATS), min_seconds)
-    # A clock may stand still over a very short call: one nanosecond is its smallest step.
+    # The clock may not advance during a very short call: one nanosecond is its smallest step.
     return Latency(
         median_us=float(np.median(one)) / 1e3,
         p99_us=float(np.percentile(one, 99)) / 1e3,
@@ -95,14 +95,14 @@ def measure_latency(
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One of several calls that were timed in alternation.
+    """Times of one of several calls that were timed in turns.
 
     Attributes:
         median_us: median time of a call over all rounds, microseconds.
         p99_us: 99th percentile of the same (linear between neighbors), microseconds.
-        ratio: median over the rounds of its median time over that of the base call in the same round, so that what
-            slows the machine for a while slows both; None without a base.
-        rounds: how often its turn came.
+        ratio: median over the rounds of its median time over that of the base call in the same round, so that load on
+            the machine affects both alike; None without a base.
+        rounds: number of turns.
         repeats: timed calls in all rounds together.
         warmup: untimed calls at the beginning of each turn.
     """
@@ -127,13 +127,13 @@ def measure_alternately(
     repeats: int = 100,
     warmup: int = 10,
 ) -> dict[str, Timing]:
-    """Time several calls in turns, so that what else the machine does falls on all of them alike.
+    """Time several calls in turns, so that load on the machine affects all of them alike.
 
-    In each round every call has one turn: a few untimed calls, since the others have taken over the caches, then the
-    timed ones. The order of the turns moves on by one each round. Python's garbage collector is off meanwhile.
+    In each round every call has one turn: a few untimed calls, which refill the caches, then the timed ones. The order
+    rotates by one each round. Python's garbage collector is off meanwhile.
 
     Args:
-        calls: what to time, by name; each must return only when its result is there.
+        calls: by name; each must return only when its result is available.
         base: name of the call that ratios refer to, or None.
         rounds: at least 1.
         repeats: timed calls a turn, at least 1.
@@ -168,7 +168,7 @@ def measure_alternately(
 
 
 def _ratio(times: list[npt.NDArray[np.int64]], base: list[npt.NDArray[np.int64]]) -> float:
-    """Median over the rounds; a clock may stand still over a very short call, hence one nanosecond at least."""
+    """Median over the rounds. At least one nanosecond, since the clock may not advance during a very short call."""
     medians, bases = np.median(times, axis=1), np.maximum(np.median(base, axis=1), 1.0)
     return float(np.median(medians / bases))
 

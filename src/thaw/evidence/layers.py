@@ -1,6 +1,6 @@
-"""An artifact layer by layer: which is the first that does not give what it may give on the numbers that it had.
+"""The first layer of an exported network whose output is wrong for its input.
 
-Nothing here knows a runtime: a runner is whatever takes images and gives scores.
+Independent of runtimes: a runner takes images and returns scores.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -16,41 +16,38 @@ import numpy.typing as npt
 
 from thaw.errors import ModelFileError
 from thaw.graph.graph import Graph
-from thaw.graph.interpret import execute
-from thaw.graph.ops import Op
-from thaw.graph.rounding import Interval
-from thaw.graph.tensors import Tensor
+from thaw.graph.ops import Operation
+from thaw.graph.tensors import Array, Interval, Tensor
 from thaw.quoting import shown
 
-Array: TypeAlias = npt.NDArray[Any]
 Images: TypeAlias = npt.NDArray[np.uint8]
-Allowed: TypeAlias = Callable[[Op, Sequence[Tensor], Sequence[Array], Sequence[Array]], Interval]
-"""What an operation may write, by the tensors that it reads, their least numbers, and their largest."""
+Allowed: TypeAlias = Callable[[Operation, Sequence[Tensor], Sequence[Array], Sequence[Array]], Interval]
+"""The range of an operation's output, from the tensors that it reads and their smallest and largest numbers."""
 
 
 class Runner(Protocol):
-    """An artifact in its runtime."""
+    """An exported network in a runtime."""
 
     def run(self, images: Images) -> Array:
         """Scores [N, K], float32 or int8, for uint8 [N, H, W, C]."""
 
     def tensors(self, image: Images) -> Mapping[str, Array]:
-        """What can be had of the intermediate results, [1, ...] by the graph's names, for uint8 [1, H, W, C]."""
+        """The available intermediate results, [1, ...] by the graph's names, for uint8 [1, H, W, C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstDifference:
-    """Where an artifact leaves the reference interpreter for the first time, in the graph's order.
+    """The first difference from the reference interpreter, in the graph's order.
 
     Attributes:
-        layer: the operation after which the numbers differ.
-        kind: the operation's, such as "conv2d".
-        fused: operations before it whose results cannot be had, so that it may be any of them as well.
-        tensor: what `layer` writes.
-        image: which of the images, from 0.
-        index: place in the tensor, (row, column, channel) or (channel,), of the first number that differs.
-        expected: what it may have there, from what the artifact had before; of several numbers, the nearest.
-        found: what the artifact has there.
+        layer: the operation whose output differs.
+        kind: of the operation, such as "conv2d".
+        fused: operations before it whose results are not available, any of which may be the cause.
+        tensor: the output of `layer`.
+        image: number of the image, from 0.
+        index: of the first number that differs, (row, column, channel) or (channel,).
+        expected: the number for the input that the layer had; of several allowed numbers, the nearest.
+        found: the number that the runtime computed.
     """
 
     layer: str
@@ -75,29 +72,34 @@ class FirstDifference:
         return {**asdict(self), "fused": list(self.fused), "index": list(self.index)}
 
 
-def exact(op: Op, reads: Sequence[Tensor], lows: Sequence[Array], _highs: Sequence[Array]) -> Interval:
-    """What the specification allows an operation on known inputs: one number at each place."""
-    made = execute(op, reads, lows)
+def exact(op: Operation, reads: Sequence[Tensor], lows: Sequence[Array], _highs: Sequence[Array]) -> Interval:
+    """The output of an operation by the specification: one number at each position."""
+    made = op.execute(reads, lows)
     return made, made
+
+
+def admitted(op: Operation, reads: Sequence[Tensor], lows: Sequence[Array], highs: Sequence[Array]) -> Interval:
+    """The output of an operation in any runtime that rounds correctly."""
+    return op.admitted(reads, lows, highs)
 
 
 def first_difference(
     graph: Graph, found: Mapping[str, Array], images: Images, numbers: Sequence[int], *, allowed: Allowed = exact
 ) -> FirstDifference | None:
-    """The first layer, in the graph's order, that does not give what it may give on the numbers that it had.
+    """The first layer, in the graph's order, whose output is not allowed for its input.
 
-    Each layer is given what the artifact had before it, so that what an earlier one did is not laid at its door. What
-    cannot be seen is all that is allowed.
+    Each layer is checked on the input that the runtime computed, so that an earlier error does not count. An input that
+    is not available may be anything that is allowed.
 
     Args:
         graph: int8.
-        found: what the artifact had inside it, [N, ...] by the graph's names.
+        found: intermediate results of the runtime, [N, ...] by the graph's names.
         images: uint8 [N, H, W, C].
-        numbers: of the N images, for the record.
-        allowed: `exact`, or `thaw.graph.rounding.admitted`.
+        numbers: of the N images, for `FirstDifference.image`.
+        allowed: `exact` or `admitted`.
 
     Returns:
-        None when everything that can be seen is right.
+        None when every available result is right.
 
     Raises:
         ModelFileError: when an intermediate result has another size.
@@ -112,7 +114,7 @@ def first_difference(
             continue
         seen = np.asarray(found[op.output])
         if seen.size != low.size:
-            raise ModelFileError(f"{shown(op.output)} has {seen.size} numbers inside it: expected {low.size}")
+            raise ModelFileError(f"{shown(op.output)} has {seen.size} numbers: expected {low.size}")
         seen = seen.reshape(low.shape).astype(np.int64)
         off = (seen < low) | (seen > high)
         if off.any():
@@ -132,8 +134,8 @@ def first_difference(
     return None
 
 
-def _unseen_before(graph: Graph, op: Op, found: Mapping[str, Array]) -> Iterator[str]:
-    """Operations between `op` and the results before it that could be compared, the nearest first."""
+def _unseen_before(graph: Graph, op: Operation, found: Mapping[str, Array]) -> Iterator[str]:
+    """Operations between `op` and the last results that could be compared, the nearest first."""
     writers = {writer.output: writer for writer in graph.ops}
     waiting = [name for name in op.inputs if name in writers and name not in found]
     while waiting:

@@ -1,4 +1,4 @@
-"""What a measurement says when some of the images were used in training: only the others are held out.
+"""Accuracy on the held-out images alone, when some of the measured images were used in training.
 
 Shapes: N images.
 """
@@ -16,14 +16,14 @@ from thaw.evidence.quality import wilson_interval
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Images that a model was measured on and had been trained on, or chosen by.
+    """Counts of measured images that were used in training or validation.
 
     Attributes:
-        train: images that are training images.
-        validation: images that are validation images, and no training images.
-        others: images that are neither.
-        accuracy: share of these others that were labeled rightly, 0 to 1; None where there are none.
-        accuracy_ci95: Wilson's 95 % interval of it; None where there are none.
+        train: training images.
+        validation: validation images that are not training images.
+        others: all other images.
+        accuracy: share of the others that were classified correctly, 0 to 1; None without any.
+        accuracy_ci95: Wilson's 95 % interval of it; None without any.
     """
 
     train: int
@@ -34,20 +34,20 @@ class Overlap:
 
     @property
     def used(self) -> int:
-        """Images that had a part in making the model."""
+        """Images that were used in training or validation."""
         return self.train + self.validation
 
     def __str__(self) -> str:
         total = self.used + self.others
         if not self.used:
             return f"none of the {total:,} images is, pixel for pixel, one that was used in training or validation"
-        told = f"{self.used:,} of {total:,} images were used in training ({self.train:,}) or validation"
-        told += f" ({self.validation:,})"
+        summary = f"{self.used:,} of {total:,} images were used in training ({self.train:,}) or validation"
+        summary += f" ({self.validation:,})"
         if self.accuracy is None or self.accuracy_ci95 is None:
-            return f"{told}: this is no measure of other images"
+            return f"{summary}: this does not measure performance on new images"
         low, high = self.accuracy_ci95
         return (
-            f"{told}; accuracy on the other {self.others:,}: {self.accuracy:.2%} "
+            f"{summary}; accuracy on the other {self.others:,}: {self.accuracy:.2%} "
             f"(95 % interval {low:.2%} to {high:.2%})"
         )
 
@@ -60,12 +60,12 @@ class Overlap:
 def overlap(
     correct: npt.NDArray[np.bool_], in_train: npt.NDArray[np.bool_], in_validation: npt.NDArray[np.bool_]
 ) -> Overlap:
-    """Count right answers on held-out images apart.
+    """Count correct answers on held-out images separately.
 
     Args:
-        correct: bool [N], whether each image was labeled rightly.
+        correct: bool [N], whether each image was classified correctly.
         in_train: bool [N], whether it is a training image.
-        in_validation: bool [N], whether it is a validation image, and no training image.
+        in_validation: bool [N], whether it is a validation image and not a training image.
     """
     hits = correct[~(in_train | in_validation)]
     others = len(hits)

@@ -34,9 +34,9 @@ class ClassQuality:
 
     Attributes:
         name: of the class.
-        precision: share of the images predicted as it that are of it; None where none was.
-        recall: share of its images that were predicted as it; None where it has no image.
-        f1: harmonic mean of the two, 0 where no image was a hit; None where it has no image.
+        precision: share of the images predicted as this class that belong to it; None without any.
+        recall: share of its images that were predicted as this class; None without any.
+        f1: harmonic mean of the two, 0 without a hit; None without images.
         support: images of the class.
     """
 
@@ -60,7 +60,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """An image that was taken for another class; `confidence` is the probability of the predicted class."""
+    """A misclassified image; `confidence` is the probability of the predicted class."""
 
     index: int
     name: str
@@ -71,7 +71,7 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
         accuracy: share of images whose most probable class is the true one (of equals, the first counts), 0 to 1.
@@ -81,10 +81,10 @@ class Quality:
         per_class: K entries in class order.
         confusion: int64 [K, K], true classes in rows, predicted ones in columns.
         expected_calibration_error: 0 to 1, over 15 equal bins of the top probability.
-        calibration: the 15 bins it was summed from.
+        calibration: these 15 bins.
         mistakes: the most confident wrong answers, most confident first, at most 24.
         cross_entropy: mean of -ln(probability of the true class), in nats, probabilities raised to at least 1e-12.
-        overlap: images that the model was trained on, and the accuracy on the others; None where they are not known.
+        overlap: images that the model was trained on, and the accuracy on the others; None if unknown.
     """
 
     accuracy: float
@@ -101,7 +101,7 @@ class Quality:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What the accuracy alone hides, such as a class that is never recognized; empty where there is nothing."""
+        """Problems that the accuracy alone hides, such as a class that is never recognized."""
         return result_findings(self.confusion, [entry.name for entry in self.per_class])
 
     def as_dict(self) -> dict[str, Any]:

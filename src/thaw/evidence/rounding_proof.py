@@ -1,15 +1,14 @@
-"""What is proved of an int8 artifact in a runtime that rounds otherwise than the specification.
+"""Evidence that a runtime with other rounding rules than the specification computes an int8 network correctly.
 
-Such a runtime gives other bytes, and in a deep network other labels, without computing anything wrongly. Three things
-tell the two apart:
+Such a runtime returns other bytes, and in a deep network other labels, although it computes nothing wrongly. Three
+checks distinguish rounding from errors:
 
-- Of images whose scores differ, every layer is looked at: each of its numbers has to be one that an admitted rounding
-  gives on the numbers which the layer had (`thaw.graph.rounding`). By induction over the layers, nothing but rounding
-  lies between such an image's scores and the reference interpreter's.
-- The same roundings, carried from the pixels to the scores, bound what a score may differ by, per graph and image and
-  without regard to the runtime. A label may change only where the bounds of the two classes overlap.
-- Over all images, the artifact is right no less often than the reference interpreter, but by chance (McNemar's exact
-test).
+- Every layer is checked on images whose scores differ: each number must be one that an admitted rounding gives for the
+  layer's own input (`thaw.graph.rounding`). By induction over the layers, only rounding separates the scores of such an
+  image from the reference interpreter's.
+- The same roundings, propagated from the pixels to the scores, bound the difference of a score for each image,
+  independent of the runtime. A label may change only if the bounds of the two classes overlap.
+- Over all images, the runtime is not significantly less accurate than the reference interpreter (McNemar's exact test).
 
 Shapes: N images, K classes.
 """
@@ -23,40 +22,39 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thaw.evidence.layers import Array, FirstDifference, Images, Runner, first_difference
+from thaw.evidence.layers import FirstDifference, Images, Runner, admitted, first_difference
 from thaw.evidence.quality import mcnemar
 from thaw.graph.graph import Graph
-from thaw.graph.rounding import admitted, score_interval
+from thaw.graph.interpret import score_interval
+from thaw.graph.tensors import Array
 
 LEAST_P_VALUE = 0.001
-"""Below this probability, fewer right answers are no chance. One in a thousand, since each verification is a test."""
+"""Below this, a lower accuracy is significant. One in a thousand, since every verification is a test."""
 TRACED_IMAGES = 500
-"""Images of which every layer is looked at; an image takes tens of milliseconds."""
+"""The most images whose layers are checked; an image takes tens of milliseconds."""
 SCORE_STEPS = 255
-"""The most that two int8 scores can differ by."""
+"""The largest difference of two int8 scores."""
 _BATCH = 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundingProof:
-    """Counts of images, and what was found on them; scores are in units of the last place (steps of int8).
+    """Results of the checks; scores are in units of the last place (steps of int8).
 
     Attributes:
-        traced_images: images of which every layer was looked at, of those whose scores differ.
-        relabeled_images: images with another label than the reference interpreter's, of all.
-        traced_relabeled: how many of these were traced.
-        unrepeated_images: traced images that got other scores when layers were looked at, so that nothing is known of
-            how the runtime came to its own.
+        traced_images: images with differing scores whose layers were checked.
+        relabeled_images: images, of all, whose label differs from the reference interpreter's.
+        traced_relabeled: of these, the number that was traced.
+        unrepeated_images: traced images whose scores changed when layers were read, so that the check does not explain
+            the original scores.
         outside_images: traced images with a score that admitted roundings cannot give.
-        largest_bound: the most that admitted roundings can change a score of a traced image by; 255 is no bound.
+        largest_bound: the largest effect of admitted roundings on a score of a traced image; 255 is no bound.
         median_bound: the median over traced images of the same.
-        largest_margin: of images with another label, the most by which the reference interpreter's first score is
-        ahead of its score
-            for that label; None where no label differs.
-        only_reference: images that only the reference interpreter labeled rightly; None without labels.
-        only_runtime: images that only the artifact labeled rightly; None without labels.
-        p_value: probability of so few right answers of the artifact, or fewer, among the images that only one of the
-            two labeled rightly, were both equally good (one-sided exact McNemar test); None without labels.
+        largest_margin: of images with another label, the largest difference between the reference interpreter's first
+            score and its score for that label; None if no label differs.
+        only_reference: images that only the reference interpreter classified correctly; None without labels.
+        only_runtime: images that only the runtime classified correctly; None without labels.
+        p_value: of McNemar's exact one-sided test that the runtime is less accurate; None without labels.
     """
 
     traced_images: int
@@ -73,7 +71,7 @@ class RoundingProof:
 
     @property
     def is_within(self) -> bool:
-        """Whether nothing but rounding was found; the layers themselves are told by `prove_rounding`."""
+        """Whether these checks found nothing but rounding; `prove_rounding` returns the check of the layers."""
         is_no_worse = self.p_value is None or self.p_value >= LEAST_P_VALUE
         return not self.unrepeated_images and not self.outside_images and is_no_worse
 
@@ -83,33 +81,33 @@ class RoundingProof:
 
     @property
     def bound(self) -> str:
-        """What admitted roundings can add up to, in words."""
+        """The largest total effect of admitted roundings, in words."""
         most = f"{self.largest_bound} units"
         return f"{most if self.largest_bound < SCORE_STEPS else 'any difference'} (median {self.median_bound:g})"
 
     def findings(self, images: int) -> list[str]:
-        """What was found, in words, `images` being how many were compared."""
-        told = [f"rounding in this graph can add up to {self.bound}"]
-        told.append(f"labels differ on {self.relabeled_images:,} of {images:,} images")
+        """The results in words; `images` is the number of compared images."""
+        parts = [f"rounding in this graph can add up to {self.bound}"]
+        parts.append(f"labels differ on {self.relabeled_images:,} of {images:,} images")
         if self.largest_margin is not None:
-            told[-1] += f", where the two scores are at most {self.largest_margin} units apart"
+            parts[-1] += f", where the two scores are at most {self.largest_margin} units apart"
         if self.p_value is not None:
-            told.append(
+            parts.append(
                 f"only this runtime is right on {self.only_runtime:,} images, only the reference interpreter on "
                 f"{self.only_reference:,} (McNemar p = {self.p_value:.2g}, at least {LEAST_P_VALUE:g} required)"
             )
-        return told
+        return parts
 
     def problems(self) -> list[str]:
-        """What is more than rounding, in words."""
-        told = []
+        """Findings beyond rounding, in words."""
+        parts = []
         if self.unrepeated_images:
-            told.append(f"{self.unrepeated_images:,} images get other scores when all layers are read")
+            parts.append(f"{self.unrepeated_images:,} images have other scores when all layers are read")
         if self.outside_images:
-            told.append(f"{self.outside_images:,} images have scores that rounding cannot give")
+            parts.append(f"{self.outside_images:,} images have scores that rounding cannot give")
         if self.p_value is not None and self.p_value < LEAST_P_VALUE:
-            told.append("accuracy is lower than by chance")
-        return told
+            parts.append("accuracy is significantly lower")
+        return parts
 
 
 def prove_rounding(
@@ -120,18 +118,18 @@ def prove_rounding(
     images: Images,
     labels: npt.NDArray[np.integer[Any]] | None = None,
 ) -> tuple[RoundingProof, FirstDifference | None]:
-    """Look for what is more than rounding.
+    """Search for differences beyond rounding.
 
     Args:
-        graph: the int8 graph that the artifact was made from.
+        graph: the int8 graph.
         expected: the reference interpreter's scores, int8 [N, K].
-        found: the artifact's scores, int8 [N, K].
-        runner: the artifact.
+        found: the runtime's scores, int8 [N, K].
+        runner: of the exported network.
         images: uint8 [N, H, W, C].
-        labels: the true classes, [N]; None where they are not known.
+        labels: the true classes [N]; None if unknown.
 
     Returns:
-        What was found, and the first layer with a number that no admitted rounding gives, if there is one.
+        The results, and the first layer with a number that no admitted rounding gives, if any.
 
     Raises:
         ModelFileError: when an intermediate result has another size.
@@ -142,7 +140,7 @@ def prove_rounding(
     bounds: list[npt.NDArray[np.int64]] = []
     for chosen in _batches(rows):
         batch = np.ascontiguousarray(images[chosen])
-        # Scores that cannot be seen inside are those that came out.
+        # If the scores are not among the intermediate results, those of `found` count.
         inside = {graph.outputs[-1]: found[chosen], **_tensors(runner, batch)}
         if first is None:
             first = first_difference(graph, inside, batch, chosen.tolist(), allowed=admitted)
@@ -169,10 +167,10 @@ def prove_rounding(
 
 
 def traced_rows(expected: Array, found: Array) -> npt.NDArray[np.int64]:
-    """The images to look into, at most `TRACED_IMAGES`, by the scores of the interpreter and the artifact, int8 [N, K].
+    """The images to trace, at most `TRACED_IMAGES`, from reference and runtime scores, int8 [N, K].
 
-    Those with another label come first, those with the largest margin before others; then those whose scores differ,
-    evenly spread over their largest difference.
+    Images with another label come first, by decreasing margin; then images whose scores differ, evenly spread over
+    their largest difference.
     """
     relabeled, margins = _margins(expected, found)
     first = relabeled[np.argsort(-margins, kind="stable")][:TRACED_IMAGES]
@@ -200,7 +198,7 @@ def _batches(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def _tensors(runner: Runner, images: Images) -> Mapping[str, Array]:
-    """What lies inside of the artifact for each image, one after another: [N, ...]."""
+    """The intermediate results of each image, [N, ...]."""
     each = [runner.tensors(images[index : index + 1]) for index in range(len(images))]
     return {name: np.concatenate([np.asarray(values[name]) for values in each]) for name in each[0]}
 

@@ -1,7 +1,7 @@
-"""The emitted C on this machine.
+"""Runs the exported C on this machine.
 
-It is compiled in a temporary folder into a program that reads images and writes scores; for timing, into a shared
-library that is called through ctypes.
+It is compiled in a temporary folder, into a program that reads images and writes scores; and for timing, into a shared
+library that ctypes calls.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,23 +21,23 @@ from thaw.errors import ModelFileError
 from thaw.export.c_names import prefix_of_files, with_prefix
 from thaw.export.to_c import traced_tensors
 from thaw.graph.graph import Graph
-from thaw.graph.tensors import Tensor
+from thaw.graph.tensors import Array, Tensor
 from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
 
 STRICT_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic")
-"""What C that is verified compiles with, on every target."""
+"""For C that is verified, on every machine."""
 
 _ANY_FLAGS = ("-std=c99", "-w")
-"""What C that is timed compiles with: another compiler's warnings are no reason not to."""
+"""For C that is timed, whatever the compiler warns about."""
 
-# No exported file is called so, since a prefix has no hyphen.
+# No exported file has this name, since a prefix contains no hyphen.
 _SOURCE = "thaw-program.c"
 
 _RUN_SECONDS = 60.0
 _RUN_SECONDS_AN_IMAGE = 0.02
 
-# From a file of images to a file of scores, or of what each step wrote: a program of its own, so that C which crashes
-# or does not end takes nothing along.
+# From a file of images to a file of scores, or of the output of each step. A program of its own, so that a crash or an
+# endless loop does not affect this process.
 _PROGRAM = """
 #include "@HEADER@"
 #include <stdio.h>
@@ -78,15 +78,15 @@ int main(int count, char **names)
 
 
 class HostCRunner:
-    """The emitted C, compiled here; also a context manager, which removes what was compiled.
+    """The exported C, compiled on this machine. A context manager that removes the compiled files.
 
     Args:
-        files: what `export_c` gives.
-        graph: the int8 graph that it was made from.
-        flags: of the compiler, besides those that set language and warnings.
+        files: from `export_c`.
+        graph: the int8 graph of these files.
+        flags: of the compiler, besides language and warnings.
         compiler: by default what `find_compiler` finds.
-        is_strict: whether a warning is an error: for what is verified, not for what is timed.
-        launcher: what starts the program, such as an emulator of another processor; by default nothing.
+        is_strict: whether warnings are errors.
+        launcher: the command that starts the program, such as an emulator of another processor; empty by default.
 
     Raises:
         MissingDependencyError: without a compiler.
@@ -140,29 +140,29 @@ class HostCRunner:
         self.close()
 
     def close(self) -> None:
-        """Remove what was compiled; the runner cannot be used afterwards."""
+        """Remove the compiled files; the runner cannot be used afterwards."""
         self._folder.cleanup()
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    def run(self, images: npt.NDArray[np.uint8]) -> Array:
         """Scores, int8 [N, K] (int32 for a graph that ends in an argmax), for uint8 [N, H, W, C].
 
         Raises:
-            ModelFileError: when the C crashes or does not end.
+            ModelFileError: when the C crashes or does not finish in time.
         """
         return self._read(self._build("program", _SOURCE), images, [self._result])[0]
 
-    def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """What each step wrote, [1, ...] by tensor, for uint8 [1, H, W, C]: from a second build that tells.
+    def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, Array]:
+        """The output of each step, [1, ...] by tensor, for uint8 [1, H, W, C], from a second build with a trace.
 
         Raises:
-            ModelFileError: when the C crashes or does not end.
+            ModelFileError: when the C crashes or does not finish in time.
         """
         tensors = [self.graph.tensor(name) for name in traced_tensors(self.graph)]
         parts = self._read(self._build("traced", _SOURCE, "-DTHAW_TRACE"), image, tensors)
         return {tensor.name: part for tensor, part in zip(tensors, parts, strict=True)}
 
-    def _read(self, program: Path, images: npt.NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
-        """What `program` writes of each image: `tensors` one after another; [N, ...] each."""
+    def _read(self, program: Path, images: npt.NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[Array]:
+        """The output of `program` for each image, split into `tensors`; [N, ...] each."""
         folder = Path(self._folder.name)
         limit = _RUN_SECONDS + _RUN_SECONDS_AN_IMAGE * len(images)
         try:
@@ -178,12 +178,12 @@ class HostCRunner:
         except OSError as error:
             raise _unusable(error) from error
         except subprocess.TimeoutExpired:
-            raise ModelFileError(f"the C did not end within {limit:.0f} s") from None
+            raise ModelFileError(f"the C did not finish within {limit:.0f} s") from None
         if done.returncode != 0:
-            raise ModelFileError(f"the C ended with exit code {done.returncode} instead of scores")
+            raise ModelFileError(f"the C failed with exit code {done.returncode}")
         sizes = [tensor.elements * np.dtype(tensor.dtype).itemsize for tensor in tensors]
         if len(content) != len(images) * sum(sizes):
-            raise ModelFileError(f"the C gave {len(content)} bytes: expected {len(images) * sum(sizes)}")
+            raise ModelFileError(f"the C wrote {len(content)} bytes: expected {len(images) * sum(sizes)}")
         rows = np.frombuffer(content, np.uint8).reshape(len(images), sum(sizes))
         parts = np.split(rows, np.cumsum(sizes)[:-1], axis=1)
         return [
@@ -202,7 +202,7 @@ class HostCRunner:
         """One inference of uint8 [H, W, C], with everything prepared, for timing.
 
         Raises:
-            ModelFileError: when the C crashes or does not end, which is tried in a program of its own first.
+            ModelFileError: when the C crashes or does not finish in time, which is tried in its own process first.
         """
         self.run(image[None])
         pixels = np.ascontiguousarray(image)
@@ -218,12 +218,12 @@ class HostCRunner:
 
 
 def _unusable(error: OSError) -> ModelFileError:
-    """Of a folder for temporary files that is full, or from which nothing can be loaded."""
+    """For a temporary folder that is full, or from which nothing can be loaded."""
     return ModelFileError(
         f"the C cannot be built and loaded in {tempfile.gettempdir()}: {error.strerror or error}\n"
         "set TMPDIR to a folder with space, from which programs may run"
     )
 
 
-def _address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+def _address(array: Array) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)

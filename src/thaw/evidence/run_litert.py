@@ -1,128 +1,123 @@
-"""LiteRT: runs an exported `.tflite` model on the CPU; the only file that runs its interpreter.
+"""LiteRT: runs an exported `.tflite` model on the CPU, in a process of its own.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import weakref
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
-from thaw.export.litert_file import read_litert, with_all_outputs
+from thaw.evidence import litert_process
+from thaw.graph.interpret import check_images
+from thaw.graph.tensors import Array
 
-_STDERR = 2
-_quiet_lock = threading.Lock()
+_REQUEST_SECONDS = 120.0
+_REQUEST_SECONDS_AN_IMAGE = 0.2
 
 
 class LiteRtRunner:
-    """An interpreter of an exported model, float32 or int8.
+    """An exported model, float32 or int8, in a LiteRT process, which ends with the runner.
 
     Args:
         model: the content of a .tflite file.
-        reference: by the reference kernels, whose bits are those of the int8 specification, instead of the fast ones
+        reference: use the reference kernels, which are bit-exact to the int8 specification, instead of the fast ones
             (XNNPACK), which may differ by a unit in the last place.
-        threads: that one operation may use, at least 1.
+        threads: for one operation, at least 1.
 
     Raises:
-        ModelFileError: for a file that is damaged, or is not one that `thaw export` writes.
+        ModelFileError: for a file that LiteRT refuses, or on which it crashes.
         MissingDependencyError: without `ai-edge-litert`.
     """
 
     def __init__(self, model: bytes, *, reference: bool = False, threads: int = 1) -> None:
         if threads < 1:
-            raise UsageError(f"{threads} threads: expected at least 1")
-        self._file = read_litert(model)
-        self._model, self._reference, self._threads = model, reference, threads
-        self._interpreter = self._prepare(model)
-        self._keeping: Any = None
-        self._image = self._interpreter.get_input_details()[0]["index"]
-        self._scores = self._interpreter.get_output_details()[0]["index"]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
+            raise UsageError(f"threads = {threads}: expected at least 1")
+        _check_package()
+        self._model = model
+        self._settings: dict[str, Any] = {"reference": reference, "threads": threads}
+        # -P: modules beside that file must not hide others.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", litert_process.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.close = weakref.finalize(self, _end, self._process)
+        opened, _ = self._ask(self._settings, {"model": np.frombuffer(model, np.uint8)})
+        self.shape: tuple[int, ...] = tuple(opened["shape"])
         """(H, W, C) of the images that it takes."""
-        return self._file.image.shape[1:]
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """What the model gives, [N, K], float32 or int8, for images uint8 [N, H, W, C]."""
-        self._check(images)
-        scores = np.empty((len(images), *self._file.scores.shape[1:]), self._file.scores.dtype)
-        for index in range(len(images)):
-            scores[index] = self._run_one(self._interpreter, images[index : index + 1])
-        return scores
+    def run(self, images: npt.NDArray[np.uint8]) -> Array:
+        """Scores [N, K], float32 or int8, for images uint8 [N, H, W, C].
 
-    def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """Every tensor that the model computes, by the name it has in the graph, [1, ...], for one image [1, H, W, C].
-
-        There are some more, which the graph has not; and a vector between two int8 dense layers is [1, 1, 1, C].
-        They come from a copy of the model that has all of them as outputs, so that the kernels are those of `run`,
-        XNNPACK's too.
+        Raises:
+            ModelFileError: when LiteRT fails or crashes.
         """
-        self._check(image)
-        if self._keeping is None:
-            self._keeping = self._prepare(with_all_outputs(self._model))
-        self._run_one(self._keeping, image)
-        return {tensor.name: self._keeping.get_tensor(index) for index, tensor in self._file.written.items()}
+        check_images(images, self.shape)
+        return self._ask({"asks": "scores"}, {"images": images})[1]["scores"]
+
+    def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, Array]:
+        """Every tensor that the model computes, by its name in the graph, [1, ...], for one image [1, H, W, C].
+
+        Some are not in the graph. A vector between two int8 dense layers is [1, 1, 1, C].
+
+        Raises:
+            ModelFileError: when LiteRT fails or crashes.
+        """
+        check_images(image, self.shape)
+        return self._ask({"asks": "tensors"}, {"images": image})[1]
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """A call that runs the model on one image, uint8 [H, W, C], with everything prepared."""
-        self._check(image[None])
-        pixels = np.ascontiguousarray(image[None])
-        return lambda: self._run_one(self._interpreter, pixels)
+        """A call that runs the model on one image, uint8 [H, W, C], in this process, with everything prepared.
 
-    def _run_one(self, interpreter: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        interpreter.set_tensor(self._image, np.ascontiguousarray(image))
-        interpreter.invoke()
-        scores: npt.NDArray[Any] = interpreter.get_tensor(self._scores)
-        return scores
+        Raises:
+            ModelFileError: when LiteRT fails or crashes, which is tried in its own process first.
+        """
+        self.run(image[None])
+        return litert_process.LiteRtModel(self._model, **self._settings).predict_one(image)
 
-    def _prepare(self, model: bytes) -> Any:
-        """An interpreter with its memory."""
+    def _ask(self, request: dict[str, Any], arrays: dict[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+        """The reply to a request."""
+        limit = _REQUEST_SECONDS + _REQUEST_SECONDS_AN_IMAGE * len(arrays.get("images", ()))
+        watch = threading.Timer(limit, self._process.kill)
+        watch.start()
         try:
-            from ai_edge_litert.interpreter import Interpreter, OpResolverType
-        except ImportError:
-            raise MissingDependencyError(
-                "running LiteRT models needs ai-edge-litert: pip install 'thaw-cnn[litert]'"
-            ) from None
-        kernels = OpResolverType.BUILTIN_REF if self._reference else OpResolverType.AUTO
-        try:
-            with _quiet():
-                interpreter = Interpreter(
-                    model_content=model,
-                    num_threads=self._threads,
-                    experimental_op_resolver_type=kernels,
-                )
-                interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelFileError(f"LiteRT refuses the model: {reason}") from None
-        return interpreter
-
-    def _check(self, images: npt.NDArray[np.uint8]) -> None:
-        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
-            expected = ", ".join(map(str, self.shape))
-            raise UsageError(f"images are {images.dtype} {list(images.shape)}: expected uint8 [N, {expected}]")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps off the terminal what LiteRT says while it starts; it writes past Python's own standard error."""
-    with _quiet_lock, warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-        warnings.simplefilter("ignore")
-        sys.stderr.flush()
-        kept = os.dup(_STDERR)
-        os.dup2(nowhere.fileno(), _STDERR)
-        try:
-            yield
+            pipes = cast("Any", self._process)
+            litert_process.send(pipes.stdin, request, arrays)
+            reply, values = litert_process.receive(pipes.stdout)
+        except (EOFError, OSError):
+            code = self._process.wait()
+            raise ModelFileError(f"LiteRT crashed on the model (exit code {code})") from None
         finally:
-            os.dup2(kept, _STDERR)
-            os.close(kept)
+            watch.cancel()
+        if "error" in reply:
+            raise ModelFileError(f"LiteRT refuses the model: {reply['error']}")
+        return reply, values
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:
+                # What could not be sent to a process that has crashed.
+                continue
+
+
+def _check_package() -> None:
+    if find_spec("ai_edge_litert") is None or find_spec("ai_edge_litert.interpreter") is None:
+        raise MissingDependencyError("running LiteRT models needs ai-edge-litert: pip install 'thaw-cnn[litert]'")

@@ -1,4 +1,4 @@
-"""onnxruntime: runs an exported ONNX model on the CPU; the only file that imports it.
+"""onnxruntime: runs an exported ONNX model on the CPU.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
-from thaw.export.onnx_file import read_onnx, with_all_outputs
+from thaw.export.onnx_file import one_line, read_onnx, with_all_outputs
+from thaw.export.to_onnx import OPERATIONS
+from thaw.graph.interpret import check_images
+from thaw.graph.tensors import Array
 
 BATCH = 250
 _ONLY_FATAL = 4
@@ -25,7 +28,7 @@ class OnnxRunner:
 
     Args:
         model: the content of a .onnx file.
-        threads: that one operation may use, at least 1.
+        threads: for one operation, at least 1.
 
     Raises:
         ModelFileError: for a file that is damaged, or is not one that `thaw export` writes.
@@ -34,9 +37,9 @@ class OnnxRunner:
 
     def __init__(self, model: bytes, *, threads: int = 1) -> None:
         if threads < 1:
-            raise UsageError(f"{threads} threads: expected at least 1")
+            raise UsageError(f"threads = {threads}: expected at least 1")
         self._threads = threads
-        self._model = read_onnx(model)
+        self._model = read_onnx(model, OPERATIONS)
         self._session = _session(model, threads)
         self._traced: tuple[Any, dict[str, str]] | None = None
         read = self._session.get_inputs()[0]
@@ -44,10 +47,10 @@ class OnnxRunner:
         if read.type != "tensor(uint8)" or len(self._shape) != 3 or not all(type(side) is int for side in self._shape):
             raise ModelFileError(f"ONNX model that takes {read.type} {read.shape}: expected uint8 [N, H, W, C]")
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """What the model gives, [N, K], for images uint8 [N, H, W, C]."""
-        self._check(images)
-        # An empty batch takes a zero image along for the shape and dtype of nothing.
+    def run(self, images: npt.NDArray[np.uint8]) -> Array:
+        """The model's output [N, K] for images uint8 [N, H, W, C]."""
+        check_images(images, self._shape)
+        # An empty batch runs on one black image, for the shape and dtype of the result.
         padded = images if len(images) else np.zeros((1, *self._shape), np.uint8)
         parts = [
             _run(self._session, None, {self._input: np.ascontiguousarray(padded[start : start + BATCH])})[0]
@@ -55,13 +58,13 @@ class OnnxRunner:
         ]
         return np.concatenate(parts)[: len(images)]
 
-    def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, Array]:
         """Every tensor by the name it has in the graph, [1, ...] with maps as [1, H, W, C], for one image [1, H, W, C].
 
-        In an int8 model all are int8, the last one too. Since each is asked for, onnxruntime may not melt operations
-        together as it does in `run`, so that last bits can differ from those there.
+        In an int8 model all are int8, including the last one. onnxruntime fuses fewer operations than in `run`, since
+        every tensor is an output, so the last bits can differ.
         """
-        self._check(image)
+        check_images(image, self._shape)
         if self._traced is None:
             copy, names = with_all_outputs(self._model)
             self._traced = _session(copy, self._threads), names
@@ -74,7 +77,7 @@ class OnnxRunner:
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """A call that runs the model on one image, uint8 [H, W, C], with everything prepared."""
-        self._check(image[None])
+        check_images(image[None], self._shape)
         run, feeds = self._session.run, {self._input: np.ascontiguousarray(image[None])}
         return lambda: run(None, feeds)
 
@@ -83,14 +86,12 @@ class OnnxRunner:
         name: str = self._session.get_outputs()[0].name
         return name
 
-    def _check(self, images: npt.NDArray[np.uint8]) -> None:
-        if images.dtype != np.uint8 or images.shape[1:] != self._shape:
-            expected = ", ".join(map(str, self._shape))
-            raise UsageError(f"images are {images.dtype} {list(images.shape)}: expected uint8 [N, {expected}]")
+    def close(self) -> None:
+        """Nothing to do: a session has no processes or files."""
 
 
-def _as_in_graph(value: npt.NDArray[Any], *, is_output: bool) -> npt.NDArray[Any]:
-    """A tensor of the file as the graph has it: maps as [1, H, W, C], int8 numbers without the 128 added to them."""
+def _as_in_graph(value: Array, *, is_output: bool) -> Array:
+    """A tensor as in the graph: maps as [1, H, W, C], int8 numbers without the added 128."""
     if value.ndim == 4 and not is_output:
         value = np.ascontiguousarray(value.transpose(_MAPS_TO_NHWC))
     return (value ^ 0x80).view(np.int8) if value.dtype == np.uint8 else value
@@ -102,25 +103,20 @@ def _session(model: bytes, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ONLY_FATAL
-    # x86 processors without VNNI add int8 products in 16 bits, which saturates; this keeps the sums exact there, and
-    # changes nothing on others.
+    # On x86 processors without VNNI, int8 products are added in 16 bits, which saturates. This keeps the sums exact.
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen kinds without a base of their own)
-        raise ModelFileError(f"onnxruntime refuses the model: {_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen classes without a common base)
+        raise ModelFileError(f"onnxruntime refuses the model: {one_line(error)}") from None
 
 
-def _run(session: Any, names: list[str] | None, feeds: dict[str, npt.NDArray[np.uint8]]) -> list[npt.NDArray[Any]]:
+def _run(session: Any, names: list[str] | None, feeds: dict[str, npt.NDArray[np.uint8]]) -> list[Array]:
     try:
-        values: list[npt.NDArray[Any]] = session.run(names, feeds)
+        values: list[Array] = session.run(names, feeds)
     except Exception as error:  # noqa: BLE001 (as in `_session`)
-        raise ModelFileError(f"onnxruntime cannot run the model: {_line(error)}") from None
+        raise ModelFileError(f"onnxruntime cannot run the model: {one_line(error)}") from None
     return values
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _runtime() -> ModuleType:

@@ -1,6 +1,6 @@
-"""An artifact against the interpreter: do they give the same scores, and where they do not, which layer is the first.
+"""Comparison of an exported network with the reference interpreter: scores, and the first layer that differs.
 
-What the reference interpreter gave is passed in, so that it computes a test set once for all artifacts.
+The reference scores are passed in, so that they are computed once for all exported networks.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import ModelFileError, UsageError
-from thaw.evidence.layers import Array, FirstDifference, Images, Runner, first_difference
+from thaw.evidence.layers import FirstDifference, Images, Runner, first_difference
 from thaw.evidence.rounding_proof import SCORE_STEPS, RoundingProof, prove_rounding
 from thaw.graph.graph import Graph
-from thaw.graph.tensors import Quantization
+from thaw.graph.tensors import Array, Quantization
 
 FLOAT_TOLERANCE = 1e-4
-"""The most that a probability in float32 may differ between runtimes, which add up sums in orders of their own."""
+"""Largest difference of a float32 probability between runtimes, which add in different orders."""
 _OFF_SCALE = 1e-3
-"""How far dequantized scores may lie beside a whole number, by the rounding of float32."""
+"""Largest distance of a dequantized score from an integer, by float32 rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class FloatComparison:
     """Scores in float32 against the reference interpreter's.
 
     Attributes:
-        images: N, how many were compared.
+        images: N, number of compared images.
         agreement: share of images with the same label, 0 to 1.
         largest_difference: the largest absolute difference of a score.
     """
@@ -41,12 +41,12 @@ class FloatComparison:
 
     @property
     def is_close(self) -> bool:
-        """Whether no score is further off than `FLOAT_TOLERANCE`."""
+        """Whether all scores are within `FLOAT_TOLERANCE`."""
         return self.largest_difference <= FLOAT_TOLERANCE
 
     @property
     def statement(self) -> str:
-        """What was found, in words."""
+        """The result in words."""
         return (
             f"probabilities differ by at most {self.largest_difference:.1e} (limit {FLOAT_TOLERANCE:g}); "
             f"the same label for {self.agreement:.2%} of {self.images:,} images"
@@ -62,14 +62,14 @@ class Int8Comparison:
     """Scores in int8 against the reference interpreter's.
 
     Attributes:
-        images: N, how many were compared.
+        images: N, number of compared images.
         agreement: share of images with the same label, 0 to 1.
         largest_difference: the largest difference of a score, in units of the last place.
-        score_bytes: N * K, how many bytes were compared.
-        differing_bytes: how many of them differ.
-        differing_images: how many images have a byte that differs.
-        first_difference: where it begins; None where nothing differs, nobody could look inside, or all is rounding.
-        rounding: what shows that the difference is rounding; None where nothing differs, and where nothing may.
+        score_bytes: N * K, number of compared bytes.
+        differing_bytes: number of bytes that differ.
+        differing_images: number of images with a byte that differs.
+        first_difference: first layer that differs; None if nothing differs or everything is rounding.
+        rounding: evidence that the difference is rounding; None if nothing differs, or nothing may.
     """
 
     images: int
@@ -88,13 +88,13 @@ class Int8Comparison:
 
     @property
     def is_close(self) -> bool:
-        """Whether nothing differs, or nothing but the rounding of each layer."""
+        """Whether nothing differs beyond the rounding of each layer."""
         is_rounding = self.rounding is not None and self.rounding.is_within and self.first_difference is None
         return self.is_equal or is_rounding
 
     @property
     def statement(self) -> str:
-        """What was found, in words."""
+        """The result in words."""
         if self.is_equal:
             return f"equal in every byte ({self.score_bytes:,} bytes of {self.images:,} images)"
         scores = (
@@ -125,19 +125,19 @@ def verify_int8(
     is_exact: bool = True,
     labels: npt.NDArray[np.integer[Any]] | None = None,
 ) -> Int8Comparison:
-    """What an int8 artifact gave against what the reference interpreter gave, and the first layer that differs.
+    """Compare the scores of an exported int8 network with the reference interpreter's, and find where they differ.
 
     Args:
-        graph: the int8 graph that the artifact was made from.
+        graph: the int8 graph.
         expected: the reference interpreter's scores, int8 [N, K].
-        found: the artifact's scores, int8 [N, K], or float32 where they come dequantized.
-        runner: the artifact, which is asked for its intermediate results where something differs.
-        images: uint8 [N, H, W, C], from which the scores come.
-        is_exact: whether the runtime is to give every byte; else what differs has to be rounding (`prove_rounding`).
-        labels: true classes, [N], by which right answers are counted where it need not be exact; None for no count.
+        found: the runtime's scores, int8 [N, K], or dequantized float32.
+        runner: of the exported network, for intermediate results if something differs.
+        images: uint8 [N, H, W, C], of the scores.
+        is_exact: whether every byte must be equal; otherwise differences must be rounding (`prove_rounding`).
+        labels: true classes [N], to compare the accuracy if the scores need not be equal; None for no comparison.
 
     Raises:
-        ModelFileError: for scores of another shape or type. What the runner raises passes.
+        ModelFileError: for scores of another shape or dtype.
     """
     scores = as_numbers(found, graph.tensor(graph.outputs[-1]).quantization)
     result = compare_int8(expected, scores)
@@ -152,30 +152,30 @@ def verify_int8(
 
 
 def as_numbers(scores: Array, quantization: Quantization | None) -> Array:
-    """The int8 numbers of scores that a runtime gives dequantized, as float32; other scores as they are.
+    """The int8 numbers of dequantized float32 scores; other scores unchanged.
 
     Raises:
-        ModelFileError: when they do not lie on the scale.
+        ModelFileError: when they are not on the scale.
     """
     if scores.dtype != np.float32 or quantization is None:
         return scores
     numbers = scores.astype(np.float64) / quantization.scale + quantization.zero_point
     whole = np.rint(numbers)
-    # Not written as a comparison with "more", since what is no number must be refused too.
+    # NaN must fail this check too.
     if not (np.abs(numbers - whole) <= _OFF_SCALE).all() or not ((whole >= -128) & (whole <= 127)).all():
-        raise ModelFileError("it gives scores that do not lie on the scale of the int8 graph")
+        raise ModelFileError("it returns scores that are not on the scale of the int8 graph")
     return whole.astype(np.int8)
 
 
 def compare_float(expected: Array, found: Array) -> FloatComparison:
-    """What a float32 artifact gave against what the reference interpreter gave, float32 [N, K] each.
+    """Compare float32 scores with those of the reference interpreter, [N, K] each.
 
     Raises:
-        ModelFileError: for scores of another shape or type, or that are not finite.
+        ModelFileError: for scores of another shape or dtype, or that are not finite.
     """
     _check(expected, found)
     if not np.isfinite(found).all():
-        raise ModelFileError("it gives scores that are not finite numbers")
+        raise ModelFileError("it returns scores that are not finite")
     return FloatComparison(
         images=len(expected),
         agreement=_agreement(expected, found),
@@ -184,10 +184,10 @@ def compare_float(expected: Array, found: Array) -> FloatComparison:
 
 
 def compare_int8(expected: Array, found: Array) -> Int8Comparison:
-    """What an int8 artifact gave against what the reference interpreter gave, int8 [N, K] each.
+    """Compare int8 scores with those of the reference interpreter, [N, K] each.
 
     Raises:
-        ModelFileError: for scores of another shape or type.
+        ModelFileError: for scores of another shape or dtype.
     """
     _check(expected, found)
     differs = expected != found
@@ -207,8 +207,8 @@ def _agreement(expected: Array, found: Array) -> float:
 
 def _check(expected: Array, found: Array) -> None:
     if not len(expected):
-        raise UsageError("there are no images to compare on: expected at least one")
+        raise UsageError("no images to compare: expected at least one")
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ModelFileError(
-            f"it gives scores {found.dtype} {list(found.shape)}: expected {expected.dtype} {list(expected.shape)}"
+            f"it returns scores {found.dtype} {list(found.shape)}: expected {expected.dtype} {list(expected.shape)}"
         )

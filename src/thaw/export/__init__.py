@@ -1,1 +1,1 @@
-"""Exporters: a Graph -> files that run elsewhere; one target a file, and none knows another."""
+"""Exporters: a graph -> files that run elsewhere, one format a file."""

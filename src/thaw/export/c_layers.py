@@ -1,4 +1,4 @@
-"""One step of a memory plan as C: its constants, and the call of the kernel that computes it."""
+"""One step of a memory plan as C: its constants and the call of its kernel."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import numpy.typing as npt
 from thaw.errors import UsageError
 from thaw.graph import fixed_point
 from thaw.graph.graph import Graph
-from thaw.graph.interpret import add_multipliers, output_multipliers, requantize_multiplier
-from thaw.graph.operation import Weighted
 from thaw.graph.ops import (
     Add,
     ArgMax,
@@ -27,8 +25,8 @@ from thaw.graph.ops import (
     Requantize,
     Reshape,
     Softmax,
+    Weighted,
 )
-from thaw.graph.packing import pack_weights
 from thaw.graph.plan import MemoryPlan, Step
 from thaw.graph.sharing import weights_owner
 from thaw.graph.tensors import Quantization, Tensor
@@ -52,7 +50,7 @@ KERNELS = (
     "softmax.c",
     "argmax.c",
 )
-"""The files of kernels, in the order in which they build on one another."""
+"""Kernel files, in the order of their dependencies."""
 
 CONVOLUTION = ("common.c", *(name for name in KERNELS if name.startswith("convolution")))
 
@@ -65,11 +63,11 @@ class Emitted:
     """A step in C.
 
     Attributes:
-        kernels: the files that it needs.
-        constants: definitions, "" for none.
+        kernels: files that it needs.
+        constants: definitions; "" for none.
         call: one or more statements.
-        offset: byte of the arena at which what it writes begins.
-        size: bytes that it writes.
+        offset: of the output in the arena.
+        size: of the output in bytes.
     """
 
     kernels: tuple[str, ...]
@@ -83,7 +81,7 @@ def emit_step(graph: Graph, plan: MemoryPlan, index: int) -> Emitted:
     """Step `index` of the plan of an int8 graph.
 
     Raises:
-        UsageError: for sums that could leave 30 bits, sides beyond 32,767, or a float32 operation.
+        UsageError: for sums that could exceed 30 bits, sides above 32,767, or a float32 operation.
     """
     return _Emitter(graph, plan, index).emit()
 
@@ -133,11 +131,11 @@ class _Emitter:
         return f"thaw_arena.bytes + {self.plan.offsets[name]}"
 
     def _input(self, number: int = 0) -> str:
-        """What is read as int8."""
+        """Address of an int8 input."""
         return self._address(self.op.inputs[number])
 
     def _raw_input(self) -> str:
-        """What is read as raw bytes: the pixels, or int8 numbers."""
+        """Address of the input as raw bytes: the pixels, or int8 numbers."""
         if self._is_pixels():
             return "pixels"
         return f"(const uint8_t *)({self._input()})"
@@ -154,7 +152,7 @@ class _Emitter:
 
     @property
     def output(self) -> str:
-        """Where the step writes."""
+        """Address of the output."""
         return self._address(self.step.writes)
 
     def _struct(self, kind: str, fields: Iterable[object]) -> str:
@@ -162,19 +160,19 @@ class _Emitter:
         return f"/* {c_comment(self.op.name)} */\nstatic const {kind} thaw_layer_{self.index} = {{\n{values}}};\n"
 
     def _weighted_constants(self, op: Weighted, bias: npt.NDArray[np.int64]) -> str:
-        """The arrays that an operation with weights has: but for the weights, where an earlier step has them."""
-        multipliers, shifts = output_multipliers(op, self.reads[0])
+        """The arrays of an operation with weights; without the weights if an earlier step has them."""
+        multipliers, shifts = op.output_multipliers(self.reads[0])
         _refuse_large_sums(op, bias, shifts)
         is_first = self._weights_step(op) == self.index
         return (
-            (_array("int8_t", f"thaw_weights_{self.index}", pack_weights(op), " THAW_WORDS") if is_first else "")
+            (_array("int8_t", f"thaw_weights_{self.index}", op.packed_weights(), " THAW_WORDS") if is_first else "")
             + _array("int32_t", f"thaw_bias_{self.index}", bias)
             + _array("int32_t", f"thaw_multiplier_{self.index}", multipliers)
             + _array("int8_t", f"thaw_shift_{self.index}", shifts)
         )
 
     def _weights_step(self, op: Weighted) -> int:
-        """The first step with the weights of `op`, which need not be the one that the others share with."""
+        """The first step with the weights of `op`, which is not always the owner."""
         owners = (weights_owner(step.op) if isinstance(step.op, Weighted) else "" for step in self.plan.steps)
         return list(owners).index(weights_owner(op))
 
@@ -183,11 +181,11 @@ class _Emitter:
         return (f"thaw_weights_{self._weights_step(op)}", *own)
 
     def _input_zero_point(self) -> int:
-        """The zero point of what is read, as it is read: of pixels on the scale of uint8."""
+        """The zero point of the input; for pixels, on the scale of uint8."""
         return _quantization(self.reads[0]).zero_point + (128 if self._is_pixels() else 0)
 
     def _output_zero_point(self, op: Weighted) -> tuple[int, int]:
-        """(zero point, least number) of what is written."""
+        """(zero point, smallest number) of the output."""
         zero_point = _quantization(self.written).zero_point
         return zero_point, zero_point if op.activation == "relu" else -128
 
@@ -201,7 +199,7 @@ class _Emitter:
         )
 
     def _dense(self, op: Dense) -> tuple[tuple[str, ...], str, str]:
-        # A convolution of one row, whose kernel is as wide as its input.
+        # A convolution of one row, with a kernel as wide as the input.
         width = op.weights.shape[1]
         if width > _LARGEST_SIDE:
             raise UsageError(f"C: {shown(op.name)} has {width} inputs: expected at most {_LARGEST_SIDE}")
@@ -243,7 +241,7 @@ class _Emitter:
 
     def _addition(self, op: Add) -> tuple[tuple[str, ...], str, str]:
         first, second, written = (_quantization(tensor) for tensor in (*self.reads, self.written))
-        multipliers, shifts = zip(*add_multipliers(first, second, written), strict=True)
+        multipliers, shifts = zip(*op.multipliers(self.reads), strict=True)
         zero_points = [each.zero_point for each in (first, second, written)]
         least = written.zero_point if op.activation == "relu" else -128
         fields = (_braced(multipliers), _braced(shifts), _braced(zero_points), least)
@@ -252,7 +250,7 @@ class _Emitter:
 
     def _requantization(self, op: Requantize) -> tuple[tuple[str, ...], str, str]:
         read, written = _quantization(self.reads[0]), op.quantization
-        multiplier, shift = requantize_multiplier(read, written)
+        multiplier, shift = op.multiplier(self.reads[0])
         if 255 << max(shift, 0) > _LARGEST_SUM:
             raise UsageError(f"C: {shown(op.name)} goes to a scale {read.scale / written.scale:.3g} times finer")
         fields = (multiplier, shift, read.zero_point, written.zero_point, int(self.reads[0].dtype == "uint8"))
@@ -281,10 +279,10 @@ class _Emitter:
             case Concat():
                 return ("concat.c",), "", self._concat_calls()
             case Reshape():
-                # Of the pixels only: every other one shares its input's memory.
+                # Only of the pixels: any other reshape shares its input's memory.
                 return (), "", f"memcpy({self.output}, pixels, {elements});"
             case _:
-                raise UsageError(f"C: {self.op.kind} {shown(self.op.name)} is no operation of an int8 graph")
+                raise UsageError(f"C: {self.op.kind} {shown(self.op.name)} is not an operation of an int8 graph")
 
     def _concat_calls(self) -> str:
         pitch = self.written.shape[-1]
@@ -306,8 +304,8 @@ def _quantization(tensor: Tensor) -> Quantization:
 
 
 def _refuse_large_sums(op: Weighted, bias: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64]) -> None:
-    """Refuse what could leave 30 bits in int32 sums, or when the sums are raised by a left shift."""
-    weights = np.moveaxis(np.abs(op.weights.astype(np.int64)), op.channel_axis, 0).reshape(op.channels, -1)
+    """Refuse int32 sums that could exceed 30 bits, before or after a left shift."""
+    weights = op.by_channel(np.abs(op.weights.astype(np.int64)))
     largest = (weights.sum(axis=1) * 255 + np.abs(bias)) << np.maximum(shifts, 0)
     if int(largest.max()) > _LARGEST_SUM:
         raise UsageError(f"C: sums of {shown(op.name)} can reach {int(largest.max())}: expected at most {_LARGEST_SUM}")

@@ -1,7 +1,7 @@
-"""The names in exported C: one prefix for all symbols, macros and files of a model, so models link into one program.
+"""Names in exported C: one prefix for all symbols, macros and files of a model, so that models link into one program.
 
-The fragments in `thaw/export/c` are written with the prefix `thaw`. An export replaces it by the model's own, with its
-capitals in macros. `THAW_PORTABLE` and `THAW_TRACE` keep their names: they are switches of a whole build.
+The fragments in `thaw/export/c` use the prefix `thaw`. An export replaces it by the model's, in capitals for macros.
+`THAW_PORTABLE` and `THAW_TRACE` keep their names, since they apply to a whole build.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from thaw.errors import ModelFileError, UsageError
 from thaw.quoting import shown
 
 FIXED_PREFIX = "model"
-"""The name of model.h and model.c, which every export has besides its own."""
+"""Of model.h and model.c, which every export contains."""
 
 MOST_LETTERS = 31
-"""C99 tells names apart by their first 31 characters where it links (5.2.4.1), so models differ within those."""
+"""C99 linkers compare only the first 31 characters of a name (5.2.4.1)."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 _DIGEST_LETTERS = 6
@@ -33,14 +33,15 @@ return short signed sizeof static static_assert static_cast struct switch templa
 typedef typeid typename typeof typeof_unqual union unsigned using virtual void volatile wchar_t while xor xor_eq
 """
 
-# C23 calls the bits of its integer types so, in limits.h and stdint.h, which compilers also do for earlier standards.
+# C23 names the widths of its integer types like this, in limits.h and stdint.h; compilers define them for earlier
+# standards too.
 _WIDTHS = re.compile(
     r"bool|[su]?char|u?(shrt|int|long|llong|intptr|intmax)|u?int(_fast|_least)?[0-9]+|ptrdiff|size|sig_atomic|wchar|wint",
     re.ASCII,
 )
 
-# The example's main.c; headers of C, POSIX, x86 and Linux and of common libraries, which NAME.h would hide from a
-# compiler that searches its folder; and what Windows takes for a device.
+# The example's main.c; headers of C, POSIX, x86, Linux and common libraries, which NAME.h would hide from a compiler
+# that searches its folder; and device names of Windows.
 _TAKEN_FILES = """
 main
 assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign stdarg stdatomic stdbit
@@ -55,10 +56,10 @@ aux con nul prn com1 com2 com3 com4 com5 com6 com7 com8 com9 lpt1 lpt2 lpt3 lpt4
 
 
 def check_prefix(prefix: str) -> str:
-    """`prefix`, which names can begin with: a C identifier that neither C, C++ nor a file system reserves.
+    """`prefix`, if it is a C identifier that C, C++ and file systems do not reserve.
 
     Raises:
-        UsageError: with the reason, and a prefix that could be taken instead.
+        UsageError: otherwise, with the reason and a valid prefix.
     """
     if not isinstance(prefix, str):
         raise UsageError(f"prefix {shown(prefix)}: expected a text")
@@ -69,10 +70,10 @@ def check_prefix(prefix: str) -> str:
 
 
 def prefix_of_name(name: str) -> str:
-    """The prefix for a model called `name`: its letters a to z and digits, with one underscore for all else between.
+    """The prefix for a model called `name`: its letters a to z and digits, with one underscore for anything between.
 
-    Accents are dropped. What would be no valid prefix gets "model_" in front; where letters of other scripts are lost,
-    or more than `MOST_LETTERS` are left, six hexadecimal digits of the name's SHA-256 keep it apart from others.
+    Accents are dropped. An invalid prefix gets "model_" in front. If letters of other scripts are lost, or the prefix
+    exceeds `MOST_LETTERS`, six hexadecimal digits of the name's SHA-256 make it unique.
     """
     letters = [letter for letter in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(letter)]
     prefix = "_".join(re.findall(r"[a-z0-9]+", "".join(letters))) or FIXED_PREFIX
@@ -86,7 +87,7 @@ def prefix_of_name(name: str) -> str:
 
 
 def _fault(prefix: str) -> str:
-    """Why it is no prefix; "" for one that is."""
+    """Why it is not a valid prefix; "" for a valid one."""
     small = prefix.lower()
     faults = (
         (
@@ -110,7 +111,7 @@ def _fault(prefix: str) -> str:
 
 
 def with_prefix(text: str, prefix: str) -> str:
-    """C that is written with the prefix `thaw`, with `prefix` instead."""
+    """C with `prefix` in place of the prefix `thaw`."""
     text = re.sub(r"\bthaw_(?=\w)", f"{prefix}_", text)
     return re.sub(r"\bTHAW_(?!(?:PORTABLE|TRACE)\b)(?=\w)", f"{prefix.upper()}_", text)
 
@@ -119,7 +120,7 @@ def prefix_of_files(names: Collection[str]) -> str:
     """The prefix of an exported folder, from the names of its files.
 
     Raises:
-        ModelFileError: without a header and a source by one name that can be a prefix.
+        ModelFileError: without a header and a source named by a valid prefix.
     """
     headers = [name.removesuffix(".h") for name in names if name.endswith(".h")]
     prefix = next((name for name in headers if name != FIXED_PREFIX), FIXED_PREFIX)

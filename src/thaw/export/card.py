@@ -1,4 +1,4 @@
-"""What every exported artifact says of itself: what it is, what it takes, what its scores mean."""
+"""The model card that every exported file contains: name, input, classes, facts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from thaw._version import __version__
 from thaw.data.images import InputSpec
 
 Precision = Literal["float", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What goes into every artifact beside the network.
+    """What an exported file says about its network.
 
     Attributes:
         name: such as "mnist-paper"; any text.
         classes: K names, in the order of the scores.
-        input_spec: what the network takes as input; scaling and offset are inside the artifact, so only its size,
-            channels, fit and the range of 16-bit images concern who feeds it.
-        facts: what else there is to say, such as "parameters" or "test accuracy"; values are texts or numbers.
+        input_spec: the network's input. Normalization is part of the exported network, so a caller only needs size,
+            channels, fit and the range of 16-bit images.
+        facts: other information, such as "parameters" or "test accuracy"; strings or numbers.
     """
 
     name: str
@@ -30,7 +31,7 @@ class ModelCard:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form. Scaling and offset are inside the artifact and are left out of the input specification."""
+        """A JSON-ready form, without the normalization."""
         input_spec = self.input_spec.as_dict()
         return {
             "name": self.name,

@@ -1,7 +1,7 @@
-"""Writes FlatBuffers in which whatever is equal is written once: the format of `.tflite` files.
+"""Writes FlatBuffers in which equal objects are written once: the format of `.tflite` files.
 
-A FlatBuffer is a tree of tables, vectors and texts that refer to one another by offsets, so references may share a
-target. Networks repeat themselves (shapes, scales, options), and a file gets smaller by thousands of bytes.
+A FlatBuffer is a tree of tables, vectors and strings that refer to one another by offsets, so references may share an
+object. Networks repeat themselves (shapes, scales, options), and sharing saves thousands of bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy.typing as npt
 from thaw.errors import MissingDependencyError
 
 _DATA_ALIGNMENT = 16
-"""What the schema of `.tflite` asks for the contents of its buffers."""
+"""Alignment of buffer contents in the `.tflite` schema."""
 
 
 class FlatWriter:
-    """Writes leaves first: each method returns the offset by which what it wrote is referred to.
+    """Writes leaves first: each method returns the offset of what it wrote.
 
     Raises:
         MissingDependencyError: when the package `flatbuffers` is missing.
@@ -49,15 +49,15 @@ class FlatWriter:
         )
 
     def data(self, content: bytes) -> int:
-        """A vector of bytes, aligned for any use of them as numbers."""
+        """A vector of bytes, aligned for any numeric type."""
         return self._once(("data", content), lambda: self._vector(content, 1, len(content), _DATA_ALIGNMENT))
 
     def offsets(self, values: Sequence[int]) -> int:
-        """A vector of references to tables or texts."""
+        """A vector of references to tables or strings."""
         return self._once(("offsets", *values), lambda: self._offsets(values))
 
     def table(self, schema: ModuleType, kind: str, **fields: Any) -> int:
-        """A table of the kind that `schema` writes by that name, with those fields."""
+        """A table of a kind of `schema`, with the given fields."""
 
         def write() -> int:
             getattr(schema, f"{kind}Start")(self._builder)
@@ -68,7 +68,7 @@ class FlatWriter:
         return self._once((kind, *fields.items()), write)
 
     def slots(self, **fields: tuple[int, str, Any]) -> int:
-        """A table without a schema at hand: by field, its slot, what it holds ("offset", "byte", "uint"), its value."""
+        """A table without a schema module: by field, its slot, its type ("offset", "byte", "uint") and its value."""
 
         def write() -> int:
             builder = self._builder
@@ -86,7 +86,7 @@ class FlatWriter:
         return self._once(("slots", *fields.items()), write)
 
     def finish(self, root: int, identifier: str) -> bytes:
-        """The whole, with its four-letter identifier."""
+        """The finished buffer, with its four-letter identifier."""
         self._builder.Finish(root, file_identifier=identifier.encode())
         return bytes(self._builder.Output())
 

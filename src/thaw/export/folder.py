@@ -1,9 +1,9 @@
-"""The folder that artifacts are exported to: a subfolder a target, each with a list of what thaw wrote there.
+"""The export folder: a subfolder for each format, with a manifest of the files that thaw wrote there.
 
-OUT/onnx, OUT/litert, OUT/c, OUT/web    the files of a target, and in each
-export.json                             their sizes and digests; "complete" only once all of them are there
+OUT/onnx, OUT/litert, OUT/c, OUT/web    the files of a format, and in each
+export.json                             their sizes and digests; "complete" only when all of them are there
 
-The list is what tells a whole export from half a one, and thaw's files from somebody else's, which are left alone.
+The manifest distinguishes a complete export from an interrupted one, and thaw's files from other ones, which are kept.
 """
 
 from __future__ import annotations
@@ -17,34 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from thaw.errors import ModelFileError, RunError
-from thaw.export.card import Precision
+from thaw.export.card import PRECISIONS, Precision
 from thaw.files import document, read_document, seal, sweep_unfinished, write_atomically
 from thaw.quoting import shown
 
 MANIFEST = "export.json"
 EXPORT_VERSION = 1
-TARGETS: Mapping[str, tuple[Precision, ...]] = {"onnx": ("float", "int8"), "litert": ("float", "int8"), "c": ("int8",)}
-"""What is exported unless targets are named, and in which precisions."""
-
-ALL_TARGETS: Mapping[str, tuple[Precision, ...]] = {**TARGETS, "web": ("float", "int8")}
-"""What can be exported. The web page holds another runtime of 14 MB, so it is made where it is asked for."""
-
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ExportedTarget:
-    """A whole export of one target, read back.
+class ExportedFormat:
+    """A complete export of one format.
 
     Attributes:
-        target: "onnx", "litert", "c" or "web".
+        format: its name.
         precisions: "float", "int8" or both.
         files: content by name.
-        changed: names of files that are no longer what was exported.
+        changed: names of files that have changed since they were exported.
     """
 
-    target: str
+    format: str
     precisions: tuple[Precision, ...]
     files: Mapping[str, bytes]
     changed: tuple[str, ...]
@@ -54,22 +48,23 @@ class ExportedTarget:
         return {"precisions": list(self.precisions), "files": _described(self.files)}
 
 
-def write_target(out: Path, target: str, precisions: Sequence[Precision], files: Mapping[str, bytes]) -> ExportedTarget:
-    """Write the files of a target to `out`/`target`, in place of those of an earlier export.
+def write_format(
+    out: Path, format_: str, precisions: Sequence[Precision], files: Mapping[str, bytes]
+) -> ExportedFormat:
+    """Write the files of a format to `out`/`format_`, replacing those of an earlier export.
 
-    Until the last of them is there the folder counts as unfinished. Files that thaw did not write stay.
+    The folder counts as incomplete until the last file is there. Files that thaw did not write are kept.
 
     Raises:
-        RunError: when the folder leads elsewhere, a file of the same name was not written by thaw, or it cannot be
-            written.
+        RunError: when the folder is a link, a file of the same name was not written by thaw, or writing fails.
     """
     wrong = [name for name in files if not _NAME.fullmatch(name) or name == MANIFEST]
     if wrong:
-        raise AssertionError(f"an exporter named a file {wrong[0]!r}")
-    folder = out / target
+        raise AssertionError(f"an exporter wrote a file named {wrong[0]!r}")
+    folder = out / format_
     earlier = _claim(folder, files)
-    content = {"version": EXPORT_VERSION, "target": target, "precisions": list(precisions)}
-    # Whatever is in the folder from now on is thaw's own, and not yet whole.
+    content = {"version": EXPORT_VERSION, "format": format_, "precisions": list(precisions)}
+    # From now on the folder is thaw's own, and incomplete.
     _write_manifest(folder, {**content, "complete": False, "files": dict.fromkeys({*earlier, *files}, None)})
     for name in sorted(set(earlier) - set(files)):
         with contextlib.suppress(OSError):
@@ -77,21 +72,21 @@ def write_target(out: Path, target: str, precisions: Sequence[Precision], files:
     for name, data in files.items():
         write_atomically(folder / name, data)
     _write_manifest(folder, {**content, "complete": True, "files": _described(files)})
-    return ExportedTarget(target=target, precisions=tuple(precisions), files=dict(files), changed=())
+    return ExportedFormat(format=format_, precisions=tuple(precisions), files=dict(files), changed=())
 
 
-def read_target(out: Path, target: str) -> ExportedTarget | None:
-    """What was exported to `out`/`target`; None where nothing was.
+def read_format(out: Path, format_: str) -> ExportedFormat | None:
+    """The export in `out`/`format_`; None if there is none.
 
     Raises:
-        ModelFileError: when the export was cut short, a file of it is missing, or its list is not one of ours.
+        ModelFileError: when the export was interrupted, a file is missing, or the manifest is invalid.
     """
-    folder = out / target
+    folder = out / format_
     listed = _read_manifest(folder)
     if listed is None:
         return None
     if listed.get("complete") is not True:
-        raise ModelFileError(f"{folder} holds half an export, which was cut short\nexport it again with thaw export")
+        raise ModelFileError(f"{folder} contains an interrupted export\nexport it again with thaw export")
     entries, files = listed["files"], {}
     for name in entries:
         try:
@@ -101,14 +96,13 @@ def read_target(out: Path, target: str) -> ExportedTarget | None:
                 f"{folder / name} was exported but cannot be read: {error.strerror}\nexport it again with thaw export"
             ) from error
     changed = tuple(name for name, data in files.items() if _described({name: data})[name] != entries[name])
-    precisions = tuple(each for each in ALL_TARGETS[target] if each in listed["precisions"])
-    return ExportedTarget(target=target, precisions=precisions, files=files, changed=changed)
+    precisions = tuple(each for each in PRECISIONS if each in listed["precisions"])
+    return ExportedFormat(format=format_, precisions=precisions, files=files, changed=changed)
 
 
 def remove_exports(out: Path) -> None:
-    """Remove what thaw exported to `out`, and the folders that are empty then."""
-    for target in ALL_TARGETS:
-        folder = out / target
+    """Remove everything that thaw exported to `out`, and the folders that are then empty."""
+    for folder in out.iterdir() if out.is_dir() else ():
         with contextlib.suppress(ModelFileError, OSError):
             listed = None if folder.is_symlink() else _read_manifest(folder)
             for name in (*listed["files"], MANIFEST) if listed is not None else ():
@@ -119,8 +113,13 @@ def remove_exports(out: Path) -> None:
         out.rmdir()
 
 
+def exported_formats(out: Path) -> list[str]:
+    """The names of the subfolders with a manifest, sorted."""
+    return sorted(path.parent.name for path in out.glob(f"*/{MANIFEST}"))
+
+
 def _claim(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Make the folder, or see that it may be written to; the names of an earlier export's files."""
+    """Create the folder, or check that thaw may write to it; returns the files of an earlier export."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():
@@ -138,8 +137,8 @@ def _claim(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
         ) from error
     if foreign:
         raise RunError(
-            f"{folder / foreign[0]} is there already and was not written by thaw export\n"
-            "move it away, or choose another folder with --out"
+            f"{folder / foreign[0]} exists and was not written by thaw export\n"
+            "move it, or choose another folder with --out"
         )
     return earlier
 
@@ -149,7 +148,7 @@ def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The list of a target's files, checked; None where there is none."""
+    """The checked manifest of a format; None if there is none."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -159,15 +158,15 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         raise ModelFileError(str(error)) from error
     if content.get("version") != EXPORT_VERSION:
         found = content.get("version")
-        raise ModelFileError(f"{path} has format version {shown(found)}, this thaw reads version {EXPORT_VERSION}")
+        raise ModelFileError(f"{path} has version {shown(found)}; this version of thaw reads {EXPORT_VERSION}")
     files, precisions = content.get("files"), content.get("precisions")
-    if content.get("target") != folder.name or not isinstance(precisions, list) or not _is_listing(files, content):
-        raise ModelFileError(f"{path} is no list that thaw export wrote\nexport to another folder")
+    if content.get("format") != folder.name or not isinstance(precisions, list) or not _is_listing(files, content):
+        raise ModelFileError(f"{path} is not a valid manifest of thaw export\nexport to another folder")
     return content
 
 
 def _is_listing(files: object, content: Mapping[str, Any]) -> bool:
-    """Whether they are plain names, none of which leads elsewhere, with sizes and digests if the export is whole."""
+    """Whether they are plain file names, with sizes and digests if the export is complete."""
     if not isinstance(files, dict) or any(not _NAME.fullmatch(name) or name == MANIFEST for name in files):
         return False
     return content.get("complete") is not True or all(

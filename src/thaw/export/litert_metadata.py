@@ -1,8 +1,7 @@
-"""What a `.tflite` file says of itself: the TensorFlow Lite metadata, labels, and the model card.
+"""The metadata of a `.tflite` file: TensorFlow Lite metadata, labels and the model card.
 
-The metadata are a FlatBuffer of their own (schema "M001", version 1.1.0) in a buffer of the model, and the files that
-they name are a ZIP archive, not compressed, at the end of the model's file: readers of metadata find the labels, and
-any program that opens ZIP archives finds `labels.txt` and `card.json`.
+The metadata are a FlatBuffer of their own (schema "M001", version 1.1.0) in a buffer of the model. The files that they
+name are in an uncompressed ZIP archive at the end of the file, which metadata readers and ZIP programs can open.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ CARD_FILE = "card.json"
 
 _IDENTIFIER = "M001"
 _PARSER_VERSION = "1.0.0"
-# Numbers of the schema: enumerations, and the members of its unions.
+# Enumerations and union members of the schema.
 _DESCRIPTIONS, _TENSOR_AXIS_LABELS, _TENSOR_VALUE_LABELS = 1, 2, 3
 _RGB, _GRAY = 1, 2
 _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
-"""The time that a ZIP archive gives its files; always the same, so that equal models are equal files."""
+"""The time stamp of archived files; constant, so that equal models are equal files."""
 
 
 def metadata(card: ModelCard, *, image: str, scores: str, gives_index: bool) -> bytes:
     """The metadata of a model with one input and one output.
 
     Args:
-        card: what is said.
+        card: of the model.
         image: name of the input tensor, which takes raw pixels.
         scores: name of the output tensor.
-        gives_index: the output is the index of a class instead of one score a class.
+        gives_index: the output is a class index instead of one score per class.
     """
     writer = FlatWriter()
     text = writer.text
@@ -60,7 +59,7 @@ def metadata(card: ModelCard, *, image: str, scores: str, gives_index: bool) -> 
 
 
 def with_files(model: bytes, card: ModelCard) -> bytes:
-    """The model with an archive of its labels, one a line, and its card behind it."""
+    """The model followed by an archive of its labels, one per line, and its card."""
     files = {
         LABELS_FILE: "".join(f"{printable(name)}\n" for name in card.classes),
         CARD_FILE: json_text(card.as_dict()),
@@ -73,7 +72,7 @@ def with_files(model: bytes, card: ModelCard) -> bytes:
 
 
 def _image(writer: FlatWriter, card: ModelCard, name: str) -> int:
-    """The metadata of the input: its size and its colors; pixels are taken as they are."""
+    """The metadata of the input: size and colors, without normalization."""
     input_spec = card.input_spec
     size = writer.slots(width=(0, "uint", input_spec.width), height=(1, "uint", input_spec.height))
     colors = _GRAY if input_spec.channels == 1 else _RGB

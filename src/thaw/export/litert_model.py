@@ -1,4 +1,4 @@
-"""The tensors, buffers and operators of a LiteRT (`.tflite`) file; the only file that writes by LiteRT's schema."""
+"""The tensors, buffers and operators of a LiteRT (`.tflite`) file, by LiteRT's schema."""
 
 from __future__ import annotations
 
@@ -14,48 +14,29 @@ from thaw.export.card import ModelCard
 from thaw.export.flat_writer import FlatWriter
 from thaw.export.litert_metadata import metadata
 from thaw.graph.graph import Graph
-from thaw.graph.operation import Operation
-from thaw.graph.ops import Dense
+from thaw.graph.ops import Dense, Operation
 from thaw.graph.tensors import DType, Quantization
 from thaw.quoting import printable
 
 IDENTIFIER = "TFL3"
-"""What stands at byte 4 of every `.tflite` file."""
+"""At byte 4 of every `.tflite` file."""
 
 TYPES: Mapping[DType, int] = {"float32": 0, "int32": 2, "uint8": 3, "int8": 9}
-"""The numbers of the schema for what tensors hold."""
+"""Tensor types of the schema."""
 
 _SCHEMA_VERSION = 3
 
 
 class Kind(NamedTuple):
-    """The version of an operator that is written for float32 and for int8, and the schema's table of its options."""
+    """Versions of an operator for float32 and for int8, and the schema's table of its options."""
 
     float_version: int
     int8_version: int
     options: str = ""
 
 
-KINDS = {
-    "ADD": Kind(1, 2, "AddOptions"),
-    "ARG_MAX": Kind(1, 2, "ArgMaxOptions"),
-    "AVERAGE_POOL_2D": Kind(1, 2, "Pool2DOptions"),
-    "CONCATENATION": Kind(1, 2, "ConcatenationOptions"),
-    "CONV_2D": Kind(1, 3, "Conv2DOptions"),
-    "DEPTHWISE_CONV_2D": Kind(1, 3, "DepthwiseConv2DOptions"),
-    "DEQUANTIZE": Kind(2, 2, "DequantizeOptions"),
-    "FULLY_CONNECTED": Kind(1, 4, "FullyConnectedOptions"),
-    "MAX_POOL_2D": Kind(1, 2, "Pool2DOptions"),
-    "MUL": Kind(1, 2, "MulOptions"),
-    "PAD": Kind(1, 2, "PadOptions"),
-    "QUANTIZE": Kind(2, 2, "QuantizeOptions"),
-    "RELU": Kind(1, 2),
-    "RESHAPE": Kind(1, 1, "ReshapeOptions"),
-    "SOFTMAX": Kind(1, 2, "SoftmaxOptions"),
-    "SUB": Kind(1, 2, "SubOptions"),
-}
 _RUNTIME_VERSION = "2.2.0"
-"""A TensorFlow Lite from which on all of these operators are there in these versions."""
+"""The first TensorFlow Lite with all of these operators in these versions."""
 
 
 def litert_schema() -> ModuleType:
@@ -73,10 +54,16 @@ def litert_schema() -> ModuleType:
 
 
 class ModelWriter:
-    """The tensors, buffers and operators of a file so far."""
+    """The tensors, buffers and operators of a file so far.
 
-    def __init__(self, graph: Graph) -> None:
+    Args:
+        graph: that is written.
+        kinds: the operators, by their names in the schema.
+    """
+
+    def __init__(self, graph: Graph, kinds: Mapping[str, Kind]) -> None:
         self.graph = graph
+        self.kinds = kinds
         self.schema = litert_schema()
         self.flat = FlatWriter()
         # The first buffer is the empty one that tensors without content refer to.
@@ -89,7 +76,7 @@ class ModelWriter:
         image = graph.tensor(graph.input)
         # A float graph's pixels stand for 0 to 1 until its `Scale` takes the mean off.
         pixels = image.quantization or Quantization(scale=float(np.float32(1.0 / 255.0)), zero_point=0)
-        # Vectors of which there is a tensor that says [1, 1, 1, C].
+        # Vectors that also have a tensor of shape [1, 1, 1, C].
         self.pixels: dict[str, int] = {}
         self.index = {image.name: self.tensor(image.name, (1, *image.shape), "uint8", self.scale_of(pixels))}
 
@@ -100,7 +87,7 @@ class ModelWriter:
     def tensor(
         self, name: str, shape: Sequence[int], dtype: DType, quantization: int | None = None, buffer: int = 0
     ) -> int:
-        """Append a tensor; its number."""
+        """Append a tensor; returns its number."""
         fields: dict[str, Any] = {"Shape": self.flat.numbers(shape, "<i4"), "Type": TYPES[dtype], "Buffer": buffer}
         fields["Name"] = self.flat.text(name)
         if quantization is not None:
@@ -117,7 +104,7 @@ class ModelWriter:
         )
 
     def scales_of(self, scales: npt.NDArray[Any], axis: int) -> int:
-        """One scale a channel along `axis`, with zero points of 0."""
+        """One scale per channel along `axis`, with zero points of 0."""
         return self.table(
             "QuantizationParameters",
             Scale=self.flat.numbers(scales, "<f4"),
@@ -146,7 +133,7 @@ class ModelWriter:
 
     def add(self, kind: str, inputs: Sequence[int], output: int, **options: Any) -> None:
         """Append an operator."""
-        options_table = KINDS[kind].options
+        options_table = self.kinds[kind].options
         fields: dict[str, Any] = {
             "OpcodeIndex": self._code(kind),
             "Inputs": self.flat.numbers(inputs, "<i4"),
@@ -158,11 +145,11 @@ class ModelWriter:
         self.operators.append(self.table("Operator", **fields))
 
     def reshape(self, read: int, output: int, shape: Sequence[int]) -> None:
-        """Append an operator that gives numbers another shape."""
+        """Append a reshape."""
         self.add("RESHAPE", [read], output, NewShape=self.flat.numbers(shape, "<i4"))
 
     def as_pixel(self, name: str) -> int:
-        """A tensor with the numbers of the graph's vector `name`, as a feature map of one pixel."""
+        """The graph's vector `name` as a feature map of one pixel."""
         if name not in self.pixels:
             shape = (1, 1, 1, *self.graph.tensor(name).shape)
             self.pixels[name] = self.written(f"{name}.pixel", name, shape)
@@ -170,20 +157,20 @@ class ModelWriter:
         return self.pixels[name]
 
     def is_read_as_vector(self, name: str) -> bool:
-        """Whether the graph's vector `name` has to be there as such: not where int8 dense layers alone read it."""
+        """Whether the graph's vector `name` is needed as a vector: not if only int8 dense layers read it."""
         readers = [op for op in self.graph.ops if name in op.inputs]
         return name == self.graph.outputs[-1] or not readers or not all(isinstance(op, Dense) for op in readers)
 
     def _code(self, kind: str) -> int:
         code = getattr(self.schema.BuiltinOperator, kind)
-        version = KINDS[kind].int8_version if self.is_int8 else KINDS[kind].float_version
+        version = self.kinds[kind].int8_version if self.is_int8 else self.kinds[kind].float_version
         table = self.table("OperatorCode", DeprecatedBuiltinCode=code, BuiltinCode=code, Version=version)
         if table not in self.codes:
             self.codes.append(table)
         return self.codes.index(table)
 
     def finish(self, card: ModelCard) -> bytes:
-        """The file's content, up to the archive behind it."""
+        """The content of the file, without the archive at its end."""
         flat, table, name = self.flat, self.table, self.graph.outputs[-1]
         image, scores = self.index[self.graph.input], self.index[name]
         subgraph = table(

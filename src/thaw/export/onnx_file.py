@@ -1,11 +1,12 @@
-"""ONNX files as data: the `onnx` package, and what a file has to be like before a runtime is given it.
+"""ONNX files as data: the `onnx` package, and the checks of a file before a runtime loads it.
 
-The only file that imports `onnx`. Shapes: N images, H rows, W columns, C channels.
+Shapes: N images, H rows, W columns, C channels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from types import ModuleType
 from typing import Any
 
@@ -13,19 +14,13 @@ from thaw.errors import MissingDependencyError, ModelFileError
 from thaw.quoting import shown
 
 OPSET = 13
-"""The first in which weights may have a scale a channel; every onnxruntime and onnxruntime-web since 2020 takes it."""
+"""The first with a scale per channel of weights; onnxruntime and onnxruntime-web support it since 2020."""
 
 IR_VERSION = 7
-"""That of the same release of ONNX (1.8)."""
-
-OPERATIONS = frozenset(
-    {"Add", "ArgMax", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Gemm", "Identity"}
-    | {"MaxPool", "Mul", "QuantizeLinear", "Relu", "Reshape", "Softmax", "Transpose"}
-)
-"""All that the exporter writes. None loops, calls, reads files, or makes a tensor larger than its inputs say."""
+"""Of the same ONNX release (1.8)."""
 
 MOST_ELEMENTS = 2**26
-"""Of one tensor for one image: a file that asks for more is refused before memory is taken."""
+"""Of one tensor for one image: a larger file is refused before memory is allocated."""
 
 
 def onnx_package() -> ModuleType:
@@ -45,8 +40,8 @@ def onnx_package() -> ModuleType:
     return onnx
 
 
-def read_onnx(content: bytes) -> Any:
-    """The `ModelProto` of a file that holds together and keeps to what `export_onnx` writes.
+def read_onnx(content: bytes, operations: Collection[str]) -> Any:
+    """The `ModelProto` of a consistent file with no operations but the given ones.
 
     Raises:
         ModelFileError: for anything else: truncated, other operations, data in other files, tensors out of bounds.
@@ -55,18 +50,18 @@ def read_onnx(content: bytes) -> Any:
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # noqa: BLE001 (protobuf has a DecodeError for each of its implementations)
-        raise ModelFileError(f"not an ONNX file, or a damaged one: {_line(error)}") from None
+        raise ModelFileError(f"not an ONNX file, or a damaged one: {one_line(error)}") from None
     graph = model.graph
     if not graph.node or len(graph.input) != 1 or len(graph.output) != 1:
         raise ModelFileError(
             f"ONNX file with {len(graph.node)} operations, {len(graph.input)} inputs and {len(graph.output)} outputs: "
             "expected one image in and one result out"
         )
-    # A text that is not UTF-8 comes as bytes.
-    others = {repr(node.op_type[:80]) for node in graph.node if node.domain or node.op_type not in OPERATIONS}
+    # A string that is not UTF-8 is read as bytes.
+    others = {repr(node.op_type[:80]) for node in graph.node if node.domain or node.op_type not in operations}
     if others or model.functions or graph.sparse_initializer:
-        told = ", ".join(sorted(others)[:3]) or "functions or sparse tensors"
-        raise ModelFileError(f"ONNX file with {told}: expected only what `thaw export` writes")
+        found = ", ".join(sorted(others)[:3]) or "functions or sparse tensors"
+        raise ModelFileError(f"ONNX file with {found}: expected only what `thaw export` writes")
     for constant in graph.initializer:
         _check_constant(constant)
     _check_shapes(onnx, model)
@@ -74,9 +69,9 @@ def read_onnx(content: bytes) -> Any:
 
 
 def _check_constant(constant: Any) -> None:
-    """Refuse data kept in another file, whose path could lead anywhere, and sizes that are not those of the data."""
+    """Refuse data in another file, whose path could lead anywhere, and constants without data."""
     if constant.external_data or constant.data_location:
-        raise ModelFileError(f"ONNX file keeps {shown(constant.name)} in another file: expected all data inside")
+        raise ModelFileError(f"ONNX file with external data for {shown(constant.name)}: expected all data inside")
     if not constant.raw_data and 0 not in constant.dims:
         raise ModelFileError(
             f"ONNX file has no raw data for {shown(constant.name)}: expected what `thaw export` writes"
@@ -88,7 +83,7 @@ def _check_shapes(onnx: ModuleType, model: Any) -> None:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except Exception as error:  # noqa: BLE001 (checker and inference raise several kinds, also bare RuntimeErrors)
-        raise ModelFileError(f"ONNX file that contradicts itself: {_line(error)}") from None
+        raise ModelFileError(f"ONNX file that contradicts itself: {one_line(error)}") from None
     graph = inferred.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
         # The batch axis is symbolic: 0 in this field.
@@ -98,10 +93,10 @@ def _check_shapes(onnx: ModuleType, model: Any) -> None:
 
 
 def with_all_outputs(model: Any) -> tuple[bytes, dict[str, str]]:
-    """A copy of a model that gives every tensor of the graph it was made from, and what they are called in the copy.
+    """A copy of a model that also returns every tensor of the graph.
 
     The file declares exactly those tensors (`value_info`). The output of an int8 model is the dequantized form of the
-    graph's last tensor; the copy gives that tensor itself.
+    graph's last tensor; the copy returns that tensor itself.
 
     Returns:
         the copy, and {name of the graph's tensor: name of the copy's output}.
@@ -122,9 +117,9 @@ def with_all_outputs(model: Any) -> tuple[bytes, dict[str, str]]:
 
 
 _WRAPPERS = frozenset({"DequantizeLinear", "Transpose"})
-"""What the exporter may put between the graph's last tensor and the model's output."""
+"""Operations that the exporter may put between the graph's last tensor and the model's output."""
 
 
-def _line(error: Exception) -> str:
-    """The first lines of a message, as one of moderate length."""
+def one_line(error: Exception) -> str:
+    """The message of an exception on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,9 +1,8 @@
-"""An int8 graph -> a folder of C99 that needs no heap, no library, and one static arena of a size known beforehand.
+"""An int8 graph -> a folder of C99 without heap or libraries, with one static arena of known size.
 
-What runs, in which order and where in the arena, is `thaw.graph.plan`'s; how weights lie is `thaw.graph.packing`'s; the
-kernels are written by hand in `thaw/export/c`, and only those that a network needs are taken. The arithmetic is that of
-the reference interpreter, so that every byte is equal. All names begin with a prefix of the model's own
-(`thaw.export.c_names`).
+`thaw.graph.plan` determines the steps and the layout of the arena. The kernels are handwritten, in `thaw/export/c`, and
+only those that a network needs are included. The arithmetic is that of the reference interpreter, so that every byte is
+equal. All names begin with the model's prefix (`thaw.export.c_names`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from thaw.export.c_names import FIXED_PREFIX, check_prefix, with_prefix
 from thaw.export.card import ModelCard, Precision
 from thaw.graph.graph import Graph
 from thaw.graph.ops import Conv2d
-from thaw.graph.packing import padded_taps
 from thaw.graph.plan import MemoryPlan, plan_memory
 from thaw.graph.tensors import Tensor
 from thaw.quoting import c_comment, c_string, json_text, markdown_text
@@ -37,19 +35,19 @@ _DIGEST_DIGITS = 8
 def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str = FIXED_PREFIX) -> dict[str, bytes]:
     """The folder of C for the int8 graph: PREFIX.h, PREFIX.c, main.c, Makefile and README.md.
 
-    With another prefix than "model" there are model.h and model.c too, which include those two.
+    With a prefix other than "model", model.h and model.c are added, which include those two.
 
     Args:
-        graphs: its "int8" graph is written; the target knows no other precision.
-        card: class names and input specification, which stand in the header.
-        prefix: what all symbols, macros (in capitals) and the names of header and source begin with.
+        graphs: the "int8" graph is written; C has no other precision.
+        card: class names and input specification for the header.
+        prefix: of all symbols, macros (in capitals), and the names of header and source.
 
     Raises:
-        UsageError: without an int8 graph, for one whose sums could leave 30 bits, or for a prefix that cannot be.
+        UsageError: without an int8 graph, for one whose sums could exceed 30 bits, or for an invalid prefix.
     """
     check_prefix(prefix)
     if "int8" not in graphs:
-        raise UsageError("the C target is int8: it takes no float network")
+        raise UsageError("C is int8 only: expected an int8 graph")
     graph = replace(graphs["int8"], outputs=graphs["int8"].outputs[-1:])
     if graph.tensor(graph.input).shape != card.input_spec.shape:
         raise UsageError(f"the network takes {graph.tensor(graph.input).shape}, the card says {card.input_spec.shape}")
@@ -62,7 +60,7 @@ def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str 
         "Makefile": program.fill("Makefile"),
         "README.md": program.readme(),
     }
-    # Without regard to case, as some file systems compare names.
+    # Some file systems ignore case.
     if prefix.lower() != FIXED_PREFIX:
         texts |= {f"{FIXED_PREFIX}{kind}": program.fill(f"fixed_name{kind}") for kind in (".h", ".c")}
     return {name: text.encode() for name, text in texts.items()}
@@ -76,7 +74,7 @@ class _Program:
     prefix: str
 
     def fill(self, fragment: str, values: Mapping[str, str] | None = None) -> str:
-        """A template with the names of this model, and with `values` as they are."""
+        """A template with the names of this model and the given values."""
         return _fill(self._named(_fragment(fragment)), {"PREFIX": self.prefix, **(values or {})})
 
     def _named(self, text: str) -> str:
@@ -84,7 +82,7 @@ class _Program:
 
     @property
     def result(self) -> Tensor:
-        """What the network gives."""
+        """The output of the network."""
         return self.graph.tensor(self.graph.outputs[0])
 
     @property
@@ -118,7 +116,7 @@ class _Program:
         return self.fill("model.h", {**values, "DIGEST": f"0x{digest[:_DIGEST_DIGITS]}U"})
 
     def source(self) -> str:
-        """PREFIX.c: the kernels that are needed, the constants, and the calls in order."""
+        """PREFIX.c: kernels, constants, and the calls in order."""
         layers = [emit_step(self.graph, self.plan, index) for index in range(len(self.plan.steps))]
         used = {kernel for layer in layers for kernel in layer.kernels}
         kernels = "\n".join(_fragment(name) for name in KERNELS if name in used)
@@ -149,10 +147,10 @@ class _Program:
 
 
 def _wide_memory(plan: MemoryPlan) -> str:
-    """What the kernels for AVX2 need beside the arena: a header, and the sizes of the largest layer."""
+    """The header and the sizes of the largest layer, which the AVX2 kernels need."""
     layers = [step.op for step in plan.steps if isinstance(step.op, Conv2d)]
     filters = max((layer.channels for layer in layers), default=1)
-    weights = max((padded_taps(layer) * -(-layer.channels // 8) * 8 for layer in layers), default=1)
+    weights = max((layer.padded_taps * -(-layer.channels // 8) * 8 for layer in layers), default=1)
     return (
         "#if !defined(THAW_PORTABLE) && defined(__AVX2__)\n#include <immintrin.h>\n"
         f"#define THAW_MOST_FILTERS {filters}\n#define THAW_MOST_WEIGHTS {weights}\n#endif\n"
@@ -165,7 +163,7 @@ def _traced(index: int, layer: Emitted) -> str:
 
 
 def traced_tensors(graph: Graph) -> list[str]:
-    """The tensor that each step of the emitted C writes, in order: what a build with THAW_TRACE tells of."""
+    """The tensor that each step of the exported C writes, in order, as a build with THAW_TRACE reports them."""
     plan = plan_memory(replace(graph, outputs=graph.outputs[-1:]))
     return [step.writes for step in plan.steps]
 
@@ -180,7 +178,7 @@ def _fragment(name: str) -> str:
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    """`template` with every @KEY@ replaced, once: what is filled in is not looked at again."""
+    """`template` with every @KEY@ replaced once; values are not searched again."""
 
     def value(match: re.Match[str]) -> str:
         return values[match[1]]

@@ -1,8 +1,8 @@
 """Graph -> LiteRT (`.tflite`), float32 or full-integer int8, written from the graph without a converter.
 
-Only operations that TensorFlow Lite for Microcontrollers has are used, and each tensor of the graph is one of the file,
-by its name (in int8, a vector between dense layers as [1, 1, 1, C]). Raw pixels go in, uint8 [1, H, W, C]; the graph's
-last output comes out, [1, ...].
+Only operations of TensorFlow Lite for Microcontrollers are used. Each tensor of the graph keeps its name in the file;
+in int8, a vector between dense layers is [1, 1, 1, C]. The input is raw pixels, uint8 [1, H, W, C]; the output is the
+graph's last output, [1, ...].
 """
 
 from __future__ import annotations
@@ -14,36 +14,54 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thaw.errors import UsageError
 from thaw.export.card import ModelCard, Precision
-from thaw.export.litert_file import walk_litert
 from thaw.export.litert_metadata import with_files
-from thaw.export.litert_model import TYPES, ModelWriter
+from thaw.export.litert_model import TYPES, Kind, ModelWriter
 from thaw.graph.graph import Graph
-from thaw.graph.operation import Convolution, Weighted
 from thaw.graph.ops import (
     Add,
     ArgMax,
     AveragePool2d,
     Concat,
     Conv2d,
+    Convolution,
     Dense,
     DepthwiseConv2d,
     MaxPool2d,
-    Op,
+    Operation,
     Relu,
     Requantize,
     Reshape,
     Scale,
     Softmax,
+    Weighted,
 )
 from thaw.graph.tensors import Quantization
 
 _SAME, _VALID = 0, 1
+_KINDS = {
+    "ADD": Kind(1, 2, "AddOptions"),
+    "ARG_MAX": Kind(1, 2, "ArgMaxOptions"),
+    "AVERAGE_POOL_2D": Kind(1, 2, "Pool2DOptions"),
+    "CONCATENATION": Kind(1, 2, "ConcatenationOptions"),
+    "CONV_2D": Kind(1, 3, "Conv2DOptions"),
+    "DEPTHWISE_CONV_2D": Kind(1, 3, "DepthwiseConv2DOptions"),
+    "DEQUANTIZE": Kind(2, 2, "DequantizeOptions"),
+    "FULLY_CONNECTED": Kind(1, 4, "FullyConnectedOptions"),
+    "MAX_POOL_2D": Kind(1, 2, "Pool2DOptions"),
+    "MUL": Kind(1, 2, "MulOptions"),
+    "PAD": Kind(1, 2, "PadOptions"),
+    "QUANTIZE": Kind(2, 2, "QuantizeOptions"),
+    "RELU": Kind(1, 2),
+    "RESHAPE": Kind(1, 1, "ReshapeOptions"),
+    "SOFTMAX": Kind(1, 2, "SoftmaxOptions"),
+    "SUB": Kind(1, 2, "SubOptions"),
+}
+
 _ACTIVATIONS = {"none": 0, "relu": 1}
 
 _MOST_CONCATENATED = 10
-"""The kernels of microcontrollers take no more."""
+"""The limit of the kernels for microcontrollers."""
 
 
 def export_litert(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
@@ -51,11 +69,10 @@ def export_litert(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[st
 
     Args:
         graphs: by precision; one file each.
-        card: goes into each file.
+        card: of the model.
 
     Raises:
         MissingDependencyError: when the packages of the extra `litert` are missing.
-        UsageError: for a graph that the kernels cannot compute.
     """
     files = {f"model-{precision}.tflite": write_litert(graph, card) for precision, graph in graphs.items()}
     examples = resources.files("thaw.export") / "examples"
@@ -69,31 +86,15 @@ def write_litert(graph: Graph, card: ModelCard) -> bytes:
 
     Raises:
         MissingDependencyError: as `export_litert`.
-        UsageError: as `export_litert`.
     """
-    writer = ModelWriter(graph)
-    for op in _needed(graph):
+    writer = ModelWriter(graph, _KINDS)
+    for op in graph.needed_ops():
         _WRITE[type(op)](writer, op)
-    content = with_files(writer.finish(card), card)
-    try:
-        walk_litert(content)
-    except ValueError as error:
-        raise UsageError(f"LiteRT's kernels cannot compute this graph: {error}") from None
-    return content
-
-
-def _needed(graph: Graph) -> list[Op]:
-    """The operations on which the last output depends, in order."""
-    needed, ops = {graph.outputs[-1]}, []
-    for op in reversed(graph.ops):
-        if op.output in needed:
-            needed.update(op.inputs)
-            ops.append(op)
-    return ops[::-1]
+    return with_files(writer.finish(card), card)
 
 
 def _scale(writer: ModelWriter, op: Scale) -> None:
-    # By way of int8, since the kernels of microcontrollers make float32 of that, but not all of uint8.
+    # Through int8, since not all kernels for microcontrollers convert uint8 to float32.
     shape = (1, *writer.graph.tensor(op.output).shape)
     pixels = writer.scale_of(Quantization(scale=float(np.float32(1.0 / 255.0)), zero_point=-128))
     as_int8 = writer.tensor(f"{op.output}.int8", shape, "int8", pixels)
@@ -137,7 +138,7 @@ def _convolution(
 
 
 def _same_padding(op: Convolution, shape: Sequence[int]) -> tuple[int, ...]:
-    """What the padding "SAME" of the schema would be: as many windows as strides begin, the odd line at the end."""
+    """The padding "SAME" of the schema: a window for each stride, the odd row or column at the end."""
     sides: list[int] = []
     for size, length, step in zip(shape, op.kernel, op.stride, strict=False):
         total = max((-(-size // step) - 1) * step + length - size, 0)
@@ -146,7 +147,7 @@ def _same_padding(op: Convolution, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _pad(writer: ModelWriter, op: Convolution) -> int:
-    """What `op` reads with its padding round it."""
+    """The padded input of `op`."""
     rows, columns, channels = writer.graph.tensor(op.inputs[0]).shape
     top, bottom, left, right = op.padding
     shape = (1, rows + top + bottom, columns + left + right, channels)
@@ -162,9 +163,9 @@ def _dense(writer: ModelWriter, op: Dense) -> None:
         tensors = [writer.index[op.inputs[0]], *_weights(writer, op, op.weights, 0)]
         writer.add("FULLY_CONNECTED", tensors, writer.output(op), FusedActivationFunction=activation)
         return
-    # In int8 a convolution of one pixel, which computes the same sums and rounds them as the specification does.
-    # FULLY_CONNECTED of LiteRT 2.3 rounds once instead of twice, also by its reference kernel, and older kernels of
-    # microcontrollers take no scale a channel there.
+    # In int8 a convolution of one pixel, which computes the same sums and rounds them as the specification does. The
+    # FULLY_CONNECTED of LiteRT 2.3 rounds once instead of twice, even in its reference kernel, and older kernels for
+    # microcontrollers do not support a scale per channel there.
     read = writer.as_pixel(op.inputs[0])
     is_vector_read = writer.is_read_as_vector(op.output)
     name = f"{op.output}.pixel" if is_vector_read else op.output
@@ -177,13 +178,13 @@ def _dense(writer: ModelWriter, op: Dense) -> None:
 
 
 def _weights(writer: ModelWriter, op: Weighted, weights: npt.NDArray[Any], axis: int) -> list[int]:
-    """The tensors of weights and bias, which have no names: they can be told by the operator that reads them."""
+    """The tensors of weights and bias. They have no names, since the operator that reads them identifies them."""
     if op.weight_scales is None:
         return [writer.constant("", array, "float32") for array in (weights, op.bias)]
     read = writer.graph.tensor(op.inputs[0]).quantization
     if read is None:
         raise AssertionError("an operation with int8 weights reads a tensor with a scale")
-    # Informative only: no kernel computes with the scales of a bias. Files may not hold a scale of 0.
+    # No kernel uses the scales of a bias, but they must not be 0.
     bias_scales = np.maximum(np.float32(read.scale) * op.weight_scales, np.finfo(np.float32).tiny)
     return [
         writer.constant("", weights, "int8", writer.scales_of(op.weight_scales, axis)),
@@ -228,7 +229,7 @@ def _softmax(writer: ModelWriter, op: Softmax) -> None:
 
 def _argmax(writer: ModelWriter, op: ArgMax) -> None:
     axis = writer.constant(f"{op.name}.axis", np.array([1]), "int32")
-    # The operator takes its axis away, so the index gets its own back.
+    # The operator removes its axis; the reshape restores it.
     index = writer.written(f"{op.output}.index", op.output, (1,))
     writer.add("ARG_MAX", [writer.index[op.inputs[0]], axis], index, OutputType=TYPES["int32"])
     writer.reshape(index, writer.output(op), (1, 1))
@@ -258,7 +259,7 @@ def _requantize(writer: ModelWriter, op: Requantize) -> None:
     writer.add("QUANTIZE", [writer.index[op.inputs[0]]], writer.output(op))
 
 
-_WRITE: Mapping[type[Op], Callable[[ModelWriter, Any], None]] = {
+_WRITE: Mapping[type[Operation], Callable[[ModelWriter, Any], None]] = {
     Scale: _scale,
     Conv2d: _conv2d,
     DepthwiseConv2d: _depthwise_conv2d,

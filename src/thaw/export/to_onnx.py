@@ -1,18 +1,18 @@
-"""A graph -> ONNX: float32, and int8 with QuantizeLinear and DequantizeLinear round every operation (QDQ).
+"""A graph -> ONNX: float32, and int8 with QuantizeLinear and DequantizeLinear around every operation (QDQ).
 
-The model takes raw pixels, uint8 [N, H, W, C], and gives float32 [N, K], in its int8 form too. ONNX works on feature
-maps [N, C, H, W], so the pixels are transposed first, and a map is transposed back where it becomes a vector.
+The model takes raw pixels, uint8 [N, H, W, C], and returns float32 [N, K], in its int8 form too. ONNX feature maps are
+[N, C, H, W], so the pixels are transposed first, and a map is transposed back before it becomes a vector.
 
-Each tensor of the graph has its name in the file, where it is declared (`value_info`); what is in between is not
-declared. Only the last tensor has another one in the int8 model, whose output is its dequantized form.
+Each tensor of the graph keeps its name in the file, which declares it (`value_info`); intermediate tensors are not
+declared. Only the last tensor of an int8 model has another name, since the output is its dequantized form.
 
-In QDQ form a runtime sees the real-valued network and the scale of every tensor, and makes of each DequantizeLinear,
-operation, QuantizeLinear one integer operation. Two things here are so that onnxruntime can do that on any processor:
+In QDQ form a runtime sees the real-valued network and the scale of every tensor, and fuses DequantizeLinear, operation
+and QuantizeLinear into one integer operation. Two details make that possible in onnxruntime on any processor:
 
-- int8 activations are kept as uint8, 128 higher, and so are their zero points, which is the same real value. On x86
-  onnxruntime computes with uint8 activations and int8 weights only, and pixels then are what the first layer takes.
-- No Relu stands between an operation and its QuantizeLinear: where the zero point is the least number, saturation does
-  what it did, and where it is not, the numbers are clipped afterwards.
+- int8 activations and their zero points are stored as uint8, 128 higher, which represents the same real values. On x86
+  onnxruntime only computes with uint8 activations and int8 weights; the first layer then takes the pixels directly.
+- No Relu comes between an operation and its QuantizeLinear. If the zero point is the smallest number, saturation has
+  the same effect; otherwise the numbers are clipped afterwards.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -30,8 +30,8 @@ from thaw._version import __version__
 from thaw.export.card import ModelCard, Precision
 from thaw.export.onnx_file import IR_VERSION, OPSET, onnx_package
 from thaw.graph.graph import Graph
-from thaw.graph.operation import Activation, Weighted
 from thaw.graph.ops import (
+    Activation,
     Add,
     ArgMax,
     AveragePool2d,
@@ -40,30 +40,37 @@ from thaw.graph.ops import (
     Dense,
     DepthwiseConv2d,
     MaxPool2d,
-    Op,
+    Operation,
     Relu,
     Requantize,
     Reshape,
     Scale,
     Softmax,
+    Weighted,
 )
 from thaw.graph.tensors import Shape, Tensor
 from thaw.quoting import json_text, printable
 
+OPERATIONS = frozenset(
+    {"Add", "ArgMax", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Gemm", "Identity"}
+    | {"MaxPool", "Mul", "QuantizeLinear", "Relu", "Reshape", "Softmax", "Transpose"}
+)
+"""All operations that the exporter writes. None loops, calls functions, reads files, or grows a tensor."""
+
 BATCH_AXIS = "N"
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 _TO_UINT8 = 128
-"""What is added to the int8 numbers of the graph."""
+"""Added to the int8 numbers of the graph."""
 
 
 def export_onnx(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
     """The files of the ONNX folder: a model for each graph, and a program that runs them on image files.
 
-    Of a graph's outputs the models give the last. Classes and input specification lie in the models' metadata, as JSON.
+    The models return the graph's last output. Their metadata contain the card as JSON.
 
     Args:
         graphs: by precision; at least one.
-        card: what the models say of themselves.
+        card: of the model.
 
     Returns:
         content by file name; the same bytes for the same arguments and version of `onnx`.
@@ -105,7 +112,7 @@ class _Writer:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.taken = {tensor.name for tensor in graph.tensors}
-        # What a tensor of the graph is called in the file, where that is not its name.
+        # Names in the file of tensors that have another one in the graph.
         self.renamed = {graph.input: self.fresh(f"{graph.input}.nchw")}
         if self.output.dtype == "int8":
             self.renamed[self.output.name] = self.fresh(f"{self.output.name}.int8")
@@ -113,8 +120,8 @@ class _Writer:
             self.renamed[self.output.name] = self.fresh(f"{self.output.name}.nchw")
 
     def graph_proto(self, name: str) -> Any:
-        """All of the graph that its last output depends on."""
-        ops = _needed(self.graph)
+        """Everything that the last output of the graph depends on."""
+        ops = self.graph.needed_ops()
         self.node("Transpose", [self.graph.input], self.name(self.graph.input), perm=_TO_NCHW)
         for op in ops:
             _WRITE[type(op)](self, op)
@@ -131,7 +138,7 @@ class _Writer:
         )
 
     def _write_output(self) -> None:
-        """From the graph's last tensor to the model's output: real numbers, a map as [N, H, W, C]."""
+        """The model's output from the graph's last tensor: real numbers, a map as [N, H, W, C]."""
         made = self.name(self.output.name)
         if self.output.dtype == "int8":
             last = self.output.name if len(self.output.shape) == 1 else self.fresh(f"{self.output.name}.nchw")
@@ -148,29 +155,29 @@ class _Writer:
         return self._declared(self.name(tensor.name), dtype, _channels_first(tensor.shape))
 
     def fresh(self, name: str) -> str:
-        """`name`, or where that is taken, one like it."""
+        """`name`, or a similar one if it is taken."""
         while name in self.taken:
             name += "_"
         self.taken.add(name)
         return name
 
     def name(self, tensor: str) -> str:
-        """What that tensor of the graph is called in the file."""
+        """The name in the file of a tensor of the graph."""
         return self.renamed.get(tensor, tensor)
 
     def node(self, kind: str, reads: Sequence[str], written: str, **attributes: Any) -> str:
-        """Append an operation of ONNX; the name of what it writes."""
+        """Append an ONNX operation; returns the name of its output."""
         self.nodes.append(self.onnx.helper.make_node(kind, reads, [written], name=f"{kind} {written}", **attributes))
         return written
 
     def constant(self, name: str, values: npt.ArrayLike, dtype: str) -> str:
-        """A constant of that dtype, little-endian in the file; its name."""
+        """Append a constant; returns its name."""
         fresh = self.fresh(name)
         self.constants[fresh] = self.onnx.numpy_helper.from_array(np.array(values, dtype, order="C"), fresh)
         return fresh
 
     def scale_and_zero_point(self, tensor: Tensor) -> list[str]:
-        """The two constants of a tensor that has a scale, which are made once."""
+        """The two constants of a tensor with a scale, created once."""
         names = [f"{self.name(tensor.name)}.{part}" for part in ("scale", "zero_point")]
         if names[0] in self.constants:
             return names
@@ -178,14 +185,14 @@ class _Writer:
         return [self.constant(names[0], scale, "float32"), self.constant(names[1], zero_point, "uint8")]
 
     def read(self, name: str) -> str:
-        """The real values of a tensor: itself, or dequantized for one reader alone, as runtimes fuse it."""
+        """The real values of a tensor: itself, or dequantized for this reader alone, as runtimes fuse it."""
         tensor = self.graph.tensor(name)
         if tensor.quantization is None:
             return self.name(name)
         return self.dequantized(tensor, self.fresh(f"{name}.real"))
 
     def dequantized(self, tensor: Tensor, written: str) -> str:
-        """The real values of a tensor that has a scale, under the name `written`."""
+        """The real values of a tensor with a scale, under the name `written`."""
         return self.node("DequantizeLinear", [self.name(tensor.name), *self.scale_and_zero_point(tensor)], written)
 
     def quantized(self, tensor: Tensor, real: str, written: str) -> str:
@@ -193,9 +200,9 @@ class _Writer:
         return self.node("QuantizeLinear", [real, *self.scale_and_zero_point(tensor)], written)
 
     def compute(
-        self, op: Op, kind: str, reads: Sequence[str], activation: Activation = "none", **attributes: Any
+        self, op: Operation, kind: str, reads: Sequence[str], activation: Activation = "none", **attributes: Any
     ) -> None:
-        """`kind` on real values, its activation, and in an int8 graph the quantization of what `op` writes."""
+        """Append `kind` on real values, the activation, and in an int8 graph the quantization of the output."""
         tensor, written = self.graph.tensor(op.output), self.name(op.output)
         if tensor.quantization is None:
             sums = written if activation == "none" else self.fresh(f"{op.output}.before_relu")
@@ -210,12 +217,12 @@ class _Writer:
         self.clip(tensor, self.quantized(tensor, real, self.fresh(f"{op.output}.before_relu")))
 
     def clip(self, tensor: Tensor, read: str) -> None:
-        """The ReLU of an int8 tensor's numbers: none below the zero point."""
+        """Append the ReLU of an int8 tensor, which clips at the zero point."""
         least = self.constant(f"{tensor.name}.least", _stored(tensor)[1], "uint8")
         self.node("Clip", [read, least], self.name(tensor.name))
 
     def weights(self, op: Weighted, array: npt.NDArray[Any]) -> list[str]:
-        """Names of the weights, which the caller has laid out with their output channels first, and of the biases."""
+        """Names of the weights and of the biases; `array` has the weights with output channels first."""
         read = self.graph.tensor(op.inputs[0]).quantization
         if op.weight_scales is None or read is None:
             return [
@@ -231,8 +238,8 @@ class _Writer:
     def _dequantized_constant(
         self, name: str, array: npt.NDArray[Any], scales: npt.NDArray[np.float32], zeros: npt.NDArray[np.int8] | None
     ) -> str:
-        # Also weights that operations share are written for each: with "session.x64quantprecision", onnxruntime 1.32
-        # refuses a model in which two nodes read them.
+        # Shared weights are written for each operation: with "session.x64quantprecision", onnxruntime 1.32 refuses a
+        # model in which two nodes read them.
         reads = [self.constant(name, array, array.dtype.name), self.constant(f"{name}.scales", scales, "float32")]
         if zeros is not None:
             reads.append(self.constant(f"{name}.zero_points", zeros, "int8"))
@@ -300,7 +307,7 @@ def _softmax(writer: _Writer, op: Softmax) -> None:
 
 
 def _argmax(writer: _Writer, op: ArgMax) -> None:
-    # Of the int8 numbers themselves: their order is that of the real values.
+    # On int8 numbers, whose order is that of the real values.
     index = writer.fresh(f"{op.output}.int64")
     writer.node("ArgMax", [writer.name(op.inputs[0])], index, axis=-1, keepdims=1)
     writer.node("Cast", [index], writer.name(op.output), to=writer.onnx.TensorProto.INT32)
@@ -311,13 +318,13 @@ def _concat(writer: _Writer, op: Concat) -> None:
 
 
 def _reshape(writer: _Writer, op: Reshape) -> None:
-    """Transposed to [N, H, W, C] and back where that is another order; on int8 numbers as they are."""
+    """Transposed to [N, H, W, C] and back where the order differs; directly on int8 numbers."""
     read, values = writer.graph.tensor(op.inputs[0]).shape, writer.name(op.inputs[0])
     if _has_order(read):
         values = writer.node("Transpose", [values], writer.fresh(f"{op.output}.nhwc"), perm=_TO_NHWC)
     turns = _has_order(op.shape)
     reshaped = writer.fresh(f"{op.output}.reshaped") if turns else writer.name(op.output)
-    # 0 is the axis as it is.
+    # 0 keeps the axis.
     sizes = writer.constant(f"{op.name}.shape", (0, *(op.shape if turns else _channels_first(op.shape))), "int64")
     writer.node("Reshape", [values, sizes], reshaped)
     if turns:
@@ -332,7 +339,7 @@ def _requantize(writer: _Writer, op: Requantize) -> None:
         writer.node("Identity", [writer.name(read.name)], writer.name(written.name))
 
 
-_WRITE: Mapping[type[Op], Callable[[_Writer, Any], None]] = {
+_WRITE: Mapping[type[Operation], Callable[[_Writer, Any], None]] = {
     Scale: _scale,
     Conv2d: _conv2d,
     DepthwiseConv2d: _depthwise_conv2d,
@@ -349,18 +356,8 @@ _WRITE: Mapping[type[Op], Callable[[_Writer, Any], None]] = {
 }
 
 
-def _needed(graph: Graph) -> list[Op]:
-    """The operations that the last output depends on, in order."""
-    wanted, kept = {graph.outputs[-1]}, []
-    for op in reversed(graph.ops):
-        if op.output in wanted:
-            wanted.update(op.inputs)
-            kept.append(op)
-    return kept[::-1]
-
-
 def _stored(tensor: Tensor) -> tuple[float, int]:
-    """The scale and zero point of the numbers that the file keeps for a tensor of an int8 graph."""
+    """Scale and zero point in the file of a tensor of an int8 graph."""
     if tensor.quantization is None:
         raise AssertionError("the tensors of an int8 graph have scales")
     zero_point = tensor.quantization.zero_point
@@ -368,7 +365,7 @@ def _stored(tensor: Tensor) -> tuple[float, int]:
 
 
 def _channels_first(shape: Shape) -> Shape:
-    """(H, W, C) -> (C, H, W); a vector as it is."""
+    """(H, W, C) -> (C, H, W); a vector unchanged."""
     return (shape[2], *shape[:2]) if len(shape) == 3 else shape
 
 
@@ -378,5 +375,5 @@ def _has_order(shape: Shape) -> bool:
 
 
 def _without_scale(tensor: Tensor) -> str:
-    """The dtype of a tensor once it is dequantized."""
+    """The dtype of a tensor after dequantization."""
     return "float32" if tensor.dtype == "int8" else tensor.dtype

@@ -1,8 +1,8 @@
-"""A graph -> a web page that runs it: static files for any web server, without a build step or a request elsewhere.
+"""A graph -> a web page that runs it: static files for any web server, without a build step or external requests.
 
-The page is `thaw/web`, the model the ONNX file of `to_onnx`, and what runs it onnxruntime-web, which the build puts
-into `thaw/web/vendor`. All names lie in one folder, and end in what every web server knows the type of: `.js`, never
-`.mjs`.
+The page is `thaw/web`, the model is the ONNX file of `to_onnx`, and the runtime is onnxruntime-web, which the build
+puts into `thaw/web/vendor`. All files are in one folder, with suffixes whose media type every web server knows: `.js`,
+not `.mjs`.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ MEDIA_TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".wasm": "application/wasm",
 }
-"""By how a name ends: what a web server says that the file is."""
+"""Media type by suffix."""
 
 
 def export_web(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
-    """The files of the web folder: the page, the models, and what runs them.
+    """The files of the web folder: the page, the models and the runtime.
 
     Args:
-        graphs: by precision; at least one. The page begins with "float", where it is there.
-        card: what the page says of the model.
+        graphs: by precision; at least one. The page starts with "float" if it has it.
+        card: shown on the page.
 
     Returns:
         content by file name.
 
     Raises:
-        MissingDependencyError: when `onnx` is not installed, or onnxruntime-web was not there when thaw was built.
+        MissingDependencyError: when `onnx` is not installed, or thaw was built without onnxruntime-web.
     """
     runtime = _runtime()
     made = {name: (_web() / name).read_bytes() for name in PAGE}
@@ -74,10 +74,10 @@ def export_web(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, 
 
 
 def _drawing(card: ModelCard) -> dict[str, Any] | None:
-    """How one draws for this model; None for a model that drawings are nothing for.
+    """How to draw input for this model; None for a model that does not recognize characters.
 
-    Digits and letters are drawn: gray images in classes of one character each, or of numbers. Where images are dark on
-    average, strokes are bright on dark.
+    That takes gray images and classes of one character or number each. Strokes are bright if images are dark on
+    average.
     """
     if card.input_spec.channels != 1 or not are_characters(card.classes):
         return None
@@ -95,5 +95,5 @@ def _runtime() -> dict[str, bytes]:
     except OSError:
         raise MissingDependencyError(
             "the web page needs onnxruntime-web, which this installation of thaw lacks\n"
-            "install npm, then run make web in thaw's folder, or install thaw again"
+            "install npm, then run make web in thaw's source folder, or reinstall thaw"
         ) from None

@@ -1,1 +1,1 @@
-"""A trained network as a short list of inference operations: what all later steps share."""
+"""Graphs: a trained network as a short list of inference operations, from which cost, int8 and exports are derived."""

@@ -1,6 +1,6 @@
-"""The ranges of a float graph's tensors, from images: what an int8 graph's scales are made of.
+"""Calibration: the ranges of a float graph's tensors on training images, from which int8 scales follow.
 
-Calibration sees training images only. How a range is cut is one of a few methods, between which validation data choose.
+Several methods clip the ranges differently; the validation data choose between them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from thaw.errors import UsageError
 from thaw.graph.graph import Graph
-from thaw.graph.interpret import BATCH, Array, trace
-from thaw.graph.quantize import Range, chooses_scale
+from thaw.graph.interpret import BATCH, trace
+from thaw.graph.tensors import Array, Range
 from thaw.quoting import shown
 
 ClipMethod = Literal["minmax", "mse"]
@@ -23,32 +23,32 @@ Histogram: TypeAlias = npt.NDArray[np.int64]
 
 _BINS = 4096
 _SHARES = np.linspace(0.05, 1.0, 191)
-"""Of the least and of the largest value, that "mse" tries as ends of the range."""
+"""Fractions of the smallest and of the largest value that "mse" tries as ends of the range."""
 
 
 def calibrate(graph: Graph, images: npt.NDArray[np.uint8]) -> dict[ClipMethod, dict[str, Range]]:
-    """The range of every tensor that will have a scale of its own, by method.
+    """The range of every tensor whose operation chooses its scale, by method.
 
-    "minmax" spans everything that was seen. "mse" keeps the share of either end that makes the mean squared error of
-    256 steps least, cut-off values included; exact zeros, which every scale holds exactly, do not count.
+    "minmax" is the range of all values. "mse" scales down either end to minimize the mean squared error of 256 steps,
+    clipped values included; exact zeros, which every scale represents exactly, do not count.
 
     Args:
         graph: float32.
         images: uint8 [N, H, W, C], N at least 1; training images.
 
     Raises:
-        UsageError: without images, or where a value is not finite.
+        UsageError: without images, or when a value is not finite.
     """
     if not len(images):
         raise UsageError("calibration needs at least one image")
-    names = [op.output for op in graph.ops if chooses_scale(op)]
+    names = [op.output for op in graph.ops if op.output_scale == "chosen"]
     spans: dict[str, Range] = dict.fromkeys(names, (np.inf, -np.inf))
     for values in _batches(graph, images, names):
         for name in names:
             low, high = float(values[name].min()), float(values[name].max())
             if not np.isfinite((low, high)).all():
                 raise UsageError(
-                    f"tensor {shown(name)} takes values that are not finite: the network cannot be quantized"
+                    f"tensor {shown(name)} has values that are not finite: the network cannot be quantized"
                 )
             spans[name] = (min(spans[name][0], low), max(spans[name][1], high))
     counts = {name: np.zeros(_BINS, np.int64) for name in names}
@@ -68,18 +68,18 @@ def _batches(graph: Graph, images: npt.NDArray[np.uint8], names: Sequence[str]) 
 
 
 def _histogram_range(span: Range) -> Range:
-    # Bins have some width also where all values are one and the same.
+    # Bins need some width even when all values are equal.
     margin = max(abs(span[0]), abs(span[1]), float(np.finfo(np.float32).tiny)) * 1e-6
     return span[0] - margin, span[1] + margin
 
 
 def _least_error_range(span: Range, counts: Histogram) -> Range:
-    """`span` with either end cut to the share of it that makes the squared error over the histogram least."""
+    """`span` with its ends scaled down to minimize the squared error over the histogram."""
     edges = np.linspace(*_histogram_range(span), _BINS + 1)
     centers = (edges[:-1] + edges[1:]) / 2.0
     lows, highs = min(span[0], 0.0) * _SHARES, max(span[1], 0.0) * _SHARES
     errors = _errors(lows, highs, _cut_off(-centers, counts, -lows), _cut_off(centers, counts, highs), counts.sum())
-    # The last of equals: cut no more than pays.
+    # The last of equals clips the least.
     last = errors.size - 1 - int(np.argmin(errors[::-1, ::-1]))
     low, high = float(lows[last // len(highs)]), float(highs[last % len(highs)])
     return low if span[0] < 0 else span[0], high if span[1] > 0 else span[1]
@@ -88,7 +88,7 @@ def _least_error_range(span: Range, counts: Histogram) -> Range:
 def _cut_off(
     values: npt.NDArray[np.float64], counts: Histogram, ends: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The summed squared error, for each of `ends`, of the values beyond it, which become that end."""
+    """The summed squared error of clipping the values beyond each of `ends`."""
     return (np.maximum(values - ends[:, None], 0.0) ** 2) @ counts
 
 
@@ -101,8 +101,8 @@ def _errors(
 ) -> npt.NDArray[np.float64]:
     """The summed squared error of every pair of ends, [lows, highs].
 
-    Within the range an error is spread evenly over a step, whose variance is step^2 / 12. Values beyond it count with
-    that too: they are few, and the two ends can then be judged apart.
+    Within the range an error is uniform over a step, with variance step^2 / 12. Clipped values count with that variance
+    too: they are few, and the two ends can then be evaluated independently.
     """
     steps = (highs[None, :] - lows[:, None]) / 255.0
     return count * steps**2 / 12.0 + below[:, None] + above[None, :]

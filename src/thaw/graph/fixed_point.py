@@ -1,8 +1,8 @@
-"""The whole-number arithmetic of the LiteRT (TFLite) int8 specification, on NumPy arrays.
+"""The integer arithmetic of the LiteRT (TFLite) int8 specification, on NumPy arrays.
 
-The primitives are those of gemmlowp that the specification's reference kernels are written in; the C of `thaw.export`
-has the same ones by the same names. All arrays are int64, so that nothing here can overflow; values are those of int32
-arithmetic unless a docstring says otherwise.
+The primitives are those of gemmlowp, in which the specification's reference kernels are written. The C of `thaw.export`
+uses the same names. All arrays are int64, so that nothing here can overflow; values are those of int32 arithmetic
+unless a docstring says otherwise.
 
 Source: the TensorFlow Lite int8 quantization specification, and Jacob et al., "Quantization and Training of Neural
 Networks for Efficient Integer-Arithmetic-Only Inference" (arXiv 1712.05877), appendix B.
@@ -22,10 +22,10 @@ INT32_MAX = 2**31 - 1
 INT32_MIN = -(2**31)
 
 ADD_LEFT_SHIFT = 20
-"""Bits by which the terms of an addition are raised before they are brought to one scale."""
+"""Left shift of the terms of an addition before they are rescaled."""
 
 SOFTMAX_INTEGER_BITS = 5
-"""Integer bits of the scaled differences that a softmax takes the exponential of."""
+"""Integer bits of the arguments of the exponential in a softmax."""
 _ACCUMULATION_BITS = 12
 """Integer bits of the sum of exponentials."""
 
@@ -33,7 +33,7 @@ _ACCUMULATION_BITS = 12
 def quantize_multiplier(real: float) -> tuple[int, int]:
     """A positive real number as `multiplier * 2**(shift - 31)`: multiplier 2**30 to 2**31 - 1, shift -31 to 30.
 
-    A number too small for that is 0, one too large the largest.
+    A number too small becomes 0, one too large the largest.
     """
     fraction, shift = math.frexp(real)
     multiplier = math.floor(fraction * 2**31 + 0.5)
@@ -47,7 +47,7 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
 
 
 def saturating_rounding_doubling_high_mul(a: Int64Array, b: Int64Array | int) -> Int64Array:
-    """The high half of `2 a b`, rounded to the nearest, halves upwards.
+    """The high half of `2 a b`, rounded to the nearest, halves up.
 
     gemmlowp writes this with a nudge that depends on the sign and a division that truncates; the two agree. Only
     a = b = -2**31 saturates, and no multiplier is negative.
@@ -72,9 +72,9 @@ def multiply_by_quantized_multiplier(
 
 
 def softmax_scaling(scale: float) -> tuple[int, int, int]:
-    """(multiplier, left shift, least difference) by which a softmax of int8 scores with this scale works.
+    """(multiplier, left shift, least difference) of a softmax of int8 scores with this scale.
 
-    A score that lies further below the largest than the least difference has probability 0.
+    A score whose difference from the largest is below the least difference has probability 0.
     """
     real = min(scale * 2.0 ** (31 - SOFTMAX_INTEGER_BITS), 2.0**31 - 1.0)
     multiplier, left = quantize_multiplier(real)
@@ -83,7 +83,7 @@ def softmax_scaling(scale: float) -> tuple[int, int, int]:
 
 
 def softmax(scores: Int64Array, scale: float) -> Int64Array:
-    """int8 probabilities, on the scale 1/256 from -128, of int8 scores [..., K] whose scale is given."""
+    """int8 probabilities (scale 1/256, zero point -128) of int8 scores [..., K] with this scale."""
     multiplier, left, least = softmax_scaling(scale)
     difference = scores - scores.max(axis=-1, keepdims=True)
     kept = difference >= least
@@ -96,7 +96,7 @@ def softmax(scores: Int64Array, scale: float) -> Int64Array:
 
 
 def exp_on_negative_values(a: Int64Array) -> Int64Array:
-    """`exp(a)` for a <= 0 with 5 integer bits; the result has none, so that 1 is 2**31 - 1."""
+    """`exp(a)` for a <= 0 with 5 integer bits; the result has none, so 2**31 - 1 represents 1."""
     fractional_bits = 31 - SOFTMAX_INTEGER_BITS
     quarter = 1 << (fractional_bits - 2)
     below_quarter = (a & (quarter - 1)) - quarter
@@ -113,7 +113,7 @@ _EXP_OF_MINUS_POWERS = (1672461947, 1302514674, 790015084, 290630308, 39332535, 
 
 
 def _exp_between_quarter_and_0(a: Int64Array) -> Int64Array:
-    """`exp(a)` for -1/4 <= a < 0 without integer bits: a Taylor series round -1/8."""
+    """`exp(a)` for -1/4 <= a < 0 without integer bits: a Taylor series around -1/8."""
     exp_of_eighth, third = 1895147668, 715827883
     mul = saturating_rounding_doubling_high_mul
     x = a + (1 << 28)

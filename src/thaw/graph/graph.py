@@ -1,4 +1,4 @@
-"""The Graph: operations in the order in which they run, and the tensors between them; free of torch."""
+"""The Graph: operations in execution order and the tensors between them, without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from thaw.errors import UsageError
-from thaw.graph.ops import Op
+from thaw.graph.ops import Operation
 from thaw.graph.sharing import check_shares
 from thaw.graph.tensors import Tensor
 from thaw.quoting import shown
@@ -14,31 +14,31 @@ from thaw.quoting import shown
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Graph:
-    """Operations in the order in which they run, and the tensors that they read and write.
+    """Operations in execution order, and the tensors that they read and write.
 
-    Every instance is valid: names are unique, every tensor is written once and before it is read, and its declared
-    shape and dtype are those that follow from the operations.
+    Every instance is valid: names are unique, every tensor is written once and before it is read, and declared shapes
+    and dtypes match those that the operations infer.
 
     Attributes:
         tensors: the input, and the output of every operation.
-        ops: the operations in order.
+        ops: in execution order.
         input: name of the uint8 tensor (H, W, C) that takes raw pixels.
-        outputs: names of the tensors that the graph is run for; they live until its end.
+        outputs: names of the results. Artifacts return the last one only.
 
     Raises:
-        UsageError: when made of parts that do not fit; the message names the tensor or operation.
+        UsageError: when the parts do not fit together; the message names the tensor or operation.
     """
 
     tensors: tuple[Tensor, ...]
-    ops: tuple[Op, ...]
+    ops: tuple[Operation, ...]
     input: str
     outputs: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not all(isinstance(tensor, Tensor) for tensor in self.tensors) or not all(
-            isinstance(op, Op) for op in self.ops
+            isinstance(op, Operation) for op in self.ops
         ):
-            raise UsageError("graph: expected Tensors in `tensors` and operations of this module in `ops`")
+            raise UsageError("graph: expected Tensors in `tensors` and Operations in `ops`")
         for label, parts in (("tensors", self.tensors), ("operations", self.ops)):
             _check_unique(label, [part.name for part in parts])
         _check_unique("outputs", list(self.outputs))
@@ -51,23 +51,23 @@ class Graph:
         check_shares(self.ops)
         never = sorted(set(self._by_name) - written)
         if never:
-            raise UsageError(f"graph: no operation writes tensor {shown(never[0])}: remove it, or add what writes it")
+            raise UsageError(f"graph: no operation writes tensor {shown(never[0])}: remove it, or add the operation")
         for name in self.outputs:
             if name not in written or name == self.input:
-                raise UsageError(f"graph: output {shown(name)} is written by no operation")
+                raise UsageError(f"graph: no operation writes output {shown(name)}")
         if not self.outputs:
             raise UsageError("graph: it has no outputs: expected at least one")
 
     def _check_ops(self) -> set[str]:
-        """Walk the operations in order; the names of the tensors that are there at the end."""
+        """Check the operations in order; returns the names of all tensors that are written."""
         written = {self.input}
         for op in self.ops:
             for name in op.inputs:
                 if name not in written:
-                    reason = "before it is written" if name in self._by_name else "which is no tensor of the graph"
+                    reason = "before it is written" if name in self._by_name else "which is not a tensor of the graph"
                     raise UsageError(f"graph: {op.kind} {shown(op.name)} reads {shown(name)}, {reason}")
             if op.output in written:
-                raise UsageError(f"graph: {op.kind} {shown(op.name)} writes {shown(op.output)}, which is there already")
+                raise UsageError(f"graph: {op.kind} {shown(op.name)} writes {shown(op.output)} a second time")
             made = op.infer([self.tensor(name) for name in op.inputs])
             declared = self.tensor(op.output)
             if declared != made:
@@ -78,22 +78,31 @@ class Graph:
             written.add(op.output)
         return written
 
+    def needed_ops(self) -> list[Operation]:
+        """The operations that the last output depends on, in execution order."""
+        needed, ops = {self.outputs[-1]}, []
+        for op in reversed(self.ops):
+            if op.output in needed:
+                needed.update(op.inputs)
+                ops.append(op)
+        return ops[::-1]
+
     @cached_property
     def _by_name(self) -> dict[str, Tensor]:
         return {tensor.name: tensor for tensor in self.tensors}
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of that name.
+        """The tensor with this name.
 
         Raises:
             UsageError: when there is none.
         """
         if name not in self._by_name:
-            raise UsageError(f"graph: there is no tensor {shown(name)}: it has {', '.join(map(repr, self._by_name))}")
+            raise UsageError(f"graph: no tensor {shown(name)}: expected one of {', '.join(map(repr, self._by_name))}")
         return self._by_name[name]
 
 
 def _check_unique(label: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UsageError(f"graph: two {label} are named {shown(twice[0])}: expected unique names")
+        raise UsageError(f"graph: {label}: the name {shown(twice[0])} is used twice")

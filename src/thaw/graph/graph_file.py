@@ -1,13 +1,12 @@
-"""A graph as a file: safetensors for its numbers, one JSON header for all else; no pickle, and nothing taken on trust.
+"""Graph files: safetensors for arrays, and one JSON header for everything else. No pickle; nothing is trusted.
 
-A reader finds the graph that was written, or a ModelFileError: names, kinds, fields, types and sizes are checked before
-an operation is made, an operation refuses what it cannot be, and a digest over header and numbers finds a changed bit.
+A reader gets the graph that was written, or a ModelFileError: names, kinds, fields, types and sizes are checked before
+an operation is created, the operation checks its own fields, and a digest over header and arrays detects changed bits.
 
-The header, version 1: "version", "name", "classes", "input" (the input specification), "facts", "sha256", and
-"graph" with
-"input", "outputs", "tensors" and "ops". The numbers of operation i are the tensors "i.weights", "i.bias" and, in an
-int8 graph, "i.weight_scales". An operation that shares weights says so under "shares", which others lack; in an int8
-graph it has no "i.weights", since they are those of the one that it names.
+The header, version 1: "version", "name", "classes", "input" (the input specification), "facts", "sha256", and "graph"
+with "input", "outputs", "tensors" and "ops". The arrays of operation i are the tensors "i.weights", "i.bias" and, in an
+int8 graph, "i.weight_scales". An operation that shares weights names the owner under "shares", which others omit. In an
+int8 graph it has no "i.weights".
 """
 
 from __future__ import annotations
@@ -19,18 +18,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, get_args
+from typing import Any, NoReturn, get_type_hints
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError, ThawError
 from thaw.graph.graph import Graph
-from thaw.graph.operation import Operation, Weighted
-from thaw.graph.ops import Op
-from thaw.graph.tensors import Quantization, Tensor
+from thaw.graph.ops import OPERATIONS, Activation, Operation, Weighted
+from thaw.graph.tensors import Array, Quantization, Tensor
 from thaw.plain import check_numbers
 from thaw.quoting import shown
 from thaw.tensor_file import read_tensor_file, write_tensor_file
@@ -40,26 +37,24 @@ HEADER = "thaw graph"
 
 _MOST_OPS = 4096
 _MOST_ELEMENTS = 1 << 28
-"""Values of one tensor of one image: a GiB of float32."""
+"""Values of one tensor for one image: 1 GiB of float32."""
 _MOST_FACTS_DEPTH = 8
-# Names become those of functions, files and tensors in what is exported, so nothing in them may mean anything there.
+# Exported code, files and tensors use these names, so they must not contain special characters.
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _ARRAY_FIELDS = ("weights", "bias", "weight_scales")
 _OPTIONAL_FIELDS = ("shares",)
-"""Left out where they are empty."""
-
-Array: TypeAlias = npt.NDArray[Any]
+"""Omitted when empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphHeader:
-    """What a graph file says beside the graph.
+    """What a graph file contains besides the graph.
 
     Attributes:
         name: of the model, any text.
         classes: K names, in the order of the scores.
         input_spec: what the model takes as input.
-        facts: what else there is to say; JSON-ready, no number that is not finite.
+        facts: other information; JSON-ready, finite numbers only.
     """
 
     name: str
@@ -72,7 +67,7 @@ def write_graph(path: Path, graph: Graph, header: GraphHeader) -> None:
     """Write `graph` and its header, atomically; the same graph and header give the same bytes.
 
     Raises:
-        ModelFileError: for what `read_graph` would refuse, such as a name with a slash in it.
+        ModelFileError: for a graph that `read_graph` would refuse, such as one with a slash in a name.
         RunError: when it cannot be written.
     """
     arrays = {
@@ -88,7 +83,7 @@ def write_graph(path: Path, graph: Graph, header: GraphHeader) -> None:
         "facts": dict(header.facts),
         "graph": _describe(graph),
     }
-    # What cannot be read is not written.
+    # Never write a file that cannot be read.
     _parse(content, arrays, str(path))
     write_tensor_file(path, HEADER, content, lambda metadata: save(arrays, metadata))
 
@@ -97,19 +92,18 @@ def read_graph(path: str | Path) -> tuple[Graph, GraphHeader]:
     """The graph and the header of a file that `write_graph` wrote.
 
     Raises:
-        ModelFileError: when it is missing, truncated, changed, of another version, or no graph that could be run; in
-            one line.
+        ModelFileError: when it is missing, truncated, changed, of another version, or not a valid graph; in one line.
     """
     file = read_tensor_file(Path(path), HEADER, load)
     file.check_version(GRAPH_VERSION)
     parsed = _parse(file.header, file.tensors, str(file.path))
-    # Last, so that a value that cannot be is told by its name.
+    # Last, so that an invalid value is reported by its name.
     file.check_digest()
     return parsed
 
 
-def _arrays(op: Op) -> dict[str, Array]:
-    """The numbers that an operation holds, by field."""
+def _arrays(op: Operation) -> dict[str, Array]:
+    """The arrays of an operation, by field."""
     if not isinstance(op, Weighted):
         return {}
     found = {name: getattr(op, name) for name in _ARRAY_FIELDS}
@@ -119,7 +113,7 @@ def _arrays(op: Op) -> dict[str, Array]:
 
 
 def _describe(graph: Graph) -> dict[str, Any]:
-    """The JSON-ready form of a graph, but for its arrays."""
+    """The JSON-ready form of a graph, without its arrays."""
     tensors = [
         {"name": each.name, "shape": each.shape, "dtype": each.dtype, "quantization": _written(each.quantization)}
         for each in graph.tensors
@@ -130,7 +124,7 @@ def _describe(graph: Graph) -> dict[str, Any]:
         names = [name for name in names if name not in _OPTIONAL_FIELDS or getattr(op, name)]
         ops.append({"kind": op.kind, **{name: _written(getattr(op, name)) for name in names}})
     described = {"input": graph.input, "outputs": graph.outputs, "tensors": tensors, "ops": ops}
-    # Tuples become lists, as they come back from a file.
+    # Tuples become lists, as in a file.
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
 
@@ -146,13 +140,13 @@ def _parse(content: Mapping[str, Any], arrays: Mapping[str, Array], where: str) 
         return graph, _header(content, graph)
     except (ThawError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
-        raise ModelFileError(f"{where} is no graph of thaw: {reason}") from error
+        raise ModelFileError(f"{where} is not a valid thaw graph: {reason}") from error
 
 
 def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
     classes = tuple(_text("class", name) for name in _list("classes", content["classes"]))
     if len(set(classes)) != len(classes) or not classes:
-        _refuse("classes", content["classes"], "names that differ")
+        _refuse("classes", content["classes"], "unique names")
     scores = graph.tensor(graph.outputs[-1])
     if scores.dtype != "int32" and scores.shape != (len(classes),):
         raise ModelFileError(f"output {shown(scores.name)} has shape {scores.shape} for {len(classes)} classes")
@@ -167,14 +161,14 @@ def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:
-    """Refuse facts that are nested deeply or hold what JSON has no form for."""
+    """Refuse facts that are nested deeply or contain values that JSON cannot represent."""
     if depth > _MOST_FACTS_DEPTH:
-        raise ModelFileError(f"facts are nested more than {_MOST_FACTS_DEPTH} deep")
+        raise ModelFileError(f"facts are nested more than {_MOST_FACTS_DEPTH} levels deep")
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             _check_plain(item, depth + 1)
     elif value is not None and not isinstance(value, str | int | float):
-        _refuse("facts", value, "what JSON has")
+        _refuse("facts", value, "a JSON value")
 
 
 def _graph(value: Any, arrays: Mapping[str, Array]) -> Graph:
@@ -184,11 +178,11 @@ def _graph(value: Any, arrays: Mapping[str, Array]) -> Graph:
     if len(described) > _MOST_OPS or len(_list("tensors", fields["tensors"])) > _MOST_OPS + 1:
         raise ModelFileError(f"it has more than {_MOST_OPS} operations")
     left = dict(arrays)
-    ops: list[Op] = []
+    ops: list[Operation] = []
     for index, entry in enumerate(described):
         ops.append(_op(index, entry, left, ops))
     if left:
-        _refuse("numbers", min(left), "none but those of its operations")
+        _refuse("numbers", min(left), "arrays of its operations only")
     return Graph(
         tensors=tuple(_tensor(entry) for entry in fields["tensors"]),
         ops=tuple(ops),
@@ -206,34 +200,34 @@ def _tensor(value: Any) -> Tensor:
     return Tensor(
         name=_name("tensor", fields["name"]),
         shape=shape,
-        # What is not a dtype is refused by the tensor itself.
+        # The tensor itself checks the dtype.
         dtype=_text("dtype", fields["dtype"]),  # type: ignore[arg-type]
         quantization=_quantization("quantization", fields["quantization"]),
     )
 
 
-def _op(index: int, value: Any, arrays: dict[str, Array], earlier: Sequence[Op]) -> Op:
-    """The operation, which takes its numbers out of `arrays`, or those that it shares from an earlier one."""
+def _op(index: int, value: Any, arrays: dict[str, Array], earlier: Sequence[Operation]) -> Operation:
+    """The operation, with its own arrays, which are removed from `arrays`, or with those of an earlier operation."""
     fields = _object_of("operation", value)
-    kind = _KINDS.get(_text("kind", fields.get("kind")))
+    kind = OPERATIONS.get(_text("kind", fields.get("kind")))
     if kind is None:
-        _refuse("operation", fields["kind"], f"one of {', '.join(_KINDS)}")
+        _refuse("operation", fields["kind"], f"one of {', '.join(OPERATIONS)}")
     names = [item.name for item in dataclasses.fields(kind)]
     plain = [name for name in names if name not in _ARRAY_FIELDS]
     absent = {name for name in _OPTIONAL_FIELDS if name not in fields}
     _expect_keys(f"operation {kind.kind}", fields, ("kind", *(name for name in plain if name not in absent)))
-    values = {name: _FIELDS[name](name, fields[name]) for name in fields if name != "kind"}
+    hints = get_type_hints(kind)
+    values = {name: _READERS[hints[name]](name, fields[name]) for name in fields if name != "kind"}
     for name in _ARRAY_FIELDS:
         if f"{index}.{name}" in arrays and name in names:
             values[name] = arrays.pop(f"{index}.{name}")
     if values.get("shares") and values.get("quantization") is not None:
         values["weights"] = _shared_weights(values, earlier)
-    made: Op = kind(**values)
-    return made
+    return kind(**values)
 
 
-def _shared_weights(values: Mapping[str, Any], earlier: Sequence[Op]) -> Array:
-    """The weights of the earlier operation that an int8 operation names; it may have none of its own."""
+def _shared_weights(values: Mapping[str, Any], earlier: Sequence[Operation]) -> Array:
+    """The weights of the earlier operation that an int8 operation names."""
     found = [op.weights for op in earlier if isinstance(op, Weighted) and op.name == values["shares"]]
     if not found or "weights" in values:
         _refuse("shares", values["shares"], "an earlier operation with weights, and none of its own")
@@ -250,7 +244,7 @@ def _quantization(label: str, value: Any) -> Quantization | None:
 
 def _text(label: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        _refuse(label, value, "a text that is not empty")
+        _refuse(label, value, "a non-empty string")
     return value
 
 
@@ -274,7 +268,7 @@ def _numbers(label: str, value: Any) -> tuple[float, ...]:
 def _whole_numbers(label: str, value: Any) -> tuple[int, ...]:
     items = _list(label, value)
     if not all(type(item) is int and 0 <= item <= _MOST_ELEMENTS for item in items):
-        _refuse(label, value, f"whole numbers up to {_MOST_ELEMENTS}")
+        _refuse(label, value, f"integers up to {_MOST_ELEMENTS}")
     return tuple(items)
 
 
@@ -295,26 +289,22 @@ def _expect_keys(label: str, found: Mapping[str, Any], expected: Sequence[str]) 
     if missing:
         raise ModelFileError(f"{label} lacks {shown(missing[0])}")
     if unknown:
-        raise ModelFileError(f"{label} has {shown(unknown[0])}, which is unknown")
+        raise ModelFileError(f"{label} has an unknown key {shown(unknown[0])}")
 
 
 def _refuse(label: str, found: Any, expected: str) -> NoReturn:
     raise ModelFileError(f"{label} is {shown(found)}: expected {expected}")
 
 
-_KINDS: Mapping[str, type[Any]] = {kind.kind: kind for kind in get_args(Op) if issubclass(kind, Operation)}
-
-_FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
-    "name": _name,
-    "inputs": _names,
-    "output": _name,
-    "activation": _text,
-    "kernel": _whole_numbers,
-    "mean": _numbers,
-    "padding": _whole_numbers,
-    "quantization": _quantization,
-    "shape": _whole_numbers,
-    "shares": _name,
-    "std": _numbers,
-    "stride": _whole_numbers,
+_READERS: Mapping[Any, Callable[[str, Any], Any]] = {
+    str: _name,
+    tuple[str, ...]: _names,
+    tuple[float, ...]: _numbers,
+    tuple[int, ...]: _whole_numbers,
+    tuple[int, int]: _whole_numbers,
+    tuple[int, int, int, int]: _whole_numbers,
+    Activation: _text,
+    Quantization: _quantization,
+    Quantization | None: _quantization,
 }
+"""How a field of an operation is read, by its type; the operation itself checks ranges and lengths."""

@@ -1,7 +1,8 @@
-"""A trained torch module -> Graph; beside `trainable.py` the only file of this room that knows torch.
+"""Lowering: a trained torch module -> Graph.
 
-torch keeps feature maps as [C, H, W] and convolution weights as [C', C, kh, kw]; the graph keeps them as (H, W, C) and
-[C', kh, kw, C].
+torch stores feature maps as [C, H, W] and convolution weights as [C', C, kh, kw]; the graph stores them as (H, W, C)
+and [C', kh, kw, C].
+
 Shapes: H rows, W columns, C channels, K classes.
 """
 
@@ -19,8 +20,8 @@ from torch import nn
 from thaw.errors import UsageError
 from thaw.graph.cost import Cost, count_cost
 from thaw.graph.graph import Graph
-from thaw.graph.operation import Activation
 from thaw.graph.ops import (
+    Activation,
     Add,
     AveragePool2d,
     Concat,
@@ -28,7 +29,7 @@ from thaw.graph.ops import (
     Dense,
     DepthwiseConv2d,
     MaxPool2d,
-    Op,
+    Operation,
     Reshape,
     Scale,
     Softmax,
@@ -56,11 +57,11 @@ from thaw.quoting import shown
 def lower(
     module: nn.Module, *, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float], classes: int
 ) -> Graph:
-    """The graph of what `module` computes in evaluation mode, from raw pixels to class probabilities.
+    """The graph of `module` in evaluation mode, from raw pixels to class probabilities.
 
-    The graph takes "image", uint8 (H, W, C), scales it by `(x / 255 - mean) / std`, and gives "logits" and
+    The graph takes "image", uint8 (H, W, C), scales it by `(x / 255 - mean) / std`, and returns "logits" and
     "probabilities", float32 (K,) each; any other tensor has the name of the operation that writes it. Weights are
-    copied, as float32, and dropout is left out.
+    copied as float32, and dropout is omitted.
 
     Args:
         module: a UnifiedModel, or a submodel (an nn.Sequential of named units); [B, C, H, W] -> logits [B, K].
@@ -70,7 +71,7 @@ def lower(
         classes: K.
 
     Raises:
-        UsageError: for a module that has no lowering, or that does not take `shape` or does not give `classes` logits.
+        UsageError: for a module without a lowering, or one that does not take `shape` or return `classes` logits.
     """
     trace = _Trace(Tensor(name=IMAGE, shape=shape, dtype="uint8"))
     scale = Scale(
@@ -78,7 +79,7 @@ def lower(
     )
     last = _lower_unit(trace, module, "", trace.add(scale))
     if trace.shape(last) != (classes,):
-        raise UsageError(f"the model gives scores of shape {trace.shape(last)}: expected ({classes},), one a class")
+        raise UsageError(f"the model returns scores of shape {trace.shape(last)}: expected ({classes},), one a class")
     trace.rename_last(LOGITS)
     trace.add(Softmax(name="softmax", inputs=(LOGITS,), output=PROBABILITIES))
     return Graph(
@@ -87,14 +88,13 @@ def lower(
 
 
 def layer_table(spec: FamilySpec, unify_spec: UnifySpec | None, shape: tuple[int, int, int], classes: int) -> Cost:
-    """What the unified model of `spec` and `unify` costs for images (H, W, C) and K classes, before any training.
+    """The cost of the unified model of `spec` for images (H, W, C) and K classes, before any training.
 
-    Without `unify_spec` it is the submodel of `spec` alone. No weights are made: no random numbers are drawn, and a
-    network
-    too large for memory can be looked at.
+    Without `unify_spec`, of the submodel of `spec` alone. No weights are allocated and no random numbers are drawn, so
+    that networks of any size can be counted.
 
     Raises:
-        UsageError: when the image is too small for the layers, or `classes` below 2.
+        UsageError: when the image is too small for the layers, or `classes` is below 2.
     """
     with torch.device("meta"):
         module = spec.build(shape, classes) if unify_spec is None else build_unified(spec, unify_spec, shape, classes)
@@ -107,10 +107,10 @@ class _Trace:
 
     def __init__(self, image: Tensor) -> None:
         self.tensors = {image.name: image}
-        self.ops: list[Op] = []
+        self.ops: list[Operation] = []
 
-    def add(self, op: Op) -> str:
-        """Append the operation; the name of the tensor that it writes."""
+    def add(self, op: Operation) -> str:
+        """Append the operation; returns the name of its output."""
         written = op.infer([self.tensors[name] for name in op.inputs])
         self._refuse_taken(op.output)
         self.ops.append(op)
@@ -118,11 +118,11 @@ class _Trace:
         return op.output
 
     def shape(self, name: str) -> Shape:
-        """Of the tensor of that name."""
+        """The shape of a tensor."""
         return self.tensors[name].shape
 
     def rename_last(self, name: str) -> None:
-        """Give the tensor that the last operation writes another name; nothing has read it yet."""
+        """Rename the output of the last operation, which nothing has read yet."""
         written = self.tensors.pop(self.ops[-1].output)
         self._refuse_taken(name)
         self.ops[-1] = replace(self.ops[-1], output=name)
@@ -130,11 +130,11 @@ class _Trace:
 
     def _refuse_taken(self, name: str) -> None:
         if name in self.tensors:
-            raise UsageError(f"the name {shown(name)} is taken already: a unit of the model needs another one")
+            raise UsageError(f"the name {shown(name)} is taken: rename a unit of the model")
 
 
 def _lower_unit(trace: _Trace, module: nn.Module, name: str, read: str) -> str:
-    """Append what `module` does to tensor `read`, under names that begin with `name`; the tensor that it gives."""
+    """Append the operations of `module` on tensor `read`, with names that begin with `name`; returns the output."""
     lowering = _LOWERINGS.get(type(module))
     if lowering is None:
         known = ", ".join(kind.__name__ for kind in _LOWERINGS)
@@ -165,7 +165,7 @@ def _sequential(trace: _Trace, submodel: nn.Sequential, name: str, read: str) ->
 
 
 def _conv_relu_pool(trace: _Trace, unit: ConvReluPool, name: str, read: str) -> str:
-    # The unit pools before its ReLU. ReLU is monotone, so the numbers are equal where it comes with the convolution.
+    # The unit pools before its ReLU. ReLU is monotone, so the result is the same with ReLU first.
     return _add_halving(trace, _join(name, "pool"), _add_conv(trace, unit.conv, name, read, "relu"))
 
 
@@ -186,7 +186,7 @@ def _separable(trace: _Trace, unit: Separable, name: str, read: str) -> str:
 
 
 def _loop(trace: _Trace, unit: Loop, name: str, read: str) -> str:
-    """Passes are numbered from 1, and all share the weights of the first."""
+    """Passes are numbered from 1 and share the weights of the first."""
     norms: Iterator[Norm] = iter(unit.norms)  # type: ignore[arg-type]
     base, number, unmixed = "", 0, len(unit.norms) - len(unit.mix)
     mixed = ""
@@ -201,13 +201,13 @@ def _loop(trace: _Trace, unit: Loop, name: str, read: str) -> str:
             read = _add_sum(trace, _join(conv, "add"), (read, convolved))
             if number > unmixed:
                 scale: ChannelScale = unit.mix[number - unmixed - 1]  # type: ignore[assignment]
-                # Right after the state is made, so that it need not be kept.
+                # Right after the state is computed, so that it does not have to stay in memory.
                 mixed = _add_mixed(trace, scale, _join(name, f"mix{number}"), read, mixed)
     return mixed or read
 
 
 def _add_mixed(trace: _Trace, scale: ChannelScale, name: str, state: str, mixed: str) -> str:
-    """Add a state's mean over all positions, scaled, to what is mixed so far ("" for nothing)."""
+    """Add a state's scaled mean over all positions to the mixture so far ("" for none)."""
     term = _lower_unit(trace, scale, name, _add_mean(trace, _join(name, "mean"), state))
     return _add_sum(trace, _join(name, "add"), (mixed, term)) if mixed else term
 
@@ -228,7 +228,7 @@ def _channel_scale(trace: _Trace, unit: ChannelScale, name: str, read: str) -> s
 def _dense_classifier(trace: _Trace, unit: DenseClassifier, name: str, read: str) -> str:
     shape, features = trace.shape(read), unit.dense.in_features
     if len(shape) != 3 or math.prod(shape) != features:
-        raise UsageError(f"{name} takes {features} values, but {shape} reaches it: is this the model's image size?")
+        raise UsageError(f"{name} takes {features} values, but its input is {shape}: is this the model's image size?")
     rows, columns, channels = shape
     # torch flattens channel by channel, the graph position by position.
     by_position = unit.dense.weight.reshape(-1, channels, rows, columns).permute(0, 2, 3, 1).flatten(1)
@@ -240,7 +240,7 @@ def _conv_classifier(trace: _Trace, unit: ConvClassifier, name: str, read: str) 
     convolved = _add_conv(trace, unit.conv, name, read, "none")
     if trace.shape(convolved)[:2] != (1, 1):
         raise UsageError(
-            f"{name} gives a map of {trace.shape(convolved)}, not one score a class: is this the model's image size?"
+            f"{name} returns a map of {trace.shape(convolved)}, not one score a class: is this the model's image size?"
         )
     return _flatten(trace, name, convolved)
 
@@ -279,7 +279,7 @@ def _add_normed(
     if conv.bias is not None:
         raise UsageError(f"{name} has a bias before its normalization: expected a convolution without one")
     weight, offset = conv.weight.detach(), norm.bias.detach()
-    # On torch's meta device there are no numbers to fold, and arithmetic on none takes as long as all the counting.
+    # On torch's meta device there are no numbers to fold, and the arithmetic would double the time of counting.
     if not weight.is_meta:
         factor, offset = norm.affine()
         weight = weight * factor.view(-1, 1, 1, 1)
@@ -296,7 +296,7 @@ def _add_convolution(
     *,
     shares: str = "",
 ) -> str:
-    """A convolution of the geometry of `conv` with those weights, [C', C / groups, kh, kw], and biases."""
+    """A convolution with the geometry of `conv` and the given weights [C', C / groups, kh, kw] and biases."""
     plain = (conv.dilation, conv.padding_mode) == ((1, 1), "zeros")
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     if not plain or isinstance(conv.padding, str) or not (conv.groups == 1 or depthwise):
@@ -356,7 +356,7 @@ def _bias(bias: torch.Tensor | None, name: str) -> FloatArray:
 
 
 def _array(parameter: torch.Tensor) -> FloatArray:
-    """A float32 copy, since torch trains in place; a parameter that has no values gives zeros that take no memory."""
+    """A float32 copy, since torch trains in place; for the meta device, zeros that take no memory."""
     if parameter.is_meta:
         return np.broadcast_to(np.zeros((), np.float32), tuple(parameter.shape))
     copied: FloatArray = parameter.detach().to("cpu", torch.float32).numpy().copy()

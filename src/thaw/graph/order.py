@@ -1,4 +1,4 @@
-"""The order of steps under which buffers take least memory at once."""
+"""The order of steps that needs the least memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _MOST_STATES = 1_000
-"""Where there are more sets of as many finished steps, the given order is taken."""
+"""With more sets of finished steps of one size than this, the given order is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +14,9 @@ class Task:
     """A step, by the names of its buffers.
 
     Attributes:
-        reads: buffers that it reads; it comes after all earlier steps that write them.
+        reads: buffers that it reads; it must run after all earlier steps that write them.
         writes: the buffer that it writes.
-        scratch: bytes that it needs besides.
+        scratch: bytes of additional working memory.
     """
 
     reads: tuple[str, ...]
@@ -25,13 +25,13 @@ class Task:
 
 
 def best_order(tasks: Sequence[Task], sizes: Mapping[str, int], kept: Collection[str]) -> list[int]:
-    """The order whose largest sum of live buffers is least; among equals, the one nearest to the given one.
+    """The order with the smallest peak of live buffers; among equals, the one closest to the given order.
 
-    Dynamic programming over the sets of steps that can be done: what is alive after a set does not depend on its order.
-    Sets are whole numbers, a bit a step or a buffer.
+    Dynamic programming over the sets of finished steps: which buffers are live after a set does not depend on its
+    order. Sets are integers, with one bit a step or a buffer.
 
     Args:
-        tasks: in an order in which they can run.
+        tasks: in a valid order.
         sizes: bytes of each buffer.
         kept: buffers that live to the end.
     """
@@ -74,7 +74,7 @@ class _Problem:
         ]
 
     def steps_after(self, done: int) -> list[tuple[int, int]]:
-        """What can run next after the steps `done`: (step, bytes in use while it runs)."""
+        """The steps that can run after the steps `done`: (step, bytes in use while it runs)."""
         alive, used = 0, 0
         for bit, size, users, is_kept in self.buffers:
             if users & done and (is_kept or users & ~done):

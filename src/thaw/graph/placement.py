@@ -1,4 +1,4 @@
-"""Where buffers lie in one arena, so that those needed at the same time do not collide and the arena is small."""
+"""Placement of buffers in one small arena, so that buffers that are live at the same time do not overlap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 
 @dataclass(frozen=True, kw_only=True)
 class Buffer:
-    """Some bytes that are needed from one step to another.
+    """Bytes that are needed from one step to another.
 
     Attributes:
         name: unique.
@@ -18,7 +18,7 @@ class Buffer:
         last: the last one, which may be `first`.
         alignment: its offset is a multiple of this.
         over: (a buffer whose last step is this one's first, lead): the two may overlap if this one begins at least
-            `lead` bytes before the other.
+            `lead` bytes before the other; None for no such buffer.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Buffer:
 
 
 def place(buffers: Sequence[Buffer]) -> tuple[list[int], int]:
-    """An offset for each buffer, and the bytes that all take.
+    """An offset for each buffer, and the size of the arena.
 
-    Greedy, first fit, in a few orders of which the best counts; the result is exact whenever it reaches the largest sum
-    of what is alive at a step, as it mostly does for networks of this kind.
+    Greedy first fit in several orders; the best result counts. It is optimal whenever it reaches the largest sum of
+    live buffers, as it usually does for networks of this kind.
     """
     orders = (
         lambda buffer: (-buffer.size, buffer.first),
@@ -55,9 +55,9 @@ def place(buffers: Sequence[Buffer]) -> tuple[list[int], int]:
 
 
 def _first_fit(buffers: Sequence[Buffer], *, prefers_over: bool) -> dict[str, int]:
-    """The lowest offset that fits for one after another, or where that is preferred, the lowest at which it overlaps.
+    """The lowest offset that fits for each buffer in turn, or with `prefers_over`, the lowest with an allowed overlap.
 
-    A chain of results over one another keeps to two places that way, where the lowest offsets would need three.
+    A chain of outputs that overwrite their inputs then alternates between two places instead of three.
     """
     placed: list[tuple[Buffer, int]] = []
     for buffer in buffers:
@@ -72,7 +72,7 @@ def _first_fit(buffers: Sequence[Buffer], *, prefers_over: bool) -> dict[str, in
 
 
 def _overlapping(buffer: Buffer, placed: Sequence[tuple[Buffer, int]]) -> Iterator[int]:
-    """Offsets at which it may lie over what it overwrites, or under what overwrites it."""
+    """Offsets at which it overlaps the buffer that it overwrites, or that overwrites it."""
     for other, offset in placed:
         if buffer.over is not None and buffer.over[0] == other.name:
             yield max(0, offset - buffer.over[1])

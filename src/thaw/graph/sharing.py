@@ -1,8 +1,8 @@
-"""Operations that use the weights of another one: whether they do, and by which factors theirs differ.
+"""Operations that share the weights of another one, up to a factor an output channel.
 
-A convolution that a network runs many times, each time with a normalization of its own, becomes that many operations,
-whose float32 weights differ by one positive factor an output channel. Their int8 weights are then one and the same, and
-a device keeps them once.
+A convolution that a network runs several times, each time with its own normalization, becomes several operations whose
+float32 weights differ by one positive factor an output channel. Their int8 weights are then identical, and a device
+stores them once.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from thaw.errors import UsageError
-from thaw.graph.operation import Weighted, without_repeats
-from thaw.graph.ops import Op
+from thaw.graph.ops.operation import Operation
+from thaw.graph.ops.weighted import Weighted, without_repeats
 from thaw.quoting import shown
 
 _TOLERANCE = 1e-4
-"""Of a channel's largest weight, of which an int8 step is 1/127."""
+"""Relative to a channel's largest weight; an int8 step is 1/127 of that."""
 _NOTHING = 1e-30
-"""Weights below this count as 0: toward the least float32 number they have fewer and fewer digits."""
+"""Weights below this count as 0: near the smallest float32 number they lose digits."""
 
 
-def check_shares(ops: Sequence[Op]) -> None:
-    """Refuse an operation that does not have the weights of the one that it says it shares with.
+def check_shares(ops: Sequence[Operation]) -> None:
+    """Check that operations have the weights that they claim to share.
 
     Raises:
-        UsageError: with the name of the operation.
+        UsageError: when one does not; the message names it.
     """
     earlier: dict[str, Weighted] = {}
     for op in ops:
@@ -38,18 +38,18 @@ def check_shares(ops: Sequence[Op]) -> None:
         earlier[op.name] = op
 
 
-def shared_names(ops: Sequence[Op]) -> frozenset[str]:
-    """Operations with weights that others share."""
+def shared_names(ops: Sequence[Operation]) -> frozenset[str]:
+    """Names of the operations whose weights others share."""
     return frozenset(op.shares for op in ops if isinstance(op, Weighted) and op.shares)
 
 
 def weights_owner(op: Weighted) -> str:
-    """The operation that has these weights: itself, or the one that it shares with."""
+    """Name of the operation that owns these weights: itself, or the one it shares with."""
     return op.shares or op.name
 
 
 def channel_factors(op: Weighted, base: Weighted) -> npt.NDArray[np.float64] | None:
-    """The factors above 0, [C'], by which the float32 weights of `op` are those of `base`; None where they are not."""
+    """The positive factors [C'] between the float32 weights of `op` and `base`; None where there are none."""
     own, shared = (_by_channel(each, op.channel_axis) for each in without_repeats(op.weights, base.weights))
     squares = (shared * shared).sum(axis=1)
     products = (own * shared).sum(axis=1)
@@ -68,17 +68,17 @@ def _by_channel(weights: npt.NDArray[np.float32], channel_axis: int) -> npt.NDAr
 
 
 def _check_share(op: Weighted, base: Weighted | None) -> None:
-    told = f"graph: {op.kind} {shown(op.name)} shares the weights of {shown(op.shares)}"
+    found = f"graph: {op.kind} {shown(op.name)} shares the weights of {shown(op.shares)}"
     if base is None:
-        raise UsageError(f"{told}: expected the name of an earlier operation with weights")
+        raise UsageError(f"{found}: expected the name of an earlier operation with weights")
     if base.shares:
-        raise UsageError(f"{told}, which are those of {shown(base.shares)}: expected that name")
+        raise UsageError(f"{found}, which are those of {shown(base.shares)}: expected that name")
     if (base.kind, base.weights.shape) != (op.kind, op.weights.shape):
         raise UsageError(
-            f"{told}, a {base.kind} with weights {base.weights.shape}: expected a {op.kind} with {op.weights.shape}"
+            f"{found}, a {base.kind} with weights {base.weights.shape}: expected a {op.kind} with {op.weights.shape}"
         )
     if op.quantization is not None:
         if not np.array_equal(op.weights, base.weights):
-            raise UsageError(f"{told}, but its numbers are others")
+            raise UsageError(f"{found}, but has other numbers")
     elif channel_factors(op, base) is None:
-        raise UsageError(f"{told}, but differs by more than a positive factor an output channel")
+        raise UsageError(f"{found}, but differs by more than a positive factor an output channel")

@@ -1,14 +1,15 @@
-"""The tensors of a graph: their types, shapes and scales, and the names that every network has.
+"""The tensors of a graph: types, shapes, quantization, and the names that every network has.
 
 Shapes are those of one image, without a batch axis: H rows, W columns, C channels. A feature map is (H, W, C) and a
-vector is (C,); both lie in memory in that order, the last axis fastest (NHWC).
+vector is (C,). Both are stored in that order, with the last axis contiguous (NHWC).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,14 @@ import numpy.typing as npt
 from thaw.errors import UsageError
 from thaw.quoting import shown
 
+Array: TypeAlias = npt.NDArray[Any]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Int8Array: TypeAlias = npt.NDArray[np.int8]
 Int32Array: TypeAlias = npt.NDArray[np.int32]
+Interval: TypeAlias = tuple[Array, Array]
+"""The smallest and the largest number at each position, both included."""
+Range: TypeAlias = tuple[float, float]
+"""The smallest and the largest real value of a tensor."""
 Shape: TypeAlias = tuple[int, ...]
 DType = Literal["uint8", "int8", "int32", "float32"]
 
@@ -31,11 +37,11 @@ _ZERO_POINTS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What the whole numbers of a tensor stand for: `real = scale * (number - zero_point)`.
+    """How integers represent real values: `real = scale * (number - zero_point)`.
 
     Attributes:
-        scale: finite and above 0; a float32 number, since that is what files keep.
-        zero_point: the number that stands for 0, within the range of the tensor's dtype.
+        scale: finite, above 0, and exactly a float32 value, since files store it as float32.
+        zero_point: the integer that represents 0, within the range of the tensor's dtype.
     """
 
     scale: float
@@ -47,22 +53,22 @@ class Quantization:
         if float(np.float32(self.scale)) != self.scale:
             raise UsageError(f"graph: scale {shown(self.scale)} is not a float32 number")
         if type(self.zero_point) is not int:
-            raise UsageError(f"graph: zero point {shown(self.zero_point)}: expected a whole number")
+            raise UsageError(f"graph: zero point {shown(self.zero_point)}: expected an integer")
 
 
 SOFTMAX_QUANTIZATION = Quantization(scale=1.0 / 256.0, zero_point=-128)
-"""What the int8 specification fixes for the output of a softmax."""
+"""The quantization that the int8 specification fixes for the output of a softmax."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """What flows from one operation to another.
+    """A value that flows from one operation to another.
 
     Attributes:
         name: unique in its graph.
         shape: (H, W, C) or (C,), every side at least 1.
         dtype: "uint8" for raw pixels (0 to 255), "float32" or "int8" between operations, "int32" for an index.
-        quantization: what int8 numbers stand for; also of the pixels of an int8 graph; None for other dtypes.
+        quantization: of int8 tensors, and of the pixels of an int8 graph; None for other dtypes.
     """
 
     name: str
@@ -72,14 +78,15 @@ class Tensor:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise UsageError(f"graph: a tensor is named {shown(self.name)}: expected a text that is not empty")
+            raise UsageError(f"graph: tensor name {shown(self.name)}: expected a non-empty string")
         if not is_sizes(self.shape, least=1) or len(self.shape) not in (1, 3):
             raise UsageError(
                 f"graph: tensor {shown(self.name)} has shape {self.shape}: expected (H, W, C) or (C,), each at least 1"
             )
         if self.dtype not in get_args(DType):
             raise UsageError(
-                f"graph: tensor {shown(self.name)} is {shown(self.dtype)}: expected one of {_listed(DType)}"
+                f"graph: tensor {shown(self.name)} has dtype {shown(self.dtype)}: "
+                f"expected one of {', '.join(get_args(DType))}"
             )
         self._check_quantization()
 
@@ -99,14 +106,50 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """How many values it holds."""
+        """Number of values."""
         return math.prod(self.shape)
+
+    def scale(self) -> Quantization:
+        """The quantization of a tensor of an int8 graph.
+
+        Raises:
+            UsageError: when it has none.
+        """
+        if self.quantization is None:
+            raise UsageError(f"graph: tensor {shown(self.name)} has no scale: expected one of an int8 graph")
+        return self.quantization
+
+
+def quantization_of(values: Range, least_scale: float = 0.0) -> Quantization:
+    """The scale and zero point that spread -128 to 127 over a range, which is widened to include 0."""
+    low, high = min(values[0], 0.0), max(values[1], 0.0)
+    step = max((high - low) / 255.0, least_scale)
+    if not step <= float(np.finfo(np.float32).max):
+        raise UsageError(f"a tensor has values from {low} to {high}, a step of {step}: it cannot be int8")
+    scale = float(np.float32(step))
+    if scale < np.finfo(np.float32).tiny:
+        # All values are 0: any scale works.
+        return Quantization(scale=1.0, zero_point=-128)
+    return Quantization(scale=scale, zero_point=int(np.clip(round(-128.0 - low / scale), -128, 127)))
+
+
+def union_quantization(quantizations: Sequence[Quantization]) -> Quantization:
+    """A quantization that covers the ranges of all the given ones."""
+    lows = [(-128 - each.zero_point) * each.scale for each in quantizations]
+    highs = [(127 - each.zero_point) * each.scale for each in quantizations]
+    return quantization_of((min(lows), max(highs)))
+
+
+def clamp(numbers: npt.NDArray[np.int64], quantization: Quantization, activation: str = "none") -> Int8Array:
+    """Integers clipped to int8, and from below to the zero point after a ReLU."""
+    return np.clip(numbers, least_number(quantization, activation), 127).astype(np.int8)
+
+
+def least_number(quantization: Quantization | None, activation: str) -> int:
+    """The smallest int8 number that an operation with this activation writes."""
+    return max(-128, quantization.zero_point) if quantization is not None and activation == "relu" else -128
 
 
 def is_sizes(values: object, *, least: int) -> bool:
-    """Whether it is a tuple of whole numbers, each at least `least`."""
+    """Whether `values` is a tuple of integers, each at least `least`."""
     return isinstance(values, tuple) and all(type(value) is int and value >= least for value in values)
-
-
-def _listed(choices: object) -> str:
-    return ", ".join(get_args(choices))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from thaw.errors import ModelFileError, RunError
-from thaw.export.folder import ALL_TARGETS, read_target
+from thaw.export.folder import exported_formats, read_format
 from thaw.files import read_document, write_document
 from thaw.quoting import shown
 from thaw.run.folder import DEPLOYMENT_FILE
@@ -31,7 +31,7 @@ def read_deployment(folder: Path) -> dict[str, Any]:
         return {"schema": DEPLOYMENT_SCHEMA}
     known = read_document(path, mend=_REMEDY)
     parts = [known.get(part, {}) for part in get_args(Part)]
-    if not all(isinstance(part, dict) and _has_targets(part) for part in parts):
+    if not all(isinstance(part, dict) and _has_formats(part) for part in parts):
         raise RunError(f"{path} is not what thaw wrote\n{_REMEDY}")
     if known.get("schema") != DEPLOYMENT_SCHEMA:
         found = shown(known.get("schema"))
@@ -56,22 +56,22 @@ def update_deployment(folder: Path, part: Part, content: Mapping[str, Any]) -> d
 def exported_files(out: Path) -> dict[str, dict[str, Any]]:
     """Format -> precisions and files of every complete export in `out`."""
     found: dict[str, dict[str, Any]] = {}
-    for name in ALL_TARGETS:
+    for name in exported_formats(out):
         with contextlib.suppress(ModelFileError):
-            exported = read_target(out, name)
+            exported = read_format(out, name)
             if exported is not None:
                 found[name] = exported.as_dict()
     return found
 
 
-def _has_targets(part: Mapping[str, Any]) -> bool:
+def _has_formats(part: Mapping[str, Any]) -> bool:
     """Whether a part lists exported files by format, name and digest."""
-    targets = part.get("targets", {})
-    return isinstance(targets, dict) and all(
+    formats = part.get("formats", {})
+    return isinstance(formats, dict) and all(
         isinstance(content, dict)
         and isinstance(content.get("files"), dict)
         and all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in content["files"].values())
-        for content in targets.values()
+        for content in formats.values()
     )
 
 
@@ -79,6 +79,6 @@ def _digests(part: object) -> dict[str, Any]:
     """The digests of the exported files, by format and name."""
     found: dict[str, Any] = {}
     if isinstance(part, Mapping):
-        for target, content in part.get("targets", {}).items():
-            found |= {f"{target}/{name}": entry["sha256"] for name, entry in content["files"].items()}
+        for format_, content in part.get("formats", {}).items():
+            found |= {f"{format_}/{name}": entry["sha256"] for name, entry in content["files"].items()}
     return found

@@ -14,9 +14,9 @@ from thaw.evidence.findings import (
     Finding,
     constant_loss,
     int8_findings,
-    joined_findings,
     result_findings,
     stuck_findings,
+    unified_findings,
 )
 from thaw.evidence.quality import Quality
 from thaw.model.model import Model
@@ -64,7 +64,7 @@ def _unified(model: Model, validation: ImageSet, trainer: MultiStageTrainer) -> 
     if not submodels:
         return ()
     hits = model.probabilities(validation.images).argmax(axis=1) == validation.labels
-    return joined_findings(hits, submodels, validation.labels, len(model.classes))
+    return unified_findings(hits, submodels, validation.labels, len(model.classes))
 
 
 def _lowest_losses(recipe: Recipe, trainer: MultiStageTrainer) -> dict[str, tuple[float, float]]:

@@ -24,9 +24,9 @@ from thaw.graph.calibrate import METHODS, calibrate
 from thaw.graph.graph import Graph
 from thaw.graph.graph_file import GraphHeader
 from thaw.graph.interpret import run
-from thaw.graph.operation import Weighted
-from thaw.graph.quantize import Range, quantize
-from thaw.graph.tensors import SOFTMAX_QUANTIZATION
+from thaw.graph.ops import Weighted
+from thaw.graph.quantize import quantize
+from thaw.graph.tensors import SOFTMAX_QUANTIZATION, Range
 from thaw.graph.trainable import TrainableGraph
 from thaw.model.graphs import MODEL_DIGEST, float_graph, graph_header
 from thaw.model.model import Model

@@ -1,9 +1,8 @@
-"""What is no LiteRT model that `thaw export` writes is refused before the interpreter could fail over it."""
+"""LiteRT in a process of its own: whatever a file does to it is a `ModelFileError`."""
 
 from __future__ import annotations
 
 import struct
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,9 +12,8 @@ from export_samples import card_of, paper_graph
 from graph_samples import random_graph, random_images, random_int8_graph
 
 from thaw.errors import MissingDependencyError, ModelFileError, UsageError
+from thaw.evidence.litert_process import LiteRtModel
 from thaw.evidence.run_litert import LiteRtRunner
-from thaw.export import litert_file
-from thaw.export.litert_file import read_litert
 from thaw.export.to_litert import write_litert
 from thaw.graph.calibrate import calibrate
 from thaw.graph.graph import Graph
@@ -33,7 +31,7 @@ def written(graph):
 
 def test_what_the_runner_refuses():
     model = written(paper_graph(SHAPE))
-    with pytest.raises(UsageError, match="0 threads: expected at least 1"):
+    with pytest.raises(UsageError, match="threads = 0: expected at least 1"):
         LiteRtRunner(model, threads=0)
     runner = LiteRtRunner(model)
     for images in (np.zeros((2, 28, 27, 1), np.uint8), np.zeros((2, 28, 28, 1), np.float32), np.zeros(SHAPE, np.uint8)):
@@ -83,15 +81,14 @@ def scored(scale, *, twice=False):
     return Graph(tensors=tuple(tensors.values()), ops=tuple(ops), input="image", outputs=(ops[-1].output,))
 
 
-def test_scales_over_which_litert_would_end_the_process_are_refused():
-    with pytest.raises(
-        UsageError, match=r"SOFTMAX that writes 'softmax': expected a scale of its scores above 1\.49012e-08"
-    ):
-        written(scored(2.0**-26))
+def test_a_crash_of_litert_is_an_error():
+    """LiteRT aborts on scales that `quantize` never chooses."""
+    with pytest.raises(ModelFileError, match=r"LiteRT crashed on the model \(exit code -6\)"):
+        LiteRtRunner(written(scored(2.0**-26)), reference=True)
     assert LiteRtRunner(written(scored(2.0**-25)), reference=True).run(np.zeros((1, 1, 2, 1), np.uint8)).shape == (1, 2)
     finest = float(np.float32(1 / 255)) * 2.0**-19
-    with pytest.raises(UsageError, match="ADD that writes 'sum': expected a scale of the sum that is not as fine as"):
-        written(scored(finest, twice=True))
+    with pytest.raises(ModelFileError, match="LiteRT crashed on the model"):
+        LiteRtRunner(written(scored(finest, twice=True)), reference=True)
     images = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
     graph = scored(finest * 2, twice=True)
     np.testing.assert_array_equal(LiteRtRunner(written(graph), reference=True).run(images), [[0, 127]])
@@ -102,16 +99,20 @@ def test_a_quantized_graph_always_has_scales_that_litert_takes():
     for seed in range(25):
         rng = np.random.default_rng(seed)
         graph = random_graph(rng)
-        ranges = calibrate(graph, random_images(rng, graph, 4))["minmax"]
+        images = random_images(rng, graph, 4)
+        ranges = calibrate(graph, images)["minmax"]
         tiny = {name: (low * 1e-12, high * 1e-12) for name, (low, high) in ranges.items()}
-        assert read_litert(written(quantize(graph, tiny)))
+        model = written(quantize(graph, tiny))
+        # Within this process, which an abort would end.
+        for reference in (True, False):
+            assert len(LiteRtModel(model, reference=reference).run(images)) == 4
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"TFL3", b"\x1c\0\0\0TFL3", b"PK" * 40, b"\xff" * 400, b"\0\0\0\0TFL3" + b"\xff" * 99]
 )
 def test_what_is_no_litert_file_is_refused(content):
-    with pytest.raises(ModelFileError, match="LiteRT file"):
+    with pytest.raises(ModelFileError):
         LiteRtRunner(content)
 
 
@@ -126,17 +127,9 @@ def patched(model, change):
     return bytes(builder.Output())
 
 
-def with_many_graphs(model):
-    model.subgraphs = model.subgraphs * 2
-
-
 def with_foreign_operator(model):
     model.operatorCodes[0].builtinCode = schema.BuiltinOperator.WHILE
     model.operatorCodes[0].deprecatedBuiltinCode = schema.BuiltinOperator.WHILE
-
-
-def with_huge_tensor(model):
-    model.subgraphs[0].tensors[-1].shape = [1, 1 << 15, 1 << 15]
 
 
 def with_short_weights(model):
@@ -153,11 +146,6 @@ def with_cycle(model):
     operators[1].inputs[0] = operators[-1].outputs[0]
 
 
-def with_second_writer(model):
-    operators = model.subgraphs[0].operators
-    operators[-1].outputs = list(operators[0].outputs)
-
-
 def with_buffer_elsewhere(model):
     model.buffers[2].data, model.buffers[2].offset, model.buffers[2].size = None, 8, 1 << 20
 
@@ -171,34 +159,24 @@ def with_no_output(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (with_many_graphs, "expected one subgraph"),
-        (with_foreign_operator, "which no file of thaw has"),
-        (with_huge_tensor, "a tensor of shape"),
-        (with_short_weights, "LiteRT file"),
-        (with_scale_of_zero, "scales from 0 to 0"),
-        (with_cycle, "reads what is not there yet"),
-        (with_second_writer, "writes what is there already"),
-        (with_buffer_elsewhere, "a buffer lies outside of the model"),
-        (with_stride_of_zero, "strides of at least 1"),
-        (with_no_output, "LiteRT file"),
+        with_foreign_operator,
+        with_short_weights,
+        with_scale_of_zero,
+        with_cycle,
+        with_buffer_elsewhere,
+        with_stride_of_zero,
+        with_no_output,
     ],
 )
-def test_a_hostile_file_is_refused(change, message):
+def test_a_hostile_file_is_an_error(change):
     model = written(paper_graph(SHAPE))
-    assert LiteRtRunner(patched(model, lambda tree: None)).shape == SHAPE
-    with pytest.raises(ModelFileError, match=message):
-        LiteRtRunner(patched(model, change))
+    assert outcome(patched(model, change)) in {"refused", "crashed"}
 
 
-def test_a_file_that_asks_for_too_much_memory_is_refused(monkeypatch):
-    model = written(paper_graph(SHAPE))
-    monkeypatch.setattr(litert_file, "MOST_VALUES", 784 * 10)
-    with pytest.raises(ModelFileError, match="hold more than 7,840 values"):
-        LiteRtRunner(model)
-    with pytest.raises(UsageError, match="kernels cannot compute this graph: its tensors hold more than 7,840 values"):
-        written(paper_graph(SHAPE))
+def test_a_file_that_is_written_anew_runs():
+    assert outcome(patched(written(paper_graph(SHAPE)), lambda tree: None)) == "runs"
 
 
 def mutated(model, rng):
@@ -217,43 +195,22 @@ def mutated(model, rng):
     return bytes(content)
 
 
-RUN_ALL = """
-import sys
-from pathlib import Path
-
-import numpy as np
-
-from thaw.errors import ModelFileError
-from thaw.evidence.run_litert import LiteRtRunner
-
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    print(path.name, end=" ", flush=True)
+def outcome(model):
+    """Scores in a process of their own, of either kernels, or why there are none."""
     try:
         for reference in (True, False):
-            runner = LiteRtRunner(path.read_bytes(), reference=reference)
+            runner = LiteRtRunner(model, reference=reference)
             images = np.zeros((1, *runner.shape), np.uint8)
             runner.run(images)
             runner.tensors(images)
-    except ModelFileError:
-        print("refused", flush=True)
-    else:
-        print("runs", flush=True)
-"""
+    except ModelFileError as error:
+        return "crashed" if "crashed" in str(error) else "refused"
+    return "runs"
 
 
 @pytest.mark.parametrize("precision", ["float", "int8"])
-def test_a_mutated_file_is_refused_or_runs(tmp_path, precision):
-    """In a process of its own, since what this looks for would end the test's."""
+def test_a_mutated_file_runs_or_is_a_model_file_error(precision):
     rng = np.random.default_rng(9)
     make = random_graph if precision == "float" else random_int8_graph
-    for seed in range(8):
-        model = written(make(np.random.default_rng(seed)))
-        for number in range(40):
-            (tmp_path / f"{seed}-{number:02}").write_bytes(mutated(model, rng))
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL, str(tmp_path)], check=False, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stdout[-200:] + done.stderr[-2000:]
-    outcomes = [line.split()[1] for line in done.stdout.splitlines()]
-    assert len(outcomes) == 320
-    assert set(outcomes) == {"runs", "refused"}
+    outcomes = [outcome(mutated(written(make(np.random.default_rng(seed))), rng)) for seed in range(9)]
+    assert {"runs", "refused"} <= set(outcomes) <= {"runs", "refused", "crashed"}
