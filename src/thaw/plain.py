@@ -1,18 +1,41 @@
-"""Dataclasses from plain trees, as JSON and TOML give them: by type hints, every fault under its full name."""
+"""Checked dataclasses: pydantic's validation with the package's messages, for recipes, file headers and Python callers.
+
+Numbers, strings and booleans are strict: nothing is converted, except a whole number where a float is expected. Lists
+become tuples and mappings become dataclasses, since JSON and TOML have neither.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
+import functools
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import pydantic
+import pydantic.dataclasses
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from thaw.errors import ThawError, UsageError
+from thaw.faults import faults_of
 from thaw.quoting import given, shown
 
+__all__ = [
+    "LARGEST_WHOLE",
+    "BelowOne",
+    "Count",
+    "Real",
+    "Share",
+    "Whole",
+    "as_plain",
+    "build",
+    "check_numbers",
+    "checked_dataclass",
+    "default_family",
+    "from_plain",
+    "refusing",
+]
+
+T = TypeVar("T")
 Kind = TypeVar("Kind")
 
 # Every whole number within it is a float too; sizes, seeds and counts are far below.
@@ -21,130 +44,108 @@ LARGEST_WHOLE = 2**53
 SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 
+def _check_whole(value: int) -> int:
+    if abs(value) > LARGEST_WHOLE:
+        raise ValueError(f"expected a whole number of at most {LARGEST_WHOLE:,}")
+    return value
+
+
+def _check_real(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    if value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+        raise ValueError(f"expected 0 or a magnitude from {SMALLEST_FLOAT:.2g} to {LARGEST_FLOAT:.2g}")
+    return value
+
+
+Whole = Annotated[int, Strict(), AfterValidator(_check_whole)]
+"""A whole number from -2^53 to 2^53."""
+Real = Annotated[float, Strict(), Field(allow_inf_nan=False), AfterValidator(_check_real)]
+"""A finite float: 0, or a normal number of float32."""
+Count = Annotated[Whole, Field(ge=1)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+BelowOne = Annotated[Real, Field(ge=0, lt=1)]
+
+if TYPE_CHECKING:
+    # Type checkers know the standard decorator's fields, `replace` and `asdict`.
+    from dataclasses import dataclass as checked_dataclass
+else:
+
+    def checked_dataclass(**options: bool) -> Callable[[type[T]], type[T]]:
+        """A dataclass whose constructor validates by the annotations, and raises a UsageError that lists all faults."""
+
+        def decorate(cls: type[T]) -> type[T]:
+            made = pydantic.dataclasses.dataclass(cls, config=pydantic.ConfigDict(extra="forbid"), **options)
+            construct = made.__init__
+
+            # pydantic does not call this for a nested section, so the faults of a whole tree are collected.
+            @functools.wraps(construct)
+            def __init__(self: Any, *positional: Any, **named: Any) -> None:  # noqa: N807 - it becomes the method
+                try:
+                    construct(self, *positional, **named)
+                except pydantic.ValidationError as error:
+                    raise UsageError("\n".join(faults_of(made, error, made.__name__))) from None
+
+            made.__init__ = __init__
+            return made
+
+        return decorate
+
+
 def from_plain(kind: type[Kind], tree: Any, where: str) -> Kind:
-    """A dataclass from a tree of plain values.
+    """A checked dataclass from a tree of plain values.
 
     Args:
         kind: the dataclass.
         tree: a mapping from its fields' names to values.
-        where: what the tree is called, such as "input": "input.mean[0] = True: expected a number".
+        where: the tree's name in messages, such as "input" in "input.mean[0] = True: expected a number".
 
     Raises:
-        UsageError: with the first fault that was found.
+        UsageError: with the first fault.
     """
-    faults: list[str] = []
-    made = build(kind, tree, where, faults)
-    if faults or not isinstance(made, kind):
+    made, faults = build(kind, tree, where)
+    if made is None:
         raise UsageError(faults[0])
     return made
 
 
-def build(kind: type[Any], tree: Any, where: str, faults: list[str]) -> Any:
-    """A dataclass `kind` from a mapping; adds what is wrong to `faults` and then returns None."""
-    if not isinstance(tree, Mapping):
-        faults.append(f"{where}: expected a section, found {shown(tree)}")
-        return None
-    hints = typing.get_type_hints(kind)
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    values: dict[str, Any] = {}
-    before = len(faults)
-    for key, value in tree.items():
-        name = f"{where}.{key}" if where else key
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            known = f"did you mean {close[0]}?" if close else f"known here: {', '.join(fields)}"
-            faults.append(f"{given(name)} is unknown; {known}")
-            continue
-        known_faults = len(faults)
-        converted = _convert(hints[key], value, name, faults)
-        if len(faults) == known_faults:
-            values[key] = converted
-    required = [name for name, item in fields.items() if _required(item)]
-    faults.extend(f"{where}.{name} is missing" for name in required if name not in tree)
-    if all(name in values for name in required):
-        faults.extend(_refusals(kind, values, required))
-    return kind(**values) if len(faults) == before else None
-
-
-def _refusals(kind: type[Any], values: dict[str, Any], required: Sequence[str]) -> list[str]:
-    """What a dataclass has against values of the right types.
-
-    It stops at the first, so each value is also tried alone, beside defaults. That counts only where one of them is
-    what it stops at: else the values contradict each other, and alone they may contradict defaults that were not meant.
-    """
-    together = _refusal(kind, values)
-    if together is None:
-        return []
-    base = {name: values[name] for name in required}
-    alone = [_refusal(kind, {**base, name: value}) for name, value in values.items()]
-    found = [refusal for refusal in alone if refusal is not None]
-    return list(dict.fromkeys(found)) if together in found else [together]
-
-
-def _refusal(kind: type[Any], values: dict[str, Any]) -> str | None:
+def build(kind: type[Kind], tree: Any, where: str = "") -> tuple[Kind | None, list[str]]:
+    """(The checked dataclass that a tree describes, []), or (None, all faults with their full names)."""
     try:
-        kind(**values)
-    except ThawError as error:
-        return str(error)
-    return None
+        return pydantic.TypeAdapter(kind).validate_python(dict(tree) if isinstance(tree, Mapping) else tree), []
+    except pydantic.ValidationError as error:
+        return None, faults_of(kind, error, where)
 
 
-def _required(item: dataclasses.Field[Any]) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+def as_plain(made: object) -> dict[str, Any]:
+    """The tree of a checked dataclass, ready for JSON and TOML: the inverse of `from_plain`."""
+    tree: dict[str, Any] = pydantic.TypeAdapter(type(made)).dump_python(made, mode="json")
+    return tree
 
 
-def _convert(hint: Any, value: Any, name: str, faults: list[str]) -> Any:
-    """`value` as the type `hint`; the kinds of type that settings use are all here."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return build(hint, value, name, faults)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return _convert_union(arguments, value, name, faults)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return _convert_mapping(arguments, value, name, faults)
-    if origin is tuple:
-        return _convert_tuple(arguments, value, name, faults)
-    if origin is typing.Literal:
-        if not isinstance(value, str) or value not in arguments:
-            faults.append(f"{name} = {shown(value)}: expected one of {', '.join(map(str, arguments))}")
-    elif isinstance(origin, type) and not isinstance(value, origin):
-        faults.append(f"{name} = {shown(value)}: expected {origin.__name__}")
-    elif origin is None and not isinstance(hint, type):
-        raise TypeError(f"settings of type {hint} are not known here")
-    elif origin is None and hint is not Any:
-        return _convert_single(hint, value, name, faults)
-    return value
+def refusing(check: Callable[[Any], T]) -> Callable[[Any], T]:
+    """A pydantic validator from a function that raises ThawError."""
+
+    def validate(value: Any) -> T:
+        try:
+            return check(value)
+        except ThawError as error:
+            raise ValueError(str(error)) from None
+
+    return validate
 
 
-def _convert_single(hint: type[Any], value: Any, name: str, faults: list[str]) -> Any:
-    """A number, a string or a truth value."""
-    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_WHOLE:
-        value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        faults.append(f"{name} = {shown(value)}: expected {names.get(hint, hint.__name__)}")
-    elif expected := _out_of_range(value):
-        faults.append(f"{name} = {shown(value)}: expected {expected}")
-    return value
-
-
-def _out_of_range(value: Any) -> str:
-    """What is expected instead of a number that is not finite or too small or large; "" for every other value."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a finite number"
-    if isinstance(value, float) and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
-        return f"0 or a number of a size from {SMALLEST_FLOAT:.2g} to {LARGEST_FLOAT:.2g}"
-    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
-        return f"a whole number of at most {LARGEST_WHOLE:,}"
-    return ""
+def default_family(name: str) -> BeforeValidator:
+    """For a union of dataclasses that `family` tells apart: a section without this key gets `name`."""
+    return BeforeValidator(lambda value: {"family": name, **value} if isinstance(value, dict) else value)
 
 
 def check_numbers(tree: Any, where: str) -> None:
-    """See that every number in a tree of plain values is in the range of those that dataclasses take.
+    """Check that every number in a tree of plain values is in the range of `Whole` or `Real`.
 
     Args:
         tree: mappings, lists and single values, as JSON gives them.
-        where: what the tree is called, such as "recipe"; "" for one whose keys are names themselves.
+        where: the tree's name in messages, such as "recipe"; "" for a tree whose keys are names themselves.
 
     Raises:
         UsageError: naming the first that is not: "recipe.settings.seed = 9223372036854775808: expected ...".
@@ -155,58 +156,8 @@ def check_numbers(tree: Any, where: str) -> None:
     elif isinstance(tree, list):
         for index, item in enumerate(tree):
             check_numbers(item, f"{where}[{index}]")
-    elif expected := _out_of_range(tree):
-        raise UsageError(f"{given(where)} = {shown(tree)}: expected {expected}")
-
-
-def _convert_union(arguments: Sequence[Any], value: Any, name: str, faults: list[str]) -> Any:
-    """One of several dataclasses, or a value of the first other type that takes it; None where that is one of them."""
-    kinds = [each for each in arguments if each is not types.NoneType]
-    if value is None and len(kinds) < len(arguments):
-        return None
-    if len(kinds) == 1:
-        return _convert(kinds[0], value, name, faults)
-    if all(map(dataclasses.is_dataclass, kinds)):
-        return _build_one_of(kinds, value, name, faults)
-    refusals: list[str] = []
-    for kind in kinds:
-        found: list[str] = []
-        converted = _convert(kind, value, name, found)
-        if not found:
-            return converted
-        refusals += [fault.partition("expected ")[2] for fault in found]
-    faults.append(f"{name} = {shown(value)}: expected {' or '.join(dict.fromkeys(refusals))}")
-    return value
-
-
-def _convert_mapping(arguments: Sequence[Any], value: Any, name: str, faults: list[str]) -> Any:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        faults.append(f"{name} = {shown(value)}: expected a section")
-        return {}
-    return {key: _convert(arguments[1], item, f"{name}.{key}", faults) for key, item in value.items()}
-
-
-def _build_one_of(kinds: Sequence[type[Any]], tree: Any, where: str, faults: list[str]) -> Any:
-    """One of several dataclasses, chosen by the key "family"; the first of them where there is none."""
-    if not isinstance(tree, Mapping):
-        faults.append(f"{where}: expected a section, found {shown(tree)}")
-        return None
-    families = {kind.family: kind for kind in kinds}
-    family = tree.get("family", kinds[0].family)
-    if not isinstance(family, str) or family not in families:
-        faults.append(f"{where}.family = {shown(family)}: expected one of {', '.join(families)}")
-        return None
-    return build(families[family], {key: value for key, value in tree.items() if key != "family"}, where, faults)
-
-
-def _convert_tuple(arguments: tuple[Any, ...], value: Any, name: str, faults: list[str]) -> Any:
-    if not isinstance(value, (list, tuple)):
-        faults.append(f"{name} = {shown(value)}: expected a list")
-        return ()
-    if arguments[-1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(arguments) != len(value):
-        faults.append(f"{name} = {shown(list(value))}: expected {len(arguments)} entries")
-        return ()
-    items = zip(arguments, value, strict=True)
-    return tuple(_convert(hint, item, f"{name}[{index}]", faults) for index, (hint, item) in enumerate(items))
+    elif isinstance(tree, int | float) and not isinstance(tree, bool):
+        try:
+            _check_whole(tree) if isinstance(tree, int) else _check_real(tree)
+        except ValueError as error:
+            raise UsageError(f"{given(where)} = {shown(tree)}: {error}") from None

@@ -246,7 +246,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(call, place):
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
     assert "Traceback" in err
-    assert err.splitlines()[-2].startswith("error: there is no recipe")
+    assert err.splitlines()[-2].startswith("error: unknown recipe")
 
 
 def test_debug_after_two_dashes_is_a_name(call):

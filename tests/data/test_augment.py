@@ -212,13 +212,13 @@ def test_settings_take_their_limits(name):
 @pytest.mark.parametrize("name", list(LIMITS))
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf])
 def test_settings_refuse_what_is_out_of_range(name, value):
-    with pytest.raises(UsageError, match=f"augment.{name} .*from 0 to"):
+    with pytest.raises(UsageError, match=f"AugmentSettings.{name} = "):
         AugmentSettings(**{name: value * LIMITS[name]})
 
 
 @pytest.mark.parametrize("fill", ["wrap", "", None])
 def test_settings_refuse_another_fill(fill):
-    with pytest.raises(UsageError, match=r"augment\.fill.*zeros, border, reflection"):
+    with pytest.raises(UsageError, match=r"AugmentSettings\.fill.*zeros, border, reflection"):
         AugmentSettings(fill=fill)
 
 
@@ -230,13 +230,13 @@ def test_mixing_is_not_for_single_images(name):
 
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
 def test_flip_is_true_or_false(value):
-    with pytest.raises(UsageError, match=r"augment\.flip .*true or false"):
+    with pytest.raises(UsageError, match=r"AugmentSettings\.flip .*true or false"):
         AugmentSettings(flip=value)
 
 
 @pytest.mark.parametrize("value", ["wide", "", None])
 def test_settings_refuse_another_policy(value):
-    with pytest.raises(UsageError, match=r"augment\.policy.*none, trivial"):
+    with pytest.raises(UsageError, match=r"AugmentSettings\.policy.*none, trivial"):
         AugmentSettings(policy=value)
 
 

@@ -83,7 +83,9 @@ def test_the_mean_recall_is_the_balanced_accuracy_of_scikit_learn():
 
 
 def test_settings_that_do_not_exist_are_refused():
-    with pytest.raises(UsageError, match=r"loss\.class_weights 'much': expected one of none, sqrt, balanced, auto"):
+    with pytest.raises(
+        UsageError, match=r"LossSettings\.class_weights = 'much': expected one of none, sqrt, balanced, auto"
+    ):
         LossSettings(class_weights="much")
     with pytest.raises(UsageError, match=r"loss\.select"):
         LossSettings(select="recall")

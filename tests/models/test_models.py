@@ -235,17 +235,17 @@ def test_one_class_is_refused(classes):
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: PaperSpec(filters=(10,)), "model.filters"),
-        (lambda: PaperSpec(filters=()), "model.filters"),
-        (lambda: PaperSpec(filters=(10, 0)), "model.filters"),
-        (lambda: PaperSpec(filters=(10, 5000)), "model.filters"),
-        (lambda: PaperSpec(dropout=1.0), "model.dropout"),
-        (lambda: PaperSpec(dropout=-0.1), "model.dropout"),
-        (lambda: PaperSpec(dropout=float("nan")), "model.dropout"),
-        (lambda: UnifySpec(hidden=0), "unify.hidden"),
-        (lambda: UnifySpec(hidden=70_000), "unify.hidden"),
-        (lambda: UnifySpec(scores="votes"), "unify.scores"),
-        (lambda: UnifySpec(join="vote"), "unify.join 'vote': expected one of concatenate, average, distil"),
+        (lambda: PaperSpec(filters=(10,)), r"PaperSpec.filters"),
+        (lambda: PaperSpec(filters=()), r"PaperSpec.filters"),
+        (lambda: PaperSpec(filters=(10, 0)), r"PaperSpec.filters"),
+        (lambda: PaperSpec(filters=(10, 5000)), r"PaperSpec.filters"),
+        (lambda: PaperSpec(dropout=1.0), r"PaperSpec.dropout"),
+        (lambda: PaperSpec(dropout=-0.1), r"PaperSpec.dropout"),
+        (lambda: PaperSpec(dropout=float("nan")), r"PaperSpec.dropout"),
+        (lambda: UnifySpec(hidden=0), r"UnifySpec.hidden"),
+        (lambda: UnifySpec(hidden=70_000), r"UnifySpec.hidden"),
+        (lambda: UnifySpec(scores="votes"), r"UnifySpec.scores"),
+        (lambda: UnifySpec(join="vote"), r"UnifySpec.join = 'vote': expected one of"),
     ],
 )
 def test_specs_refuse_what_cannot_be(make, field):

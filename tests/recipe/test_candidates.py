@@ -39,7 +39,7 @@ def test_no_stage_has_fewer_than_eight_channels_and_every_limit_holds(text):
     assert not choices.warning
     for candidate in choices.ranked:
         assert min(candidate.spec.widths) >= 8
-        assert not Budget.parse(text).broken(candidate.cost)
+        assert not Budget.parse(text).exceeded(candidate.cost)
         assert candidate.cost == layer_table(candidate.spec, None, candidate.shape, 6)
 
 

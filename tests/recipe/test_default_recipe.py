@@ -69,7 +69,7 @@ def test_large_sets_have_fewer_epochs(images, batch_size, most_steps, epochs):
 
 
 def test_a_negative_number_of_steps_is_refused():
-    with pytest.raises(UsageError, match=r"plain\.most_steps -1"):
+    with pytest.raises(UsageError, match="most_steps"):
         PlainSettings(most_steps=-1)
 
 

@@ -1,4 +1,4 @@
-"""Recipes: what ships, what can be overridden, and how everything that is wrong is told at once."""
+"""Recipes: those that ship, overrides, and the report of all faults at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thaw.errors import RecipeError
+from thaw.errors import RecipeError, UsageError
 from thaw.models.families import PaperSpec
+from thaw.models.unify import UnifySpec
 from thaw.recipe.recipe import Recipe, default_recipe, load_recipe, recipe_from_dict, recipe_names
+from thaw.recipe.reference import settings_reference
 from thaw.training.stages import UnfreezeSettings, UnfreezeStep
 
 
@@ -104,8 +106,8 @@ def test_the_last_override_of_a_setting_counts():
         ("dual.epochs=5.0", "dual.epochs = 5.0: expected a whole number"),
         ("dual.epochs=true", "dual.epochs = True: expected a whole number"),
         ("dual.epochs=", "dual.epochs = '': expected a whole number"),
-        ("dual.epochs=0", "dual.epochs 0: expected a finite number above 0"),
-        ("dual.epochs=-3", "dual.epochs -3"),
+        ("dual.epochs=0", "dual.epochs = 0: expected a whole number of at least 1"),
+        ("dual.epochs=-3", "dual.epochs = -3"),
         ("dual.learning_rate=nan", "dual.learning_rate = nan: expected a finite number"),
         ("dual.learning_rate=inf", "dual.learning_rate = inf: expected a finite number"),
         ("dual.learning_rate=fast", "dual.learning_rate = 'fast': expected a number"),
@@ -115,28 +117,28 @@ def test_the_last_override_of_a_setting_counts():
         ('dual.views=["original", "odd"]', "dual.views[1] = 'odd': expected one of original, augmented"),
         ("dual.views=[[1], 'original']", "dual.views[0] = [1]: expected one of original, augmented"),
         ("dual=5", "dual: expected a section, found 5"),
-        ("dual.epochs.more=5", "epochs is a value, not a section"),
+        ("dual.epochs.more=5", "expected a section at epochs, found a value"),
         ("model.family=resnet", "model.family = 'resnet': expected one of paper"),
         ("model.family=[1]", "model.family = [1]: expected one of paper"),
         ("model.filters=[10]", "model.filters"),
         ("model.filters=[10, 20.5]", "model.filters[1] = 20.5: expected a whole number"),
-        ("model.filters=[0, 5]", "model.filters [0, 5]"),
+        ("model.filters=[0, 5]", "model.filters[0] = 0: expected a whole number from 1 to 4,096"),
         ("model.filters=[10, 999999]", "model.filters"),
-        ("model.dropout=1", "model.dropout 1.0"),
+        ("model.dropout=1", "model.dropout = 1: expected a number from 0 to below 1"),
         ("data.fit=squeeze", "data.fit = 'squeeze': expected one of stretch, crop"),
-        ("data.validation_fraction=0.9", "validation_fraction 0.9"),
+        ("data.validation_fraction=0.9", "data.validation_fraction = 0.9: expected a number above 0 and at most 0.5"),
         ("data.input=28x28", "expected HEIGHTxWIDTHxCHANNELS"),
         ("compute.precision=half", "compute.precision = 'half': expected one of auto, float32, bfloat16"),
         ('unfreeze.steps=[{unit="head"}]', "unfreeze.steps[0].epochs is missing"),
         ('unfreeze.steps=[{unit="head", epoch=3, epochs=1}]', "unfreeze.steps[0].epoch is unknown"),
         ("unfreeze.steps=[5]", "unfreeze.steps[0]: expected a section"),
-        ("unfreeze.steps=[]", "unfreeze.steps is empty"),
+        ("unfreeze.steps=[]", "unfreeze.steps = []: expected at least one, for head"),
         ('unfreeze.steps=[{unit="conv1", epochs=1}]', "expected the order head, dense, conv2, conv1"),
         (
             'unfreeze.steps=[{unit="head", epochs=1}, {unit="conv2", epochs=1}, {unit="dense", epochs=1}]',
             "expected the order head, dense, conv2, conv1",
         ),
-        ('unfreeze.steps=[{unit="head", epochs=1}, {unit="head", epochs=1}]', "a unit can thaw only once"),
+        ('unfreeze.steps=[{unit="head", epochs=1}, {unit="head", epochs=1}]', "expected each unit to be unfrozen once"),
         ("dual.epochs", 'overrides=["dual.epochs"]: expected section.key=value'),
         ("=5", 'overrides=["=5"]: expected section.key=value'),
         ("dual..epochs=5", "expected section.key=value"),
@@ -150,14 +152,14 @@ def test_one_fault(override, words):
     assert message.startswith("the recipe is not valid: ")
 
 
-def test_all_faults_are_told_together():
+def test_all_faults_are_reported_together():
     message = faults(
         [
             "dual.epoch=5",
             "dual.patience=0",
             "dual.batch_size=-1",
-            "unify.hidden=0",
-            "model.dropout=nan",
+            "quantize.qat.view=odd",
+            "dual.schedule.warmup=nan",
             "augment.zoom=7",
             "augment.rotation_degrees=999",
             'unfreeze.steps=[{unit="conv1", epochs=1}]',
@@ -170,12 +172,12 @@ def test_all_faults_are_told_together():
     assert len(lines) == 11
     for words in (
         "dual.epoch is unknown",
-        "dual.patience 0",
-        "dual.batch_size -1",
-        "unify.hidden",
-        "model.dropout = nan",
-        "augment.zoom 7",
-        "augment.rotation_degrees 999",
+        "dual.patience = 0",
+        "dual.batch_size = -1",
+        "quantize.qat.view",
+        "dual.schedule.warmup = nan",
+        "augment.zoom = 7",
+        "augment.rotation_degrees = 999",
         "expected the order head, dense",
         "compute.precision",
         'overrides=["broken"]',
@@ -189,7 +191,7 @@ def test_all_faults_are_told_together():
         ("papr", "did you mean paper?"),
         ("zzz", "digits, paper, or the path of a .toml file"),
         ("nowhere.toml", "cannot read the recipe nowhere.toml: No such file"),
-        (".", "there is no recipe '.'"),
+        (".", "unknown recipe '.'"),
     ],
 )
 def test_a_recipe_that_is_not_there(name, words):
@@ -215,5 +217,28 @@ def test_the_recipe_of_a_source():
 
 
 def test_a_recipe_without_stage_two_is_refused():
-    with pytest.raises(Exception, match="at least the head"):
+    with pytest.raises(UsageError):
         Recipe(unfreeze=UnfreezeSettings(steps=()))
+    with pytest.raises(UsageError):
+        Recipe(unify=UnifySpec(join="average"))
+
+
+def test_the_order_of_unfreezing_is_judged_once_the_network_is_known():
+    wrong = 'unfreeze.steps=[{unit="conv1", epochs=1}]'
+    message = faults([wrong, "model.dropout=2", "augment.zoom=7"])
+    assert message.startswith("2 faults in the recipe:")
+    assert "unfreeze.steps" not in message
+
+
+@pytest.mark.parametrize("info", settings_reference(), ids=lambda info: f"{info.family} {info.key}")
+def test_every_setting_is_strict(info):
+    """A value of another type is refused, never converted, and the fault has the setting's full name."""
+    if "[]" in info.key or info.key in {"model.family", "unfreeze.steps", "data.range"}:
+        return
+    wrong = {"text": "5", "true or false": "1", "whole number": "true", "number": "true"}.get(info.type, "3")
+    family = [f"model.family={info.family}"] if info.family else []
+    recipe = "paper" if info.family in {"", "paper"} else {"looped": "best-cifar10-15k"}.get(info.family, "balanced")
+    if info.family == "separable":
+        family.append("model.blocks=[1, 1, 1]")
+    message = faults([*family, f"{info.key}={wrong}"], recipe=recipe)
+    assert message.startswith(f"the recipe is not valid: {info.key}")

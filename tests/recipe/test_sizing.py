@@ -68,7 +68,7 @@ def grid(spec, widest):
     ids=str,
 )
 def test_the_largest_of_one_width_is_the_largest_that_there_is(spec, budget):
-    fitting = [member for member in grid(spec, 64) if not budget.broken(cost(member))]
+    fitting = [member for member in grid(spec, 64) if not budget.exceeded(cost(member))]
     expected = max(fitting, key=lambda member: cost(member).parameters)
     assert expected.tunable_widths[0] < 64
     assert largest_variant(spec, budget, SHAPE, 3, None) == expected
@@ -119,7 +119,7 @@ def test_a_limit_on_parameters_is_used_to_within_a_few_per_cent(limit, side):
 def test_a_limit_that_binds_one_stage_does_not_bind_the_others():
     budget = Budget(params=20_000, ram=6_000)
     found = largest_variant(ResidualSpec(), budget, (32, 32, 3), 10, None)
-    assert not budget.broken(cost(found, (32, 32, 3), 10))
+    assert not budget.exceeded(cost(found, (32, 32, 3), 10))
     assert found.widths[0] < 4 < found.widths[-1]
 
 
@@ -131,7 +131,7 @@ def test_a_budget_that_no_network_fits_is_refused_with_the_figures_of_the_smalle
     smallest = cost(next(iter(BALANCED.model.variants())))
     lines = str(caught.value).splitlines()
     assert lines[0] == "the smallest residual network does not fit the budget (input 16x16x1, 3 classes):"
-    assert lines[1].startswith(f"  params: needs {smallest.parameters}, allowed are 50")
+    assert lines[1].startswith(f"  params: needs {smallest.parameters}, limit 50")
     assert len(lines) == 3
 
 
@@ -173,20 +173,20 @@ def test_free_widths_put_back_give_the_same():
     [
         ("sizing.network=biggest", "sizing.network = 'biggest': expected one of fixed, largest"),
         ("sizing.input=auto", "sizing.input = 'auto': expected one of as is, largest"),
-        ("sizing.budget=params=x", "sizing.budget params=x: expected a count"),
-        ("sizing.macs=0", "expected at least 1"),
-        ("sizing.last_map=0", "expected at least 1"),
-        ("sizing.least_width=0", "expected at least 1"),
-        ("sizing.trials=-1", "expected at least 0"),
-        ("sizing.trials=100", "at most 16"),
-        ("sizing.trial_share=0.0", "expected above 0"),
+        ("sizing.budget=params=x", "sizing.budget = 'params=x': expected a count"),
+        ("sizing.macs=0", "from 1 to 1,000,000,000,000"),
+        ("sizing.last_map=0", "from 1 to 1,024"),
+        ("sizing.least_width=0", "from 1 to 4,096"),
+        ("sizing.trials=-1", "from 0 to 16"),
+        ("sizing.trials=100", "from 0 to 16"),
+        ("sizing.trial_share=0.0", "above 0 and at most 1"),
         ("sizing.trial_share=1.5", "at most 1"),
-        ("sizing.stems=[]", "sizing.stems []"),
-        ("sizing.stems=['pool', 'pool']", "expected different ones"),
+        ("sizing.stems=[]", "sizing.stems = []: expected at least 1 entry"),
+        ("sizing.stems=['pool', 'pool']", "expected each stem once"),
         ("sizing.stems=['half']", "expected one of none, pool, stride"),
-        ("sizing.sides=[]", "sizing.sides []"),
-        ("sizing.sides=[64, 32]", "from the smallest"),
-        ("sizing.sides=[4, 32]", "expected sides from 8 to 1024"),
+        ("sizing.sides=[]", "sizing.sides = []: expected at least 1 entry"),
+        ("sizing.sides=[64, 32]", "in ascending order"),
+        ("sizing.sides=[4, 32]", "sizing.sides[0] = 4: expected a whole number from 8 to 1,024"),
         ("data.input=64xauto", "expected HEIGHTxWIDTHxCHANNELS"),
         ("data.input=auto x1", "expected HEIGHTxWIDTHxCHANNELS"),
     ],
@@ -260,7 +260,7 @@ def test_two_stages_keep_the_stages_that_their_steps_name():
 
 def test_a_fixed_network_over_the_budget_hears_of_balanced():
     recipe = load_recipe("best-mnist-8k")[1]
-    with pytest.raises(BudgetError, match=r'overrides=\["model.widths=.* take recipe="balanced"'):
+    with pytest.raises(BudgetError, match=r'overrides=\["model.widths=.* use recipe="balanced"'):
         with_network(recipe, Budget(params=1_000), (28, 28, 1), 10)
 
 

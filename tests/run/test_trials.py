@@ -71,7 +71,7 @@ def test_all_that_is_compared_fits_and_is_told(settled):
     assert request.recipe.data.input == str(data.input_spec)
     assert f"the best of {len(trials)} in a short training" in notes["network"]
     for trial in trials:
-        assert not Budget.parse(BUDGET).broken(trial.candidate.cost)
+        assert not Budget.parse(BUDGET).exceeded(trial.candidate.cost)
         assert f"{trial.candidate}: {trial.score:.1%}" in notes["trials"]
     assert notes["trials"].startswith(f"compared by accuracy, {plan.epochs} epochs on {len(plan.data.train)} images")
     assert all(note in data.problems for note in request.chosen)

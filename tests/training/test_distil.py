@@ -195,7 +195,7 @@ def test_the_loss_takes_a_part_of_a_batch():
     ],
 )
 def test_settings_refuse_what_cannot_be(name, value):
-    with pytest.raises(UsageError, match=f"distil.{name} "):
+    with pytest.raises(UsageError, match=f"DistilSettings.{name} "):
         DistilSettings(**{name: value})
 
 
@@ -322,7 +322,7 @@ def test_recipes_know_their_stages(overrides, stages):
     ("overrides", "words"),
     [
         (["unify.join=average"], "expected the order dense, conv2, conv1, which may end early"),
-        (["unify.join=average", "unfreeze.steps=[]"], "unfreeze.steps is empty: at least the dense has to be trained"),
+        (["unify.join=average", "unfreeze.steps=[]"], "unfreeze.steps = []: expected at least one, for dense"),
         (["unify.join=vote"], "unify.join = 'vote': expected one of concatenate, average, distil"),
         (['unfreeze.steps=[{unit="dense", epochs=2}]'], "expected the order head, dense, conv2, conv1"),
     ],

@@ -180,7 +180,7 @@ def test_nadam_without_decay_is_one_group_in_the_module_s_order():
     ],
 )
 def test_fit_settings_refuse_what_cannot_be(name, value):
-    with pytest.raises(UsageError, match=f"fit.{name} "):
+    with pytest.raises(UsageError, match=f"OptimizerSettings.{name} "):
         OptimizerSettings(**{name: value})
 
 

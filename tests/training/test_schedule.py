@@ -80,13 +80,13 @@ def test_rates_scale_with_the_base():
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        ({"kind": "linear"}, "schedule.kind 'linear'.*constant, cosine"),
-        ({"warmup": 1.0}, "schedule.warmup 1.0"),
-        ({"warmup": -0.1}, "schedule.warmup"),
-        ({"warmup": math.nan}, "schedule.warmup"),
-        ({"final": 1.1}, "schedule.final"),
-        ({"final": -0.1}, "schedule.final"),
-        ({"final": math.nan}, "schedule.final"),
+        ({"kind": "linear"}, "kind = 'linear'"),
+        ({"warmup": 1.0}, "warmup = 1.0"),
+        ({"warmup": -0.1}, "warmup = "),
+        ({"warmup": math.nan}, "warmup = "),
+        ({"final": 1.1}, "final = "),
+        ({"final": -0.1}, "final = "),
+        ({"final": math.nan}, "final = "),
     ],
 )
 def test_settings_refuse_what_cannot_be(values, field):

@@ -1,4 +1,4 @@
-"""What the settings of the stages refuse."""
+"""Values that the settings of the stages refuse."""
 
 from __future__ import annotations
 
@@ -14,33 +14,39 @@ NO_POSITIVE = [0, -1, math.nan, math.inf]
 
 @pytest.mark.parametrize("value", NO_POSITIVE)
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate", "patience"])
-def test_dual_settings_refuse_what_cannot_be(name, value):
-    with pytest.raises(UsageError, match=f"dual.{name} "):
+def test_dual_settings_refuse_other_numbers(name, value):
+    with pytest.raises(UsageError, match=f"^DualSettings.{name} = {value}: "):
         DualSettings(**{name: value})
 
 
 @pytest.mark.parametrize("views", [("original",), ("original", "augmented", "original"), ("original", "mirrored"), ()])
 def test_dual_settings_refuse_other_views(views):
-    with pytest.raises(UsageError, match=r'dual\.views.*two of "original", "augmented"'):
+    with pytest.raises(UsageError, match=r"^DualSettings\.views"):
         DualSettings(views=views)
 
 
 @pytest.mark.parametrize("value", NO_POSITIVE)
-def test_unfreeze_settings_refuse_what_cannot_be(value):
+def test_unfreeze_settings_refuse_other_numbers(value):
     for name in ("epochs", "learning_rate"):
-        with pytest.raises(UsageError, match=rf"unfreeze.steps\[head\].{name} "):
+        with pytest.raises(UsageError, match=f"^UnfreezeStep.{name} = "):
             UnfreezeStep(unit="head", **{"epochs": 1, "learning_rate": 0.1, name: value})
     for name in ("batch_size", "patience"):
-        with pytest.raises(UsageError, match=f"unfreeze.{name} "):
+        with pytest.raises(UsageError, match=f"^UnfreezeSettings.{name} = "):
             UnfreezeSettings(**{name: value})
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
 def test_unfreeze_settings_refuse_another_momentum(momentum):
-    with pytest.raises(UsageError, match=r"unfreeze\.momentum"):
+    with pytest.raises(UsageError, match=r"UnfreezeSettings\.momentum"):
         UnfreezeSettings(momentum=momentum)
 
 
 def test_unfreeze_settings_refuse_another_view():
-    with pytest.raises(UsageError, match=r'unfreeze\.view .*"original" or "augmented"'):
+    with pytest.raises(UsageError, match=r"UnfreezeSettings\.view = 'both': expected one of original, augmented"):
         UnfreezeSettings(view="both")
+
+
+def test_all_faults_are_reported_together():
+    with pytest.raises(UsageError) as caught:
+        DualSettings(epochs=0, patience=True, learning_rat=1, schedule={"warmup": 2})
+    assert len(str(caught.value).splitlines()) == 4

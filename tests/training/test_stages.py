@@ -409,7 +409,7 @@ def test_unfreezing_order_taken(listed):
 )
 def test_another_unfreezing_order_is_refused(listed):
     settings = UnfreezeSettings(steps=steps(*listed))
-    with pytest.raises(UsageError, match=f"thaw {', '.join(listed)}: expected the order head, dense, conv2, conv1"):
+    with pytest.raises(UsageError, match=f"steps = {', '.join(listed)}: expected the order head, dense, conv2, conv1"):
         unfreeze_stages(a_unified("paper"), settings)
 
 
@@ -418,6 +418,6 @@ def test_the_expected_order_is_that_of_the_family():
         unfreeze_stages(a_unified("odd"), UnfreezeSettings(steps=steps("head", "dense")))
 
 
-def test_a_unit_thaws_once():
-    with pytest.raises(UsageError, match="only once"):
+def test_a_unit_is_unfrozen_once():
+    with pytest.raises(UsageError, match="unfrozen once"):
         UnfreezeSettings(steps=steps("head", "dense", "head"))

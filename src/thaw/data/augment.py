@@ -7,79 +7,51 @@ is switched off draws none, but for the affine map and the brightness, whose num
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, StrictBool
 from torch import Tensor
 
 from thaw.data.policy import apply_policy
-from thaw.errors import UsageError
-from thaw.quoting import shown
+from thaw.plain import Real, Share, checked_dataclass
 
 Fill = Literal["zeros", "border", "reflection"]
 Policy = Literal["none", "trivial"]
 
 
-_LIMITS = {
-    "rotation_degrees": 180.0,
-    "zoom": 0.99,
-    "translation": 1.0,
-    "brightness": 1.0,
-    "crop": 0.5,
-    "cutout": 0.9,
-    "mixup": 10.0,
-    "cutmix": 10.0,
-    "mix_probability": 1.0,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """Ranges of the augmented view; each image draws its own values, uniformly, and 0 switches one off.
+    """The random changes of the augmented view. Each image draws its own values, uniformly; 0 switches a change off."""
 
-    Attributes:
-        rotation_degrees: rotation by up to this much either way, 0 to 180.
-        zoom: scaling by a factor from 1 - zoom to 1 + zoom, 0 to below 1.
-        translation: shift by up to this share of the height and of the width, 0 to 1.
-        brightness: added to every pixel (0 to 1), the same for a whole image, up to this much either way, 0 to 1.
-        fill: what lies outside of the image: "zeros" (black), its "border" pixels repeated, or its "reflection".
-        flip: mirror half of the images, left and right changed.
-        crop: shift by whole pixels, up to this share of the height and of the width (rounded), 0 to 0.5; 0.125 is the
-            usual 4 pixels of 32.
-        cutout: a square with this share of the shorter side (rounded), at a random center, is evened out to its image's
-            mean color, 0 to 0.9.
-        policy: "trivial" puts each image through one operation of `policy.TRIVIAL` at a random strength.
-        mixup: alpha of the Beta distribution of an image's share when it is blended with another, 0 to 10.
-        cutmix: the same for its share of the area when a rectangle of another is pasted in, 0 to 10. Where both are on,
-            each batch draws one of them.
-        mix_probability: share of the batches that are mixed at all, 0 to 1.
-    """
-
-    rotation_degrees: float = 10.0
-    zoom: float = 0.1
-    translation: float = 0.1
-    brightness: float = 0.1
+    rotation_degrees: Annotated[Real, Field(ge=0, le=180)] = 10.0
+    """Largest rotation in either direction, in degrees."""
+    zoom: Annotated[Real, Field(ge=0, le=0.99)] = 0.1
+    """Scaling by a factor from 1 - zoom to 1 + zoom."""
+    translation: Share = 0.1
+    """Largest shift in either direction, as a fraction of the height and of the width."""
+    brightness: Share = 0.1
+    """Largest value added to or subtracted from all pixels (0 to 1) of an image."""
     fill: Fill = "zeros"
-    flip: bool = False
-    crop: float = 0.0
-    cutout: float = 0.0
+    """Pixels outside of the image: "zeros" (black), its "border" pixels repeated, or its "reflection"."""
+    flip: StrictBool = False
+    """Mirror half of the images horizontally."""
+    crop: Annotated[Real, Field(ge=0, le=0.5)] = 0.0
+    """Largest shift by whole pixels, as a fraction of the height and of the width, rounded. 0.125 is the usual padding
+    of 32x32 images by 4 pixels."""
+    cutout: Annotated[Real, Field(ge=0, le=0.9)] = 0.0
+    """Side of a square that is filled with the image's mean color, at a random center, as a fraction of the shorter
+    side, rounded."""
     policy: Policy = "none"
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
-            value = getattr(self, name)
-            if not 0.0 <= value <= limit:
-                raise UsageError(f"augment.{name} {shown(value)}: expected a number from 0 to {limit:g}")
-        if not isinstance(self.flip, bool):
-            raise UsageError(f"augment.flip {shown(self.flip)}: expected true or false")
-        for name, choices in {"fill": get_args(Fill), "policy": get_args(Policy)}.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"augment.{name} {shown(getattr(self, name))}: expected one of {', '.join(choices)}")
+    """"trivial" applies to each image one random operation at a random strength (TrivialAugment, arXiv 2103.10158)."""
+    mixup: Annotated[Real, Field(ge=0, le=10)] = 0.0
+    """Alpha of the Beta distribution of the weights when images are blended in pairs (mixup)."""
+    cutmix: Annotated[Real, Field(ge=0, le=10)] = 0.0
+    """Alpha of the Beta distribution of the area when a rectangle of another image is pasted in (CutMix). If mixup is
+    on too, each batch draws one of them."""
+    mix_probability: Share = 1.0
+    """Fraction of the batches that are mixed."""
 
 
 def affine_matrices(settings: AugmentSettings, count: int, aspect: float, generator: torch.Generator) -> Tensor:

@@ -8,20 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from thaw.data.scaling import ValueRange, check_range
 from thaw.errors import DataError, UsageError
-from thaw.plain import from_plain
+from thaw.plain import Real, Whole, checked_dataclass, from_plain, refusing
 from thaw.quoting import shown
 
 Fit = Literal["stretch", "crop"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 
 MAX_SIDE = 1024
+Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
 
 # A deviation of pixels from 0 to 1, and what may come of a division by it: far beyond any images, far within float32.
 SMALLEST_STD, LARGEST_STATISTIC = 1e-9, 1e9
@@ -29,40 +31,48 @@ SMALLEST_STD, LARGEST_STATISTIC = 1e-9, 1e9
 _MOST_DIGITS = 9
 
 
-@dataclass(frozen=True, kw_only=True)
+def _check_range_or_none(value: Any) -> Any:
+    return None if value is None else check_range(value)
+
+
+def _check_channels(channels: int) -> int:
+    if channels not in (1, 3):
+        raise ValueError("expected 1 (gray) or 3 (red, green, blue)")
+    return channels
+
+
+@checked_dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a model takes: uint8 pixels [height, width, channels], and how an image of any size becomes that.
+    """The input of a model: uint8 pixels [height, width, channels], and how an image of any size becomes that.
 
-    `fit` says how: "stretch" scales both sides independently; "crop" first takes the largest centered window that has
-    the model's aspect ratio. Pixels then become `(value / 255 - mean) / std`, one mean and deviation a channel.
-
-    `range` is (low, high), the part of 0 to 65,535 that images of more than 8 bits a channel are scaled to bytes by,
-    before anything else (`thaw.data.scaling`); None for a model that was trained on 8-bit images.
+    Pixels become `(value / 255 - mean) / std`, with one mean and standard deviation per channel.
     """
 
-    height: int
-    width: int
-    channels: int
+    height: Side
+    """Rows."""
+    width: Side
+    """Columns."""
+    channels: Annotated[Whole, AfterValidator(_check_channels)]
+    """1 (gray) or 3 (red, green, blue)."""
     fit: Fit = "stretch"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    range: ValueRange | None = None
+    """"stretch" scales both sides independently; "crop" first takes the largest centered window with the input's aspect
+    ratio."""
+    mean: tuple[Annotated[Real, Field(ge=-LARGEST_STATISTIC, le=LARGEST_STATISTIC)], ...] = ()
+    """One per channel; by default 0."""
+    std: tuple[Annotated[Real, Field(ge=SMALLEST_STD, le=LARGEST_STATISTIC)], ...] = ()
+    """One per channel; by default 1."""
+    range: Annotated[ValueRange | None, BeforeValidator(refusing(_check_range_or_none))] = None
+    """(low, high), the part of 0 to 65,535 that is scaled to bytes in images with more than 8 bits a channel
+    (`thaw.data.scaling`); None for a model that was trained on 8-bit images."""
 
-    def __post_init__(self) -> None:
-        if self.range is not None:
-            object.__setattr__(self, "range", check_range(self.range))
-        sides = (self.height, self.width)
-        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
-            raise UsageError(
-                f"input size {shown(self.height)}x{shown(self.width)}: both sides must be from 1 to {MAX_SIDE} pixels"
-            )
-        if type(self.channels) is not int or self.channels not in (1, 3):
-            raise UsageError(f"input with {shown(self.channels)} channels: expected 1 (gray) or 3 (red, green, blue)")
-        if self.fit not in FITS:
-            raise UsageError(f"fit {shown(self.fit)}: expected one of {', '.join(FITS)}")
-        object.__setattr__(self, "mean", tuple(self.mean) or (0.0,) * self.channels)
-        object.__setattr__(self, "std", tuple(self.std) or (1.0,) * self.channels)
-        check_statistics("input", self.mean, self.std, self.channels)
+    @model_validator(mode="after")
+    def _check_statistics(self) -> InputSpec:
+        object.__setattr__(self, "mean", self.mean or (0.0,) * self.channels)
+        object.__setattr__(self, "std", self.std or (1.0,) * self.channels)
+        for name in ("mean", "std"):
+            if len(values := getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} = {shown(list(values))}: expected {self.channels} numbers, one per channel")
+        return self
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -133,13 +143,17 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     """'28x28x1' -> (28, 28, 1): height, width, channels.
 
     Raises:
-        UsageError: when it is not three whole numbers with x between them.
+        UsageError: unless it is two sides from 1 to 1024 and 1 or 3 channels, with x between them.
     """
-    parts = text.lower().replace("×", "x").split("x")
-    if len(parts) != 3 or not all(_is_whole_number(part.strip()) for part in parts):
-        raise UsageError(f"input {shown(text)}: expected HEIGHTxWIDTHxCHANNELS, such as 28x28x1 or 32x32x3")
-    height, width, channels = (int(part) for part in parts)
-    return (height, width, channels)
+    parts = [part.strip() for part in text.lower().replace("×", "x").split("x")]
+    if len(parts) == 3 and all(map(_is_whole_number, parts)):
+        height, width, channels = (int(part) for part in parts)
+        if 1 <= min(height, width) and max(height, width) <= MAX_SIDE and channels in (1, 3):
+            return (height, width, channels)
+    raise UsageError(
+        f"input {shown(text)}: expected HEIGHTxWIDTHxCHANNELS, such as 28x28x1 or 32x32x3, with sides from 1 to "
+        f"{MAX_SIDE} pixels and 1 (gray) or 3 (color) channels"
+    )
 
 
 def _is_whole_number(text: str) -> bool:

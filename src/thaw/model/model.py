@@ -129,7 +129,7 @@ class Model:
             "version": MODEL_VERSION,
             "architecture": {
                 "family": self.spec.family,
-                "model": asdict(self.spec),
+                "model": {name: value for name, value in asdict(self.spec).items() if name != "family"},
                 "unify": None if self.unify is None else asdict(self.unify),
             },
             "input": self.input_spec.as_dict(),

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, StrictStr, model_validator
 
 from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError, RunError, UsageError
 from thaw.files import read_document
 from thaw.model.zoo import CARD_FILE, zoo_folders
-from thaw.plain import from_plain
+from thaw.plain import Count, Real, Share, Whole, as_plain, checked_dataclass, from_plain
 from thaw.quoting import shown
 
 CARD_SCHEMA = 1
-_LEAST = {"parameters": 1, "macs": 1, "flash_bytes": 0, "ram_bytes": 0, "litert_bytes": 0, "seed": 0, "seconds": 0}
+_Size = Annotated[Whole, Field(ge=0)]
 _MACHINE = ("cpu", "os", "python", "thaw", "torch")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class Measured:
     """An accuracy (0 to 1) on `count` images, with its 95 % Wilson interval."""
 
-    accuracy: float
-    accuracy_ci95: tuple[float, float]
-    count: int
+    accuracy: Share
+    accuracy_ci95: tuple[Share, Share]
+    count: Count
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_interval(self) -> Measured:
         low, high = self.accuracy_ci95
-        if not 0.0 <= low <= self.accuracy <= high <= 1.0 or self.count < 1:
-            raise UsageError(
-                f"accuracy {self.accuracy}, interval {low} to {high}, {self.count} images: expected an accuracy from 0 "
-                "to 1 inside its interval, and at least 1 image"
-            )
+        if not low <= self.accuracy <= high:
+            raise ValueError(f"accuracy = {self.accuracy}: expected a number from {low} to {high}")
+        return self
 
     @classmethod
     def of(cls, part: Mapping[str, Any]) -> Measured:
@@ -48,33 +48,29 @@ class Measured:
         return round(self.accuracy * self.count)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """Accuracies (0 to 1) of one seed: on test images in float32 and int8, and on the validation images that chose."""
+    """The result of one seed: test accuracy in float32 and in int8, and validation accuracy (0 to 1)."""
 
-    seed: int
-    accuracy: float
-    int8_accuracy: float
-    validation_accuracy: float
+    seed: _Size
+    accuracy: Share
+    int8_accuracy: Share
+    validation_accuracy: Share
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A mean accuracy over seeds, and half of its 95 % Student-t interval; None for one seed."""
+    """A mean accuracy over seeds, and half of its 95 % Student-t interval; None for a single seed."""
 
-    mean: float
-    ci95_half_width: float | None
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.mean <= 1.0 or not 0.0 <= (self.ci95_half_width or 0.0) < math.inf:
-            raise UsageError(f"mean {self.mean} ± {self.ci95_half_width}: expected an accuracy from 0 to 1")
+    mean: Share
+    ci95_half_width: Annotated[Real, Field(ge=0)] | None
 
     def __str__(self) -> str:
         """Such as "98.76% ± 0.12%"."""
         return f"{self.mean:.2%}" + ("" if self.ci95_half_width is None else f" ± {self.ci95_half_width:.2%}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class ZooCard:
     """The record of a model in the zoo.
 
@@ -105,40 +101,41 @@ class ZooCard:
         environment: versions and hardware, as `thaw.evidence.environment.environment` returns them.
     """
 
-    name: str
-    dataset: str
-    classes: tuple[str, ...]
-    input: Mapping[str, Any]
-    parameters: int
-    macs: int
+    name: StrictStr
+    dataset: StrictStr
+    classes: tuple[StrictStr, ...]
+    input: Mapping[StrictStr, Any]
+    parameters: Count
+    macs: Count
     test: Measured
     int8: Measured
     seeds: tuple[SeedResult, ...]
     mean: Mean
     int8_mean: Mean
-    flash_bytes: int
-    ram_bytes: int
-    litert_bytes: int | None
-    recipe: str
-    overrides: tuple[str, ...]
-    seed: int
-    command: str
-    fingerprint: str
-    device: str
-    precision: str
-    normalization: str
-    seconds: float
-    environment: Mapping[str, Any]
+    flash_bytes: _Size
+    ram_bytes: _Size
+    litert_bytes: _Size | None
+    recipe: StrictStr
+    overrides: tuple[StrictStr, ...]
+    seed: _Size
+    command: StrictStr
+    fingerprint: StrictStr
+    device: StrictStr
+    precision: StrictStr
+    normalization: StrictStr
+    seconds: Annotated[Real, Field(ge=0)]
+    environment: Mapping[StrictStr, Any]
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_environment(self) -> ZooCard:
         absent = [key for key in _MACHINE if not isinstance(self.environment.get(key), str)]
         if absent:
-            raise UsageError(f"card.environment.{absent[0]}: expected a string")
-        for name, limit in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < limit:
-                raise UsageError(f"card.{name} = {value}: expected at least {limit}")
-        InputSpec.from_dict(self.input)
+            raise ValueError(f"environment.{absent[0]} = {shown(self.environment.get(absent[0]))}: expected a string")
+        try:
+            InputSpec.from_dict(self.input)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @property
     def device_ram_bytes(self) -> int:
@@ -148,7 +145,7 @@ class ZooCard:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of card.json."""
-        return {"schema": CARD_SCHEMA, **asdict(self)}
+        return {"schema": CARD_SCHEMA, **as_plain(self)}
 
 
 def read_card(folder: Path) -> ZooCard:

@@ -1,1 +1,1 @@
-"""Small convolutional networks: blocks, families of submodels, and how two are unified."""
+"""Small convolutional networks: blocks, families of submodels, and the unification of two submodels."""

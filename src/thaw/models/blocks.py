@@ -1,4 +1,4 @@
-"""The parts that families are built of.
+"""The building blocks of model families.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -16,18 +16,18 @@ from thaw.models.fused import After, Running, can_fuse, normalize
 
 Pooling = Literal["max", "average"]
 StemReduction = Literal["none", "pool", "stride"]
-"""What a stem does to rows and columns: nothing, or halve them by pooling 2x2 after it or by a stride of 2."""
+"""How a stem halves rows and columns: not at all, by 2x2 pooling after it, or by a stride of 2."""
 
 _NORM_EPSILON = 1e-5
 _NORM_MOMENTUM = 0.1
 _LEAST_SCALE = 1e-6
-"""Below this a positive normalization does not fall: a factor of 0 could not be put into the scale of int8 weights."""
+"""Smallest scale of a positive normalization: a scale of 0 cannot be folded into the scales of int8 weights."""
 
 
 class ConvReluPool(nn.Module):
     """3x3 convolution without padding, max pooling 2x2, ReLU: [B, C, H, W] -> [B, C', (H-2)//2, (W-2)//2].
 
-    Papers write the ReLU before the pooling. Both orders give equal numbers, since ReLU is monotone, and this one
+    Papers put the ReLU before the pooling. Both orders give the same result, since ReLU is monotone, and this one
     applies it to a quarter of the values.
     """
 
@@ -41,15 +41,15 @@ class ConvReluPool(nn.Module):
 
     @staticmethod
     def output_side(side: int) -> int:
-        """Rows (or columns) that come out where `side` go in; below 1 when the layer does not fit."""
+        """Rows (or columns) of the output for `side` of the input; below 1 if the layer does not fit."""
         return (side - 2) // 2
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from a generator of its own.
+    """Dropout with its own random generator.
 
-    The global generator would be shared by branches that train at the same time, and the numbers drawn would then
-    depend on which came first. Whoever trains seeds `generator` at the start of each epoch; `beginnings` counts that.
+    Branches that train in parallel would share the global generator, and their random numbers would depend on which
+    branch came first. The training loop seeds `generator` at the start of each epoch; `beginnings` counts the epochs.
     """
 
     def __init__(self, probability: float) -> None:
@@ -59,21 +59,21 @@ class Dropout(nn.Module):
         self.beginnings = 0
 
     def reseed(self, seed: int, device: torch.device) -> None:
-        """Start the stream of random numbers anew from `seed` on `device`."""
+        """Restart the random numbers from `seed` on `device`."""
         if self.generator is None or self.generator.device != device:
             self.generator = torch.Generator(device=device)
         self.generator.manual_seed(seed)
         self.beginnings += 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape: while training, zeros with `probability`, and what is kept scaled by 1 / (1 - probability)."""
+        """Any shape: in training mode, zero values with `probability` and scale the rest by 1 / (1 - probability)."""
         if not self.training or self.probability == 0.0:
             return x
         kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.probability
         return x * kept.to(x.dtype).div_(1.0 - self.probability)
 
     def extra_repr(self) -> str:
-        """What `print(module)` shows."""
+        """For `print(module)`."""
         return f"probability={self.probability}"
 
 
@@ -94,7 +94,7 @@ class DenseClassifier(nn.Module):
 
 
 class ConvClassifier(nn.Module):
-    """A `DenseClassifier` written as one convolution over the whole feature map: the same weights, equal outputs.
+    """A `DenseClassifier` as one convolution over the whole feature map: same weights, same outputs.
 
     The dense weight of class k and flattened feature (c, y, x) becomes the kernel's weight [k, c, y, x].
     """
@@ -108,7 +108,7 @@ class ConvClassifier(nn.Module):
 
     @classmethod
     def from_dense(cls, classifier: DenseClassifier) -> ConvClassifier:
-        """Take over the weights of a dense classifier, which stays as it is."""
+        """A convolution with a copy of the dense classifier's weights."""
         dense = classifier.dense
         made = cls(classifier.features, dense.out_features, classifier.dropout.probability)
         with torch.no_grad():
@@ -123,19 +123,19 @@ class ConvClassifier(nn.Module):
 
 
 class Norm(nn.Module):
-    """Batch normalization by channel, with what comes after it: [B, C, H, W] -> the same shape.
+    """Batch normalization and the operations after it: [B, C, H, W] -> the same shape.
 
-    Its running mean and variance are those of torch's BatchNorm2d with momentum 0.1. It keeps no count of batches, so
-    that every tensor of a model is float32.
+    The running mean and variance are those of torch's BatchNorm2d with momentum 0.1. There is no count of batches, so
+    all tensors of a model are float32.
 
     Args:
         channels: C.
-        positive: keep the scale above 0, by taking its absolute value. Convolutions that share their weights and differ
-            in the normalization after them then differ by one positive factor a channel, which int8 weights put into
-            their scales, so that a device keeps the weights once.
+        positive: use the absolute value of the scale. Convolutions that share weights but have different normalizations
+            then differ by one positive factor per channel, which goes into the scales of the int8 weights, so a device
+            stores the weights once.
 
     Attributes:
-        fused: in training mode, compute in C that was compiled for it (see `thaw.models.fused`) what it can take.
+        fused: in training mode, use compiled C for inputs that it supports (see `thaw.models.fused`).
     """
 
     def __init__(self, channels: int, *, positive: bool = False) -> None:
@@ -151,17 +151,19 @@ class Norm(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The learned scale that is applied, float32 [C]."""
+        """The scale that is applied, float32 [C]."""
         return self.weight.abs().clamp(min=_LEAST_SCALE) if self.positive else self.weight
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """(factor, offset), float32 [C] each: in evaluation mode the module computes `x * factor + offset`."""
+        """(factor, offset), float32 [C] each, of the evaluation mode: `x * factor + offset`."""
         factor = self.scale / torch.sqrt(self.running_var + _NORM_EPSILON)
         return factor, self.bias - self.running_mean * factor
 
     def forward(self, x: Tensor, after: After = "nothing", shortcut: Tensor | None = None) -> Tensor:
-        """[B, C, H, W], and a shortcut of the same shape where `after` adds one -> [B, C, H, W]."""
-        assert (shortcut is not None) == (after in {"add relu", "relu add"}), "a shortcut is there to be added"
+        """[B, C, H, W], and a shortcut of the same shape if `after` adds one -> [B, C, H, W]."""
+        assert (shortcut is not None) == (after in {"add relu", "relu add"}), (
+            "a shortcut is given if and only if it is added"
+        )
         scale = self.scale
         if self.fused and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
             running = Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
@@ -182,7 +184,7 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution padded with zeros, normalization, and ReLU where asked: [B, C, H, W] -> [B, C', H', W'].
+    """Zero-padded convolution, normalization, and optionally ReLU: [B, C, H, W] -> [B, C', H', W'].
 
     H' is H at stride 1 and (H + 1) // 2 at stride 2; W' likewise.
 
@@ -190,9 +192,9 @@ class ConvNorm(nn.Module):
         channels_in: C.
         channels_out: C'.
         kernel: side of the kernel, odd.
-        stride: rows and columns from one window to the next.
+        stride: 1 or 2.
         groups: 1, or C for a depthwise convolution (then C' = C).
-        relu: whether a ReLU ends it.
+        relu: whether to end with a ReLU.
     """
 
     def __init__(
@@ -235,7 +237,7 @@ class Residual(nn.Module):
 class Separable(nn.Module):
     """Depthwise 3x3 and pointwise convolution, each normalized and followed by ReLU: [B, C, H, W] -> [B, C', H, W].
 
-    Where C' = C there is a shortcut around both, and the ReLU of the second comes before the addition.
+    If C' = C there is a shortcut around both, and the ReLU of the second comes before the addition.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -255,16 +257,16 @@ class Separable(nn.Module):
 
 
 class Loop(nn.Module):
-    """One 3x3 convolution used many times, each time with a normalization of its own: [B, C, H, W] -> [B, C, H', W'].
+    """One 3x3 convolution applied many times, with a separate normalization per pass: [B, C, H, W] -> [B, C, H', W'].
 
     Every pass adds to the state: `x <- x + relu(norm_p(conv(x)))`. Between groups of passes the state is pooled 2x2.
 
     Args:
         channels: C.
-        passes: passes at each resolution, from the first; (6, 6) is 6, a pooling, and 6 more.
-        pooling: how, "max" or "average".
-        mixed: 0 to give the last state; else the last `mixed` states are averaged over their positions, scaled by
-            learned factors a channel, and added: [B, C, H, W] -> [B, C, 1, 1].
+        passes: passes at each resolution; (6, 6) is 6 passes, a pooling, and 6 more.
+        pooling: "max" or "average".
+        mixed: 0 to return the last state; otherwise the last `mixed` states are averaged over their positions, scaled
+            by learned factors per channel, and added: [B, C, H, W] -> [B, C, 1, 1].
     """
 
     def __init__(self, channels: int, passes: tuple[int, ...], *, pooling: Pooling = "max", mixed: int = 0) -> None:
@@ -276,7 +278,7 @@ class Loop(nn.Module):
         self.mix = nn.ModuleList([ChannelScale(channels, 1.0 / mixed) for _ in range(mixed)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H', W'], or [B, C, 1, 1] where states are mixed."""
+        """[B, C, H, W] -> [B, C, H', W'], or [B, C, 1, 1] if states are mixed."""
         norms = iter(self.norms)
         states = []
         for group, passes in enumerate(self.passes):
@@ -292,7 +294,7 @@ class Loop(nn.Module):
 
 
 class Halve(nn.Module):
-    """Pooling 2x2: [B, C, H, W] -> [B, C, H // 2, W // 2].
+    """2x2 pooling: [B, C, H, W] -> [B, C, H // 2, W // 2].
 
     Args:
         pooling: "max" for the largest of the four, "average" for their mean.
@@ -307,18 +309,18 @@ class Halve(nn.Module):
         return F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
 
     def extra_repr(self) -> str:
-        """What `print(module)` shows."""
+        """For `print(module)`."""
         return f"pooling={self.pooling!r}"
 
 
 def make_stem(channels_in: int, channels_out: int, reduction: StemReduction, pooling: Pooling) -> nn.Module:
-    """The convolution that reads the image: [B, C, H, W] -> [B, C', H', W'], sides as `reduced_side` says."""
+    """The first convolution: [B, C, H, W] -> [B, C', H', W'], with sides as in `reduced_side`."""
     conv = ConvNorm(channels_in, channels_out, stride=2 if reduction == "stride" else 1)
     return nn.Sequential(OrderedDict(conv=conv, halve=Halve(pooling))) if reduction == "pool" else conv
 
 
 def reduced_side(side: int, reduction: StemReduction) -> int:
-    """Rows (or columns) that a stem gives where it reads `side`."""
+    """Rows (or columns) of a stem's output for `side` of the image."""
     return {"none": side, "pool": side // 2, "stride": (side + 1) // 2}[reduction]
 
 
@@ -331,7 +333,7 @@ class GlobalPool(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """A learned factor and offset a channel: [B, C, H, W] -> the same."""
+    """A learned factor and offset per channel: [B, C, H, W] -> the same."""
 
     def __init__(self, channels: int, factor: float) -> None:
         super().__init__()
@@ -344,11 +346,11 @@ class ChannelScale(nn.Module):
 
 
 def learned_parameters(module: nn.Module) -> int:
-    """The numbers that training learned, as they count when networks are compared.
+    """The number of parameters, after folding normalizations into convolutions.
 
     A normalization that folds into the convolution before it counts as that convolution's bias, C numbers, since its
-    scale moves into the weights. Those of a `Loop` of several passes cannot fold into weights that all of them share,
-    and count whole.
+    scale goes into the weights. The normalizations of a `Loop` with several passes cannot fold into the shared weights,
+    so all of their parameters count.
     """
     loops = [loop for loop in module.modules() if isinstance(loop, Loop) and len(loop.norms) > 1]
     whole = {norm for loop in loops for norm in loop.norms}
@@ -359,7 +361,7 @@ def learned_parameters(module: nn.Module) -> int:
 
 
 def fuse_norms(module: nn.Module, *, fused: bool) -> None:
-    """Have every normalization of `module` compute its training steps in compiled C, or in torch."""
+    """Make all normalizations of `module` train in compiled C, or in torch."""
     for part in module.modules():
         if isinstance(part, Norm):
             part.fused = fused

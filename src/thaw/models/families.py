@@ -1,8 +1,8 @@
 """Families of submodels: one frozen spec and one builder each.
 
-A submodel is an `nn.Sequential` of named units from the image to the logits, the last of which is a `DenseClassifier`.
-Unification and the training stages know nothing else of it: units are unfrozen one at a time, from the last to the
-first. A submodel can also stand alone as the whole network.
+A submodel is an `nn.Sequential` of named units from the image to the logits. The last is a `DenseClassifier`.
+Unification and the training stages rely on nothing else: units are unfrozen one at a time, from the last to the first.
+A submodel can also be the whole network.
 
 Shapes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self, TypeAlias
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
+from pydantic import Field, StrictBool, model_validator
 from torch import nn
 
 from thaw.errors import UsageError
@@ -32,56 +33,48 @@ from thaw.models.blocks import (
     make_stem,
 )
 from thaw.models.stages import (
-    MOST_BLOCKS,
     WIDEST,
+    Blocks,
+    PerStage,
     Shape,
-    check_alike,
-    check_reduction,
+    Width,
+    check_same_stages,
     check_side,
-    check_stages,
     lengthened,
     missing_stages,
     scaled_widths,
     stage_units,
 )
+from thaw.plain import BelowOne, Whole, checked_dataclass, default_family
 from thaw.quoting import shown
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class PaperSpec:
-    """The submodel of arXiv 2501.15547: twice 3x3 convolution, pooling and ReLU, then dropout and a dense layer.
+    """The submodel of arXiv 2501.15547: twice 3x3 convolution, pooling and ReLU, then dropout and a dense layer."""
 
-    Attributes:
-        filters: filters of the two convolutions.
-        dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
-    """
-
-    family: ClassVar[str] = "paper"
     units: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense")
     normalized: ClassVar[bool] = False
     width_step: ClassVar[int] = 1
 
-    filters: tuple[int, ...] = (10, 20)
-    dropout: float = 0.3
-
-    def __post_init__(self) -> None:
-        if len(self.filters) != 2 or min(self.filters, default=0) < 1 or max(self.filters) > WIDEST:
-            raise UsageError(
-                f"model.filters {shown(list(self.filters))}: expected two whole numbers from 1 to {WIDEST}"
-            )
-        _check_dropout(self.dropout)
+    family: Literal["paper"] = "paper"
+    """The network's family."""
+    filters: tuple[Width, Width] = (10, 20)
+    """Filters of the two convolutions."""
+    dropout: BelowOne = 0.3
+    """Dropout probability before the dense layer."""
 
     def build(self, shape: Shape, classes: int) -> nn.Sequential:
         """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
 
         Raises:
-            UsageError: when the image is too small for the layers (below 10x10).
+            UsageError: if the image is too small for the layers (below 10x10).
         """
         height, width, channels = shape
         rows, columns = (ConvReluPool.output_side(ConvReluPool.output_side(side)) for side in (height, width))
         if rows < 1 or columns < 1:
             raise UsageError(
-                f"images of {height}x{width} are too small for the paper's network: at least 10x10 are needed"
+                f"images of {height}x{width} are too small for the paper's network: expected at least 10x10 pixels"
             )
         _check_classes(classes)
         first, second = self.filters
@@ -93,72 +86,71 @@ class PaperSpec:
             )
         )
 
-    def variants(self, least: int = 1) -> Iterator[PaperSpec]:
-        """The family from the smallest on: these proportions at every width of the first convolution from `least`."""
+    def variants(self, least: int = 1) -> Iterator[Self]:
+        """The family from the smallest: these proportions at every width of the first convolution from `least`."""
         ratio = self.filters[1] / self.filters[0]
         for first in range(least, WIDEST + 1):
             if (second := max(least, round(ratio * first))) <= WIDEST:
-                yield replace(self, filters=(first, second))
+                yield self.with_widths((first, second))
 
     @property
     def tunable_widths(self) -> tuple[int, ...]:
-        """The widths that can be chosen one by one, in steps of `width_step`."""
+        """The widths that a search can change one by one, in steps of `width_step`."""
         return self.filters
 
     def with_widths(self, widths: Sequence[int]) -> Self:
-        """The same with other `tunable_widths`."""
-        return replace(self, filters=tuple(widths))
+        """This spec with other `tunable_widths`."""
+        first, second = widths
+        return replace(self, filters=(first, second))
 
     def with_extra_stages(self, shape: Shape, last_map: int) -> Self:  # noqa: ARG002 - other families need it
-        """The same: the paper's submodel has two convolutions, whatever the image."""
+        """This spec: the paper's submodel always has two convolutions."""
         return self
 
     def with_stems(self, reductions: Sequence[StemReduction]) -> tuple[Self, ...]:  # noqa: ARG002 - as above
-        """The same alone: the paper's submodel has no stem."""
+        """Only this spec: the paper's submodel has no stem."""
         return (self,)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class _BlockSpec(ABC):
-    """What families have in common whose stages are so many blocks of a width.
+    """What families have in common whose stages are a number of blocks of one width.
 
-    Widths are searched in steps of 4, four int8 weights being what a small device loads at once; steps of 16, which
-    vector units like, are too coarse for ten thousand parameters.
-
-    Attributes:
-        widths: channels of each stage; the first is also the stem's.
-        blocks: blocks of each stage, at least `least_blocks`.
-        pooling: between the stages, "max" or "average".
-        stem_reduction: "none", or how the stem halves rows and columns: "pool" 2x2 after it, or a "stride" of 2.
-        dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
+    Widths are searched in steps of 4, the number of int8 weights that a small device loads at once; steps of 16, which
+    vector units prefer, are too coarse for ten thousand parameters.
     """
 
     width_step: ClassVar[int] = 4
     normalized: ClassVar[bool] = True
-    least_blocks: ClassVar[int]
 
-    widths: tuple[int, ...]
-    blocks: tuple[int, ...]
+    family: str
+    """The network's family."""
+    widths: PerStage[Width]
+    """Channels of each stage. The first is also the width of the stem."""
+    blocks: PerStage[Blocks]
+    """Blocks of each stage."""
     pooling: Pooling = "max"
+    """Pooling between the stages: "max" or "average"."""
     stem_reduction: StemReduction = "none"
-    dropout: float = 0.0
+    """How the stem halves rows and columns: "none" if it does not, 2x2 pooling after it ("pool"), or a stride of 2
+    ("stride")."""
+    dropout: BelowOne = 0.0
+    """Dropout probability before the dense layer."""
 
-    def __post_init__(self) -> None:
-        check_stages("widths", self.widths, least=1, most=WIDEST)
-        check_stages("blocks", self.blocks, least=self.least_blocks, most=MOST_BLOCKS)
-        check_alike(self.widths, "blocks", self.blocks)
-        check_reduction(self.pooling, self.stem_reduction)
-        _check_dropout(self.dropout)
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        check_same_stages("blocks", self.blocks, self.widths)
+        return self
 
     @abstractmethod
     def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
-        """The parts of one stage, which reads `read` channels and gives `width`; a later one pools first."""
+        """The parts of one stage from `read` to `width` channels; all but the first stage begin with pooling."""
 
     def build(self, shape: Shape, classes: int) -> nn.Sequential:
         """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
 
         Raises:
-            UsageError: when the image is too small to be pooled between all stages.
+            UsageError: if the image is too small to be pooled between all stages.
         """
         reads = (self.widths[0], *self.widths)
         stages = [
@@ -174,108 +166,97 @@ class _BlockSpec(ABC):
         return stage_units(self.widths)
 
     def variants(self, least: int = 1) -> Iterator[Self]:
-        """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each).
+        """The family from the smallest: these proportions at every width below 4 and every multiple of 4.
 
-        A stage that would have fewer than `least` channels has `least`.
+        No stage has fewer than `least` channels.
         """
         for widths in scaled_widths(self.widths, least):
             yield replace(self, widths=widths)
 
     @property
     def tunable_widths(self) -> tuple[int, ...]:
-        """The widths that can be chosen one by one, in steps of `width_step`."""
+        """The widths that a search can change one by one, in steps of `width_step`."""
         return self.widths
 
     def with_widths(self, widths: Sequence[int]) -> Self:
-        """The same with other `tunable_widths`."""
+        """This spec with other `tunable_widths`."""
         return replace(self, widths=tuple(widths))
 
     def with_extra_stages(self, shape: Shape, last_map: int) -> Self:
-        """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
+        """This spec with more stages like the last, until that works on at most `last_map` rows and columns."""
         more = missing_stages(shape, len(self.widths), last_map, self.stem_reduction)
         return replace(self, widths=lengthened(self.widths, more), blocks=lengthened(self.blocks, more))
 
     def with_stems(self, reductions: Sequence[StemReduction]) -> tuple[Self, ...]:
-        """The same with each of these `stem_reduction`s; alone where it has one already."""
+        """This spec with each of these `stem_reduction`s; unchanged if it has one."""
         kinds = reductions if self.stem_reduction == "none" else (self.stem_reduction,)
         return tuple(replace(self, stem_reduction=kind) for kind in kinds)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class ResidualSpec(_BlockSpec):
     """Residual stages of 3x3 convolutions, pooled between, then global pooling and a dense layer (arXiv 1512.03385).
 
-    The first stage works at the image's own size. Each later one begins with pooling 2x2 and a convolution to its
+    The first stage works at the image's own size. Each later stage begins with 2x2 pooling and a convolution to its
     width.
-
-    Attributes:
-        widths: channels of each stage.
-        blocks: residual blocks (two convolutions each) of each stage; 0 for none.
-        pooling: between the stages, "max" or "average".
-        stem_reduction: "none", or how the stem halves rows and columns: "pool" 2x2 after it, or a "stride" of 2.
-        dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
     """
 
-    family: ClassVar[str] = "residual"
-    least_blocks: ClassVar[int] = 0
-
-    widths: tuple[int, ...] = (16, 16, 28)
-    blocks: tuple[int, ...] = (1, 1, 1)
+    family: Literal["residual"] = "residual"
+    """The network's family."""
+    widths: PerStage[Width] = (16, 16, 28)
+    """Channels of each stage. The first is also the width of the stem."""
+    blocks: PerStage[Blocks] = (1, 1, 1)
+    """Residual blocks (two convolutions each) of each stage; 0 for none."""
 
     def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
         begin = {} if is_first else {"halve": Halve(self.pooling), "widen": ConvNorm(read, width)}
         return OrderedDict(begin | {f"block{number}": Residual(width) for number in range(1, blocks + 1)})
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class LoopedSpec:
-    """Stages of one 3x3 convolution each that is used many times, with a normalization of its own for each pass.
+    """Stages of one 3x3 convolution each that is applied many times, with a separate normalization for each pass.
 
-    Parameters are shared between the passes, so that depth costs time and not memory. The stem works at the image's own
-    size; later stages begin with pooling 2x2, and a 1x1 convolution where the width changes.
-
-    Attributes:
-        stem: channels of the convolution that reads the image.
-        widths: channels of each stage.
-        passes: passes of each stage's convolution; 0 where a stage only pools and widens.
-        pooling: between the stages, "max" or "average".
-        stem_reduction: "none", or how the stem halves rows and columns: "pool" 2x2 after it, or a "stride" of 2.
-        shared: one convolution for all stages, which then have to be equally wide, the stem included.
-        mixed: 0 for a classifier on the last state; else how many of the last states are mixed by learned factors.
-        dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
+    The passes share parameters, so depth costs time and not memory. The stem works at the image's own size; later
+    stages begin with 2x2 pooling, and with a 1x1 convolution if the width changes.
     """
 
-    family: ClassVar[str] = "looped"
     width_step: ClassVar[int] = 4
     normalized: ClassVar[bool] = True
 
-    stem: int = 16
-    widths: tuple[int, ...] = (16, 32, 32)
-    passes: tuple[int, ...] = (2, 4, 4)
+    family: Literal["looped"] = "looped"
+    """The network's family."""
+    stem: Width = 16
+    """Channels of the first convolution."""
+    widths: PerStage[Width] = (16, 32, 32)
+    """Channels of each stage."""
+    passes: PerStage[Blocks] = (2, 4, 4)
+    """Passes of each stage's convolution; 0 for a stage that only pools and changes the width."""
     pooling: Pooling = "max"
+    """Pooling between the stages: "max" or "average"."""
     stem_reduction: StemReduction = "none"
-    shared: bool = False
-    mixed: int = 2
-    dropout: float = 0.0
+    """How the stem halves rows and columns: "none" if it does not, 2x2 pooling after it ("pool"), or a stride of 2
+    ("stride")."""
+    shared: StrictBool = False
+    """Share one convolution between all stages. The stem and all stages must then have the same width."""
+    mixed: Annotated[Whole, Field(ge=0)] = 2
+    """Number of last states that the classifier reads, mixed by learned factors; 0 for the last state alone."""
+    dropout: BelowOne = 0.0
+    """Dropout probability before the dense layer."""
 
-    def __post_init__(self) -> None:
-        check_stages("widths", (self.stem, *self.widths), least=1, most=WIDEST)
-        check_stages("widths", self.widths, least=1, most=WIDEST)
-        check_stages("passes", self.passes, least=0, most=MOST_BLOCKS)
-        check_alike(self.widths, "passes", self.passes)
-        check_reduction(self.pooling, self.stem_reduction)
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        check_same_stages("passes", self.passes, self.widths)
         if self.shared and len({self.stem, *self.widths}) > 1:
-            raise UsageError(
-                f"model.shared: stem {self.stem} and widths {shown(list(self.widths))} have to be equal to "
-                "share a convolution"
+            raise ValueError(
+                f"shared = True: expected equal widths, found stem {self.stem} and widths {shown(list(self.widths))}"
             )
         available = sum(self.passes) if self.shared else self.passes[-1]
-        if not 0 <= self.mixed <= available or not self.passes[-1]:
-            raise UsageError(
-                f"model.mixed {self.mixed}, model.passes {shown(list(self.passes))}: expected at least one pass in "
-                f"the last stage, and no more states to mix than there are ({available})"
-            )
-        _check_dropout(self.dropout)
+        if not self.passes[-1]:
+            raise ValueError(f"passes = {shown(list(self.passes))}: expected at least one pass in the last stage")
+        if self.mixed > available:
+            raise ValueError(f"mixed = {self.mixed}: expected at most the {available} states that there are to mix")
+        return self
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -286,7 +267,7 @@ class LoopedSpec:
         """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
 
         Raises:
-            UsageError: when the image is too small to be pooled between all stages.
+            UsageError: if the image is too small to be pooled between all stages.
         """
         stem = make_stem(shape[2], self.stem, self.stem_reduction, self.pooling)
         if self.shared:
@@ -307,54 +288,48 @@ class LoopedSpec:
         return _staged(self, shape, classes, stem, stages, read)
 
     def variants(self, least: int = 1) -> Iterator[LoopedSpec]:
-        """The family from the smallest on: these proportions at every width, multiples of 4 (and below 4, each).
+        """The family from the smallest: these proportions at every width below 4 and every multiple of 4.
 
-        A stage that would have fewer than `least` channels has `least`.
+        No stage has fewer than `least` channels.
         """
         for stem, *widths in scaled_widths((self.stem, *self.widths), least):
             yield replace(self, stem=stem, widths=tuple(widths))
 
     @property
     def tunable_widths(self) -> tuple[int, ...]:
-        """The widths that can be chosen one by one, in steps of `width_step`; one where all stages share theirs."""
+        """The widths that a search can change one by one, in steps of `width_step`; one if all stages share it."""
         return (self.stem,) if self.shared else self.widths
 
     def with_widths(self, widths: Sequence[int]) -> Self:
-        """The same with other `tunable_widths`; a stem that is as wide as the first stage stays so."""
+        """This spec with other `tunable_widths`; a stem as wide as the first stage stays so."""
         stem = widths[0] if self.stem == self.widths[0] else self.stem
         return replace(self, stem=stem, widths=tuple(widths) * (len(self.widths) if self.shared else 1))
 
     def with_extra_stages(self, shape: Shape, last_map: int) -> Self:
-        """The same with more stages like the last, until that works on at most `last_map` rows and columns."""
+        """This spec with more stages like the last, until that works on at most `last_map` rows and columns."""
         more = missing_stages(shape, len(self.widths), last_map, self.stem_reduction)
         return replace(self, widths=lengthened(self.widths, more), passes=lengthened(self.passes, more))
 
     def with_stems(self, reductions: Sequence[StemReduction]) -> tuple[Self, ...]:
-        """The same with each of these `stem_reduction`s; alone where it has one already."""
+        """This spec with each of these `stem_reduction`s; unchanged if it has one."""
         kinds = reductions if self.stem_reduction == "none" else (self.stem_reduction,)
         return tuple(replace(self, stem_reduction=kind) for kind in kinds)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class SeparableSpec(_BlockSpec):
     """Stages of depthwise-separable convolutions, pooled between, then global pooling and a dense layer.
 
-    Few parameters and multiply-accumulates, as in MobileNet (arXiv 1704.04861), for devices more than for training:
-    depthwise convolutions are slow on a desk's CPU.
-
-    Attributes:
-        widths: channels of each stage; the first is also the stem's.
-        blocks: separable blocks of each stage, at least 1.
-        pooling: between the stages, "max" or "average".
-        stem_reduction: "none", or how the stem halves rows and columns: "pool" 2x2 after it, or a "stride" of 2.
-        dropout: probability that a feature is zeroed before the dense layer, 0 to below 1.
+    Few parameters and multiply-accumulates, as in MobileNet (arXiv 1704.04861). Better suited to inference on devices
+    than to training: depthwise convolutions are slow on desktop CPUs.
     """
 
-    family: ClassVar[str] = "separable"
-    least_blocks: ClassVar[int] = 1
-
-    widths: tuple[int, ...] = (24, 48, 96)
-    blocks: tuple[int, ...] = (1, 2, 2)
+    family: Literal["separable"] = "separable"
+    """The network's family."""
+    widths: PerStage[Width] = (24, 48, 96)
+    """Channels of each stage. The first is also the width of the stem."""
+    blocks: PerStage[Annotated[Blocks, Field(ge=1)]] = (1, 2, 2)
+    """Separable blocks of each stage."""
 
     def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
         begin: dict[str, nn.Module] = {} if is_first else {"halve": Halve(self.pooling)}
@@ -364,7 +339,9 @@ class SeparableSpec(_BlockSpec):
         )
 
 
-FamilySpec: TypeAlias = PaperSpec | ResidualSpec | LoopedSpec | SeparableSpec
+FamilySpec: TypeAlias = Annotated[
+    PaperSpec | ResidualSpec | LoopedSpec | SeparableSpec, Field(discriminator="family"), default_family("paper")
+]
 FAMILIES: dict[str, type[FamilySpec]] = {
     spec.family: spec for spec in (PaperSpec, ResidualSpec, LoopedSpec, SeparableSpec)
 }
@@ -379,7 +356,7 @@ def _staged(
     features: int,
     names: Sequence[str] = (),
 ) -> nn.Sequential:
-    """Stem, stages, the mean over positions at the end of the last (unless it gives that already), and a classifier."""
+    """Stem, stages, global pooling (unless the last stage ends with it), and a classifier."""
     check_side(shape, len(spec.widths), spec.stem_reduction)
     _check_classes(classes)
     last = stages[-1].get("loop")
@@ -392,11 +369,6 @@ def _staged(
     return nn.Sequential(units)
 
 
-def _check_dropout(dropout: float) -> None:
-    if not 0.0 <= dropout < 1.0:
-        raise UsageError(f"model.dropout {dropout}: expected a probability from 0 to below 1")
-
-
 def _check_classes(classes: int) -> None:
     if classes < 2:
-        raise UsageError(f"{classes} class: a classifier needs at least 2")
+        raise UsageError(f"classes {classes}: expected at least 2")

@@ -1,8 +1,8 @@
-"""Batch normalization with what comes after it, in C that is compiled when training begins.
+"""Batch normalization fused with the ReLU and addition after it, in C that is compiled when training starts.
 
-On a CPU, networks this small spend more of a training step in normalization, ReLU and addition than in convolutions,
-each a pass over memory of its own. `fused_norm.c` does with two passes forward and two backward. It computes what the
-same modules compute in torch, but for rounding: it rounds to bfloat16 once, and not after each of the three.
+On a CPU, networks this small spend more of a training step in normalization, ReLU and addition than in convolutions:
+each is a separate pass over memory. `fused_norm.c` needs two passes forward and two backward. Its results equal those
+of torch up to rounding: it rounds to bfloat16 once, not after each of the three operations.
 
 Shapes: B batch, C channels, H rows, W columns.
 """
@@ -25,7 +25,7 @@ from thaw.errors import MissingDependencyError, ModelFileError
 from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
 
 After = Literal["nothing", "relu", "add relu", "relu add"]
-"""What comes after a normalization; "add" is of a shortcut. In this order they are numbered in the C."""
+"""The operations after a normalization; "add" adds a shortcut. The C numbers them in this order."""
 
 NUMBERS: dict[After, int] = {"nothing": 0, "relu": 1, "add relu": 2, "relu add": 3}
 SOURCE = files("thaw.models") / "fused_norm.c"
@@ -35,13 +35,13 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Running:
-    """A normalization's running statistics.
+    """Running statistics of a normalization.
 
     Attributes:
         mean: float32 [C].
-        variance: float32 [C], that of a sample.
-        momentum: how far a step moves them toward a batch's own, 0 to 1.
-        epsilon: added to a variance before its root is taken.
+        variance: float32 [C], the unbiased estimate.
+        momentum: weight of a batch's statistics in the update, 0 to 1.
+        epsilon: added to the variance before the square root.
     """
 
     mean: Tensor
@@ -79,13 +79,13 @@ def compiled(dtype: torch.dtype) -> _Library:
         with tempfile.TemporaryDirectory(prefix="thaw-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             (folder / "fused_norm.c").write_bytes(SOURCE.read_bytes())
-            # Without contraction, compilers agree on what is rounded.
+            # Without contraction, all compilers round alike.
             rest = ["-std=c99", "-ffp-contract=off", *flags, "-fPIC", "-shared", "-o", "fused_norm.so"]
             rest += ["fused_norm.c", "-lm"]
             try:
                 compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalization")
             except ModelFileError:
-                # Not every compiler knows "native" of every processor.
+                # Some compilers do not support -march=native on this processor.
                 compile_c([compiler, FAST_FLAGS[0], *rest], folder, "the fused normalization")
             return _Library(folder / "fused_norm.so")
     except (MissingDependencyError, ModelFileError, OSError, AttributeError) as error:
@@ -97,13 +97,13 @@ def compiled(dtype: torch.dtype) -> _Library:
 
 
 def can_fuse(x: Tensor, shortcut: Tensor | None) -> bool:
-    """Whether `normalize` takes these: maps [B, C, H, W] on the CPU, channels-last, float32 or bfloat16, and alike."""
+    """Whether `normalize` supports these: [B, C, H, W] on the CPU, channels-last, float32 or bfloat16, of one kind."""
     return (
         x.device.type == "cpu"
         and x.dtype in _DTYPES
         and x.ndim == 4
         and 0 < x.shape[1] <= _MOST_CHANNELS
-        and x.numel() > x.shape[1]  # of a single value torch says that it has no variance
+        and x.numel() > x.shape[1]  # torch refuses a single value, which has no variance
         and x.is_contiguous(memory_format=torch.channels_last)
         and (
             shortcut is None
@@ -124,15 +124,15 @@ def normalize(
     after: After,
     shortcut: Tensor | None,
 ) -> Tensor:
-    """Training-mode batch normalization (arXiv 1502.03167) and what comes after it: [B, C, H, W] -> the same shape.
+    """Batch normalization in training mode (arXiv 1502.03167) and the operations after it: [B, C, H, W] -> same shape.
 
     Args:
-        x: what `can_fuse` takes.
+        x: an input that `can_fuse` accepts.
         weight: float32 [C].
         bias: float32 [C].
-        running: statistics that are moved toward those of x.
-        after: what comes after.
-        shortcut: [B, C, H, W], where `after` adds.
+        running: running statistics, updated in place.
+        after: the operations after it.
+        shortcut: [B, C, H, W] if `after` adds one.
     """
     result: Tensor = _Normalize.apply(x, weight, bias, shortcut, running, after)  # type: ignore[no-untyped-call]
     return result
@@ -168,7 +168,7 @@ class _Normalize(torch.autograd.Function):
             kept.data_ptr(),
         )
         ctx.after = after
-        # Only there does the backward step need to know which sums the ReLU let through.
+        # Only here does the backward pass need the output, for the mask of the ReLU.
         ctx.save_for_backward(x, kept, *([y] if after == "add relu" else []))
         return y
 

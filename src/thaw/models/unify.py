@@ -7,53 +7,41 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from thaw.errors import UsageError
 from thaw.models.blocks import ConvClassifier, DenseClassifier
 from thaw.models.families import FamilySpec
-from thaw.quoting import shown
+from thaw.plain import Whole, checked_dataclass
 
 Scores = Literal["softmax", "logits"]
 Join = Literal["concatenate", "average", "distil"]
 HEAD = "head"
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class UnifySpec:
-    """How two submodels become one.
-
-    Attributes:
-        join: "concatenate" their scores and put a head on top, as the paper does; "average" their weights; or "distil"
-            both into a fresh submodel. The last two give one submodel, which costs half of both.
-        hidden: width of the head's hidden layer, which concatenation puts on top.
-        scores: what of each submodel is concatenated: its class probabilities ("softmax") or its "logits".
-    """
+    """How two submodels become one network."""
 
     join: Join = "concatenate"
-    hidden: int = 32
+    """"concatenate" the class scores of both and put a dense head on top, as the paper does; "average" their weights;
+    or "distil" both into a new submodel. The last two give one submodel, at half of the cost."""
+    hidden: Annotated[Whole, Field(ge=1, le=65536)] = 32
+    """Width of the hidden layer of the head. Only for "concatenate"."""
     scores: Scores = "softmax"
-
-    def __post_init__(self) -> None:
-        if self.join not in get_args(Join):
-            raise UsageError(f"unify.join {shown(self.join)}: expected one of {', '.join(get_args(Join))}")
-        if type(self.hidden) is not int or not 1 <= self.hidden <= 65536:
-            raise UsageError(f"unify.hidden {shown(self.hidden)}: expected a whole number from 1 to 65536")
-        if self.scores not in get_args(Scores):
-            raise UsageError(f"unify.scores {shown(self.scores)}: expected one of {', '.join(get_args(Scores))}")
+    """Class scores that are concatenated: probabilities ("softmax") or "logits"."""
 
     def unfreezing_order(self, units: Sequence[str]) -> tuple[str, ...]:
-        """Return the unified network's units in unfreezing order; `units` are a submodel's, from input to logits."""
+        """The order in which the network is unfrozen, for submodels with `units` from the image to the logits."""
         return (*((HEAD,) if self.join == "concatenate" else ()), *reversed(units))
 
 
 class DualModel(nn.Module):
-    """Two submodels side by side that share nothing: two inputs, two outputs."""
+    """Two independent submodels: two inputs, two outputs."""
 
     def __init__(self, first: nn.Sequential, second: nn.Sequential) -> None:
         super().__init__()
@@ -65,7 +53,7 @@ class DualModel(nn.Module):
 
 
 class Head(nn.Module):
-    """What decides from the concatenated scores: dense, ReLU, dense: [B, 2K] -> logits [B, K]."""
+    """Dense, ReLU, dense on the concatenated scores: [B, 2K] -> logits [B, K]."""
 
     def __init__(self, scores: int, hidden: int, classes: int) -> None:
         super().__init__()
@@ -88,7 +76,7 @@ class UnifiedModel(nn.Module):
         self.scores = scores
 
     def branch_scores(self, index: int, x: Tensor) -> Tensor:
-        """The class scores [B, K] of branch `index` for images [B, C, H, W]; float32 whatever it computes in."""
+        """The class scores [B, K] of branch `index` for images [B, C, H, W], always float32."""
         logits = self.branches[index](x).float()
         return F.softmax(logits, dim=1) if self.scores == "softmax" else logits
 
@@ -102,34 +90,34 @@ class UnifiedModel(nn.Module):
         return self.decide([self.branch_scores(index, x) for index in range(len(self.branches))])
 
     def unit_names(self) -> tuple[str, ...]:
-        """Return the units in unfreezing order: the head, then the branches' units from the last to the first."""
+        """The units in the order of unfreezing: the head, then the branches' units from the last to the first."""
         names = [name for name, _ in self.branches[0].named_children()]
         return (HEAD, *reversed(names))
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield every unit with its name; branches share the names of their units."""
+        """All units with their names. A name comes once for each branch."""
         yield HEAD, self.head
         for branch in self.branches:
             yield from branch.named_children()
 
 
 def unit_names(network: nn.Module) -> tuple[str, ...]:
-    """Return the names of the units of a unified model or a submodel, in unfreezing order."""
+    """The units of a unified model or of one submodel, in the order of unfreezing."""
     if isinstance(network, UnifiedModel):
         return network.unit_names()
     return tuple(reversed([name for name, _ in network.named_children()]))
 
 
 def units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every unit of a unified model or a submodel with its name."""
+    """All units of a unified model or of one submodel, with their names."""
     yield from network.units() if isinstance(network, UnifiedModel) else network.named_children()
 
 
 def build_dual(spec: FamilySpec, shape: tuple[int, int, int], classes: int, *, alike: bool = False) -> DualModel:
     """Two submodels for images (H, W, C) and K classes, freshly initialized from torch's global generator.
 
-    Where they are `alike` both start from the same weights, so that an average of what becomes of them means something:
-    between networks that were initialized apart the loss is high half-way (arXiv 1912.05671).
+    If they are `alike`, both start from the same weights, so that their weights can be averaged after training: halfway
+    between networks that were initialized independently, the loss is high (arXiv 1912.05671).
     """
     first = spec.build(shape, classes)
     return DualModel(first, copy.deepcopy(first) if alike else spec.build(shape, classes))
@@ -138,7 +126,7 @@ def build_dual(spec: FamilySpec, shape: tuple[int, int, int], classes: int, *, a
 def unify(dual: DualModel, unify_spec: UnifySpec) -> UnifiedModel:
     """The unified model: copies of the dual model's branches, dense layers rewritten as convolutions, a new head.
 
-    The branches give the same numbers as before, to rounding. The head is initialized from torch's global generator.
+    The branches give the same results as before, up to rounding. The head is initialized from torch's global generator.
     """
     branches = [_with_conv_classifier(branch) for branch in dual.branches]
     classes = cast("ConvClassifier", branches[0][-1]).conv.out_channels
@@ -146,9 +134,9 @@ def unify(dual: DualModel, unify_spec: UnifySpec) -> UnifiedModel:
 
 
 def average(dual: DualModel) -> nn.Sequential:
-    """One submodel with the mean of both submodels' weights, and of their statistics.
+    """One submodel with the mean of both submodels' weights and statistics.
 
-    A normalization's statistics are those of what it reads, which no mean gives: they have to be measured anew.
+    The means of normalization statistics are not those of the averaged network, so they must be measured again.
     """
     first, second = dual.branches
     made = copy.deepcopy(first)
@@ -157,21 +145,21 @@ def average(dual: DualModel) -> nn.Sequential:
     pairs = zip(made.state_dict().values(), second.state_dict().values(), strict=True)
     with torch.no_grad():
         for mine, other in pairs:
-            # Whole numbers, such as a count of batches, have no mean.
+            # Integers, such as a count of batches, are not averaged.
             if mine.is_floating_point():
                 mine.lerp_(other, 0.5)
     return made
 
 
 def build_unified(spec: FamilySpec, unify_spec: UnifySpec, shape: tuple[int, int, int], classes: int) -> UnifiedModel:
-    """A unified model with fresh weights: what a model file's tensors are loaded into."""
+    """A unified model with new weights, to load a model file into."""
     return unify(build_dual(spec, shape, classes), unify_spec)
 
 
 def build_network(
     spec: FamilySpec, unify_spec: UnifySpec | None, shape: tuple[int, int, int], classes: int
 ) -> nn.Module:
-    """A network with fresh weights: two submodels joined as `unify` says, or one that stands alone for None."""
+    """A network with new weights: two submodels unified by `unify_spec`, or a single one for None."""
     return spec.build(shape, classes) if unify_spec is None else build_unified(spec, unify_spec, shape, classes)
 
 

@@ -1,1 +1,1 @@
-"""What a run is asked to do: recipes, budgets, and the size of the network."""
+"""The settings of a run: recipes, budgets, and the size of the network."""

@@ -1,9 +1,7 @@
-"""What a network may cost at most: `params=15000,ram=8KB,flash=32KB,macs=1M`, and the refusal of one that costs more.
+"""Upper limits on the network's cost, such as `params=15000,ram=8KB,flash=32KB,macs=1M`.
 
-RAM includes the image that the caller holds, unless the budget says `image=excluded`.
-
-Costs follow from the network, the input's size and the number of classes, so a network that does not fit is refused
-before any training.
+RAM includes the input image, unless the budget says `image=excluded`. Costs follow from the network, the input size and
+the number of classes, so a network that does not fit is refused before training.
 """
 
 from __future__ import annotations
@@ -11,18 +9,20 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field, StrictBool, model_validator
 
 from thaw.errors import UsageError
 from thaw.graph.cost import CODE_BYTES, STACK_BYTES, Cost, LayerCost
+from thaw.plain import Whole, checked_dataclass, from_plain
 from thaw.quoting import given, shown
 
 EXAMPLE = "params=15000,ram=8KB,flash=32KB,macs=1M"
 
 _COUNT_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
-# As memory is sold and linkers count it: a KB is 1,024 bytes, whichever way it is written.
+# As memory is sold and linkers count it, KB and KiB are 1,024 bytes.
 _BYTE_UNITS = {"": 1, "b": 1, "kb": 1024, "kib": 1024, "mb": 1024**2, "mib": 1024**2}
 _UNITS = {"params": _COUNT_UNITS, "ram": _BYTE_UNITS, "flash": _BYTE_UNITS, "macs": _COUNT_UNITS}
 _EXPECTED = {
@@ -37,42 +37,36 @@ _VALUE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _LARGEST = 10**12
 
 
-@dataclass(frozen=True, kw_only=True)
+_Limit = Annotated[Whole, Field(ge=1, le=_LARGEST)]
+
+
+@checked_dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Limits; None is no limit.
+    """Limits; None for no limit."""
 
-    Attributes:
-        params: parameters.
-        ram: bytes of RAM for running the emitted int8 C (`Cost.ram_bytes`).
-        flash: bytes of flash that it needs (`Cost.flash_bytes`).
-        macs: multiply-accumulates for one image.
-        counts_image: whether `ram` includes the image that the caller holds; not where a camera writes it elsewhere, or
-            it lies in flash.
-    """
+    params: _Limit | None = None
+    """Parameters."""
+    ram: _Limit | None = None
+    """Bytes of RAM to run the emitted int8 C (`Cost.ram_bytes`)."""
+    flash: _Limit | None = None
+    """Bytes of flash that it needs (`Cost.flash_bytes`)."""
+    macs: _Limit | None = None
+    """Multiply-accumulates per image."""
+    counts_image: StrictBool = True
+    """Whether `ram` includes the input image. False if the camera writes it to other memory, or it lies in flash."""
 
-    params: int | None = None
-    ram: int | None = None
-    flash: int | None = None
-    macs: int | None = None
-    counts_image: bool = True
-
-    def __post_init__(self) -> None:
-        for name in _UNITS:
-            limit = getattr(self, name)
-            is_whole = isinstance(limit, int) and not isinstance(limit, bool)
-            if limit is not None and not (is_whole and 1 <= limit <= _LARGEST):
-                raise UsageError(
-                    f"budget {name} = {shown(limit)}: expected a whole number from 1 to {_LARGEST:,}, or none"
-                )
+    @model_validator(mode="after")
+    def _check_image(self) -> Self:
         if not self.counts_image and self.ram is None:
-            raise UsageError("budget image=excluded: it changes what ram counts, so expected ram=LIMIT beside it")
+            raise ValueError("image = excluded: expected ram=LIMIT too, which it changes")
+        return self
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`params=15000,ram=8KB` -> the limits; fractions of one are rounded down.
+        """`params=15000,ram=8KB` -> the limits, rounded down to whole numbers.
 
         Raises:
-            UsageError: in one line, for the first thing in the text that cannot be meant.
+            UsageError: in one line, for the first invalid part of the text.
         """
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"budget {shown(text)}: expected limits such as {EXAMPLE}")
@@ -87,43 +81,41 @@ class Budget:
                 hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_NAMES)}"
                 raise UsageError(f"budget {shown(name)} is unknown: {hint}")
             if name in limits or (name == "image" and image is not None):
-                raise UsageError(f"budget {name} is given twice: expected one limit for each")
+                raise UsageError(f"budget {name}: expected one value, found two")
             if name == "image":
                 image = _parse_image(value)
             else:
                 limits[name] = _parse_limit(name, value)
-        return cls(**limits, counts_image=image is not False)
+        return from_plain(cls, {**limits, "counts_image": image is not False}, "budget")
 
     def as_dict(self) -> dict[str, int | str | None]:
-        """A JSON-ready form that `from_dict` takes back; it has "image" only where that is excluded."""
+        """A JSON-ready form that `from_dict` takes back; it has "image" only if that is excluded."""
         limits: dict[str, int | str | None] = dict(self.limits())
         return limits if self.counts_image else limits | {"image": "excluded"}
 
     def limits(self) -> dict[str, int | None]:
-        """Limit by name, None where there is none."""
+        """Limit by name; None for no limit."""
         return {name: getattr(self, name) for name in _UNITS}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `as_dict`; an unknown name or a value that is no limit is a UsageError."""
-        unknown = sorted(set(data) - set(_NAMES))
-        if unknown:
-            raise UsageError(f"budget {shown(unknown[0])} is unknown: expected {', '.join(_NAMES)}")
+        """The inverse of `as_dict`; an unknown name or an invalid limit is a UsageError."""
+        limits = {name: limit for name, limit in data.items() if name != "image"}
         counts_image = _parse_image(data.get("image", "included"))
-        return cls(**{name: limit for name, limit in data.items() if name != "image"}, counts_image=counts_image)
+        return from_plain(cls, {**limits, "counts_image": counts_image}, "budget")
 
     def __str__(self) -> str:
-        """The limits in words, such as "params=15,000, ram=8,192"."""
-        told = [f"{name}={limit:,}" for name, limit in self.limits().items() if limit is not None]
-        return ", ".join([*told, *([] if self.counts_image else ["image=excluded"])]) or "no limit"
+        """Such as "params=15,000, ram=8,192"."""
+        parts = [f"{name}={limit:,}" for name, limit in self.limits().items() if limit is not None]
+        return ", ".join([*parts, *([] if self.counts_image else ["image=excluded"])]) or "no limit"
 
     def needs(self, cost: Cost) -> dict[str, int]:
-        """What a network needs of each limit."""
+        """The network's cost by limit."""
         ram = cost.ram_bytes if self.counts_image else cost.ram_bytes - cost.image_bytes
         return {"params": cost.parameters, "ram": ram, "flash": cost.flash_bytes, "macs": cost.macs}
 
-    def broken(self, cost: Cost) -> tuple[str, ...]:
-        """The names of the limits that a network exceeds."""
+    def exceeded(self, cost: Cost) -> tuple[str, ...]:
+        """The names of the limits that the network exceeds."""
         needed = self.needs(cost)
         return tuple(name for name, limit in self.limits().items() if limit is not None and needed[name] > limit)
 
@@ -131,17 +123,17 @@ class Budget:
 def over_budget(
     budget: Budget, cost: Cost, shape: tuple[int, int, int], classes: int, what: str = "the network"
 ) -> str:
-    """What a network for images (H, W, C) and K classes needs and what it may, a line for each limit that it breaks."""
+    """Why a network for images (H, W, C) and K classes is refused: a line for each limit that it exceeds."""
     size = "x".join(map(str, shape))
     lines = [f"{what} does not fit the budget (input {size}, {classes} classes):"]
-    lines += [f"  {name}: {_figures(budget, cost, name)}" for name in budget.broken(cost)]
+    lines += [f"  {name}: {_figures(budget, cost, name)}" for name in budget.exceeded(cost)]
     return "\n".join(lines)
 
 
 def ram_parts(cost: Cost, *, counts_image: bool = True) -> str:
-    """What `Cost.ram_bytes` is made of, in words."""
-    image = f"image {cost.image_bytes:,}" if counts_image else f"without the image of {cost.image_bytes:,}"
-    return f"arena {cost.arena_bytes:,}, {image}, scores {cost.score_bytes:,}, {STACK_BYTES:,} allowed for the stack"
+    """The parts of `Cost.ram_bytes` in words."""
+    image = f"image {cost.image_bytes:,}" if counts_image else f"image of {cost.image_bytes:,} not counted"
+    return f"arena {cost.arena_bytes:,}, {image}, scores {cost.score_bytes:,}, {STACK_BYTES:,} reserved for the stack"
 
 
 def _parse_limit(name: str, text: str) -> int:
@@ -162,18 +154,18 @@ def _parse_image(text: object) -> bool:
 
 
 def _figures(budget: Budget, cost: Cost, name: str) -> str:
-    """What a network needs and what it may, and where most of it is."""
+    """Cost and limit, and where most of the cost is."""
     needed, limit = budget.needs(cost)[name], budget.limits()[name]
     unit = " bytes" if _UNITS[name] is _BYTE_UNITS else ""
     about = {
-        "params": _most(cost, "parameters", lambda layer: layer.parameters),
-        "macs": _most(cost, "MACs", lambda layer: layer.macs),
-        "flash": f"{needed - CODE_BYTES:,} of constants and {CODE_BYTES:,} allowed for code",
+        "params": _largest_layer(cost, lambda layer: layer.parameters),
+        "macs": _largest_layer(cost, lambda layer: layer.macs),
+        "flash": f"{needed - CODE_BYTES:,} of constants and {CODE_BYTES:,} reserved for code",
         "ram": ram_parts(cost, counts_image=budget.counts_image),
     }
-    return f"needs {needed:,}{unit}, allowed are {limit:,} ({about[name]})"
+    return f"needs {needed:,}{unit}, limit {limit:,} ({about[name]})"
 
 
-def _most(cost: Cost, what: str, of: Callable[[LayerCost], int]) -> str:
+def _largest_layer(cost: Cost, of: Callable[[LayerCost], int]) -> str:
     layer = max(cost.layers, key=of)
-    return f"{layer.name} has most {what}, {of(layer):,}"
+    return f"largest layer: {layer.name}, {of(layer):,}"

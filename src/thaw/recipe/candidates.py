@@ -1,6 +1,6 @@
-"""Networks and inputs that fit a budget, and which of them are worth comparing by a short training.
+"""Networks and input sizes that fit a budget, and which of them are worth comparing by a short training.
 
-Costs follow from the architecture, so that nothing is trained here. Shapes are those of one image: H rows, W columns, C
+Costs follow from the architecture, so nothing is trained here. Shapes are those of one image: H rows, W columns, C
 channels.
 """
 
@@ -18,13 +18,13 @@ from thaw.recipe.budget import Budget, over_budget
 from thaw.recipe.recipe import Recipe
 from thaw.recipe.sizing import largest_variant, network_cost
 
-# What counts as about as much: of parameters, and of multiply-accumulates.
+# Two costs are similar if the smaller is at least this share of the larger.
 _ABOUT = 0.9
-# Widths are even enough where no stage is narrower than this, beside another and in proportion to the recipe's.
+# Smallest evenness (see `Candidate`) of widths that keep to the recipe's proportions.
 _EVEN_ENOUGH = 1 / 3
-# Where no stage can have as many channels as a recipe asks for, they may have so many.
+# Minimum channels per stage, in turn, if nothing fits with those that the recipe asks for.
 _FEWER_CHANNELS = (4, 1)
-# Of two stems that reduce one image, the one with fewer multiply-accumulates comes first.
+# Among stems that reduce the image, the one with fewer multiply-accumulates comes first.
 _STEM_ORDER: tuple[StemReduction, ...] = ("none", "stride", "pool")
 
 
@@ -35,9 +35,9 @@ class Candidate:
     Attributes:
         shape: (H, W, C) of the input.
         spec: the network.
-        cost: what it costs.
-        evenness: how far its widths keep to the recipe's proportions: 1 where all do, 0.5 where one stage is half as
-            wide.
+        cost: its cost.
+        evenness: smallest share of a stage's width in proportion to the recipe's: 1 if all widths are in proportion,
+            0.5 if one stage is half as wide.
     """
 
     shape: Shape
@@ -47,7 +47,7 @@ class Candidate:
 
     @property
     def stem(self) -> StemReduction:
-        """How its stem reduces the image."""
+        """How the stem reduces the image."""
         return getattr(self.spec, "stem_reduction", "none")
 
     @property
@@ -63,12 +63,12 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What fits a budget.
+    """The candidates that fit a budget.
 
     Attributes:
-        ranked: candidates worth comparing, at least one; the first is what is taken where none are compared.
-        least_width: channels that every stage of each has at least, where the widths were open.
-        warning: why that is less than the recipe asks for; "" where it is not.
+        ranked: candidates worth comparing, at least one; the first is used if none are compared.
+        least_width: minimum channels per stage of all candidates, if the widths were open.
+        warning: why that is less than the recipe asks for, or "".
     """
 
     ranked: tuple[Candidate, ...]
@@ -77,15 +77,15 @@ class Choices:
 
 
 def find_candidates(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int) -> Choices:
-    """What a recipe may train within a budget on images of one of `shapes` and K classes.
+    """The networks of a recipe that fit a budget, for images of one of `shapes` and K classes.
 
-    Where the recipe leaves its network open, that is for every shape and every stem the largest network of its family
-    without a stage of fewer channels than `sizing.least_width`; with fewer only where none fits. Of these, `rank` keeps
-    what is worth comparing.
+    If the recipe leaves its network open: for every shape and every stem, the largest network of its family whose
+    stages all have at least `sizing.least_width` channels, or fewer only if none fits. `rank` then drops candidates
+    that are not worth comparing.
 
     Raises:
-        BudgetError: when nothing fits, with the figures of what comes nearest.
-        UsageError: when the image is too small for the network.
+        BudgetError: if nothing fits, with the cost of the nearest candidate.
+        UsageError: if the image is too small for the network.
     """
     asked = recipe.sizing.least_width if recipe.sizing.network == "largest" else 1
     warning = ""
@@ -104,37 +104,37 @@ def find_candidates(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shap
 
 
 def check_fits(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int) -> None:
-    """Refuse what no shape, stem or width makes fit; cheaper than looking for the largest.
+    """Refuse a budget that no shape, stem or width fits; cheaper than searching for the largest network.
 
     Raises:
-        BudgetError: with the figures of what comes nearest.
-        UsageError: when the image is too small for the network.
+        BudgetError: with the cost of the nearest candidate.
+        UsageError: if the image is too small for the network.
     """
     nearest = _nearest(recipe, budget, shapes, classes, least=1)
-    if budget is None or not budget.broken(nearest.cost):
+    if budget is None or not budget.exceeded(nearest.cost):
         return
     if recipe.sizing.network == "largest":
         what = f"the smallest {nearest.spec.family} network"
-        mend = "allow more with --budget, or make the input smaller with --set data.input=..."
+        advice = "raise the limit with --budget, or reduce the input size with --set data.input=..."
     else:
         widths = "filters" if nearest.spec.family == "paper" else "widths"
         what = "the network"
-        mend = (
-            f"make it smaller, with --set model.{widths}=... or --set data.input=..., allow more, or take --recipe "
+        advice = (
+            f"reduce its size with --set model.{widths}=... or --set data.input=..., raise the limit, or use --recipe "
             "balanced, which fits its network to the budget"
         )
-    if budget.counts_image and "ram" in budget.broken(nearest.cost):
-        mend += "; image=excluded leaves the image out of ram"
-    raise BudgetError(f"{over_budget(budget, nearest.cost, nearest.shape, classes, what)}\n{mend}")
+    if budget.counts_image and "ram" in budget.exceeded(nearest.cost):
+        advice += "; image=excluded does not count the image in ram"
+    raise BudgetError(f"{over_budget(budget, nearest.cost, nearest.shape, classes, what)}\n{advice}")
 
 
 def rank(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """The candidates worth comparing, the most promising first.
 
-    Those come first that have about as many parameters as any, in about the recipe's proportions: the largest input
-    first, and of one input a stem that reduces nothing before one that does. The rest follow by their proportions. One
-    is left out where an earlier one has as large an input, about as many parameters and multiply-accumulates, and
-    widths as even. Where one input is reduced in both ways, the second comes last of all, since the two learn alike.
+    First come candidates with about the most parameters and widths close to the recipe's proportions: the largest input
+    first, and for one input the stem that reduces nothing. The rest follow by their proportions. A candidate is dropped
+    if an earlier one has an input at least as large, similar parameters and multiply-accumulates, and widths as even.
+    If one input is reduced in both ways, the second of these comes last, since the two learn alike.
     """
     most = max(candidate.cost.parameters for candidate in found)
 
@@ -153,12 +153,12 @@ def rank(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _are_twins(one: Candidate, other: Candidate) -> bool:
-    """Whether they read images of one shape and reduce them, each in its way."""
+    """Whether both read images of one shape and reduce them, in different ways."""
     return one.shape == other.shape and {one.stem, other.stem} == {"pool", "stride"}
 
 
 def _covers(one: Candidate, other: Candidate) -> bool:
-    """Whether nothing speaks for `other`."""
+    """Whether `other` has no advantage over `one`."""
     return (
         not _are_twins(one, other)
         and one.shape[0] * one.shape[1] >= other.shape[0] * other.shape[1]
@@ -169,15 +169,15 @@ def _covers(one: Candidate, other: Candidate) -> bool:
 
 
 def _variants(recipe: Recipe, shape: Shape) -> tuple[FamilySpec, ...]:
-    """The recipe's network for images of a shape: with the stages that it asks for, and each stem, where that is open.
+    """The recipe's network for images of a shape, with the stages that it asks for, and with each stem if that is open.
 
-    Proportions, not sizes, where the widths are open.
+    If the widths are open, only their proportions count.
     """
     sizing = recipe.sizing
     if sizing.network == "fixed":
         return (recipe.model,)
     variants = recipe.model.with_stems(sizing.stems)
-    # The sub-stages of thawing name the stages that there are.
+    # The steps of unfreezing name the stages, so their number is fixed.
     if recipe.method == "two-stage":
         return variants
     return tuple(variant.with_extra_stages(shape, sizing.last_map) for variant in variants)
@@ -186,14 +186,14 @@ def _variants(recipe: Recipe, shape: Shape) -> tuple[FamilySpec, ...]:
 def _largest(
     recipe: Recipe, spec: FamilySpec, budget: Budget | None, shape: Shape, classes: int, least: int
 ) -> Candidate | None:
-    """The largest network like `spec` that fits; None where none does, or only a stem of another kind is possible."""
-    member: FamilySpec | None = spec
+    """The largest network like `spec` that fits; None if none does, or if only another kind of stem is possible."""
+    variant: FamilySpec | None = spec
     try:
         if recipe.sizing.network == "largest" and budget is not None:
-            member = largest_variant(spec, budget, shape, classes, recipe.unify_spec, least=least)
-        elif budget is not None and budget.broken(network_cost(spec, recipe.unify_spec, shape, classes)):
-            member = None
-        return None if member is None else _candidate(recipe, member, shape, classes, proportions=spec)
+            variant = largest_variant(spec, budget, shape, classes, recipe.unify_spec, least=least)
+        elif budget is not None and budget.exceeded(network_cost(spec, recipe.unify_spec, shape, classes)):
+            variant = None
+        return None if variant is None else _candidate(recipe, variant, shape, classes, proportions=spec)
     except UsageError:
         if spec == _variants(recipe, shape)[0]:
             raise
@@ -207,11 +207,11 @@ def _candidate(recipe: Recipe, spec: FamilySpec, shape: Shape, classes: int, *, 
 
 
 def _nearest(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int, *, least: int) -> Candidate:
-    """Of the smallest networks for every shape and stem, that which breaks fewest limits, and then needs least RAM."""
+    """Of the smallest networks per shape and stem, the one that exceeds the fewest limits, then needs least RAM."""
     smallest = list(_smallest(recipe, shapes, classes, least))
 
     def excess(candidate: Candidate) -> tuple[int, int]:
-        return len(budget.broken(candidate.cost)) if budget is not None else 0, candidate.cost.ram_bytes
+        return len(budget.exceeded(candidate.cost)) if budget is not None else 0, candidate.cost.ram_bytes
 
     return min(smallest, key=excess)
 
@@ -228,13 +228,13 @@ def _smallest(recipe: Recipe, shapes: Sequence[Shape], classes: int, least: int)
 
 
 def _why_fewer(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int, least: int) -> str:
-    """Why no network has `least` channels in every stage."""
+    """Why no network has `least` channels in every stage, or ""."""
     if budget is None:
         return ""
     nearest = _nearest(recipe, budget, shapes, classes, least=least)
     needed, limits = budget.needs(nearest.cost), budget.limits()
-    over = ", ".join(f"{name} {needed[name]:,} (limit {limits[name]:,})" for name in budget.broken(nearest.cost))
+    over = ", ".join(f"{name} {needed[name]:,} (limit {limits[name]:,})" for name in budget.exceeded(nearest.cost))
     return (
         f"no network with at least {least} channels in every stage fits: the smallest needs {over}; narrower stages "
-        "learn less, so allow more if the device has it"
+        "learn less, so raise the limit if the device allows it"
     )

@@ -1,4 +1,4 @@
-"""Recipes: TOML <-> frozen dataclasses, strictly. Every default stands in the dataclass beside what it configures."""
+"""Recipes: TOML <-> frozen dataclasses, strictly. Defaults, ranges and descriptions stand beside the fields."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import tomli_w
+from pydantic import Field, StrictStr, ValidationInfo, field_validator
 
 from thaw.data.augment import AugmentSettings
 from thaw.data.settings import DataSettings
@@ -19,7 +20,7 @@ from thaw.data.sources import NAMES
 from thaw.errors import RecipeError, UsageError
 from thaw.models.families import FamilySpec, PaperSpec
 from thaw.models.unify import UnifySpec
-from thaw.plain import build
+from thaw.plain import as_plain, build, checked_dataclass
 from thaw.quoting import PATH_LENGTH, encodable, given, shown
 from thaw.recipe.quantize_settings import QuantizeSettings
 from thaw.recipe.sizing import SizingSettings
@@ -30,53 +31,66 @@ from thaw.training.stages import DualSettings, PlainSettings, UnfreezeSettings
 from thaw.training.trainer import MethodName, TrainerSettings
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides what a run trains and how; with the data, the seed and the machine it decides the weights.
+    """Everything that decides what a run trains and how. With the data, the seed and the machine it fixes the weights.
 
-    `method` says which sections count: "two-stage" trains by `dual`, `unify` and `unfreeze`, "plain" one network that
-    stands alone by `plain`, and "distil" that network by `plain` and `distil`. Two stages that end in a distillation
-    (`unify.join`) train the student by `plain` and `distil` too, and unfreeze nothing.
-
-    What `sizing` leaves open of the size is settled when data and budget are known; a resolved recipe leaves nothing
-    open.
+    What `sizing` leaves open is settled once data and budget are known; a resolved recipe leaves nothing open.
     """
 
-    description: str = ""
+    description: StrictStr = ""
+    """One line about the recipe."""
     method: MethodName = "two-stage"
+    """"two-stage" trains the paper's system by the sections `dual`, `unify` and `unfreeze`; "plain" trains one network
+    by the section `plain`; "distil" trains it by `plain` and `distil`. Two stages with `unify.join` = "distil" train
+    the student by `plain` and `distil` too, and unfreeze nothing."""
     data: DataSettings = field(default_factory=DataSettings)
+    """How images are read, resized, normalized and split."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    """The random changes of training images."""
     model: FamilySpec = field(default_factory=PaperSpec)
+    """The network, or each of the two submodels."""
     sizing: SizingSettings = field(default_factory=SizingSettings)
+    """Which sizes are chosen to fit the budget."""
     unify: UnifySpec = field(default_factory=UnifySpec)
+    """How two submodels become one network."""
     dual: DualSettings = field(default_factory=DualSettings)
-    unfreeze: UnfreezeSettings = field(default_factory=UnfreezeSettings)
+    """Stage 1 of the paper."""
+    unfreeze: Annotated[UnfreezeSettings, Field(validate_default=True)] = field(default_factory=UnfreezeSettings)
+    """Stage 2 of the paper."""
     plain: PlainSettings = field(default_factory=PlainSettings)
+    """Training of one network."""
     distil: DistilSettings = field(default_factory=DistilSettings)
+    """The teacher, and how the student learns from it."""
     loss: LossSettings = field(default_factory=LossSettings)
+    """How class imbalance is compensated."""
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    """The arithmetic of training."""
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+    """Conversion to int8."""
 
-    def __post_init__(self) -> None:
-        if self.method not in get_args(MethodName):
-            raise UsageError(f"method {shown(self.method)}: expected one of {', '.join(get_args(MethodName))}")
-        if self.method != "two-stage" or self.unify.join == "distil":
-            return
-        order = self.unify.unfreezing_order(self.model.units)
-        if not self.unfreeze.steps:
-            raise UsageError(f"unfreeze.steps is empty: at least the {order[0]} has to be trained")
-        self.unfreeze.check_units(order)
+    @field_validator("unfreeze")
+    @classmethod
+    def _check_order(cls, unfreeze: UnfreezeSettings, info: ValidationInfo) -> UnfreezeSettings:
+        """Refuse steps that do not fit the network; it is unknown while its own sections have faults."""
+        is_known = {"method", "model", "unify"} <= info.data.keys()
+        if is_known and info.data["method"] == "two-stage" and info.data["unify"].join != "distil":
+            order = info.data["unify"].unfreezing_order(info.data["model"].units)
+            if not unfreeze.steps:
+                raise ValueError(f"steps = []: expected at least one, for {order[0]}")
+            try:
+                unfreeze.check_units(order)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+        return unfreeze
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON- and TOML-ready form that `recipe_from_dict` takes back."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        plain["model"] = {"family": self.model.family, **plain["model"]}
-        plain["distil"]["model"] = {"family": self.distil.model.family, **plain["distil"]["model"]}
-        return plain
+        return as_plain(self)
 
     @property
     def unify_spec(self) -> UnifySpec | None:
-        """How the network that comes out is joined of two submodels; None where it stands alone."""
+        """How the final network is made of two submodels; None for a single network."""
         return self.trainer_settings().unify_spec
 
     def stage_epochs(self) -> dict[str, int]:
@@ -84,7 +98,7 @@ class Recipe:
         return self.trainer_settings().stage_epochs
 
     def trainer_settings(self) -> TrainerSettings:
-        """The part that the method needs."""
+        """The settings of the trainer."""
         return TrainerSettings(
             method=self.method,
             model=self.model,
@@ -97,15 +111,15 @@ class Recipe:
         )
 
     def as_toml(self) -> str:
-        """The resolved recipe, every setting written out."""
+        """The recipe as TOML, with every setting."""
         return tomli_w.dumps(self.as_dict())
 
 
 def default_recipe(source: object, *, has_budget: bool = False) -> str:
-    """The recipe that a source is trained with when none is named.
+    """The recipe for a source if the user names none.
 
-    It is "balanced", which fits its network to the budget and its input to the images. Only the benchmark sets with a
-    name, where there is no budget, have what they are known by: "digits" the recipe of that name, the others "paper".
+    It is "balanced", which fits its network to the budget and its input to the images. The named benchmark sets without
+    a budget use the recipes of the paper: "digits" for that set, "paper" for the others.
     """
     name = str(source) if isinstance(source, str | Path) else ""
     if has_budget or name not in NAMES:
@@ -114,35 +128,34 @@ def default_recipe(source: object, *, has_budget: bool = False) -> str:
 
 
 def grouped(recipe: Recipe, group_by: str) -> Recipe:
-    """The recipe with what `--group-by` says, where it says anything."""
+    """The recipe with `data.group_by`; unchanged for ""."""
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, group_by=group_by)) if group_by else recipe
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that ship with the package, sorted."""
+    """Names of the recipes that ship with the package, sorted."""
     folder = resources.files("thaw.recipe") / "recipes"
     return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
 def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
-    """A recipe by its shipped name or from a TOML file, with `section.key=value` overrides: (its name, the recipe).
+    """Load a shipped recipe by its name, or a recipe from a TOML file.
+
+    Args:
+        name_or_file: such as "paper" or "my-recipe.toml".
+        overrides: "section.key=value", with a TOML value or a bare string; the last override of a key counts.
+
+    Returns:
+        (The recipe's name, the recipe.)
 
     Raises:
-        RecipeError: listing every fault at once: unknown keys, wrong types, values out of range, contradictions.
+        RecipeError: listing all faults: unknown keys, wrong types, values out of range, contradictions.
     """
     name, text = _recipe_text(name_or_file)
     try:
         tree = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"recipe {given(name_or_file)} is not TOML: {given(error)}") from None
+        raise RecipeError(f"recipe {given(name_or_file)}: invalid TOML: {given(error)}") from None
     faults: list[str] = []
     for override in overrides:
         _apply(tree, encodable(override), faults)
@@ -164,7 +177,7 @@ def _recipe_text(name_or_file: str) -> tuple[str, str]:
         hint = f"; did you mean {close[0]}?" if close else ""
         known = ", ".join(recipe_names())
         raise RecipeError(
-            f"there is no recipe {shown(name_or_file)}{hint}\nexpected one of {known}, or the path of a .toml file"
+            f"unknown recipe {shown(name_or_file)}{hint}\nexpected one of {known}, or the path of a .toml file"
         )
     try:
         return path.stem, path.read_text("utf-8")
@@ -175,7 +188,7 @@ def _recipe_text(name_or_file: str) -> tuple[str, str]:
 
 
 def _apply(tree: dict[str, Any], override: str, faults: list[str]) -> None:
-    """Set one `section.key=value` in `tree`; the value is read as TOML, or else taken as a string."""
+    """Set one `section.key=value` in `tree`; a value that is not TOML is a string."""
     path, separator, text = override.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not separator or not all(keys):
@@ -189,21 +202,22 @@ def _apply(tree: dict[str, Any], override: str, faults: list[str]) -> None:
     for key in keys[:-1]:
         below = node.setdefault(key, {})
         if not isinstance(below, dict):
-            faults.append(f"--set {given(override)}: {given(key)} is a value, not a section")
+            faults.append(f"--set {given(override)}: expected a section at {given(key)}, found a value")
             return
         node = below
     node[keys[-1]] = value
 
 
 def recipe_from_dict(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> Recipe:
-    """A recipe from a tree of plain values (the inverse of `Recipe.as_dict`).
+    """A recipe from a tree of plain values: the inverse of `Recipe.as_dict`.
 
     Raises:
-        RecipeError: listing every fault at once, after `faults` that the caller has found already.
+        RecipeError: listing all faults, first those in `faults`, which the caller has found.
     """
-    found = list(faults)
-    recipe = build(Recipe, tree, "", found)
-    if found or not isinstance(recipe, Recipe):
-        count = f"{len(found)} faults in the recipe:\n" if len(found) > 1 else "the recipe is not valid: "
-        raise RecipeError(count + "\n".join(f"  {fault}" if len(found) > 1 else fault for fault in found))
+    recipe, found = build(Recipe, tree)
+    if faults or recipe is None:
+        every = [*faults, *found]
+        if len(every) == 1:
+            raise RecipeError(f"the recipe is not valid: {every[0]}")
+        raise RecipeError("\n  ".join([f"{len(every)} faults in the recipe:", *every]))
     return recipe

@@ -1,16 +1,20 @@
-"""Every setting of a recipe, as data: what the settings page of the documentation is made from."""
+"""Every setting of a recipe as data: the source of the settings page in the documentation."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import re
-import types
+import inspect
+import itertools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from thaw.faults import bare_type, field_types, is_union, list_length, value_range
 from thaw.recipe.recipe import Recipe
+
+_SCALARS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +22,11 @@ class SettingInfo:
     """One setting of a recipe.
 
     Attributes:
-        key: its dotted name, such as "plain.fit.momentum"; entries of a list are "unfreeze.steps[].unit".
-        family: the model family that has it; "" for a setting that does not depend on the family.
-        type: such as "whole number", "list: whole number", or its choices: '"stretch" or "crop"'.
-        default: as TOML writes it; "" where the setting is required.
-        range: such as "0 to 1"; "" where every value of the type is allowed.
+        key: dotted name, such as "plain.fit.momentum"; for entries of a list, such as "unfreeze.steps[].unit".
+        family: the model family that has it; "" for a setting of every family.
+        type: such as "whole number", "list of whole numbers", or its choices: '"stretch" or "crop"'.
+        default: as TOML; "" for a required setting.
+        range: such as "from 0 to 1"; for a list, also its length; "" if every value of the type is valid.
         description: what it does, in a sentence or two.
     """
 
@@ -34,66 +38,71 @@ class SettingInfo:
     description: str
 
 
-_SCALARS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-
-
 def settings_reference() -> list[SettingInfo]:
     """Every setting of a recipe, in the order of its sections."""
     return list(_settings(Recipe, Recipe(), "", ""))
 
 
-def _settings(kind: type[Any], defaults: Any, prefix: str, family: str) -> Iterator[SettingInfo]:
-    """The settings of a section; `defaults` has its values where a recipe says nothing, None for a list's entries."""
-    hints = typing.get_type_hints(kind)
-    descriptions = _descriptions(kind)
+def _settings(kind: Any, defaults: Any, prefix: str, family: str) -> Iterator[SettingInfo]:
+    """The settings of a section; `defaults` is the section by default, or None for the entries of a list."""
+    texts = _descriptions(kind)
     for field in dataclasses.fields(kind):
-        key, hint = f"{prefix}{field.name}", hints[field.name]
-        families = [each for each in typing.get_args(hint) if hasattr(each, "family")]
-        if families:
-            if prefix:
-                description = f"{descriptions[field.name]} Has the settings of a family, as [model] does."
-                yield SettingInfo(key=key, type="section", default="", description=description)
-                continue
+        key, hint = f"{prefix}{field.name}", field_types(kind)[field.name]
+        bare = bare_type(hint)
+        families = [each for each in typing.get_args(bare) if hasattr(each, "family")]
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        if families and prefix:
+            text = f"{texts[field.name]} It has the settings of the section [model]."
+            yield SettingInfo(key=key, type="section", default=_toml(default), description=text)
+        elif families:
             names = [each.family for each in families]
-            yield SettingInfo(
-                key=f"{key}.family",
-                type=_choices(names),
-                default=f'"{names[0]}"',
-                description="The network's family, which decides the other settings of this section.",
-            )
+            text = "The network's family. The other settings of this section depend on it."
+            yield SettingInfo(key=f"{key}.family", type=_choices(names), default=_toml(names[0]), description=text)
             for each in families:
-                yield from _settings(each, each(), f"{key}.", each.family)
-        elif dataclasses.is_dataclass(hint):
-            yield from _settings(typing.cast("type[Any]", hint), getattr(defaults, field.name), f"{key}.", family)
+                made = each()
+                rest = _settings(each, made, f"{key}.", made.family)
+                yield from (info for info in rest if info.key != f"{key}.family")
+        elif dataclasses.is_dataclass(bare):
+            yield from _settings(bare, default, f"{key}.", family)
         else:
             yield SettingInfo(
                 key=key,
                 family=family,
                 type=_type_name(hint),
-                default=_toml(field.default if defaults is None else getattr(defaults, field.name)),
-                description=descriptions.get(field.name, ""),
+                default=_toml(default),
+                range=_range(hint),
+                description=texts[field.name],
             )
-            entry = next((each for each in typing.get_args(hint) if dataclasses.is_dataclass(each)), None)
-            if entry is not None:
-                yield from _settings(typing.cast("type[Any]", entry), None, f"{key}[].", family)
+            for entry in filter(dataclasses.is_dataclass, typing.get_args(bare)):
+                yield from _settings(entry, None, f"{key}[].", family)
 
 
 def _type_name(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
+    bare = bare_type(hint)
+    arguments = typing.get_args(bare)
+    if typing.get_origin(bare) is typing.Literal:
         return _choices(arguments)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_type_name(each) for each in arguments)
-    if origin is tuple:
-        kind = arguments[0]
-        name = "section" if dataclasses.is_dataclass(kind) else _type_name(kind)
-        return f"list: {name}" if arguments[-1] is Ellipsis else f"list of {len(arguments)}: {name}"
-    return _SCALARS[hint]
+    if is_union(bare):
+        return " or ".join(map(_type_name, arguments))
+    if typing.get_origin(bare) is tuple:
+        if dataclasses.is_dataclass(arguments[0]):
+            return "list of sections"
+        entry = _type_name(arguments[0])
+        return f"list of {entry}s" if bare_type(arguments[0]) in _SCALARS else f"list of {entry}"
+    return _SCALARS[bare]
 
 
-def _choices(names: typing.Sequence[str]) -> str:
+def _choices(names: Sequence[str]) -> str:
     quoted = [f'"{name}"' for name in names]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]])
+
+
+def _range(hint: Any) -> str:
+    """The range of a number; of a list, its length and the range of its entries."""
+    bare = bare_type(hint)
+    if typing.get_origin(bare) is not tuple:
+        return value_range(hint)
+    return ", each ".join(filter(None, [list_length(hint), value_range(typing.get_args(bare)[0])]))
 
 
 def _toml(value: Any) -> str:
@@ -112,7 +121,12 @@ def _toml(value: Any) -> str:
 
 
 def _descriptions(kind: type[Any]) -> dict[str, str]:
-    """By field, from the "Attributes:" section of the class's docstring."""
-    _, _, section = (kind.__doc__ or "").partition("Attributes:\n")
-    found = re.findall(r"^        (\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
+    """By field: the string literal after it in the source of the class or of a base class."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        body = typing.cast("ast.ClassDef", ast.parse(inspect.getsource(base)).body[0]).body
+        for field, text in itertools.pairwise(body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(description))):
+                    found[name] = " ".join(description.split())
+    return found

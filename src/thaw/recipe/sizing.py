@@ -1,140 +1,123 @@
-"""What a recipe leaves of its size to the budget, and the largest network of a family within one.
+"""The largest network of a family within a budget, and the `sizing` section of a recipe.
 
-Costs follow from the architecture, so that nothing is trained to find out.
+Costs follow from the architecture, so nothing is trained here.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, StrictStr
 
 from thaw.data.images import MAX_SIDE
-from thaw.errors import UsageError
 from thaw.graph.cost import Cost
 from thaw.graph.lower import layer_table
 from thaw.models.blocks import StemReduction
 from thaw.models.families import FamilySpec
-from thaw.models.stages import WIDEST, Shape
+from thaw.models.stages import WIDEST, Shape, Width
 from thaw.models.unify import UnifySpec
-from thaw.quoting import shown
+from thaw.plain import Real, Whole, checked_dataclass, refusing
 from thaw.recipe.budget import Budget
 
 NetworkSize = Literal["fixed", "largest"]
 InputSize = Literal["as is", "largest"]
 
-_SMALLEST_SIDE = 8
-_MOST_TRIALS = 16
 _STEMS: tuple[StemReduction, ...] = get_args(StemReduction)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SizingSettings:
-    """What of its size a recipe leaves to the budget.
+def _check_budget(text: str) -> str:
+    Budget.parse(text)
+    return text
 
-    Attributes:
-        network: "fixed" trains the network of the `model` section; "largest" the largest of its family that fits the
-            budget, whose widths are about in the proportions of that section.
-        input: "as is" obeys `data.input` alone; "largest" chooses among `sides` where that is "auto" and the source has
-            no usual size.
-        budget: limits that hold where a run is given no budget; a run that is given one obeys that alone.
-        macs: multiply-accumulates for one image, a limit beside `budget`, so that training on a CPU takes minutes and
-            not hours; not where a run is given a budget.
-        sides: input sides to choose from, in pixels, from the smallest.
-        stems: what to choose from for `model.stem_reduction`, where the family has that and it is "none".
-        least_width: no stage has fewer channels, where any input and any stem lets such a network fit.
-        trials: how many networks a short training on the run's own images compares, 0 for none.
-        trial_share: what that may cost, as a share of the whole training.
-        last_map: the last stage works on at most so many rows and columns; a network for larger images has more stages
-            like its last.
-    """
+
+def _check_sides(sides: tuple[int, ...]) -> tuple[int, ...]:
+    if sides != tuple(sorted(set(sides))):
+        raise ValueError("expected different sides in ascending order")
+    return sides
+
+
+def _check_stems(stems: tuple[StemReduction, ...]) -> tuple[StemReduction, ...]:
+    if len(set(stems)) != len(stems):
+        raise ValueError("expected each stem once")
+    return stems
+
+
+_Side = Annotated[Whole, Field(ge=8, le=MAX_SIDE)]
+
+
+@checked_dataclass(frozen=True, kw_only=True)
+class SizingSettings:
+    """Which sizes of a recipe are chosen to fit the budget."""
 
     network: NetworkSize = "fixed"
+    """"fixed" trains the network of the section `model`; "largest" the largest of its family that fits the budget, with
+    widths in about the proportions of that section."""
     input: InputSize = "as is"
-    budget: str = "params=20000,ram=256KB"
-    macs: int = 20_000_000
-    sides: tuple[int, ...] = (32, 40, 48, 64)
-    stems: tuple[StemReduction, ...] = _STEMS
-    least_width: int = 8
-    trials: int = 4
-    trial_share: float = 0.2
-    last_map: int = 11
-
-    def __post_init__(self) -> None:
-        for name, choices in {"network": get_args(NetworkSize), "input": get_args(InputSize)}.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"sizing.{name} {shown(getattr(self, name))}: expected one of {', '.join(choices)}")
-        try:
-            Budget.parse(self.budget)
-        except UsageError as error:
-            raise UsageError(f"sizing.{error}") from None
-        bounds = {
-            "macs": (1, 10**12),
-            "least_width": (1, WIDEST),
-            "trials": (0, _MOST_TRIALS),
-            "last_map": (1, MAX_SIDE),
-        }
-        for name, (least, most) in bounds.items():
-            if not least <= getattr(self, name) <= most:
-                raise UsageError(
-                    f"sizing.{name} {getattr(self, name)}: expected at least {least:,} and at most {most:,}"
-                )
-        if not 0.0 < self.trial_share <= 1.0:
-            raise UsageError(f"sizing.trial_share {self.trial_share}: expected above 0 and at most 1")
-        self._check_choices()
-
-    def _check_choices(self) -> None:
-        if not self.stems or len(set(self.stems)) != len(self.stems):
-            raise UsageError(f"sizing.stems {shown(list(self.stems))}: expected different ones of {', '.join(_STEMS)}")
-        if not self.sides or self.sides != tuple(sorted(set(self.sides))):
-            raise UsageError(f"sizing.sides {shown(list(self.sides))}: expected different sides, from the smallest")
-        if not _SMALLEST_SIDE <= self.sides[0] <= self.sides[-1] <= MAX_SIDE:
-            raise UsageError(
-                f"sizing.sides {shown(list(self.sides))}: expected sides from {_SMALLEST_SIDE} to {MAX_SIDE}"
-            )
+    """"as is" uses `data.input`; "largest" chooses from `sides` if `data.input` is "auto" and the source has no usual
+    size."""
+    budget: Annotated[StrictStr, AfterValidator(refusing(_check_budget))] = "params=20000,ram=256KB"
+    """Limits that apply if the run is given no budget."""
+    macs: Annotated[Whole, Field(ge=1, le=10**12)] = 20_000_000
+    """Limit on multiply-accumulates per image, in addition to `budget`, to train on a CPU in minutes instead of hours.
+    Does not apply if the run is given a budget."""
+    sides: Annotated[tuple[_Side, ...], Field(min_length=1), AfterValidator(_check_sides)] = (32, 40, 48, 64)
+    """Input sizes to choose from, in pixels, in ascending order."""
+    stems: Annotated[tuple[StemReduction, ...], Field(min_length=1), AfterValidator(_check_stems)] = _STEMS
+    """Values of `model.stem_reduction` to choose from, if the family has it and it is "none"."""
+    least_width: Width = 8
+    """Minimum number of channels per stage, unless no such network fits with any input and any stem."""
+    trials: Annotated[Whole, Field(ge=0, le=16)] = 4
+    """Number of networks to compare by a short training on the run's own images; 0 for none."""
+    trial_share: Annotated[Real, Field(gt=0, le=1)] = 0.2
+    """Maximum cost of the comparison, as a fraction of the whole training."""
+    last_map: Annotated[Whole, Field(ge=1, le=MAX_SIDE)] = 11
+    """Maximum number of rows and columns that the last stage works on. Networks for larger images get more stages like
+    the last."""
 
     @property
     def is_open(self) -> bool:
-        """Whether anything is left to the budget."""
+        """Whether the budget decides any size."""
         return self.network == "largest" or self.input == "largest"
 
     def settled(self) -> SizingSettings:
-        """The same with nothing left open."""
+        """These settings with no size left open."""
         return replace(self, network="fixed", input="as is")
 
     @property
     def own_budget(self) -> Budget:
-        """The limits that hold where a run is given none."""
+        """The limits that apply if the run is given no budget."""
         own = Budget.parse(self.budget)
         return own if own.macs is not None else replace(own, macs=self.macs)
 
 
 @lru_cache(maxsize=4096)
 def network_cost(spec: FamilySpec, unify_spec: UnifySpec | None, shape: Shape, classes: int) -> Cost:
-    """`layer_table`, remembered: a search asks for neighbors of neighbors, and again when the classes are known."""
+    """`layer_table`, cached: a search visits the same networks many times."""
     return layer_table(spec, unify_spec, shape, classes)
 
 
 def largest_variant(
     spec: FamilySpec, budget: Budget, shape: Shape, classes: int, unify_spec: UnifySpec | None, *, least: int = 1
 ) -> FamilySpec | None:
-    """The largest member of a family that breaks no limit, for images (H, W, C); None where even the smallest does.
+    """The largest variant of a family that exceeds no limit, for images (H, W, C); None if even the smallest does.
 
-    The largest of `spec.variants(least)` that fits is made wider while it still fits: all stages that can be by equally
-    many steps, or else the one stage whose step adds most learned parameters (of equal ones, with fewer
-    multiply-accumulates).
+    Starting with the largest of `spec.variants(least)` that fits, stages are widened while the network still fits: all
+    stages that can grow, by the same number of steps; or else the one stage whose step adds the most parameters (among
+    equals, the fewest multiply-accumulates).
 
     Raises:
-        UsageError: when the image is too small for the network.
+        UsageError: if the image is too small for the network.
     """
 
-    def cost(member: FamilySpec) -> Cost:
-        return network_cost(member, unify_spec, shape, classes)
+    def cost(variant: FamilySpec) -> Cost:
+        return network_cost(variant, unify_spec, shape, classes)
 
-    def fits(member: FamilySpec) -> bool:
-        return not budget.broken(cost(member))
+    def fits(variant: FamilySpec) -> bool:
+        return not budget.exceeded(cost(variant))
 
     variants: list[FamilySpec] = list(spec.variants(least))
     fitting = _leading(len(variants), lambda place: fits(variants[place]))
@@ -150,9 +133,9 @@ def largest_variant(
 
 
 def _leading(count: int, holds: Callable[[int], bool]) -> int:
-    """How many of the places 0, 1, ... count - 1 something holds for, if it ends to hold at one of them.
+    """The number of leading places of 0 ... count - 1 that a monotone condition holds for.
 
-    It is asked for few places beyond, where networks are large and their costs take long.
+    Few places beyond are tested, where networks are large and their costs slow to compute.
     """
     beyond = 1
     while beyond <= count and holds(beyond - 1):
@@ -164,29 +147,29 @@ def _leading(count: int, holds: Callable[[int], bool]) -> int:
 def limits_reached(
     spec: FamilySpec, budget: Budget, shape: Shape, classes: int, unify_spec: UnifySpec | None
 ) -> list[str]:
-    """The limits that a member would break that is a step wider in any one stage."""
+    """The limits that would be exceeded if any one stage were a step wider."""
     costs = [network_cost(_widened(spec, [place], 1), unify_spec, shape, classes) for place in _places(spec)]
-    broken = {name for cost in costs for name in budget.broken(cost)}
-    return [name for name in budget.limits() if name in broken]
+    exceeded = {name for cost in costs for name in budget.exceeded(cost)}
+    return [name for name in budget.limits() if name in exceeded]
 
 
 def _places(spec: FamilySpec) -> list[int]:
-    """The stages that can be wider."""
+    """The indices of stages that can be wider."""
     return [place for place in range(len(spec.tunable_widths)) if _room(spec, place)]
 
 
 def _room(spec: FamilySpec, place: int) -> int:
-    """By how many steps a stage can be wider."""
+    """The number of steps by which a stage can be wider."""
     return (WIDEST - spec.tunable_widths[place]) // spec.width_step
 
 
 def _widened(spec: FamilySpec, places: Sequence[int], steps: int) -> FamilySpec:
-    """The member with some stages wider, at whole multiples of the family's step."""
+    """The variant with some stages wider, at multiples of the family's step."""
     step = spec.width_step
     widths = enumerate(spec.tunable_widths)
     return spec.with_widths([(width // step + steps) * step if place in places else width for place, width in widths])
 
 
 def _rank(cost: Cost) -> tuple[int, int]:
-    """Of two networks the larger, and of equally large ones that with fewer multiply-accumulates."""
+    """Ranks networks by parameters, and among equals by fewer multiply-accumulates."""
     return cost.parameters, -cost.macs

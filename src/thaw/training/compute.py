@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, TypeVar, get_args
 
@@ -13,6 +12,7 @@ import torch
 
 from thaw.errors import MissingDependencyError, UsageError
 from thaw.models.fused import compiled
+from thaw.plain import checked_dataclass
 from thaw.quoting import shown
 
 T = TypeVar("T")
@@ -27,23 +27,15 @@ PARALLEL_BRANCHES = 2
 _FUSED_THREADS = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class ComputeSettings:
-    """What the arithmetic of training runs in.
-
-    Attributes:
-        precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware multiplies it.
-        normalization: "fused" for normalization with what comes after it in C that is compiled when training begins,
-            "torch" for torch's operations, or "auto": fused where that is faster and there is a C compiler.
-    """
+    """The arithmetic of training."""
 
     precision: ComputePrecision = "auto"
+    """Precision of convolutions: "float32", "bfloat16", or "auto" (bfloat16 if the hardware supports it)."""
     normalization: Normalization = "auto"
-
-    def __post_init__(self) -> None:
-        for name, known in (("precision", get_args(ComputePrecision)), ("normalization", get_args(Normalization))):
-            if (value := getattr(self, name)) not in known:
-                raise UsageError(f"compute.{name} {shown(value)}: expected one of {', '.join(known)}")
+    """Implementation of normalization layers: "fused" (with the layers after them, in C compiled when training
+    starts), "torch", or "auto" (fused if that is faster and a C compiler is installed)."""
 
 
 def resolve_device(name: str) -> torch.device:

@@ -6,42 +6,33 @@ Shapes: B batch, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from thaw.errors import UsageError
 from thaw.models.families import FamilySpec, ResidualSpec
-from thaw.quoting import shown
+from thaw.plain import Count, Real, Share, checked_dataclass
 from thaw.training.compute import autocast
 from thaw.training.replicas import Part
-from thaw.training.stages import PlainSettings, PlainStage, check_positive
+from thaw.training.stages import PlainSettings, PlainStage
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class DistilSettings:
-    """The teacher, which is trained in the same run, and how it teaches.
-
-    The teacher is trained as the recipe's "plain" section says, but for its epochs.
-
-    Attributes:
-        model: the teacher's network.
-        teacher_epochs: at most this many.
-        temperature: by which both networks' logits are divided before they are compared, above 0 (arXiv 1503.02531).
-        share: of the loss that the teacher's probabilities make up; the labels make up the rest; 0 to 1.
-    """
+    """The teacher, which is trained in the same run, and how the student learns from it."""
 
     model: FamilySpec = field(default_factory=lambda: ResidualSpec(widths=(32, 48, 64)))
-    teacher_epochs: int = 30
-    temperature: float = 2.0
-    share: float = 0.7
-
-    def __post_init__(self) -> None:
-        check_positive("distil", teacher_epochs=self.teacher_epochs, temperature=self.temperature)
-        if not 0.0 <= self.share <= 1.0:
-            raise UsageError(f"distil.share {shown(self.share)}: expected a share from 0 to 1")
+    """The teacher's network. It is trained with the settings of the section `plain`, except for its epochs."""
+    teacher_epochs: Count = 30
+    """Maximum number of epochs of the teacher."""
+    temperature: Annotated[Real, Field(gt=0)] = 2.0
+    """Divisor of both networks' logits before they are compared (arXiv 1503.02531)."""
+    share: Share = 0.7
+    """Fraction of the loss that comes from the teacher's probabilities; the rest comes from the labels."""
 
     def teacher(self, plain: PlainSettings) -> PlainSettings:
         """How the teacher is trained."""

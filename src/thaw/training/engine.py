@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import StrictBool, StrictStr
 from torch import Tensor
 
 from thaw.data.balance import class_counts, mean_recall
 from thaw.data.batches import BatchSource
 from thaw.errors import TrainingError
 from thaw.models.blocks import dropouts
-from thaw.plain import from_plain
+from thaw.plain import Real, Whole, from_plain
 from thaw.quoting import shown
 from thaw.seeds import derive
 from thaw.training.compute import ParallelBranches
@@ -40,20 +41,20 @@ CHECK_EVERY = 50
 class EpochRecord:
     """The results of an epoch, a line of history.jsonl; `docs/metrics.md` describes the fields."""
 
-    stage: str
-    kind: str
-    epoch: int
-    epochs: int
-    train_loss: float
-    losses: dict[str, float]
-    validation_accuracy: float
-    validation_balanced_accuracy: float
-    validation_loss: float
-    validation: dict[str, float]
-    learning_rate: float
-    images_per_second: float
-    seconds: float
-    best: bool
+    stage: StrictStr
+    kind: StrictStr
+    epoch: Whole
+    epochs: Whole
+    train_loss: Real
+    losses: dict[StrictStr, Real]
+    validation_accuracy: Real
+    validation_balanced_accuracy: Real
+    validation_loss: Real
+    validation: dict[StrictStr, Real]
+    learning_rate: Real
+    images_per_second: Real
+    seconds: Real
+    best: StrictBool
     best_by: Score
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,10 +66,10 @@ class EpochRecord:
 class _BestFigures:
     """The figures of the best epoch in a checkpoint's header; see `Best`."""
 
-    epoch: int
-    accuracy: float
-    balanced_accuracy: float
-    loss: float
+    epoch: Whole
+    accuracy: Real
+    balanced_accuracy: Real
+    loss: Real
 
 
 @dataclass

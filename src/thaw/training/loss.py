@@ -1,40 +1,30 @@
-"""How a loss weights classes, and by which figure the best epoch is chosen, where classes are uneven."""
+"""Class weights of the loss, and the metric that selects the best epoch, for imbalanced classes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from thaw.data.balance import ClassWeights, Counts, class_weights, is_uneven
-from thaw.errors import UsageError
-from thaw.quoting import shown
+from thaw.plain import checked_dataclass
 
 Score = Literal["accuracy", "balanced_accuracy"]
 Select = Literal["auto", "accuracy", "balanced_accuracy"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """What makes up for classes of different sizes.
-
-    Attributes:
-        class_weights: weight of an image's loss by its class (`thaw.data.balance.class_weights`): "none", "balanced"
-            (N / (K n_k)), "sqrt" (proportional to the square root of that), or "auto" ("sqrt" where the largest class
-            has more than 1.5 times the training images of the smallest, else "none").
-        select: the validation figure that chooses the best epoch and the int8 network: "accuracy",
-            "balanced_accuracy" (the mean recall over classes), or "auto" (the latter where classes are as uneven).
-    """
+    """How class imbalance is compensated."""
 
     class_weights: ClassWeights = "none"
+    """Weight of an image's loss by its class: "none", "balanced" (N / (K n_k) for n_k of N images in one of K
+    classes), "sqrt" (proportional to the square root of that), or "auto" ("sqrt" if the largest class has more than
+    1.5 times the training images of the smallest, else "none")."""
     select: Select = "auto"
-
-    def __post_init__(self) -> None:
-        for name, choices in {"class_weights": get_args(ClassWeights), "select": get_args(Select)}.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"loss.{name} {shown(getattr(self, name))}: expected one of {', '.join(choices)}")
+    """Validation metric that selects the best epoch and the int8 network: "accuracy", "balanced_accuracy" (mean recall
+    over classes), or "auto" (the latter if the classes are imbalanced as for "class_weights")."""
 
     def weights(self, counts: Counts) -> npt.NDArray[np.float32] | None:
         """The weights for training images int64 [K] of each class, float32 [K]; None where all are 1."""

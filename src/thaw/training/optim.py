@@ -11,48 +11,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from thaw.errors import UsageError
-from thaw.quoting import shown
+from thaw.plain import BelowOne, Real, checked_dataclass
 
 OptimizerName = Literal["nadam", "adamw", "sgd", "muon"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """How gradients become weights, beside the learning rate and its schedule.
-
-    Attributes:
-        optimizer: "nadam", "adamw", "sgd" (with Nesterov's momentum), or "muon" (see `Muon`).
-        momentum: of "sgd" and "muon", 0 to below 1.
-        weight_decay: share of a weight that a step takes off, times the learning rate; for weights with more than one
-            axis only, so that biases and normalizations keep what they have. From 0.
-        ema: decay a step of the running mean of the weights, which is then what is validated and kept; 0 for the last
-            weights themselves, else below 1.
-        label_smoothing: share of the target that is spread over all classes, 0 to below 1 (arXiv 1512.00567).
-    """
+    """The optimizer, and how weights are regularized and averaged."""
 
     optimizer: OptimizerName = "nadam"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    ema: float = 0.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in get_args(OptimizerName):
-            raise UsageError(
-                f"fit.optimizer {shown(self.optimizer)}: expected one of {', '.join(get_args(OptimizerName))}"
-            )
-        for name in ("momentum", "ema", "label_smoothing"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"fit.{name} {shown(getattr(self, name))}: expected a number from 0 to below 1")
-        if not 0.0 <= self.weight_decay < math.inf:
-            raise UsageError(f"fit.weight_decay {shown(self.weight_decay)}: expected a finite number from 0")
+    """"nadam", "adamw", "sgd" (with Nesterov momentum), or "muon"."""
+    momentum: BelowOne = 0.9
+    """Momentum of "sgd" and "muon"."""
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    """Decoupled weight decay, times the learning rate in each step. Biases and normalizations are exempt."""
+    ema: BelowOne = 0.0
+    """Decay per step of the exponential moving average of the weights, which is then validated and saved. 0 validates
+    and saves the weights themselves."""
+    label_smoothing: BelowOne = 0.0
+    """Fraction of the target that is spread over all classes (arXiv 1512.00567)."""
 
 
 def make_optimizer(module: nn.Module, fit: OptimizerSettings, learning_rate: float) -> torch.optim.Optimizer:

@@ -6,51 +6,39 @@ Shapes: B batch, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from thaw.data.batches import Batch, View
+from thaw.plain import Count, checked_dataclass
 from thaw.training.compute import ParallelBranches
 from thaw.training.replicas import Part, split
 from thaw.training.schedule import Schedule
-from thaw.training.stages import Stage, check_positive, check_view
+from thaw.training.stages import Rate, Stage
 
 # Parts that a batch is computed in on every machine, so that sums do not depend on the number of cores.
 _PARTS = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class QatSettings:
-    """How a network that loses too much as int8 is trained on: NAdam on the cross-entropy of the int8 logits.
+    """Quantization-aware training: NAdam on the cross-entropy of the int8 logits."""
 
-    Attributes:
-        epochs: at most this many.
-        batch_size: images a step.
-        learning_rate: NAdam's; small, since the network is trained already.
-        schedule: how the rate moves.
-        patience: epochs without a better validation accuracy after which it ends.
-        view: what it is trained on.
-    """
-
-    epochs: int = 5
-    batch_size: int = 128
-    learning_rate: float = 0.0002
+    epochs: Count = 5
+    """Maximum number of epochs."""
+    batch_size: Count = 128
+    """Images per step."""
+    learning_rate: Rate = 0.0002
+    """Learning rate; small, since the network is already trained."""
     schedule: Schedule = field(default_factory=lambda: Schedule(kind="cosine"))
-    patience: int = 3
+    """How the learning rate changes."""
+    patience: Count = 3
+    """Epochs without improvement on the validation images after which training stops."""
     view: View = "original"
-
-    def __post_init__(self) -> None:
-        check_positive(
-            "quantize.qat",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            patience=self.patience,
-        )
-        check_view("quantize.qat", self.view)
+    """View of the images to train on: "original" or "augmented"."""
 
 
 class QatStage(Stage):

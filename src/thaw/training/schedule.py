@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from thaw.errors import UsageError
-from thaw.quoting import shown
+from thaw.plain import BelowOne, Share, checked_dataclass
 
 ScheduleKind = Literal["constant", "cosine"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the learning rate moves over a stage.
-
-    Attributes:
-        kind: "constant", or "cosine": half a cosine from the stage's rate down to `final` times it.
-        warmup: share of the stage's steps over which the rate first rises linearly from 0, 0 to below 1.
-        final: what is left at the end, as a share of the stage's rate, 0 to 1.
-    """
+    """How the learning rate changes over a stage."""
 
     kind: ScheduleKind = "constant"
-    warmup: float = 0.0
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(ScheduleKind):
-            raise UsageError(f"schedule.kind {shown(self.kind)}: expected one of {', '.join(get_args(ScheduleKind))}")
-        if not 0.0 <= self.warmup < 1.0:
-            raise UsageError(f"schedule.warmup {shown(self.warmup)}: expected a share from 0 to below 1")
-        if not 0.0 <= self.final <= 1.0:
-            raise UsageError(f"schedule.final {shown(self.final)}: expected a share from 0 to 1")
+    """"constant", or "cosine": half a cosine from the stage's learning rate down to `final` times that."""
+    warmup: BelowOne = 0.0
+    """Fraction of the stage's steps over which the learning rate first rises linearly from 0."""
+    final: Share = 0.0
+    """Learning rate at the end, as a fraction of the stage's learning rate."""
 
 
 def learning_rate(schedule: Schedule, base: float, step: int, steps: int) -> float:

@@ -7,20 +7,21 @@ Shapes: B batch, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, TypeVar, get_args
+from dataclasses import field, replace
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
+from pydantic import Field, StrictStr, field_validator
 from torch import Tensor, nn
 
 from thaw.data.batches import Batch, View
 from thaw.data.mix import cross_entropy
 from thaw.errors import UsageError
 from thaw.models.unify import DualModel, UnifiedModel, unit_names, units
-from thaw.quoting import listed, shown
+from thaw.plain import BelowOne, Count, Real, Whole, checked_dataclass
+from thaw.quoting import listed
 from thaw.training.compute import ParallelBranches, autocast
 from thaw.training.optim import OptimizerSettings, make_optimizer
 from thaw.training.replicas import Part, Replicas, logits_by_parts, parts_of, without_gradients
@@ -29,99 +30,52 @@ from thaw.training.schedule import Schedule
 T = TypeVar("T")
 
 
-def check_positive(where: str, **values: float) -> None:
-    """Refuse settings of the section `where` that are not finite numbers above 0.
-
-    Raises:
-        UsageError: naming the first.
-    """
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise UsageError(f"{where}.{name} {shown(value)}: expected a finite number above 0")
+Rate = Annotated[Real, Field(gt=0)]
 
 
-def check_view(where: str, view: str) -> None:
-    """Refuse a view that there is none of, in the section `where`.
-
-    Raises:
-        UsageError: naming the views.
-    """
-    if view not in get_args(View):
-        raise UsageError(f'{where}.view {shown(view)}: expected "original" or "augmented"')
-
-
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class DualSettings:
-    """Stage 1: both submodels, NAdam, the sum of their two cross-entropies.
+    """Stage 1 of the paper: both submodels train together, on the sum of their cross-entropies."""
 
-    Attributes:
-        epochs: at most this many.
-        batch_size: images a step.
-        learning_rate: NAdam's.
-        schedule: how the rate moves.
-        patience: epochs without a better validation accuracy after which the stage ends.
-        views: what the first and the second submodel see.
-        fit: the optimizer and what goes with it; the paper's is NAdam.
-    """
-
-    epochs: int = 15
-    batch_size: int = 128
-    learning_rate: float = 0.001
+    epochs: Count = 15
+    """Maximum number of epochs."""
+    batch_size: Count = 128
+    """Images per step."""
+    learning_rate: Rate = 0.001
+    """Learning rate of the optimizer."""
     schedule: Schedule = field(default_factory=Schedule)
-    patience: int = 5
+    """How the learning rate changes."""
+    patience: Count = 5
+    """Epochs without improvement on the validation images after which the stage stops."""
     views: tuple[View, View] = ("original", "augmented")
+    """Views of the images that the first and the second submodel are trained on."""
     fit: OptimizerSettings = field(default_factory=OptimizerSettings)
-
-    def __post_init__(self) -> None:
-        check_positive(
-            "dual",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            patience=self.patience,
-        )
-        if len(self.views) != 2 or not set(self.views) <= set(get_args(View)):
-            raise UsageError(f'dual.views {list(self.views)}: expected two of "original", "augmented"')
+    """The optimizer; the paper uses NAdam."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class PlainSettings:
-    """One network that stands alone, trained as usual, without the two stages.
+    """Training of one network, without the paper's two stages."""
 
-    Attributes:
-        epochs: at most this many.
-        batch_size: images a step.
-        most_steps: optimizer steps that are enough: a run on so many images that `epochs` are more has fewer epochs
-            (`settled`). 0 for no such limit.
-        learning_rate: the optimizer's.
-        schedule: how the rate moves.
-        patience: epochs without a better validation accuracy after which it ends.
-        view: what it is trained on.
-        fit: the optimizer and what goes with it.
-    """
-
-    epochs: int = 30
-    batch_size: int = 128
-    most_steps: int = 0
-    learning_rate: float = 0.03
+    epochs: Count = 30
+    """Maximum number of epochs."""
+    batch_size: Count = 128
+    """Images per step."""
+    most_steps: Annotated[Whole, Field(ge=0)] = 0
+    """Maximum number of optimizer steps: large data sets train for fewer epochs, in whole epochs and at least one. 0
+    for no limit."""
+    learning_rate: Rate = 0.03
+    """Learning rate of the optimizer."""
     schedule: Schedule = field(default_factory=lambda: Schedule(kind="cosine", warmup=0.1))
-    patience: int = 1000
+    """How the learning rate changes."""
+    patience: Count = 1000
+    """Epochs without improvement on the validation images after which training stops."""
     view: View = "augmented"
+    """View of the images to train on: "original" or "augmented"."""
     fit: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(optimizer="muon", momentum=0.95, ema=0.999)
     )
-
-    def __post_init__(self) -> None:
-        check_positive(
-            "plain",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            patience=self.patience,
-        )
-        check_view("plain", self.view)
-        if self.most_steps < 0:
-            raise UsageError(f"plain.most_steps {self.most_steps}: expected at least 0")
+    """The optimizer."""
 
     def settled(self, images: int) -> PlainSettings:
         """The same for a number of training images: as many whole epochs, at least one, as `most_steps` allows."""
@@ -131,30 +85,21 @@ class PlainSettings:
         return replace(self, epochs=max(1, min(self.epochs, self.most_steps // steps)), most_steps=0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class UnfreezeStep:
-    """One sub-stage of stage 2: `unit` names the unit that joins what trains already ("head", "dense", ... "all")."""
+    """One step of stage 2: a unit joins those that train already."""
 
-    unit: str
-    epochs: int
-    learning_rate: float = 0.01
+    unit: StrictStr
+    """The unit to unfreeze: "head", a unit of the network, or "all" for every unit that is still frozen."""
+    epochs: Count
+    """Maximum number of epochs."""
+    learning_rate: Rate = 0.01
+    """Learning rate of SGD."""
 
-    def __post_init__(self) -> None:
-        check_positive(f"unfreeze.steps[{self.unit}]", epochs=self.epochs, learning_rate=self.learning_rate)
 
-
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True)
 class UnfreezeSettings:
-    """Stage 2: SGD with momentum over the sub-stages `steps`, in the order in which they are listed.
-
-    Attributes:
-        steps: the sub-stages, in thawing order: the head if there is one, then the units from the last to the first.
-        batch_size: images a step.
-        momentum: of SGD, 0 to below 1.
-        schedule: how the rate moves in each sub-stage.
-        patience: epochs without a better validation accuracy after which a sub-stage ends.
-        view: what the joined network is trained on.
-    """
+    """Stage 2 of the paper: the unified network is unfrozen unit by unit and trained by SGD with momentum."""
 
     steps: tuple[UnfreezeStep, ...] = (
         UnfreezeStep(unit="head", epochs=5),
@@ -162,34 +107,37 @@ class UnfreezeSettings:
         UnfreezeStep(unit="conv2", epochs=5),
         UnfreezeStep(unit="conv1", epochs=10),
     )
-    batch_size: int = 128
-    momentum: float = 0.9
+    """The steps, in the order of unfreezing: the head if there is one, then the units from the last to the first."""
+    batch_size: Count = 128
+    """Images per step."""
+    momentum: BelowOne = 0.9
+    """Momentum of SGD."""
     schedule: Schedule = field(default_factory=Schedule)
-    patience: int = 5
+    """How the learning rate changes in each step."""
+    patience: Count = 5
+    """Epochs without improvement on the validation images after which a step ends."""
     view: View = "original"
+    """View of the images to train on: "original" or "augmented"."""
 
-    def __post_init__(self) -> None:
-        check_positive("unfreeze", batch_size=self.batch_size, patience=self.patience)
-        if not 0.0 <= self.momentum < 1.0:
-            raise UsageError(f"unfreeze.momentum {shown(self.momentum)}: expected a number from 0 to below 1")
-        check_view("unfreeze", self.view)
-        names = [step.unit for step in self.steps]
+    @field_validator("steps")
+    @classmethod
+    def _check_steps(cls, steps: tuple[UnfreezeStep, ...]) -> tuple[UnfreezeStep, ...]:
+        names = [step.unit for step in steps]
         if len(set(names)) != len(names):
-            raise UsageError(f"unfreeze.steps thaw {listed(names)}: a unit can thaw only once")
+            raise ValueError("expected each unit to be unfrozen once")
+        return steps
 
     def check_units(self, units: Sequence[str]) -> None:
-        """Refuse steps that do not follow `units`, the thawing order of the joined network.
+        """Refuse steps that do not follow `units`, the order in which the unified network can be unfrozen.
 
         Raises:
-            UsageError: naming the order that is expected. "all" thaws whatever is still frozen and can only come last.
+            UsageError: naming the expected order. "all" can only come last.
         """
         names = [step.unit for step in self.steps]
-        if names[-1:] == ["all"]:
-            names = names[:-1]
-        if names != list(units[: len(names)]):
+        ordered = names[:-1] if names[-1:] == ["all"] else names
+        if ordered != list(units[: len(ordered)]):
             raise UsageError(
-                f"unfreeze.steps thaw {listed(step.unit for step in self.steps)}: "
-                f'expected the order {", ".join(units)}, which may end early or in "all"'
+                f"steps = {listed(names)}: expected the order {', '.join(units)}, which may end early or with all"
             )
 
 

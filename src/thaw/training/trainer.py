@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import StrictBool, StrictStr
 from torch import Tensor, nn
 
 from thaw.data.augment import AugmentSettings
@@ -26,7 +27,7 @@ from thaw.errors import ModelFileError, UsageError
 from thaw.models.blocks import dropouts, fuse_norms
 from thaw.models.families import FamilySpec
 from thaw.models.unify import DualModel, UnifiedModel, UnifySpec, average, build_dual, unify
-from thaw.plain import from_plain
+from thaw.plain import Real, Whole, from_plain
 from thaw.seeds import derive
 from thaw.training.compute import ParallelBranches
 from thaw.training.distil import DistillStage, DistilSettings
@@ -178,19 +179,19 @@ class TrainingContext:
 class StageSummary:
     """The results of a finished stage; `docs/metrics.md` describes the fields."""
 
-    name: str
-    kind: str
-    epochs: int
-    epochs_planned: int
-    best_epoch: int
-    seconds: float
-    images_per_second: float
-    trains: tuple[str, ...]
+    name: StrictStr
+    kind: StrictStr
+    epochs: Whole
+    epochs_planned: Whole
+    best_epoch: Whole
+    seconds: Real
+    images_per_second: Real
+    trains: tuple[StrictStr, ...]
     selected_by: Score
-    validation_accuracy: float
-    validation_balanced_accuracy: float
-    validation: dict[str, float]
-    stopped_early: bool
+    validation_accuracy: Real
+    validation_balanced_accuracy: Real
+    validation: dict[StrictStr, Real]
+    stopped_early: StrictBool
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
