@@ -117,7 +117,7 @@ def _of_card(card: ZooCard) -> Point:
 
 
 def _reproduced(path: Path) -> list[Point]:
-    rows = read_document(path, mend="write it again with thaw reproduce").get("rows", ())
+    rows = read_document(path, remedy="write it again with thaw reproduce").get("rows", ())
     try:
         return [_reproduced_point(row) for row in rows]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

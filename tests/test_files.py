@@ -9,10 +9,11 @@ import json
 import numpy as np
 import pytest
 from command_line import reseal
+from error_matching import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thaw.errors import NotFiniteError, RunError
+from thaw.errors import RunError
 from thaw.files import read_document, seal, unseal, write_document
 from thaw.finite import check_finite
 
@@ -28,10 +29,10 @@ JSON = st.recursive(
 def test_any_document_comes_back(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "document.json"
     written = write_document(path, content)
-    assert read_document(path, mend="") == json.loads(json.dumps(content))
+    assert read_document(path, remedy="") == json.loads(json.dumps(content))
     assert json.loads(path.read_text("utf-8")) == written
     reseal(path, content)
-    assert read_document(path, mend="") == json.loads(json.dumps(content))
+    assert read_document(path, remedy="") == json.loads(json.dumps(content))
 
 
 def test_the_digest_is_over_the_canonical_json(tmp_path):
@@ -40,34 +41,34 @@ def test_the_digest_is_over_the_canonical_json(tmp_path):
     assert written["sha256"] == hashlib.sha256(b'{"a": {"3": "\\u00e9"}, "b": [1, 2.0]}').hexdigest()
     # How it is spaced and in which order does not matter.
     path.write_text(json.dumps(dict(reversed(written.items())), ensure_ascii=True))
-    assert read_document(path, mend="") == {"b": [1, 2.0], "a": {"3": "é"}}
+    assert read_document(path, remedy="") == {"b": [1, 2.0], "a": {"3": "é"}}
 
 
 def test_every_changed_bit_of_a_document_is_found(tmp_path):
     path = tmp_path / "document.json"
     write_document(path, {"seed": 3, "accuracy": 0.75, "name": "a", "many": [1, None, True]})
     content = path.read_bytes()
-    expected = read_document(path, mend="")
+    expected = read_document(path, remedy="")
     for place in range(len(content)):
         for bit in range(8):
             path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
             with contextlib.suppress(RunError):
                 # White space, at most.
-                assert read_document(path, mend="") == expected, (place, bit)
+                assert read_document(path, remedy="") == expected, (place, bit)
 
 
 def test_a_name_that_is_no_text_is_kept_in_a_file_that_is_utf_8(tmp_path):
     path = tmp_path / "document.json"
     write_document(path, {"source": "caf\udce9"})
     assert json.loads(path.read_bytes().decode("utf-8"))["source"] == "caf\udce9"
-    assert read_document(path, mend="") == {"source": "caf\udce9"}
+    assert read_document(path, remedy="") == {"source": "caf\udce9"}
 
 
 def test_numbers_that_are_not_finite_are_our_own_mistake(tmp_path):
-    with pytest.raises(ValueError, match="JSON compliant"):
+    with pytest.raises(ValueError):
         write_document(tmp_path / "document.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="digest"):
+    with pytest.raises(ValueError):
         unseal({**seal({"a": 1}), "a": 2})
 
 
@@ -76,5 +77,5 @@ def test_answers_that_are_not_finite_are_counted():
     check_finite(answers, "it")
     check_finite(np.ones((5, 3), np.int8), "it")
     answers[1, 2], answers[4, 0] = np.nan, -np.inf
-    with pytest.raises(NotFiniteError, match="it computes NaN or infinity for 2 of 5 images"):
+    with raises("not-finite", "it computes", "2 of 5 images"):
         check_finite(answers, "it")

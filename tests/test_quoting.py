@@ -148,7 +148,7 @@ def test_json_is_read_back_and_shows_and_ends_nothing(value, indent):
 
 
 def test_json_has_no_numbers_that_are_none():
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError):
         quoting.json_text({"a": float("nan")})
 
 

@@ -1,4 +1,7 @@
-"""The exception tree. A message says what was found, what was expected and what to do about it, in one or two lines."""
+"""The exception tree. A message says what was found, what was expected and what to do about it, in one or two lines.
+
+Programs and tests match an error by its class and its `code`. Codes are stable; wording is not.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,23 @@ from thaw.wording import for_the_reader
 
 
 class ThawError(Exception):
-    """Whatever a user can mend; the command line prints it in one or two lines and exits with `exit_code`."""
+    """An error that the user can fix. The command line prints it in one or two lines and exits with `exit_code`.
 
+    Attributes:
+        code: a stable name of the kind of error, such as "data-labels". A class has a default; faults that a caller may
+            want to tell apart have a code of their own, which begins with the code of their class.
+        exit_code: the exit status of the command line.
+        next_command: a command line that continues from here. It is printed whole, whatever its length.
+    """
+
+    code = "error"
     exit_code = 1
     next_command = ""
-    """A command line that goes on from here; the command line shows it whole, however long it is."""
+
+    def __init__(self, *arguments: object, code: str = "") -> None:
+        super().__init__(*arguments)
+        if code:
+            self.code = code
 
     def __str__(self) -> str:
         """The message, with options named at the command line and arguments elsewhere."""
@@ -18,38 +33,55 @@ class ThawError(Exception):
 
 
 class UsageError(ThawError):
-    """An option or argument that cannot be what was meant."""
+    """An option or argument with an invalid value."""
 
+    code = "usage"
     exit_code = 2
 
 
 class DataError(ThawError):
-    """Something in the images or labels that training must not pass over."""
+    """Images or labels that cannot be used for training, evaluation or prediction."""
+
+    code = "data"
 
 
 class RecipeError(UsageError):
-    """Every fault of a recipe, reported together, before any data is touched."""
+    """A recipe with invalid settings. All faults are reported together, before any data is read."""
+
+    code = "recipe"
 
 
 class BudgetError(UsageError):
-    """A network that needs more than it may, refused before any training."""
+    """A network that exceeds an upper limit on its cost. Raised before any training."""
+
+    code = "budget"
 
 
 class RunError(ThawError):
     """A run folder that is missing, in use, incomplete or not writable."""
 
+    code = "run"
+
 
 class ModelFileError(ThawError):
-    """A model file or checkpoint that is truncated, of another version, or not what it says it is."""
+    """A model file or checkpoint that is missing, truncated, damaged or of another format version."""
+
+    code = "model-file"
 
 
 class NotFiniteError(ThawError):
-    """A network that answers with NaN or infinity, of which no class can be made."""
+    """A network that computes NaN or infinity, so that it predicts no class."""
+
+    code = "not-finite"
 
 
 class TrainingError(ThawError):
-    """Training that cannot go on: a loss that is not finite, a disk that is full."""
+    """Training that cannot continue: the loss is not finite, or the disk is full."""
+
+    code = "training"
 
 
 class MissingDependencyError(ThawError):
-    """An optional package or program is needed here; the message names what to install."""
+    """An optional package or program is missing. The message names what to install."""
+
+    code = "missing-dependency"

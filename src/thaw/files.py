@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON documents that are bound by a digest."""
+"""Atomic file writes, and JSON documents that carry a digest."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from thaw.errors import RunError
 from thaw.quoting import json_text
 
 SEAL = "sha256"
-"""The key under which a document keeps its digest."""
+"""The key of a document's digest."""
 
 Part = tuple[str, str, tuple[int, ...], bytes]
 """A named array for a digest: name, dtype, shape, bytes (C order, little-endian)."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Put `content` (text as UTF-8) at `path` so that a reader, or a power cut, finds the old file or the new one.
+    """Write `content` (text as UTF-8) to `path`; a reader, or a power failure, sees the old file or the new one.
 
     Raises:
-        RunError: when the disk is full or the folder cannot be written; the old file is then still there.
+        RunError: when the disk is full or the folder is not writable; the old file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,26 +35,26 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise RunError(
-            f"cannot write {path}: {error.strerror or error}\n"
-            "free some space there, or choose another folder with --out"
+            f"cannot write {path}: {error.strerror or error}\nFree some disk space, or choose another folder.",
+            code="run-write",
         ) from error
     finally:
-        # There only if something went wrong, Ctrl-C included.
+        # It exists only after a failure, Ctrl-C included.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def sweep_unfinished(folder: Path) -> None:
-    """Remove what `write_atomically` had begun in `folder` when its process was killed."""
+    """Remove temporary files of `write_atomically` that a killed process left in `folder`."""
     with contextlib.suppress(OSError):
-        for left in folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def digest(content: Mapping[str, Any], parts: Iterable[Part] = ()) -> str:
-    """SHA-256, in hexadecimal digits, over a JSON-ready object (without its `SEAL`) and named arrays.
+    """SHA-256 in hexadecimal of a JSON-ready object (without its `SEAL`) and named arrays.
 
-    Neither the order of keys nor that of the arrays matters, nor how the JSON is spaced.
+    It does not depend on the order of keys or arrays.
 
     Raises:
         ValueError: for a number that is not finite.
@@ -67,19 +67,19 @@ def digest(content: Mapping[str, Any], parts: Iterable[Part] = ()) -> str:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object, strictly: no key twice, no NaN and no Infinity, UTF-8.
+    """Parse a JSON object strictly: UTF-8, no duplicate keys, no NaN or Infinity.
 
     Raises:
         ValueError: for anything else.
     """
     content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     return content
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON-ready object with its digest under `SEAL`, as it comes back from a file: tuples as lists, keys as text.
+    """Add the digest of a JSON-ready object under `SEAL`; tuples become lists and keys strings, as in a file.
 
     Raises:
         ValueError: for a number that is not finite.
@@ -89,10 +89,10 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unseal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What `seal` was given.
+    """Check and remove the digest that `seal` added.
 
     Raises:
-        ValueError: when the digest is missing or another.
+        ValueError: when the digest is missing or does not match.
     """
     if content.get(SEAL) != digest(content):
         raise ValueError("its digest does not match")
@@ -103,11 +103,11 @@ def write_document(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Write a JSON object with its digest, atomically.
 
     Returns:
-        What the file holds now, the digest under `SEAL`.
+        The content of the file, with the digest under `SEAL`.
 
     Raises:
-        RunError: when it cannot be written.
-        ValueError: for a number that is not finite, which is our own mistake.
+        RunError: when the file cannot be written.
+        ValueError: for a number that is not finite.
     """
     sealed = seal(content)
     write_atomically(path, document(sealed))
@@ -115,39 +115,41 @@ def write_document(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def document(sealed: Mapping[str, Any]) -> str:
-    """What `seal` gave, as the text of a file."""
+    """A sealed object as the text of a file."""
     return json_text(sealed, indent=2) + "\n"
 
 
-def read_document(path: Path, *, mend: str) -> dict[str, Any]:
-    """A JSON object that `write_document` wrote, without its digest.
+def read_document(path: Path, *, remedy: str) -> dict[str, Any]:
+    """Read a JSON object that `write_document` wrote; returns it without its digest.
 
     Args:
         path: the file.
-        mend: what to do about a file that is damaged, the last line of the error.
+        remedy: what to do about a damaged file; the last line of the error.
 
     Raises:
-        RunError: when it cannot be read, is no JSON object, or is not what was written.
+        RunError: when the file cannot be read, is not a JSON object, or has changed since it was written.
     """
     try:
         content = parse_object(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "it is not a JSON object"
-        raise RunError(f"cannot read {path}: {reason}\n{mend}") from error
+        raise RunError(f"cannot read {path}: {reason}\n{remedy}", code="run-file") from error
     if SEAL not in content:
-        raise RunError(f"{path} has no digest ({SEAL}): this version of thaw did not write it\n{mend}")
+        message = f"{path} has no digest ({SEAL}): this version of thaw did not write it\n{remedy}"
+        raise RunError(message, code="run-digest")
     try:
         return unseal(content)
     except ValueError as error:
-        raise RunError(f"{path} has changed since thaw wrote it: {error}\n{mend}") from error
+        message = f"{path} has changed since thaw wrote it: {error}\n{remedy}"
+        raise RunError(message, code="run-digest") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return made
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key in an object")
+    return result
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")

@@ -1,4 +1,4 @@
-"""What a network answers has to be finite: of NaN, `argmax` makes class 0."""
+"""Refuse outputs that are not finite: `argmax` of NaN would be class 0."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy.typing as npt
 from thaw.errors import NotFiniteError
 
 
-def check_finite(answers: npt.NDArray[Any], what: str) -> None:
-    """Refuse answers that are no numbers.
+def check_finite(outputs: npt.NDArray[Any], what: str) -> None:
+    """Refuse outputs that hold NaN or infinity.
 
     Args:
-        answers: scores or probabilities [N, ...] of N images, of any dtype.
-        what: computed them, such as "the network".
+        outputs: scores or probabilities [N, ...] of N images, of any dtype.
+        what: the source of the outputs, for the message, such as "the network".
 
     Raises:
-        NotFiniteError: when one of them is NaN or infinite.
+        NotFiniteError: when a value is NaN or infinite.
     """
-    if answers.dtype.kind != "f" or np.isfinite(answers).all():
+    if outputs.dtype.kind != "f" or np.isfinite(outputs).all():
         return
-    rows = ~np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)
+    rows = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     raise NotFiniteError(
         f"{what} computes NaN or infinity for {int(rows.sum()):,} of {len(rows):,} images\n"
-        "its weights are damaged or its training diverged: restore the model file, or train again"
+        "The weights are damaged or training diverged: restore the model file, or train again."
     )

@@ -1,4 +1,4 @@
-"""The C compiler of this machine: the one place that looks for it and runs it."""
+"""The C compiler of this machine: find it and run it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from thaw.errors import MissingDependencyError, ModelFileError
 
 FAST_FLAGS = ("-O3", "-march=native")
-"""For code that runs on this machine alone."""
+"""For code that runs on this machine only."""
 _COMPILE_SECONDS = 300
 
 
 def find_compiler(names: Sequence[str] = ("cc", "gcc", "clang")) -> str:
-    """The first of these programs that is there; the environment's CC comes before them.
+    """The path of the first of these programs that exists; the environment variable CC has priority.
 
     Raises:
-        MissingDependencyError: when there is none.
+        MissingDependencyError: when no compiler exists.
     """
     wanted = [*filter(None, [os.environ.get("CC")]), *names]
     for name in wanted:
@@ -27,7 +27,8 @@ def find_compiler(names: Sequence[str] = ("cc", "gcc", "clang")) -> str:
         if found:
             return found
     raise MissingDependencyError(
-        f"no C compiler was found (looked for {', '.join(wanted)})\non Debian and Ubuntu: apt-get install gcc libc6-dev"
+        f"no C compiler found (looked for {', '.join(wanted)})\nOn Debian and Ubuntu: apt-get install gcc libc6-dev",
+        code="missing-dependency-compiler",
     )
 
 
@@ -37,13 +38,13 @@ def compile_c(command: Sequence[str], folder: Path, what: str = "the model") -> 
     Args:
         command: the compiler and its arguments.
         folder: where it runs.
-        what: is compiled, for the message.
+        what: the name of the source, for the message.
 
     Raises:
-        ModelFileError: when it refuses the source; the message holds its first line.
+        ModelFileError: when compilation fails; the message holds the first line of the compiler's error.
     """
     try:
-        # What a compiler quotes of a source need not be text.
+        # Compilers quote lines of the source, which need not be valid UTF-8.
         done = subprocess.run(
             list(command),
             cwd=folder,
@@ -54,8 +55,8 @@ def compile_c(command: Sequence[str], folder: Path, what: str = "the model") -> 
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModelFileError(f"{command[0]} did not compile {what}: {error}") from error
+        raise ModelFileError(f"{command[0]} could not compile {what}: {error}", code="model-file-compile") from error
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
         reason = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
-        raise ModelFileError(f"{command[0]} does not compile {what}: {reason[:300]}")
+        raise ModelFileError(f"{command[0]} could not compile {what}: {reason[:300]}", code="model-file-compile")

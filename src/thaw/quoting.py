@@ -1,10 +1,10 @@
-"""Text that goes into another language: one function for each language that thaw writes.
+"""Quoting: one function for each language that thaw writes.
 
-Names of files, folders, classes and data sets, and all text in a file that somebody else made, may hold any character.
-Every text that goes into a file or to a terminal passes through the function of that language here.
+Names of files, folders, classes and data sets, and all text in files from others, may hold any character. All text that
+is written to a file or a terminal passes through the function of that language.
 
-JSON and shell words read back as the very text. The other languages show it: control characters and marks that cannot
-be seen are written out, as by `printable`, and C comments are reduced to ASCII.
+JSON and shell words can be read back exactly. The other languages only display text: control characters and invisible
+characters are escaped as by `printable`, and C comments are reduced to ASCII.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 VALUE_LENGTH = 80
-"""Characters of a value that a message shows."""
+"""Maximum length of a value in a message."""
 NAME_LENGTH = 120
-"""Characters of a file's or class's name that a message shows."""
+"""Maximum length of a file or class name in a message."""
 PATH_LENGTH = 200
-"""Characters of a path that a message shows."""
+"""Maximum length of a path in a message."""
 LINE_LENGTH = 800
-"""Characters of a line of an error; what is longer comes from a text that somebody made to be so."""
+"""Maximum length of one line of an error message."""
 _MOST_LINES = 30
 _COMMENT_LENGTH = 200
-# C99 asks compilers for string literals of 4,095 bytes, and -pedantic warns of longer ones.
+# C99 requires compilers to accept string literals of 4,095 bytes; -pedantic warns about longer ones.
 _C_STRING_BYTES = 1000
 
-# Control characters, soft hyphen, marks that turn the direction of writing or cannot be seen, line and paragraph
-# separators, lone surrogates, noncharacters, and tags. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
-# The page's `csv.js` has the same list.
+# Control characters, soft hyphen, bidirectional and invisible marks, line and paragraph separators, lone surrogates,
+# noncharacters, and tags. Joiners (U+200C, U+200D) stay: scripts and emoji need them. `web/csv.js` has the same list.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
@@ -39,15 +38,15 @@ _UNSAFE = re.compile(
 
 
 def printable(text: str) -> str:
-    """`text` on one line that a terminal only shows: what could steer it is written as Python writes it in a literal.
+    """`text` on one line, with control and invisible characters escaped as in a Python literal.
 
-    A byte of a file's name that is no UTF-8 is written in hexadecimal.
+    Bytes of a file name that are not UTF-8 are written in hexadecimal.
     """
     return text if text.isprintable() else _UNSAFE.sub(_escaped, text)
 
 
 def printable_lines(text: str) -> str:
-    """`printable` of each line; only line feeds end lines."""
+    """`printable` for each line of `text`; only line feeds end lines."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
@@ -59,12 +58,12 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def encodable(text: str) -> str:
-    """`text` as UTF-8 can hold it: a byte of a file's name that is no UTF-8 in hexadecimal, and all else as it is."""
+    """`text` as valid UTF-8: bytes of a file name that are not UTF-8 are written in hexadecimal."""
     return re.sub("[\ud800-\udfff]", _escaped, text)
 
 
 def clipped(text: str, limit: int = NAME_LENGTH) -> str:
-    """`text`, of which the middle is left out where it is longer than `limit` characters."""
+    """`text`, shortened in the middle if it has more than `limit` characters."""
     if len(text) <= limit:
         return text
     tail = limit // 3
@@ -72,33 +71,33 @@ def clipped(text: str, limit: int = NAME_LENGTH) -> str:
 
 
 def shown(value: object, limit: int = VALUE_LENGTH) -> str:
-    """A value that was given, as a message shows it: as Python writes it, with its beginning only where it is long."""
+    """The `repr` of a value for a message, truncated after `limit` characters."""
     if isinstance(value, str) and len(value) > limit:
         return f"{printable(repr(value[:limit]))}… ({len(value):,} characters)"
     try:
         text = printable(repr(value))
     except (ValueError, RecursionError):
-        # A whole number of more than 4,300 digits, or a tree nested too deeply.
-        return f"a value of type {type(value).__name__} that is too long to show"
-    # A text of just that length has two quotation marks besides.
+        # An integer of more than 4,300 digits, or a tree nested too deeply.
+        return f"a {type(value).__name__} that is too long to show"
+    # The repr of a string of `limit` characters has two quotation marks in addition.
     return text if len(text) <= limit + 2 else f"{text[:limit]}… ({len(text):,} characters)"
 
 
 def given(text: object, limit: int = NAME_LENGTH) -> str:
-    """Like `shown`, without quotation marks: for options, names and parts of them."""
+    """Like `shown`, but without quotation marks: for options and names."""
     plain = printable(str(text))
     return plain if len(plain) <= limit else f"{plain[:limit]}… ({len(plain):,} characters)"
 
 
 def listed(names: Iterable[object], most: int = 20) -> str:
-    """Names with commas between them, the first of them where there are many."""
+    """Names separated by commas; at most the first `most` of them."""
     every = [clipped(printable(str(name)), VALUE_LENGTH) for name in names]
     rest = len(every) - most
     return ", ".join(every[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def error_text(message: str) -> str:
-    """A message in lines of moderate number and length, for a terminal."""
+    """A message for a terminal, with a limited number and length of lines."""
     lines = message.split("\n")
     rest = len(lines) - _MOST_LINES
     cut = [clipped(printable(line), LINE_LENGTH) for line in lines[:_MOST_LINES]]
@@ -106,7 +105,7 @@ def error_text(message: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    """A word of a command line to be typed; what cannot be shown is written as bash, zsh and ksh read it: $'...'."""
+    """A word of a shell command; control characters are written in the $'...' form of bash, zsh and ksh."""
     if not _UNSAFE.search(text):
         return shlex.quote(text)
     return f"$'{''.join(map(_shell_letter, text))}'"
@@ -115,29 +114,29 @@ def shell_word(text: str) -> str:
 def _shell_letter(letter: str) -> str:
     if not _UNSAFE.match(letter):
         return f"\\{letter}" if letter in "\\'" else letter
-    # Octal escapes of bytes cannot run into what follows.
+    # Three octal digits cannot merge with the characters that follow.
     is_byte = "\udc80" <= letter <= "\udcff"
     return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "surrogateescape" if is_byte else "replace"))
 
 
 def shell_command(words: Iterable[str]) -> str:
-    """A command line to be typed."""
+    """A shell command."""
     return " ".join(map(shell_word, words))
 
 
 def json_text(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
-    """JSON in which strings hold nothing that steers a terminal, ends an HTML element, or cannot be encoded.
+    """JSON whose strings hold no control characters, no HTML markup and nothing that cannot be encoded.
 
-    Compact without `indent`. Whatever reads JSON gets the very strings back.
+    Compact without `indent`. Every JSON parser reads back the original strings.
 
     Raises:
-        ValueError: for a number that is not finite, which JSON has no form for.
+        ValueError: for a number that is not finite; JSON cannot represent it.
     """
     separators = (",", ":") if indent is None else None
     text = json.dumps(
         value, indent=indent, sort_keys=sort_keys, separators=separators, ensure_ascii=False, allow_nan=False
     )
-    # Line feeds are those of the indentation: in strings they are escaped already.
+    # Remaining line feeds belong to the indentation: in strings they are escaped already.
     return re.sub(f"(?!\n)(?:{_UNSAFE.pattern}|[<>&])", _json_escaped, text)
 
 
@@ -146,7 +145,7 @@ def _json_escaped(found: re.Match[str]) -> str:
 
 
 def xml_text(text: str) -> str:
-    """Text of an element or attribute of HTML, SVG or XML; line feeds and tabs stay, for whoever shows lines."""
+    """Text of an element or attribute in HTML, SVG or XML; line feeds and tabs are preserved."""
     plain = re.sub(f"(?![\n\t]){_UNSAFE.pattern}", _escaped, text)
     for letter, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&#34;"), ("'", "&#39;")):
         plain = plain.replace(letter, entity)
@@ -154,42 +153,42 @@ def xml_text(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text within a paragraph, heading or table cell of Markdown: no markup, link, HTML or column of its own."""
+    """Text in a paragraph, heading or table cell of Markdown, with all markup escaped."""
     plain = re.sub(r"[\\`*_\[\]<>&|~$@:#{}]", r"\\\g<0>", printable(text).strip())
-    # www. begins a link, wherever it stands; the others begin a block where they begin a line.
+    # "www." starts a link anywhere; the others start a block at the beginning of a line.
     plain = re.sub(r"(?i)\b(www)\.", r"\1\\.", plain)
     return re.sub(r"^([0-9]*)([-+=.)])", r"\1\\\2", plain)
 
 
 def markdown_code(text: str) -> str:
-    """A code span of Markdown, in a table cell too: a vertical bar, which may end the cell, becomes a broken one."""
+    """A code span in Markdown. A vertical bar becomes a broken bar, since it would end a table cell."""
     plain = printable(text).replace("|", "\u00a6")
     fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
-    # Of a span that begins and ends with a space, one is taken off at each end.
+    # Markdown strips one space from each end of a span that begins and ends with a space.
     is_bare = plain != "" and plain == plain.strip(" `")
     return f"{fence}{plain}{fence}" if is_bare else f"{fence} {plain or '–'} {fence}"
 
 
 def csv_line(cells: Sequence[str | float]) -> str:
-    """A line of a CSV: texts that no spreadsheet takes for a formula, and numbers with six decimals."""
+    """A line of CSV: numbers with six decimals, and text that no spreadsheet evaluates as a formula."""
     return ",".join(_csv_text(cell) if isinstance(cell, str) else f"{cell:.6f}" for cell in cells) + "\n"
 
 
 def _csv_text(text: str) -> str:
-    # Signs count in full width too. A semicolon begins a cell where the comma separates decimals.
+    # Full-width signs count too. A semicolon starts a cell in locales with a decimal comma.
     plain = re.sub(r"""(^|;)(?=["\s]*[-=+@\uff1d\uff0b\uff0d\uff20])""", r"\1'", printable(text))
     return '"' + plain.replace('"', '""') + '"' if re.search(r'[",;]|^\s|\s$', plain) else plain
 
 
 def c_comment(text: str) -> str:
-    """Text in a comment of C: ASCII without what ends or begins a comment, continues a line, or is a trigraph."""
+    """Text in a C comment: ASCII, without comment delimiters, line continuations or trigraphs."""
     letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     plain = re.sub(r"[^ -~]|[*\\?]", "_", "".join(letters))
     return clipped(plain, _COMMENT_LENGTH).replace("…", "...")
 
 
 def c_string(text: str) -> str:
-    """A string literal of C in UTF-8, safe to print; octal escapes cannot run into what follows them."""
+    """A C string literal in UTF-8, safe to print; octal escapes cannot merge with the characters that follow."""
     content = printable(text).encode()
     if len(content) > _C_STRING_BYTES:
         content = f"{content[:_C_STRING_BYTES].decode(errors='ignore')}…".encode()

@@ -1,7 +1,7 @@
-"""Named random generators from one run seed.
+"""Named random generators derived from one run seed.
 
-Every use of chance has a name ("weights", "order", "augment", ...), and each name has a stream of its own, so that
-adding a use somewhere does not change the numbers drawn anywhere else.
+Each use of randomness has a name ("weights", "order", "augment", ...) and a stream of its own, so that a new use does
+not change the numbers drawn elsewhere.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def derive(seed: int, *names: str | int) -> int:
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
-    """A NumPy generator on the named stream."""
+    """A NumPy generator for the named stream."""
     return np.random.Generator(np.random.PCG64(derive(seed, *names)))

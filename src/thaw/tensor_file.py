@@ -1,8 +1,8 @@
-"""Named tensors with one JSON header as a safetensors file, bound by a digest over all of it; no pickle.
+"""Named tensors and a JSON header in a safetensors file with a digest; no pickle.
 
-The header is a text of the file's metadata. Its key "sha256" holds the digest over the other keys and over every
-tensor's name, dtype, shape and bytes. Neither torch nor NumPy is needed here: whoever calls brings the functions that
-turn tensors into bytes and back.
+The header is one string of the file's metadata. Its key "sha256" holds the digest of the other keys and of the name,
+dtype, shape and bytes of every tensor. This module needs neither torch nor NumPy: callers pass the functions that
+convert tensors to bytes and back.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Tensors = TypeVar("Tensors")
 
 _LARGEST_FILE_BYTES = 1 << 32
 _LARGEST_HEADER_BYTES = 1 << 24
-# What parsing and decoding meet in a damaged file; RuntimeError includes RecursionError.
+# Exceptions that parsing and decoding a damaged file can raise; RuntimeError includes RecursionError.
 _DAMAGE = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError)
 _METADATA = "__metadata__"
-# As NumPy and torch both call them.
+# The dtype names of NumPy and torch.
 _DTYPES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"} | {
     "F16": "float16",
     "BF16": "bfloat16",
@@ -36,13 +36,13 @@ _DTYPES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFile(Generic[Tensors]):
-    """A file as it was read; the digest is not yet held against it.
+    """A file as read; its digest has not been enforced yet.
 
     Attributes:
-        path: of the file.
+        path: the file.
         header: the JSON object, without the digest.
-        tensors: as the caller's library has them.
-        fault: what is wrong with the digest; "" where it is right.
+        tensors: in the type of the caller's library.
+        fault: what is wrong with the digest; "" if it matches.
     """
 
     path: Path
@@ -51,24 +51,26 @@ class TensorFile(Generic[Tensors]):
     fault: str
 
     def check_version(self, version: int) -> None:
-        """Refuse another format.
+        """Refuse another format version.
 
         Raises:
-            ModelFileError: when the header's "version" is another.
+            ModelFileError: when the header's "version" is not `version`.
         """
         found = self.header.get("version")
         if type(found) is not int or found != version:
             shown = repr(found)[:80]
-            raise ModelFileError(f"{self.path} has format version {shown}, this thaw reads version {version}")
+            raise ModelFileError(
+                f"{self.path} has format version {shown}, this thaw reads version {version}", code="model-file-version"
+            )
 
     def check_digest(self) -> None:
-        """Refuse a file that is not as it was written.
+        """Refuse a file that has changed since it was written.
 
         Raises:
-            ModelFileError: when the digest is missing or another.
+            ModelFileError: when the digest is missing or does not match.
         """
         if self.fault:
-            raise ModelFileError(f"{self.path} {self.fault}")
+            raise ModelFileError(f"{self.path} {self.fault}", code="model-file-digest")
 
 
 def write_tensor_file(
@@ -77,68 +79,70 @@ def write_tensor_file(
     """Write a file atomically; the same header and tensors give the same bytes.
 
     Args:
-        path: of the file.
-        key: under which the metadata keep the header.
-        header: JSON-ready, no number that is not finite.
-        save: gives the tensors as a safetensors file with these metadata.
+        path: the file.
+        key: the metadata key of the header.
+        header: JSON-ready, all numbers finite.
+        save: serializes the tensors as a safetensors file with the given metadata.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: when the file cannot be written.
         ValueError: for a number in the header that is not finite.
     """
-    # As it comes back from the file: tuples as lists, keys as text.
+    # As it is read back: tuples become lists, keys become strings.
     plain: dict[str, Any] = json.loads(json.dumps(header, allow_nan=False))
     plain[SEAL] = digest(plain, _parts(save(None)))
     write_atomically(path, save({key: json.dumps(plain)}))
 
 
 def read_tensor_file(path: Path, key: str, load: Callable[[bytes], Tensors]) -> TensorFile[Tensors]:
-    """Read a file that `write_tensor_file` wrote; nothing is taken on trust, and sizes that lie take no memory.
+    """Read a file that `write_tensor_file` wrote. Nothing in it is trusted, and false sizes allocate no memory.
 
     Args:
-        path: of the file.
-        key: under which the metadata keep the header.
-        load: gives the tensors of a safetensors file.
+        path: the file.
+        key: the metadata key of the header.
+        load: parses the tensors of a safetensors file.
 
     Raises:
-        ModelFileError: when it is missing, truncated, or not one of ours.
+        ModelFileError: when the file is missing, truncated, or not written by thaw.
     """
     try:
         _check_size(path)
-        # Read once: what the digest is held against is what is used.
+        # Read once, so that the bytes that are checked are the bytes that are used.
         data = path.read_bytes()
         header = parse_object(_outer(data)[_METADATA][key])
         tensors = load(data)
-        kept = header.pop(SEAL, None)
-        is_right = kept == digest(header, _parts(data))
+        stored = header.pop(SEAL, None)
+        matches = stored == digest(header, _parts(data))
     except FileNotFoundError:
-        raise ModelFileError(f"{path} does not exist") from None
+        raise ModelFileError(f"{path} does not exist", code="model-file-missing") from None
     except (SafetensorError, OSError, *_DAMAGE) as error:
         kind = type(error).__name__
-        raise ModelFileError(f"{path} is truncated or not a file that thaw wrote ({kind})") from error
-    fault = "" if is_right else "has changed since it was written: its digest does not match"
-    if kept is None:
+        raise ModelFileError(
+            f"{path} is truncated or not a file that thaw wrote ({kind})", code="model-file-damaged"
+        ) from error
+    fault = "" if matches else "has changed since it was written: its digest does not match"
+    if stored is None:
         fault = f"has no digest ({SEAL}): this version of thaw did not write it"
     return TensorFile(path=path, header=header, tensors=tensors, fault=fault)
 
 
 def _check_size(path: Path) -> None:
-    """Refuse sizes that no model has, and a header longer than its file, before anything is read."""
+    """Refuse implausible sizes, and a header longer than its file, before anything is read."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
     if size < 8 or header_bytes > min(size - 8, _LARGEST_HEADER_BYTES) or size > _LARGEST_FILE_BYTES:
-        raise ValueError(f"{size} bytes, of which {header_bytes} of header")
+        raise ValueError(f"{size} bytes with a header of {header_bytes} bytes")
 
 
 def _outer(data: bytes) -> dict[str, Any]:
-    """The JSON object that a safetensors file begins with."""
+    """The JSON object at the start of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
     return parse_object(data[8 : 8 + length])
 
 
 def _parts(data: bytes) -> list[Part]:
-    """Every tensor of a safetensors file, for the digest."""
+    """All tensors of a safetensors file, as parts of the digest."""
     body = 8 + int.from_bytes(data[:8], "little")
     parts = []
     for name, entry in _outer(data).items():

@@ -152,7 +152,7 @@ def test_evaluate_on_classes_that_the_model_does_not_know(finished, call, pictur
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         (tmp_path / "pets" / name / "1.png").write_bytes((pictures / "digit 0.png").read_bytes())
-    error_of(["does not know", "cat"], call("evaluate", finished.path, "pets"), 1)
+    error_of(["unknown to the model", "cat"], call("evaluate", finished.path, "pets"), 1)
 
 
 def test_data_looks_at_a_source(call, tmp_path):

@@ -13,7 +13,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from error_matching import raises
 from PIL import Image
 
 from thaw.data import cache, ingest, store, workers
@@ -28,14 +31,18 @@ SETTINGS = DataSettings()
 TARGET = Target(height=9, width=7, channels=0, fit="stretch")
 
 
-@pytest.fixture
-def folder(tmp_path):
+def write_pets(tmp_path):
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for index in range(20):
             pixels = np.random.default_rng(100 * number + index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{index}.png")
     return tmp_path / "pets"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_pets(tmp_path)
 
 
 @pytest.fixture
@@ -176,7 +183,7 @@ def test_full_disk_is_told_and_leaves_nothing(folder, root, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store.ImageFile, "_write", full)
-    with pytest.raises(DataError, match=r"No space left on device.*THAW_CACHE"):
+    with raises("data-cache", "No", "THAW_CACHE"):
         prepare(folder, SETTINGS, seed=1)
     assert list(root.iterdir()) == []
 
@@ -185,7 +192,7 @@ def test_too_little_room_is_told_before_the_work(folder, root, monkeypatch):
     monkeypatch.setattr(
         cache.shutil, "disk_usage", lambda _: os.terminal_size((0, 0)) and type("U", (), {"free": 10})()
     )
-    with pytest.raises(DataError, match="0 MiB free"):
+    with raises("data-cache", "0", "MiB"):
         prepare(folder, SETTINGS, seed=1)
     assert list(root.iterdir()) == []
 
@@ -193,7 +200,7 @@ def test_too_little_room_is_told_before_the_work(folder, root, monkeypatch):
 def test_unwritable_cache_is_told(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("THAW_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot be written.*THAW_CACHE"):
+    with raises("data-cache", "THAW_CACHE"):
         prepare(folder, SETTINGS, seed=1)
 
 
@@ -202,7 +209,7 @@ def test_errors_of_the_source_are_not_blamed_on_the_cache(folder, root, monkeypa
         raise OSError("Corrupt page")
 
     monkeypatch.setattr(ingest, "_decode", fail)
-    with pytest.raises(DataError, match=r"^the images cannot be prepared: Corrupt page$"):
+    with raises("data-source", "Corrupt"):
         prepare(folder, SETTINGS, seed=1)
     assert list(root.iterdir()) == []
 
@@ -275,7 +282,7 @@ def test_helpers_give_the_same_in_order(folder):
     payloads = [*paths, None, b"", Path(paths[0]).read_bytes(), "missing.png"]
     batches = [payloads[start : start + 7] for start in range(0, len(payloads), 7)]
     alone = [decode_chunk(batch, TARGET) for batch in batches]
-    helped = list(decode_chunks(iter(batches), TARGET, 2))
+    helped = list(decode_chunks(iter(batches), TARGET, 2, list(map(str, payloads))))
     for one, other in zip(alone, helped, strict=True):
         assert np.array_equal(one.pixels, other.pixels)
         assert (one.kept, one.modes, one.rules, one.failures) == (other.kept, other.modes, other.rules, other.failures)
@@ -283,27 +290,55 @@ def test_helpers_give_the_same_in_order(folder):
             assert np.array_equal(getattr(one.facts, name), getattr(other.facts, name))
 
 
-def test_a_helper_that_dies_is_told(folder, monkeypatch):
-    started = []
-    original = workers._start
-    monkeypatch.setattr(workers, "_start", lambda: started.append(original()) or started[-1])
-    batches = ([str(path)] for path in sorted(folder.rglob("*.png")))
-    chunks = decode_chunks(batches, TARGET, 2)
-    next(chunks)
-    for helper in started:
-        helper.kill()
-    with pytest.raises(DataError, match="ended unexpectedly"):
-        list(chunks)
+CRASHING_PILLOW = """
+import os, signal
+from PIL import Image
+real = Image.open
+def open_image(file, **options):
+    if file.getvalue().endswith(b"crash"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return real(file, **options)
+Image.open = open_image
+"""
+
+
+@pytest.mark.parametrize("is_table", [False, True])
+def test_a_decoder_that_crashes_names_its_image(tmp_path, root, monkeypatch, is_table):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/sitecustomize.py").write_text(CRASHING_PILLOW)
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    monkeypatch.setattr(ingest, "SMALLEST_PARALLEL", 1)
+    folder = write_pets(tmp_path)
+    victim = sorted((folder / "dog").iterdir())[7]
+    victim.write_bytes(victim.read_bytes() + b"crash")
+    name = f"dog/{victim.name}"
+    if is_table:
+        files = sorted(folder.rglob("*.png"))
+        images = pa.array([file.read_bytes() for file in files])
+        pq.write_table(
+            pa.table({"image": images, "label": [file.parent.name for file in files]}), tmp_path / "a.parquet"
+        )
+        folder, name = tmp_path / "a.parquet", f"train[{files.index(victim)}]"
+    with raises("data-decoder-crash", name, "SIGSEGV"):
+        prepare(folder, SETTINGS, seed=1, workers=2)
+    assert list(root.iterdir()) == []
 
 
 def test_leaving_early_ends_the_helpers(folder, monkeypatch):
     started = []
-    original = workers._start
-    monkeypatch.setattr(workers, "_start", lambda: started.append(original()) or started[-1])
-    chunks = decode_chunks(([str(path)] for path in sorted(folder.rglob("*.png"))), TARGET, 2)
+
+    class Recorded(workers._Helper):
+        def __init__(self, target):
+            super().__init__(target)
+            started.append(self.process)
+
+    monkeypatch.setattr(workers, "_Helper", Recorded)
+    paths = [str(path) for path in sorted(folder.rglob("*.png"))]
+    chunks = decode_chunks(([path] for path in paths), TARGET, 2, paths)
     next(chunks)
     chunks.close()
-    assert all(helper.poll() is not None for helper in started)
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
 
 
 def test_memory_stays_bounded_while_decoding(folder):
@@ -317,7 +352,7 @@ def test_memory_stays_bounded_while_decoding(folder):
             asked += 1
             yield [path]
 
-    for taken, _ in enumerate(decode_chunks(batches(), TARGET, 2), start=1):
+    for taken, _ in enumerate(decode_chunks(batches(), TARGET, 2, [path] * 100), start=1):
         assert asked - taken <= 4
     assert asked == 100
 

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 from data_samples import SETTINGS, picture, problem, write_folder
+from error_matching import raises
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,7 +17,7 @@ from thaw.data.pattern import FilePattern
 from thaw.data.prepare import open_image_set, prepare
 from thaw.data.settings import DataSettings
 from thaw.data.summary import look
-from thaw.errors import DataError, UsageError
+from thaw.errors import DataError
 
 SEEDS = itertools.count(10_000)
 
@@ -54,13 +55,13 @@ def test_the_same_sub_folders_in_every_class_are_told(tmp_path):
     assert summary.counts == {"train": {"cat": 12, "dog": 12}}
     told = problem(summary, "layout")
     assert (told.severity, told.names) == ("warning", ("cat", "dog"))
-    assert "sub-folders garden, indoor: if those are the classes" in told.message
+    assert "subfolders garden, indoor" in told.message
 
 
 @pytest.mark.parametrize("parts", [("learn", "eval"), ("fold1", "fold2"), ("part_1", "part_2"), ("dev", "holdout")])
 def test_parts_of_a_data_set_are_no_classes(tmp_path, parts):
     root = write(tmp_path / "set", *(f"{part}/{name}" for part in parts for name in ("cat", "dog")))
-    with pytest.raises(DataError, match="sub-folders only: expected CLASS/IMAGE, or SPLIT/CLASS/IMAGE"):
+    with raises("data-layout", "CLASS/IMAGE", "SPLIT/CLASS/IMAGE"):
         prepare(root, SETTINGS, seed=1)
 
 
@@ -110,7 +111,7 @@ def test_the_real_folder_is_proposed(tmp_path, inner):
     (root / "README.md").write_text("text")
     (root / "src").mkdir()
     (root / "src" / "train.py").write_text("print()")
-    with pytest.raises(DataError, match=rf"\(cat, dog\) look like them: did you mean {root}/{inner}\?$"):
+    with raises("data-layout", f"{root}/{inner}?"):
         prepare(root, SETTINGS, seed=1)
     assert prepare(root / inner, SETTINGS, seed=1).train.classes == ("cat", "dog")
 
@@ -119,7 +120,7 @@ def test_the_real_folder_is_proposed_past_pictures_of_a_page(tmp_path):
     root = write(tmp_path / "repo", "Dataset/train/cat", "Dataset/train/dog", "Dataset/test/cat", "Dataset/test/dog")
     write(root, "docs/images", "assets", count=2)
     write(root, ".", count=1)
-    with pytest.raises(DataError, match=rf"did you mean {root}/Dataset\?$"):
+    with raises("data-layout", f"{root}/Dataset?"):
         prepare(root, SETTINGS, seed=1)
 
 
@@ -202,7 +203,7 @@ def test_a_photograph_and_its_mask_are_told_and_chosen_between(tmp_path, photo, 
     data = prepare(root, DataSettings(pattern=proposal), seed=1)
     names = {*data.train.names, *data.validation.names, *data.test.open().names}
     assert names == {photo.format(name=name, index=index) for name in ("cat", "dog") for index in range(6)}
-    assert "leaves out 12 of 24 images" in problem(data, "pattern").message
+    assert "12 of 24 images" in problem(data, "pattern").message
 
 
 def test_folders_of_photographs_and_of_masks_are_told(tmp_path):
@@ -235,13 +236,13 @@ def test_what_is_no_pair(paths):
 
 def test_a_pattern_that_matches_nothing_says_what_is_there(tmp_path):
     root = pair(tmp_path / "set", photo="{name}/{index}.jpg", mask="{name}/{index}.png")
-    with pytest.raises(DataError, match=r"'\*.bmp' matches none of the 24 images of .*: there are 12 .jpg, 12 .png"):
+    with raises("data-pattern", "'*.bmp'", "24", "12", ".jpg"):
         prepare(root, DataSettings(pattern="*.bmp"), seed=1)
 
 
 @pytest.mark.parametrize("text", [",", "*.jpg,,*.png", "!", " , "])
 def test_an_empty_pattern_is_refused(text):
-    with pytest.raises(UsageError, match="expected globs with commas"):
+    with raises("usage-pattern"):
         DataSettings(pattern=text)
 
 
@@ -271,7 +272,7 @@ def test_a_pattern_and_its_opposite_divide_the_files(paths, pattern):
 
 
 def test_a_pattern_of_files_does_not_go_with_images_that_are_no_files():
-    with pytest.raises(DataError, match=r"data\.pattern chooses files"):
+    with raises("data-pattern", "data.pattern"):
         prepare("digits", DataSettings(pattern="*.jpg"), seed=1)
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from data_samples import SETTINGS, picture, problem, write_folder
+from error_matching import raises
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -115,7 +116,7 @@ def test_paths_of_windows_and_names_without_ending_or_folder(folder):
     write_csv(folder / "b.csv", {"file": [path.removeprefix("images/") for path in PATHS], "label": LABELS})
     data = prepare(folder / "b.csv", SETTINGS, seed=1)
     assert_holds(data)
-    assert problem(data, "layout").message == "the paths in the table start from its folder images"
+    assert problem(data, "layout").message == "the paths in the table are relative to its folder images"
 
 
 @pytest.mark.parametrize("form", ["{}", "x{}", "00{}"])
@@ -151,9 +152,9 @@ def test_a_column_called_split_may_be_left_alone(folder):
     assert Counter(splits) == {"train": len(data.train), "valid": len(data.validation), "test": len(data.test)}
     cut = prepare(folder / "a.csv", DataSettings(split_column="none", label_column="label"), seed=1)
     assert cut.splits["test"]["origin"] == "cut"
-    with pytest.raises(DataError, match="none for training: expected train, found cat, dog"):
+    with raises("data-split"):
         prepare(folder / "a.csv", DataSettings(split_column="label", label_column="split"), seed=1)
-    with pytest.raises(DataError, match="no column 'part': split_column must be one of path, label, split"):
+    with raises("data-columns", "'part'", "split_column"):
         prepare(folder / "a.csv", DataSettings(split_column="part"), seed=1)
 
 
@@ -191,11 +192,9 @@ def test_numbers_as_labels(folder, labels, classes):
 
 def test_measured_values_are_no_classes(folder):
     write_csv(folder / "a.csv", {"path": PATHS, "value": [row / 10 for row in range(COUNT)]})
-    with pytest.raises(DataError, match=r"no label column \(of whole numbers or texts\) among path, value"):
+    with raises("data-columns"):
         prepare(folder / "a.csv", SETTINGS, seed=1)
-    with pytest.raises(
-        DataError, match=r"column 'value' holds 0.0: expected whole numbers or texts.*column of its own"
-    ):
+    with raises("data-label", "'value'", "0.0"):
         prepare(folder / "a.csv", DataSettings(label_column="value"), seed=1)
 
 
@@ -236,7 +235,7 @@ def test_several_columns_that_could_be_labels(folder):
         "note": [f"n{i}" for i in range(COUNT)],
     }
     write_csv(folder / "a.csv", columns)
-    with pytest.raises(DataError, match=r"several label columns: choose data.label_column from kind, color$"):
+    with raises("data-columns", "data.label_column"):
         prepare(folder / "a.csv", SETTINGS, seed=1)
     assert_holds(prepare(folder / "a.csv", DataSettings(label_column="kind"), seed=1))
     del columns["color"]
@@ -245,22 +244,22 @@ def test_several_columns_that_could_be_labels(folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "code", "fact"),
     [
-        (b"", "is empty"),
-        (b"image,label\n", "holds no rows"),
-        (b"image\na.png\n", "has one column"),
-        (b"image,label\na.png,cat,x\n", r"line 2 has 3 cells, the first line 2"),
-        (b"image,label,label\na.png,cat,cat\n", "two columns 'label'"),
-        (b"image,label\n\xff.png,cat\n", r"not UTF-8 text \(line 2\)"),
-        (b'image,label\n"a.png,cat\n', "line 2: .*expected a CSV file"),
-        (b"image,label\n" + b"x" * 200_000 + b",cat\n", "line 2: field larger than field limit"),
-        (b"size,label\n1,cat\n2,dog\n", "no image column among size, label: name one with data.image_column"),
+        (b"", "data-empty", ""),
+        (b"image,label\n", "data-empty", ""),
+        (b"image\na.png\n", "data-columns", ""),
+        (b"image,label\na.png,cat,x\n", "data-file", "line 2 has 3 cells"),
+        (b"image,label,label\na.png,cat,cat\n", "data-columns", "'label'"),
+        (b"image,label\n\xff.png,cat\n", "data-file", "line 2"),
+        (b'image,label\n"a.png,cat\n', "data-file", "line 2"),
+        (b"image,label\n" + b"x" * 200_000 + b",cat\n", "data-file", "line 2"),
+        (b"size,label\n1,cat\n2,dog\n", "data-columns", "size, label: name one with data.image_column"),
     ],
 )
-def test_what_is_no_table(folder, content, message):
+def test_what_is_no_table(folder, content, code, fact):
     (folder / "a.csv").write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with raises(code, fact):
         prepare(folder / "a.csv", SETTINGS, seed=1)
 
 
@@ -306,23 +305,23 @@ def test_a_json_list_and_missing_keys(folder):
     rows = [{"file": path, "label": label, "box": [1, 2]} for path, label in zip(PATHS, LABELS, strict=True)]
     del rows[3]["label"]
     (folder / "a.json").write_text(json.dumps(rows))
-    with pytest.raises(DataError, match=r"1 image without a label .*images/3.png"):
+    with raises("data-label", "1", "images/3.png"):
         prepare(folder / "a.json", SETTINGS, seed=1)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "code", "fact"),
     [
-        ('{"a": 1}\nnot json\n', "line 2 is no JSON"),
-        ("[1, 2]", "entry 1 is int: expected objects"),
-        ("[" * 100_000, "is no JSON"),
-        ("", "is empty"),
-        ('{"file": "a.png", "label": NaN}', "no label column"),
+        ('{"a": 1}\nnot json\n', "data-file", "line 2"),
+        ("[1, 2]", "data-file", "entry 1 is int"),
+        ("[" * 100_000, "data-file", ""),
+        ("", "data-empty", ""),
+        ('{"file": "a.png", "label": NaN}', "data-columns", ""),
     ],
 )
-def test_what_is_no_json(folder, content, message):
+def test_what_is_no_json(folder, content, code, fact):
     (folder / "a.jsonl").write_text(content)
-    with pytest.raises(DataError, match=message):
+    with raises(code, fact):
         prepare(folder / "a.jsonl", SETTINGS, seed=1)
 
 
@@ -334,7 +333,7 @@ def test_a_folder_of_images_with_one_table_is_read_by_it(folder):
     (folder / "notes.csv").write_text("a,b\n1,2\n")
     data = prepare(folder, SETTINGS, seed=1)
     assert data.name == "set"
-    assert problem(data, "layout").message == "there are no class folders: labels are read from labels.csv"
+    assert problem(data, "layout").message == "no class folders: labels are read from labels.csv"
     assert_holds(data)
     write_csv(folder / "more.csv", {"image": PATHS, "label": LABELS})
     with pytest.raises(DataError, match=rf"did you mean {folder}/labels.csv or {folder}/more.csv\?"):
@@ -387,7 +386,7 @@ def test_a_pattern_chooses_rows(folder):
     write_csv(folder / "a.csv", {"image": PATHS, "label": LABELS})
     summary = look(folder / "a.csv", DataSettings(pattern="1*.png,!*/19.png"))
     assert summary.count == 10
-    assert "leaves out 14 of 24 rows" in problem(summary, "pattern").message
+    assert "14 of 24 rows" in problem(summary, "pattern").message
 
 
 def test_real_meter_digits_by_a_table_of_ones_own(data_root, tmp_path):
@@ -408,5 +407,5 @@ def test_real_meter_digits_by_a_table_of_ones_own(data_root, tmp_path):
             assert part.classes[part.labels[row]] == expected[part.name(row)]
             with Image.open(part.name(row)) as image:
                 assert np.array_equal(part.images[row], np.asarray(image.convert("RGB")))
-    with pytest.raises(DataError, match="no label column"):
+    with raises("data-columns"):
         prepare(source, SETTINGS, seed=1)

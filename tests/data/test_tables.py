@@ -1,16 +1,20 @@
 """Parquet files and data sets of the Hub: columns, labels, splits, damage."""
 
-import socket
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
-import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_samples import SETTINGS, picture, png, problem, write_folder, write_parquet
+from error_matching import raises
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
-from thaw.data import hub
 from thaw.data.prepare import prepare
 from thaw.data.settings import DataSettings
 from thaw.errors import DataError
@@ -77,7 +81,7 @@ def test_broken_and_missing_table_images_are_told_by_row(tmp_path):
     images[5] = {"bytes": None, "path": None}
     images[7] = {"bytes": b"rubbish", "path": None}
     write_parquet(tmp_path / "a.parquet", [0, 1] * 6, images=images)
-    with pytest.raises(DataError, match=r"train\[5\] \(no image\), train\[7\] \(not an image of a known format\)"):
+    with raises("data-unreadable", "train[5]", "train[7]"):
         prepare(tmp_path / "a.parquet", SETTINGS, seed=1)
 
 
@@ -91,22 +95,22 @@ def test_plain_bytes_are_an_image_column(tmp_path):
 def test_ambiguous_columns_list_the_candidates(tmp_path):
     extra = {"fine": [0, 1, 2] * 4, "second": [png(i) for i in range(12)]}
     write_parquet(tmp_path / "a.parquet", ["x", "y"] * 6, label="coarse", extra=extra)
-    with pytest.raises(DataError, match=r"several image columns: choose data.image_column from image, second"):
+    with raises("data-columns", "data.image_column"):
         prepare(tmp_path / "a.parquet", SETTINGS, seed=1)
-    with pytest.raises(DataError, match=r"several label columns: choose data.label_column from coarse, fine"):
+    with raises("data-columns", "data.label_column"):
         prepare(tmp_path / "a.parquet", DataSettings(image_column="image"), seed=1)
     data = prepare(tmp_path / "a.parquet", DataSettings(image_column="image", label_column="fine"), seed=1)
     assert data.train.classes == ("0", "1", "2")
-    with pytest.raises(DataError, match=r"no column 'fin'.*coarse, fine"):
+    with raises("data-columns", "'fin'"):
         prepare(tmp_path / "a.parquet", DataSettings(image_column="image", label_column="fin"), seed=1)
     write_parquet(tmp_path / "b.parquet", [0.5, 1.5], label="score")
-    with pytest.raises(DataError, match="no label column \\(of whole numbers or texts\\)"):
+    with raises("data-columns"):
         prepare(tmp_path / "b.parquet", SETTINGS, seed=1)
 
 
 def test_damaged_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(DataError, match=r"a.parquet is no readable parquet file"):
+    with raises("data-file", "a.parquet"):
         prepare(tmp_path / "a.parquet", SETTINGS, seed=1)
 
 
@@ -117,7 +121,7 @@ def test_a_damaged_page_is_told_by_the_files_name(tmp_path):
     for column in (0, 1):
         start = pq.ParquetFile(path).metadata.row_group(0).column(column * 2).data_page_offset
         path.write_bytes(whole[:start] + b"\xff" * 40 + whole[start + 40 :])
-        with pytest.raises(DataError, match=r"train.parquet cannot be read to its end") as caught:
+        with raises("data-file", "train.parquet") as caught:
             prepare(path, SETTINGS, seed=1)
         assert "\n" not in str(caught.value)
         assert "cache" not in str(caught.value).replace(str(tmp_path), "")
@@ -135,7 +139,7 @@ def test_paths_in_a_table_start_from_its_folder(tmp_path, monkeypatch):
         place = int(data.train.name(row)[6:-1])
         assert np.array_equal(data.train.images[row], np.asarray(Image.open(tmp_path / "set" / paths[place])))
     write_parquet(tmp_path / "b.parquet", [0, 1] * 6, image="file", images=["a"] * 12)
-    with pytest.raises(DataError, match="column 'label' holds int: expected encoded images"):
+    with raises("data-columns", "'label'"):
         prepare(tmp_path / "b.parquet", DataSettings(image_column="label", label_column="file"), seed=1)
 
 
@@ -146,7 +150,7 @@ def test_a_test_split_without_labels_is_replaced(tmp_path, hidden):
     write_parquet(root / "test.parquet", pa.array([hidden] * 6, pa.int64()), names=["no", "yes"], start=500)
     data = prepare(root, SETTINGS, seed=1)
     told = problem(data, "unlabeled")
-    assert (told.severity, told.message) == ("warning", "the test split has no labels and is not used")
+    assert (told.severity, told.message) == ("warning", "the test split has no labels and is ignored")
     assert data.splits["test"]["origin"] == "cut"
     assert len(data.train) + len(data.validation) + len(data.test) == 24
 
@@ -161,66 +165,105 @@ def test_unused_declared_classes_are_left_out(tmp_path):
 # The Hub
 
 
-def hub_set(count):
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
-    rows = {"image": [{"bytes": png(i), "path": None} for i in range(count)], "label": [i % 2 for i in range(count)]}
-    return datasets.Dataset.from_dict(rows, features=features)
+class Hub:
+    """A stand-in for the Hub: files by repository and revision, below a folder."""
+
+    def __init__(self, root):
+        self.root = root
+        self.downloads = []
+
+    def list_repo_files(self, repository, *, repo_type, revision):
+        assert repo_type == "dataset"
+        if not (self.root / repository).is_dir():
+            raise RepositoryNotFoundError("404 Client Error", response=requests_response())
+        if not (self.root / repository / revision).is_dir():
+            raise RevisionNotFoundError("404 Client Error", response=requests_response())
+        folder = self.root / repository / revision
+        return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+    def snapshot_download(self, repository, *, repo_type, revision, local_dir, allow_patterns):
+        self.downloads.append((repository, allow_patterns))
+        files = self.list_repo_files(repository, repo_type=repo_type, revision=revision)
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (Path(local_dir) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.root / repository / revision / name, Path(local_dir) / name)
 
 
-def test_hub_sets(monkeypatch):
-    calls = []
+def requests_response():
+    return SimpleNamespace(headers={}, request=None, status_code=404, url="")
 
-    def load(name, configuration):
-        calls.append((name, configuration))
-        return datasets.DatasetDict({"train": hub_set(20), "test": hub_set(6), "unsupervised": hub_set(2)})
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+@pytest.fixture
+def the_hub(tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def write_hub_set(hub, repository, configuration, revision="refs/convert/parquet", splits=("train", "test")):
+    for place, split in enumerate(splits):
+        path = hub.root / repository / revision / configuration / split / "0000.parquet"
+        write_parquet(path, [0, 1] * 12, names=["no", "yes"], start=100 * place)
+
+
+def test_hub_sets(the_hub):
+    write_hub_set(the_hub, "someone/things", "small", splits=("train", "test", "unsupervised"))
+    write_hub_set(the_hub, "someone/things", "large")
     data = prepare("someone/things:small", SETTINGS, seed=1)
     assert (data.train.classes, data.name) == (("no", "yes"), "things:small")
-    assert np.array_equal(data.test.open().images[5], picture(5))
-    assert problem(data, "unused").names == ("unsupervised",)
-    prepare("someone/things:small", SETTINGS, seed=2)
-    assert calls == [("someone/things", "small")]
+    assert np.array_equal(data.test.open().images[5], picture(105))
+    assert problem(data, "unused").names == ("unsupervised/0000.parquet",)
+    prepare("someone/things:small", DataSettings(input="9x9x1"), seed=2)
+    assert the_hub.downloads == [("someone/things", "small/*.parquet")]
+    with raises("data-hub-configuration", "large, small"):
+        prepare("someone/things", SETTINGS, seed=1)
+    with raises("data-hub-configuration", "large, small"):
+        prepare("someone/things:tiny", SETTINGS, seed=1)
+
+
+def test_hub_sets_without_a_conversion(the_hub):
+    write_hub_set(the_hub, "someone/private", "data", "main")
+    assert len(prepare("someone/private", SETTINGS, seed=1).test) == 24
+    (the_hub.root / "someone/texts/main").mkdir(parents=True)
+    (the_hub.root / "someone/texts/main/README.md").write_text("nothing")
+    with raises("data-hub", "someone/texts"):
+        prepare("someone/texts", SETTINGS, seed=1)
+    with raises("data-hub", "someone/nothing"):
+        prepare("someone/nothing", SETTINGS, seed=1)
+
+
+def test_a_part_of_a_hub_set_is_reported(the_hub):
+    write_hub_set(the_hub, "someone/large", "default", splits=("partial-train", "test"))
+    data = prepare("someone/large", SETTINGS, seed=1)
+    assert problem(data, "partial").severity == "warning"
+    assert len(data.train) + len(data.validation) == 24
 
 
 @pytest.mark.parametrize("path", ["cat.png", "../cat.png", "/etc/hostname"])
-def test_hub_sets_open_no_file_of_this_machine(monkeypatch, tmp_path, path):
+def test_hub_sets_open_no_file_of_this_machine(the_hub, monkeypatch, tmp_path, path):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture(1)).save("cat.png")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
-    rows = {"image": [{"bytes": None, "path": path}] * 20, "label": [0, 1] * 10}
-    sets = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: sets)
-    with pytest.raises(DataError, match=r"no part of the data set: it is not opened"):
-        prepare(f"someone/else:{len(path)}", SETTINGS, seed=1)
+    file = the_hub.root / "someone/else/main/data/train/0000.parquet"
+    file.parent.mkdir(parents=True)
+    Image.fromarray(picture(1)).save(file.parent / "cat.png")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": None, "path": path}] * 20, type=kind)
+    pq.write_table(pa.table({"image": images, "label": [0, 1] * 10}), file)
+    with raises("data-hub-file", path):
+        prepare("someone/else", SETTINGS, seed=1)
 
 
-def test_hub_sets_open_what_was_unpacked_for_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "unpacked")
-    write_folder(tmp_path / "unpacked")
-    rows = {
-        "image": [{"bytes": None, "path": str(tmp_path / "unpacked" / f"cat/cat{i}.png")} for i in range(12)],
-        "label": [0, 1] * 6,
-    }
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
-    sets = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: sets)
-    assert prepare("someone/photos", SETTINGS, seed=1).train.classes == ("no", "yes")
-
-
-def test_no_network_is_told_quickly(monkeypatch):
+def test_a_download_that_fails_leaves_nothing(the_hub, tmp_path, monkeypatch):
     def no_network(*_, **__):
-        raise socket.gaierror("Name or service not known")
+        raise ConnectionError("Name or service not known")
 
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setattr(hub.socket, "getaddrinfo", no_network)
-    with pytest.raises(DataError) as caught:
+    write_hub_set(the_hub, "ylecun/mnist", "mnist")
+    write_hub_set(the_hub, "nobody/nothing", "default")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
+    with raises("data-hub", "--data-root", "THAW_DATA") as caught:
         prepare("mnist", SETTINGS, seed=1)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 2
-    assert "data_root=" in lines[1]
-    assert "THAW_DATA" in lines[1]
-    with pytest.raises(DataError, match="is no path here"):
+    assert len(str(caught.value).splitlines()) == 2
+    with raises("data-hub", "nobody/nothing"):
         prepare("nobody/nothing", SETTINGS, seed=1)
+    assert not list((tmp_path / "cache").iterdir())

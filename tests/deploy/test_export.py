@@ -320,7 +320,7 @@ def test_the_report_shows_what_is_known_and_keeps_the_rest(finished, tmp_path):
     Run.open(run).export(formats=["litert", "c"])
     assert parts()[0] == rest
     assert "model-int8.tflite" in parts()[1]
-    assert "Not yet: <code>thaw verify</code>" in parts()[1]
+    assert "Not verified yet: run <code>thaw verify</code>" in parts()[1]
     Run.open(run).verify(images=5)
     assert parts()[0] == rest
     assert "LiteRT, reference kernels" in parts()[1]

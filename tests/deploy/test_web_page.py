@@ -89,7 +89,7 @@ def test_drawing_a_stroke_changes_the_answer(page: Page) -> None:
     one, seen = page.probabilities(), page.seen()
     assert one.sum() == pytest.approx(1, abs=1e-5)
     assert seen.max() == 255
-    assert "ms for this inference, in float32" in page.text("latency")
+    assert "ms inference time, float32" in page.text("latency")
     page.until(lambda: "%" in page.text("spoken"))
     draw(page, [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8), (0.2, 0.2)])
     page.until(lambda: not np.array_equal(page.probabilities(), one))
@@ -254,9 +254,9 @@ def test_names_are_text_and_nothing_else(
 
 
 WRONG = [
-    ("text.txt", b"no image at all", "text.txt: not an image, or of a format that this browser cannot read."),
+    ("text.txt", b"no image at all", "text.txt: not an image, or in a format that this browser cannot read."),
     ("empty.png", b"", "empty.png: an empty file."),
-    ("huge.png", huge_png(), "huge.png: too large: 100000 × 100000 pixels, and at most 89,478,485"),
+    ("huge.png", huge_png(), "huge.png: too large: 100000 × 100000 pixels (limit 89,478,485 pixels"),
     (
         "cut.png",
         png_file(np.arange(4800).reshape(40, 40, 3) % 251, 8, 2)[:200],
@@ -297,7 +297,7 @@ def test_images_are_dropped_pasted_and_taken_by_the_folder(page: Page, tmp_path:
 
     page.drop(folder)
     page.until(lambda: page.text("batch-state").endswith("."))
-    assert page.text("batch-state") == "3 images, 1 could not be read, 2 other files passed over."
+    assert page.text("batch-state") == "3 images, 1 could not be read, 2 other files ignored."
     names = {"photos/one.png", "photos/deep/two.JPG", "photos/deep/er/three.webp"}
     assert {row["image"] for row in page.saved()} == names
     page.find("#forget").click()
@@ -315,7 +315,7 @@ def test_images_are_dropped_pasted_and_taken_by_the_folder(page: Page, tmp_path:
     page.script(paste, list(encoded("PNG")), "image/png", "")
     page.until(lambda: page.text("source").startswith("pasted.png, 101 × 75"))
     page.script(paste, None, "", "words")
-    page.until(lambda: page.text("trouble") == "What was pasted is no image.")
+    page.until(lambda: page.text("trouble") == "The clipboard does not contain an image.")
 
 
 def test_the_photograph_button_asks_for_the_camera(page: Page) -> None:

@@ -209,7 +209,7 @@ def test_damaged_png_files_are_refused_in_words(tmp_path: Path) -> None:
     found = images_by_node(tmp_path, PNG, "return decodePng(bytesOf(`in-${number}`));", given)
     for name, message in zip(damaged, found, strict=True):
         assert isinstance(message, str), name
-        assert message.startswith(("a damaged PNG file", "a PNG file that was cut short")), (name, message)
+        assert message.startswith(("a damaged PNG file", "a truncated PNG file")), (name, message)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,4 +1,4 @@
-"""NumPy arrays, from Python, and the digits that come with scikit-learn."""
+"""NumPy arrays, and the digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -27,31 +27,27 @@ _EXPECTED = (
 
 
 Parts = tuple[Values, list[object], list[object] | None]
-"""Images, labels, and what groups them."""
+"""Images, labels, and groups."""
 
 
 def array_source(data: Mapping[str, Any], settings: DataSettings) -> Source:
-    """Images that are in memory (or memory-mapped) already.
+    """Images in memory or memory-mapped.
 
     Args:
-        data: a mapping of split names to `(images, labels)` or `(images, labels, groups)`, with class names under
-            "classes" if there are any. Images are uint8 or uint16 [N, H, W] or [N, H, W, C], C = 1 or 3; labels whole
-            numbers from 0 (also as floats), or texts, [N]; groups anything, [N].
-        settings: whether spellings of a class name are merged.
+        data: a mapping from split names to `(images, labels)` or `(images, labels, groups)`, with optional class names
+            under "classes". Images are uint8 or uint16 [N, H, W] or [N, H, W, C] with C = 1 or 3; labels are integers
+            from 0 (also as floats) or strings [N]; groups have any type [N].
+        settings: groups, and whether spellings of a class name are merged.
 
     Raises:
-        DataError: for anything else, with what was found.
+        DataError: for anything else.
     """
     pairs, declared = _checked(data)
     return Source(name="arrays", read=partial(_catalog, pairs, declared, settings))
 
 
 def read_arrays(data: Mapping[str, Any], settings: DataSettings) -> Catalog:
-    """What `array_source` would read.
-
-    Raises:
-        DataError: as `array_source`.
-    """
+    """The catalog of `array_source`, with the same arguments and errors."""
     return _catalog(*_checked(data), settings)
 
 
@@ -62,43 +58,45 @@ def _checked(data: Mapping[str, Any]) -> tuple[dict[Split, Parts], list[str] | N
     for key, pair in parts.items():
         split = split_key(key, pairs)
         if not isinstance(pair, Sequence) or len(pair) not in (2, 3):
-            raise DataError(f"the {split} split is {type(pair).__name__}: {_EXPECTED}")
+            raise DataError(f"the {split} split is {type(pair).__name__}: {_EXPECTED}", code="data-arrays")
         pairs[split] = (_images(pair[0], split), check_labels(pair[1], split), check_groups(pair, split))
         if len(pairs[split][0]) != len(pairs[split][1]):
             counts = f"{len(pairs[split][0])} images and {len(pairs[split][1])} labels"
-            raise DataError(f"the {split} split has {counts}: expected one label an image")
+            raise DataError(f"the {split} split has {counts}: expected one label per image", code="data-arrays")
     if not pairs:
-        raise DataError(f"no images were given: {_EXPECTED}")
+        raise DataError(f"no images: {_EXPECTED}", code="data-empty")
     return pairs, declared
 
 
 def split_key(key: object, taken: Container[Split]) -> Split:
-    """The split that a key of a mapping means.
+    """The split that a key of a mapping names.
 
     Raises:
-        DataError: where it means none, or one that is taken.
+        DataError: for an unknown or repeated split.
     """
     split = SPLIT_NAMES.get(str(key).lower())
     if split is None or split in taken:
-        raise DataError(f"split {shown(key)}: expected each of train, validation and test at most once")
+        message = f"split {shown(key)}: expected train, validation and test, each at most once"
+        raise DataError(message, code="data-split")
     return split
 
 
 def check_groups(pair: Sequence[Any], split: Split) -> list[object] | None:
-    """The third entry of (images, labels, groups), one an image."""
+    """The third entry of (images, labels, groups), one per image, if any."""
     if len(pair) < 3 or pair[2] is None:
         return None
-    groups = _as_array(pair[2], f"{split} groups", "expected [N], one an image")
+    groups = _as_array(pair[2], f"{split} groups", "expected [N], one per image")
     if groups.shape != (len(pair[1]),):
-        raise DataError(f"the {split} groups have shape {list(groups.shape)}: expected [{len(pair[1])}], one an image")
+        message = f"the {split} groups have shape {list(groups.shape)}: expected [{len(pair[1])}], one per image"
+        raise DataError(message, code="data-arrays")
     result: list[object] = groups.tolist()
     return result
 
 
 def digits_source() -> Source:
-    """scikit-learn's digits: 1,797 gray images of 8x8 pixels with values 0 to 16, no split of their own.
+    """The digits of scikit-learn: 1,797 gray images of 8x8 pixels with values 0 to 16, without splits.
 
-    A value v becomes the byte `(255 v + 8) // 16`, which takes 0 to 0 and 16 to 255.
+    A value v becomes the byte `(255 v + 8) // 16`, so that 16 becomes 255.
     """
     facts = {"digits": version("scikit-learn")}
     return Source(name="digits", facts=facts, read=_read_digits, usual_input="28x28x1")
@@ -115,7 +113,7 @@ def _read_digits() -> Catalog:
 
 
 def class_names(value: Any) -> list[str] | None:
-    """Class names from Python, different ones.
+    """Check a list of distinct class names.
 
     Raises:
         DataError: for anything else.
@@ -124,23 +122,24 @@ def class_names(value: Any) -> list[str] | None:
         return None
     names = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes) else None
     if names is None or not all(isinstance(name, str | int | np.integer) for name in names):
-        raise DataError(f"classes {shown(value)}: expected a list of different names")
+        raise DataError(f"classes {shown(value)}: expected a list of distinct names", code="data-classes")
     texts = [str(name) for name in names]
     if len(set(texts)) < len(texts):
-        raise DataError(f"classes {shown(value)}: expected a list of different names")
+        raise DataError(f"classes {shown(value)}: expected a list of distinct names", code="data-classes")
     return texts
 
 
 def _as_array(value: Any, what: str, expected: str) -> npt.NDArray[Any]:
-    """An array of whatever is one, or a list of such."""
+    """`value` as an array, if it is array-like."""
     if value is None or isinstance(value, str | bytes | Mapping):
-        raise DataError(f"the {what} are {type(value).__name__}: {expected}")
+        raise DataError(f"the {what} are {type(value).__name__}: {expected}", code="data-arrays")
     try:
         return np.asarray(value)
-    # Other libraries' arrays raise what they like, such as for memory on another device.
+    # Arrays of other libraries raise various errors, for example if they lie on another device.
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"the {what} are no array, {type(value).__name__} ({reason}): {expected}") from None
+        message = f"the {what} cannot be converted to an array, {type(value).__name__} ({reason}): {expected}"
+        raise DataError(message, code="data-arrays") from None
 
 
 def _images(value: Any, split: Split) -> Values:
@@ -156,35 +155,42 @@ def _images(value: Any, split: Split) -> Values:
             else _EXPECTED
         )
         raise DataError(
-            f"the {split} images are {images.dtype} {list(images.shape)}: expected uint8 (or uint16); {hint}"
+            f"the {split} images are {images.dtype} {list(images.shape)}: expected uint8 (or uint16); {hint}",
+            code="data-arrays",
         )
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
         hint = " (channels last)" if images.ndim == 4 and images.shape[1] in (1, 3) else ""
         raise DataError(
-            f"the {split} images have shape {list(images.shape)}: expected [N, H, W] or [N, H, W, 1 or 3]{hint}"
+            f"the {split} images have shape {list(images.shape)}: expected [N, H, W] or [N, H, W, 1 or 3]{hint}",
+            code="data-arrays",
         )
     return images
 
 
 def check_labels(value: Any, split: Split) -> list[object]:
-    """Labels as plain whole numbers, texts and None, [N].
+    """Labels [N] as a list of int, str and None.
 
     Raises:
         DataError: for anything else.
     """
-    labels = _as_array(value, f"{split} labels", "expected [N], one class number or text an image")
+    labels = _as_array(value, f"{split} labels", "expected [N], one integer or string per image")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise DataError(f"the {split} labels have shape {list(labels.shape)}: expected [N], one class number an image")
+        message = f"the {split} labels have shape {list(labels.shape)}: expected [N], one per image"
+        raise DataError(message, code="data-label")
     if len(labels) and (labels.dtype.kind not in "iuUObf" or _has_fractions(labels)):
-        raise DataError(f"the {split} labels are {labels.dtype}: expected whole numbers from 0, or texts")
+        raise DataError(
+            f"the {split} labels are {labels.dtype}: expected integers from 0, or strings", code="data-label"
+        )
     values = [whole_label(label.item() if isinstance(label, np.generic) else label) for label in labels.tolist()]
     odd = next((v for v in values if v is not None and not isinstance(v, int | str)), None)
     if odd is not None:
-        raise DataError(f"the {split} labels hold {shown(odd)}: expected whole numbers from 0, or texts")
+        raise DataError(
+            f"the {split} labels hold {shown(odd)}: expected integers from 0, or strings", code="data-label"
+        )
     return values
 
 
@@ -213,8 +219,8 @@ def _catalog(pairs: Mapping[Split, Parts], declared: Sequence[str] | None, setti
     groups, grouping = Groups(), list[Problem]()
     if given and settings.group_by != NO_GROUPS:
         whole = {split: given.get(split, [None] * len(pairs[split][1])) for split in splits}
-        groups, grouping = number_groups(whole, "the groups given", is_asked_for=True)
+        groups, grouping = number_groups(whole, "the groups", is_asked_for=True)
     else:
         no_groups_here(settings.group_by, "an array")
-    told = (*encoded.problems, *grouping)
-    return Catalog(classes=encoded.classes, splits=splits, problems=told, named=encoded.named, groups=groups)
+    problems = (*encoded.problems, *grouping)
+    return Catalog(classes=encoded.classes, splits=splits, problems=problems, named=encoded.named, groups=groups)

@@ -1,7 +1,7 @@
-"""The augmented view of a whole batch at a time: flip, crop, one operation an image, affine map, brightness, cutout.
+"""Augmentation of whole batches: flip, crop, one operation per image, affine map, brightness, cutout.
 
-Shapes: B batch, C channels, H rows, W columns. Every random number comes from the generator that is passed in, and what
-is switched off draws none, but for the affine map and the brightness, whose numbers are always drawn.
+Shapes: B batch, C channels, H rows, W columns. All random numbers come from the generator that is passed in. Operations
+that are switched off draw none, except the affine map and the brightness, which always draw.
 """
 
 from __future__ import annotations
@@ -57,24 +57,24 @@ class AugmentSettings:
 def affine_matrices(settings: AugmentSettings, count: int, aspect: float, generator: torch.Generator) -> Tensor:
     """Random maps from output to input coordinates, float32 [count, 2, 3], for `torch.nn.functional.affine_grid`.
 
-    Coordinates run from -1 to 1 over each side, so a rotation needs the aspect ratio W / H to stay one in pixels: for
-    an angle a and a scale s, x_in = s (cos a x - sin a y / aspect) + tx and y_in = s (sin a aspect x + cos a y) + ty.
-    Sampling with scale s shrinks or enlarges the picture by 1 / s, which is why s is the inverse of the zoom drawn.
+    Coordinates run from -1 to 1 over each side, so that a rotation in pixels involves the aspect ratio W / H: for an
+    angle a and a scale s, x_in = s (cos a x - sin a y / aspect) + tx and y_in = s (sin a aspect x + cos a y) + ty.
+    Sampling with scale s zooms the picture by 1 / s, so s is the inverse of the zoom drawn.
     """
     draws = torch.rand((4, count), generator=generator, device=generator.device).mul_(2.0).sub_(1.0)
     angle = draws[0] * math.radians(settings.rotation_degrees)
     scale = 1.0 / (1.0 + settings.zoom * draws[1])
     cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
-    # A side is 2 units long in these coordinates, so a share t of it is 2 t.
+    # A side is 2 units long in these coordinates, so that a share t of it is 2 t.
     shift_x, shift_y = 2.0 * settings.translation * draws[2], 2.0 * settings.translation * draws[3]
     rows = torch.stack([cosine, -sine / aspect, shift_x, sine * aspect, cosine, shift_y], dim=1)
     return rows.view(count, 2, 3)
 
 
 def augment(x: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """The augmented view of images float32 [B, C, H, W] in 0..1: same shape, dtype and range, not mixed.
+    """Augment images float32 [B, C, H, W] in 0..1, without mixing: same shape, dtype and range.
 
-    Flip and crop come first, on whole pixels; then the policy, the affine map (bilinear), the brightness, the cutout.
+    Order: flip and crop by whole pixels, policy, affine map (bilinear), brightness, cutout.
     """
     if settings.flip or settings.crop:
         x = reframe(x, settings, generator)
@@ -85,7 +85,7 @@ def augment(x: Tensor, settings: AugmentSettings, generator: torch.Generator) ->
 
 
 def reframe(x: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """Mirrored and shifted by whole pixels: float32 [B, C, H, W] -> the same, in channels-last order."""
+    """Flip and shift by whole pixels: float32 [B, C, H, W] -> the same, channels last in memory."""
     count, channels, height, width = x.shape
     device = x.device
     down, across = (_shifts(settings.crop, side, count, generator) for side in (height, width))
@@ -96,13 +96,13 @@ def reframe(x: Tensor, settings: AugmentSettings, generator: torch.Generator) ->
     columns = columns + across
     rows = torch.arange(height, device=device) + down
     first = torch.arange(count, device=device)[:, None] * height
-    # Rows of C values of one long table: several times as fast as an index for each of three axes.
+    # Lookup of rows of C values in one table: several times as fast as indexing three axes.
     chosen = (first + _source(rows, height, settings.fill))[:, :, None] * width
     chosen = chosen + _source(columns, width, settings.fill)[:, None, :]
     table = x.permute(0, 2, 3, 1).reshape(-1, channels)
     made = table.index_select(0, chosen.view(-1)).view(count, height, width, channels)
     if settings.crop and settings.fill == "zeros":
-        # Along a row of W * C numbers, which is several times as fast as a mask that is broadcast over C.
+        # Rows of W * C numbers: several times as fast as a mask that is broadcast over C.
         lines = made.view(count, height, width * channels)
         lines.mul_(_is_inside(rows, height)[:, :, None])
         lines.mul_(_is_inside(columns, width).repeat_interleave(channels, dim=1)[:, None, :])
@@ -110,7 +110,7 @@ def reframe(x: Tensor, settings: AugmentSettings, generator: torch.Generator) ->
 
 
 def _shifts(crop: float, side: int, count: int, generator: torch.Generator) -> Tensor:
-    """For each of `count` images a whole number of pixels up to crop * side either way, int64 [count, 1]."""
+    """A random shift of each image by up to crop * side pixels in either direction, int64 [count, 1]."""
     if not crop:
         return torch.zeros((count, 1), dtype=torch.int64, device=generator.device)
     reach = round(crop * side)
@@ -118,16 +118,16 @@ def _shifts(crop: float, side: int, count: int, generator: torch.Generator) -> T
 
 
 def _source(positions: Tensor, side: int, fill: Fill) -> Tensor:
-    """Where along a side to look for positions that may lie outside of it; for "zeros" just any place inside."""
+    """The source of positions that may lie outside a side; for "zeros", any position inside."""
     if fill == "reflection":
-        # Mirrored at the outer edges of the pixels, as `grid_sample` does it: -1 is 0, and 2 sides on it starts anew.
+        # Reflection at the outer edges of the pixels, as in `grid_sample`: -1 maps to 0, with a period of 2 sides.
         positions = positions.remainder(2 * side)
         return torch.minimum(positions, 2 * side - 1 - positions)
     return positions.clamp(0, side - 1)
 
 
 def _is_inside(positions: Tensor, side: int) -> Tensor:
-    """1 for positions along a side that lie inside of it, else 0, float32 of the same shape."""
+    """1 for positions inside a side, else 0; float32 of the same shape."""
     return ((positions >= 0) & (positions < side)).to(torch.float32)
 
 
@@ -142,21 +142,21 @@ def _move_and_light(x: Tensor, settings: AugmentSettings, generator: torch.Gener
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode=settings.fill, align_corners=False)
     if settings.brightness:
         x = x + settings.brightness * offset
-    # Bilinear weights can add up to 1 and a rounding error, so sampling alone leaves the range too.
+    # Rounding of the bilinear weights can also exceed the range.
     return x.clamp_(0.0, 1.0) if moves or settings.brightness else x
 
 
 def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A square of round(share * shorter side) pixels set to its image's mean color: float32 [B, C, H, W] -> the same.
+    """Set a square of round(share * shorter side) pixels to the mean color: float32 [B, C, H, W] -> the same.
 
-    Every pixel is as likely to be the center (of an even side, the one below and right of it) as any other, so at the
-    borders a part of the square may lie outside.
+    The center (for an even side, the pixel below and right of it) is uniform over all pixels, so that a part of the
+    square may lie outside the image.
     """
     count, channels, height, width = x.shape
     side = round(share * min(height, width))
     reach = torch.arange(side, device=x.device) - side // 2
     centers = [torch.randint(n, (count, 1), generator=generator, device=x.device) for n in (height, width)]
-    # The center lies inside, so the border that a position outside is moved to belongs to the square too.
+    # The center lies inside, so that border pixels, to which outside positions are clamped, belong to the square.
     rows, columns = ((center + reach).clamp(0, n - 1) for center, n in zip(centers, (height, width), strict=True))
     first = torch.arange(count, device=x.device)[:, None] * height
     chosen = (first + rows)[:, :, None] * width + columns[:, None, :]

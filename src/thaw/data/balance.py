@@ -1,4 +1,4 @@
-"""How evenly images are spread over classes: weights that make up for it, and the mean recall.
+"""Class balance: counts, loss weights that compensate for imbalance, and the mean recall.
 
 Shapes: N images, K classes.
 """
@@ -12,39 +12,38 @@ import numpy.typing as npt
 
 ClassWeights = Literal["none", "sqrt", "balanced", "auto"]
 
-# Classes are uneven where the largest has more than this many times the images of the smallest. Cutting small classes
-# into splits alone makes 4 images of one and 5 of another.
+# Classes are imbalanced if the largest has more than this many times the images of the smallest. Splitting alone leaves
+# small classes with, say, 4 and 5 images.
 UNEVEN = 1.5
 
 Counts = npt.NDArray[np.int64]
 
 
 def class_counts(labels: npt.NDArray[np.integer], classes: int) -> Counts:
-    """Images of each class, int64 [K], for labels [N] in 0..K-1."""
+    """Number of images of each class, int64 [K], for labels [N] in 0..K-1."""
     return np.bincount(labels, minlength=classes).astype(np.int64)
 
 
 def imbalance(counts: Counts) -> float:
-    """Images of the largest class over those of the smallest that has any; 1 where there are no images."""
+    """Images of the largest class over images of the smallest non-empty class; 1 without images."""
     present = counts[counts > 0]
     return float(present.max() / present.min()) if len(present) else 1.0
 
 
 def is_uneven(counts: Counts) -> bool:
-    """Whether the largest class has more than 1.5 times the images of the smallest that has any."""
+    """Whether the largest class has more than 1.5 times the images of the smallest non-empty class."""
     return imbalance(counts) > UNEVEN
 
 
 def class_weights(counts: Counts, kind: ClassWeights) -> npt.NDArray[np.float32] | None:
-    """The weight of an image's loss, by its class; the mean over the N images is 1.
+    """Loss weights by class, with a mean of 1 over the N images.
 
     With n_k images of class k, "balanced" is N / (K n_k) over the K classes that have images, as scikit-learn's
     `compute_class_weight("balanced")` (G. King and L. Zeng, "Logistic regression in rare events data", 2001); "sqrt" is
-    proportional to its square root, 1 / sqrt(n_k), scaled so that the mean is 1. "auto" is "sqrt" where classes are
-    uneven (`is_uneven`) and "none" elsewhere.
+    proportional to 1 / sqrt(n_k). "auto" is "sqrt" if classes are imbalanced (`is_uneven`), else "none".
 
     Returns:
-        float32 [K], 1 for a class without images; None where all weights are 1.
+        float32 [K], 1 for a class without images; None if all weights are 1.
     """
     present = counts > 0
     if kind == "auto":
@@ -57,14 +56,14 @@ def class_weights(counts: Counts, kind: ClassWeights) -> npt.NDArray[np.float32]
 
 
 def mean_recall(hits: Counts, counts: Counts) -> float:
-    """Balanced accuracy, 0 to 1: the mean of the recalls of the classes that have images, each counting the same.
+    """Balanced accuracy, 0 to 1: the unweighted mean of the recalls of the classes that have images.
 
     As scikit-learn's `balanced_accuracy_score` (K. H. Brodersen et al., "The balanced accuracy and its posterior
     distribution", ICPR 2010).
 
     Args:
-        hits: int64 [K], images of each class that were recognized.
-        counts: int64 [K], images of each class; at least one class has some.
+        hits: int64 [K], number of correctly classified images of each class.
+        counts: int64 [K], number of images of each class; at least one is not 0.
     """
     present = counts > 0
     return float((hits[present] / counts[present]).mean())

@@ -1,4 +1,4 @@
-"""Streams of batches on a device: one view of the images, or the pair (original, augmented).
+"""Batches on a device: one view of the images, or the pair (original, augmented).
 
 Shapes: N images, B batch, C channels, H rows, W columns.
 """
@@ -21,19 +21,19 @@ from thaw.seeds import derive, numpy_generator
 
 View = Literal["original", "augmented"]
 
-# Images that are fetched and augmented at a time: large enough that the cost of a call is small beside its work, small
-# enough (1024 x 32x32x3 float32 = 12 MB) to stay near the caches.
+# Images that are fetched and augmented at once: enough to amortize the cost of a call, few enough (1024 x 32x32x3
+# float32 = 12 MB) to stay near the caches.
 CHUNK_IMAGES = 1024
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's images and labels.
+    """Images and labels of one training step.
 
     Attributes:
-        views: the images, float32 [B, C, H, W] channels-last and normalized as the input specification says.
-        labels: int64 [B], each image's own, also where it was mixed with another.
-        mixes: how the images of a view were mixed; a view that is not here was not.
+        views: the images, float32 [B, C, H, W], channels last and normalized by the input specification.
+        labels: int64 [B], the own label of each image, also if it was mixed with another.
+        mixes: how the images of a view were mixed; views that were not mixed have no entry.
     """
 
     views: dict[View, Tensor]
@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSource:
-    """Makes the batches of one ImageSet."""
+    """The batches of one ImageSet."""
 
     images: ImageSet
     input_spec: InputSpec
@@ -56,18 +56,18 @@ class BatchSource:
     views: tuple[View, ...] = ("original",)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches per epoch."""
         return -(-len(self.images) // self.batch_size)
 
     def shuffled(self, seed: int) -> Iterator[Batch]:
-        """One epoch in an order that `seed` decides."""
+        """One epoch in an order given by `seed`."""
         order = numpy_generator(seed, "order").permutation(len(self.images))
-        # Mixing has a stream of its own, so that it changes nothing of what the augmented view shows otherwise.
+        # Mixing has its own random stream, so that switching it on does not change the other augmentations.
         mixing = numpy_generator(seed, "mix")
         return (self._mixed(batch, mixing) for batch in self._batches(order, seed))
 
     def ordered(self) -> Iterator[Batch]:
-        """Every image once, in the set's own order and never mixed."""
+        """Every image once, in the order of the set and not mixed."""
         return self._batches(np.arange(len(self.images)), seed=0)
 
     def _batches(self, order: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int) -> Iterator[Batch]:
@@ -84,7 +84,7 @@ class BatchSource:
                 yield Batch({view: x[part] for view, x in views.items()}, labels[part])
 
     def _mixed(self, batch: Batch, generator: np.random.Generator) -> Batch:
-        """The batch with its augmented view mixed, where the settings ask for that."""
+        """The batch with its augmented view mixed, if the settings ask for that."""
         if "augmented" not in batch.views:
             return batch
         x, mix = mix_images(batch.views["augmented"], self.augment, generator)
@@ -98,21 +98,21 @@ class BatchSource:
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in 0..1, channels last in memory (a view of the NHWC order)."""
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in 0..1, channels last in memory."""
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.preserve_format).div_(255.0)
 
 
 def normalize(x: Tensor, input_spec: InputSpec) -> Tensor:
-    """(x - mean) / std by channel: float32 [B, C, H, W], in channels-last order."""
+    """(x - mean) / std per channel: float32 [B, C, H, W], channels last in memory."""
     count, channels, height, width = x.shape
-    # A whole row of pixels at a time, W * C numbers: several times as fast as broadcasting over C alone.
+    # Rows of W * C numbers: several times as fast as broadcasting over C alone.
     mean, std = (torch.tensor(each, device=x.device).repeat(width) for each in (input_spec.mean, input_spec.std))
     rows = channels_last(x).permute(0, 2, 3, 1).reshape(count * height, width * channels)
     return channels_last((rows - mean).div_(std).view(count, height, width, channels).permute(0, 3, 1, 2))
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` in channels-last order, with strides that say so for one channel too, where torch leaves the order open."""
+    """`x` with channels last in memory, and with the strides of that order for one channel too."""
     _, channels, height, width = x.shape
     if channels == 1:
         return x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
@@ -122,7 +122,7 @@ def channels_last(x: Tensor) -> Tensor:
 def sample_views(
     images: ImageSet, settings: AugmentSettings, *, count: int, seed: int
 ) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str]]:
-    """Up to `count` images, one class after the other: (original, augmented, class name), both uint8 [H, W, C]."""
+    """Up to `count` images, cycling through the classes: (original, augmented, class name), both uint8 [H, W, C]."""
     ranks = _rank_in_class(images.labels)
     chosen = np.lexsort((images.labels, ranks))[:count]
     pixels = np.ascontiguousarray(images.images[chosen])
@@ -133,7 +133,7 @@ def sample_views(
 
 
 def _rank_in_class(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """For each image, how many of its class come before it."""
+    """For each image, the number of earlier images of its class."""
     ranks = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         of_class = labels == label

@@ -1,4 +1,4 @@
-"""The folder of prepared data sets: found by what they were made from, built once, whole or not at all."""
+"""The cache of prepared data sets: found by a digest of their origin, and built atomically."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from thaw.data.scaling import ValueRange
 from thaw.data.store import STORE_FORMAT, Store, open_store
 from thaw.errors import DataError
 
-_BUILDING = ".building-"
+BUILDING = ".building-"
 _REPLACED = ".replaced-"
 
-# What only writing meets; a source may meet the others too.
+# Errors that only writing can raise; others may come from reading a source.
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-# A folder that nothing has written to for a day is what a killed process left behind.
+# A folder that nothing has written to for a day was left by a killed process.
 _STALE_SECONDS = 24 * 3600
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """The folder for prepared data: the one given, else `THAW_CACHE`, else the user's cache folder on this system."""
+    """The folder for prepared data: `cache_dir` if given, else `THAW_CACHE`, else `thaw` in the user's cache folder."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     if chosen := os.environ.get("THAW_CACHE"):
@@ -46,17 +46,18 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
 def _home() -> Path:
     try:
-        return Path.home()
+        return Path.home() / ".cache" / "thaw"
     except RuntimeError:
         raise DataError(
-            "this user has no home folder to keep prepared images in: name a folder for them by THAW_CACHE"
+            "this user has no home folder for the cache of prepared images: name a folder with THAW_CACHE",
+            code="data-cache",
         ) from None
 
 
 def store_folder(
     root: Path, source: Source, wanted_input: str, fit: Fit, value_range: ValueRange | None = None
 ) -> Path:
-    """Where the prepared copy of a source is or will be; the name changes with all that its bytes depend on."""
+    """The folder for the prepared copy of a source; its name depends on everything that determines its bytes."""
     facts: dict[str, Any] = {
         "format": STORE_FORMAT,
         "decoder": DECODER_VERSION,
@@ -72,62 +73,64 @@ def store_folder(
 
 
 def open_or_build(folder: Path, build: Callable[[Path], Store]) -> Store:
-    """The store in `folder`, built there first if there is none that is whole.
+    """The store in `folder`; it is built first if it is missing or damaged.
 
-    `build` fills the folder that it is given. Whatever ends it, an exception or Ctrl-C, no part of it stays. Of two
-    processes that build at once, the first to finish wins, and the other takes what that one made.
+    `build` fills the temporary folder that it receives. If it fails or is interrupted, nothing remains. If two
+    processes build at once, both use the result of the first to finish.
 
     Raises:
-        DataError: when the cache cannot be written, or the source cannot be read.
+        DataError: when the cache cannot be written or the source cannot be read.
     """
     found = open_store(folder)
     if found is not None:
         return found
-    with _told_as_data_error(folder.parent):
+    with writing_cache(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        making = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=folder.parent))
+        making = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
     try:
         _fill(making, build)
-        with _told_as_data_error(folder.parent):
+        with writing_cache(folder.parent):
             _publish(making, folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     made = open_store(folder)
     if made is None:
         raise DataError(
-            f"cache folder {folder} changed while it was made: start again, or choose another by THAW_CACHE"
+            f"cache folder {folder} changed while it was built: start again, or name another with THAW_CACHE",
+            code="data-cache",
         )
     return made
 
 
 def _fill(making: Path, build: Callable[[Path], Store]) -> None:
-    """Builds, and tells an error of the cache's disk from one of the source, which is read meanwhile."""
+    """Run `build`, and distinguish errors of the cache's disk from errors of the source."""
     try:
         build(making)
     except OSError as error:
         inside = isinstance(error.filename, str) and making.parent in Path(error.filename).parents
         if inside or error.errno in _WRITE_ERRORS:
             raise _cache_error(making.parent, error) from error
-        raise DataError(f"the images cannot be prepared: {' '.join(str(error).split())}") from error
+        raise DataError(f"cannot prepare the images: {' '.join(str(error).split())}", code="data-source") from error
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:
-    """Refuses to start what cannot end.
+    """Check the free disk space.
 
     Raises:
-        DataError: when the disk has less free space than is needed.
+        DataError: when `folder` has less than `needed_bytes` of free space.
     """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise DataError(
             f"cache folder {folder} has {free >> 20:,} MiB free, the prepared images need {needed_bytes >> 20:,} MiB: "
-            "free some space, or choose a folder on another disk by THAW_CACHE"
+            "free some space, or name a folder on another disk with THAW_CACHE",
+            code="data-cache",
         )
 
 
 def _publish(making: Path, folder: Path) -> None:
-    """Gives a finished folder its name, past a damaged one or another process's."""
+    """Rename a finished folder to its final name, replacing a damaged one."""
     for _ in range(10):
         try:
             making.rename(folder)
@@ -137,7 +140,7 @@ def _publish(making: Path, folder: Path) -> None:
                 raise
         if open_store(folder) is not None:
             return
-        aside = folder.parent / f"{_REPLACED}{making.name[len(_BUILDING) :]}"
+        aside = folder.parent / f"{_REPLACED}{making.name[len(BUILDING) :]}"
         try:
             folder.rename(aside)
         except FileNotFoundError:
@@ -146,9 +149,9 @@ def _publish(making: Path, folder: Path) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Removes what killed processes left."""
+    """Remove folders that killed processes left."""
     for path in root.glob(".*-*"):
-        if not path.name.startswith((_BUILDING, _REPLACED)):
+        if not path.name.startswith((BUILDING, _REPLACED)):
             continue
         try:
             newest = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
@@ -159,7 +162,8 @@ def _sweep(root: Path) -> None:
 
 
 @contextmanager
-def _told_as_data_error(root: Path) -> Iterator[None]:
+def writing_cache(root: Path) -> Iterator[None]:
+    """Report an OSError as a cache folder that cannot be written."""
     try:
         yield
     except OSError as error:
@@ -168,18 +172,19 @@ def _told_as_data_error(root: Path) -> Iterator[None]:
 
 def _cache_error(root: Path, error: OSError) -> DataError:
     return DataError(
-        f"cache folder {root} cannot be written ({error.strerror or error}): "
-        "make room or give permission, or choose another folder by THAW_CACHE"
+        f"cannot write to cache folder {root} ({error.strerror or error}): "
+        "check its free space and permissions, or name another folder with THAW_CACHE",
+        code="data-cache",
     )
 
 
 def take_rows(
     images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], root: Path, memory_bytes: int = 1 << 30
 ) -> npt.NDArray[np.uint8]:
-    """Some of the images [N, h, w, c], in the order of `rows`: a view where they lie together, else a copy.
+    """Some of the images [N, h, w, c], in the order of `rows`: a view if the rows are consecutive, else a copy.
 
-    A copy of more than `memory_bytes` is a mapped file without a name in the cache folder, which the system can page
-    out, and which vanishes with the process.
+    A copy of more than `memory_bytes` is a memory-mapped temporary file in the cache folder, which the system can page
+    out. It disappears with the process.
     """
     count = len(rows)
     if count and np.array_equal(rows, np.arange(rows[0], rows[0] + count)):
@@ -190,7 +195,7 @@ def take_rows(
         result.flags.writeable = False
         return result
     step = max(1, (64 << 20) // image_bytes)
-    with _told_as_data_error(root):
+    with writing_cache(root):
         root.mkdir(parents=True, exist_ok=True)
         check_room(root, count * image_bytes)
         with tempfile.TemporaryFile(dir=root) as file:

@@ -1,4 +1,4 @@
-"""What a source holds, before any image is decoded: entries, labels and classes of every split."""
+"""The content of a source before any image is decoded: entries, labels and classes of each split."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SPLIT_NAMES: Mapping[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-"""Names of folders and files, in lower case, that make a split."""
+"""Names of folders and files that denote a split, in lower case."""
 
 Payload = bytes | str | None
-"""An encoded image, the path of one, or None where the image is missing."""
+"""An encoded image, the path of one, or None for a missing image."""
 
 NO_LABEL = -1
 
@@ -43,10 +43,9 @@ class Entries:
 
     Attributes:
         names: N names for messages.
-        labels: int64 [N], 0 to K-1; -1 where the label is missing or out of range (told in the catalog's problems).
-        batches: makes a fresh iterator over all N payloads, some at a time.
-        array: the images themselves, uint8 or uint16 [N, H, W, C], where they need no decoding; `batches` is not used
-            then.
+        labels: int64 [N], 0 to K-1; -1 if the label is missing or out of range (see the catalog's problems).
+        batches: returns a new iterator over all N payloads, in batches.
+        array: the decoded images, uint8 or uint16 [N, H, W, C]; `batches` is then unused.
     """
 
     names: Sequence[str]
@@ -57,12 +56,12 @@ class Entries:
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Which images belong together, such as those of one person; no split may separate them.
+    """Images that belong together, such as those of one person; no split separates them.
 
     Attributes:
-        by: how they were told, in words; empty where there are no groups.
-        names: their G names.
-        numbers: int64 [N] a split, 0 to G-1.
+        by: what defines the groups, in words; "" if there are none.
+        names: G group names.
+        numbers: the group of each image, int64 [N] in 0 to G-1, by split.
     """
 
     by: str = ""
@@ -72,14 +71,14 @@ class Groups:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """A source as it was found.
+    """The content of a source.
 
     Attributes:
         classes: K class names.
-        named: False where the classes are numbers without names.
-        splits: the splits that the source has.
-        problems: what was wrong with files and labels.
-        groups: of the images of these splits.
+        named: False if the classes are numbers without names.
+        splits: the splits of the source.
+        problems: problems of files and labels.
+        groups: groups of the images.
     """
 
     classes: tuple[str, ...]
@@ -91,16 +90,16 @@ class Catalog:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source that was found but not read yet.
+    """A source that has been found but not read yet.
 
     Attributes:
-        name: what the source is called, one printable line.
-        facts: JSON-ready facts that change whenever the content may have changed (paths, sizes, times of change); they
-            are cheap to have, and name the cached copy. None for data that is in memory already.
-        read: makes the catalog; may be slow.
-        usual_input: the input that "auto" means for this source, where that is a convention ("28x28x1" for digits).
-        problems: what is to be told about how the source was named; not kept with the cached copy.
-        has_files: whether its images are files with paths, which a pattern can choose from.
+        name: the name of the source, one printable line.
+        facts: JSON-ready facts that change when the content may have changed (paths, sizes, modification times); they
+            identify the cached copy. None for data in memory, which is not cached.
+        read: reads the catalog; may be slow.
+        usual_input: what input "auto" means for this source by convention ("28x28x1" for digits), or "".
+        problems: notes on how the source was named; not stored in the cached copy.
+        has_files: whether the images are files with paths, from which a pattern can choose.
     """
 
     name: str
@@ -112,17 +111,17 @@ class Source:
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts "image10" behind "image9", and apart from that as text."""
-    parts = re.split(r"([0-9]{1,4000})", text)  # Python refuses to read longer numbers
+    """A sort key that puts "image10" after "image9"."""
+    parts = re.split(r"([0-9]{1,4000})", text)  # Python refuses to parse longer numbers
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
 def source_name(text: str) -> str:
-    """What a source is called, in one printable line that is never empty."""
+    """The name of a source as one printable line that is not empty."""
     return printable(text) or "data"
 
 
 def slug(text: str) -> str:
-    """A name that is safe in a folder name on any system: up to 60 lower case letters, digits, "_" and "-"."""
+    """A name that is safe in a folder name: up to 60 lowercase letters, digits, "_" and "-"."""
     plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9_]+", "-", plain)[:_LONGEST_SLUG].strip("-") or "data"

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set as a whole: classes, duplicates, and images that could not be read."""
+"""Checks of a whole data set: classes, duplicates, and images that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from thaw.data.problems import Problem
 from thaw.data.splits import Rows, crossing_pairs, identical_groups
 from thaw.data.store import Store
 
-# A class this many times larger than another is told.
-_LOPSIDED = 10
+# A larger ratio of the largest class to the smallest is a warning.
+_IMBALANCED = 10
 
 LEFT_OUT_KINDS = ("unreadable", "label", "format", "link")
-"""Kinds of problems whose images are left out where broken images may be skipped."""
+"""Kinds of problems whose images are skipped with `skip_broken`."""
 
 _HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
 def find_problems(store: Store, *, skip_broken: bool, folds: int) -> list[Problem]:
-    """Everything that is wrong with a source, or was converted in it.
+    """All problems of a source, and the conversions of its images.
 
     Args:
         store: the prepared source.
-        skip_broken: images that cannot be read or have no label are left out, and only warned about.
-        folds: how many folds training will use, 0 for none.
+        skip_broken: skip images that cannot be read or have no label, with a warning.
+        folds: number of folds that training will use; 0 for none.
     """
     return [
         *unusable_images(store, skip_broken=skip_broken),
@@ -40,7 +40,7 @@ def find_problems(store: Store, *, skip_broken: bool, folds: int) -> list[Proble
 
 
 def unusable_images(store: Store, *, skip_broken: bool) -> list[Problem]:
-    """Images that cannot be read or have no label: errors, or warnings where they may be skipped."""
+    """Images that cannot be read or have no label: errors, or warnings with `skip_broken`."""
     problems = [problem for problem in store.problems if _is_left_out(problem)]
     if store.unreadable:
         count = len(store.unreadable)
@@ -54,16 +54,16 @@ def _is_left_out(problem: Problem) -> bool:
 
 
 def as_skippable(problems: Iterable[Problem], *, skip_broken: bool) -> list[Problem]:
-    """Problems of single images: warnings where these may be skipped, else errors that say how to."""
+    """Problems of single images: warnings with `skip_broken`, else errors with a hint."""
     if skip_broken:
-        return [replace(problem, severity="warning", message=f"left out: {problem.message}") for problem in problems]
-    hint = " (mend or remove them, or leave them out with --skip-broken)"
+        return [replace(problem, severity="warning", message=f"skipped: {problem.message}") for problem in problems]
+    hint = " (fix or remove them, or skip them with --skip-broken)"
     return [replace(problem, message=problem.message + hint) for problem in problems]
 
 
 def _classes(store: Store, folds: int) -> list[Problem]:
     if "train" not in store.labels:
-        return [Problem("split", "error", f"no training images, only a {' and a '.join(store.labels)} split")]
+        return [Problem("split", "error", f"no training images, only {' and '.join(store.labels)} images")]
     if not len(store.labels["train"]):
         return [Problem("split", "error", "the training split has no usable image")]
     for split in _HELD_OUT:
@@ -81,22 +81,24 @@ def _classes(store: Store, folds: int) -> list[Problem]:
             problems.append(Problem("class", "error", message, lacking))
     if int((train > 0).sum()) == 1:
         problems.append(
-            Problem("class", "error", "one class only, at least two are needed", _class_names(store, train > 0))
+            Problem("class", "error", "only one class: expected at least two", _class_names(store, train > 0))
         )
     empty = _class_names(store, (train == 0) & (elsewhere == 0))
     if empty:
-        problems.append(Problem("class", "error", "classes with no image (add some, or remove the class)", empty))
+        problems.append(Problem("class", "error", "classes without images (add some, or remove the class)", empty))
     problems += _small_classes(store, folds)
     present = train[train > 0]
-    if len(present) and present.max() > _LOPSIDED * present.min():
+    if len(present) and present.max() > _IMBALANCED * present.min():
         largest, smallest = store.classes[int(train.argmax())], _class_names(store, train == present.min())
-        message = f"lopsided: {largest} has {present.max():,} training images, the smallest class {present.min():,}"
+        message = (
+            f"class imbalance: {largest} has {present.max():,} training images, the smallest class {present.min():,}"
+        )
         problems.append(Problem("balance", "warning", message, smallest))
     return problems
 
 
 def _small_classes(store: Store, folds: int) -> list[Problem]:
-    """Classes that the cuts, or the folds after a test cut, would leave without an image on one side."""
+    """Classes with too few images for a part in each split and fold."""
     cuts = [name for name in ("validation", "test") if name not in store.labels]
     labels = store.labels["train"]
     first = np.unique(identical_groups(store.facts["train"].originals), return_index=True)[1]
@@ -108,13 +110,12 @@ def _small_classes(store: Store, folds: int) -> list[Problem]:
         return []
     names = tuple(f"{store.classes[row]} ({different[row]})" for row in np.flatnonzero(few))
     wants = " and ".join([f"{folds} folds" if folds else "training", *cuts])
-    return [
-        Problem("class", "error", f"classes with fewer different images than the {needed} that {wants} need", names)
-    ]
+    message = f"classes with too few different images ({wants} need {needed} of each class)"
+    return [Problem("class", "error", message, names)]
 
 
 def fold_problems(store: Store, train: Rows, groups: Rows, folds: int) -> list[Problem]:
-    """Classes of which the rows that are left for training hold fewer different images than there are folds."""
+    """Classes with fewer different training images than folds."""
     if not folds:
         return []
     labels = store.labels["train"]
@@ -122,7 +123,7 @@ def fold_problems(store: Store, train: Rows, groups: Rows, folds: int) -> list[P
     different = np.bincount(labels[first], minlength=len(store.classes))
     few = np.flatnonzero(different < folds)
     names = tuple(f"{store.classes[row]} ({different[row]})" for row in few)
-    message = f"classes with fewer different training images than {folds} folds need"
+    message = f"classes with too few different training images for {folds} folds"
     return [Problem("class", "error", message, names)] if names else []
 
 
@@ -147,7 +148,7 @@ def _duplicates(store: Store) -> list[Problem]:
 
 
 def _same(store: Store, first: tuple[Split, int], second: tuple[Split, int]) -> str:
-    """Two identical images, and their classes where these differ."""
+    """Two identical images, and their classes if these differ."""
     names = [store.names[split][row] for split, row in (first, second)]
     classes = [store.classes[store.labels[split][row]] for split, row in (first, second)]
     return f"{names[0]} = {names[1]}" + (f" ({classes[0]}, {classes[1]})" if classes[0] != classes[1] else "")
@@ -163,16 +164,16 @@ def _repeated(store: Store) -> list[Problem]:
     originals = first[groups[repeats]]
     clash = labels[repeats] != labels[originals]
     problems = []
-    told = [f"{names[a]} = {names[b]}" for a, b in zip(originals.tolist(), repeats.tolist(), strict=True)]
+    equal = [f"{names[a]} = {names[b]}" for a, b in zip(originals.tolist(), repeats.tolist(), strict=True)]
     if clash.any():
         clashing = tuple(
             f"{text} ({store.classes[labels[a]]}, {store.classes[labels[b]]})"
-            for text, a, b, differs in zip(told, originals, repeats, clash, strict=True)
+            for text, a, b, differs in zip(equal, originals, repeats, clash, strict=True)
             if differs
         )
         problems.append(Problem("duplicate", "warning", "identical images of different classes", clashing))
-    message = "identical images in the training split (they stay together when parts are cut off)"
-    problems.append(Problem("repeat", "note", message, tuple(told)))
+    message = "identical images in the training split (the splits keep them together)"
+    problems.append(Problem("repeat", "note", message, tuple(equal)))
     return problems
 
 

@@ -1,9 +1,9 @@
-"""Some images at a time: from payloads to pixels of the model's size, with what is known about each image."""
+"""From payloads to pixels of the model's input size, a batch at a time, with facts about each image."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,9 +22,9 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What images become: a size, a way to fit, and 1 or 3 channels, or 0 where the images decide.
+    """The form of prepared images: size, fit, and 1 or 3 channels; 0 channels if the images decide.
 
-    `range` is what their values are scaled by where they have more than 8 bits (`thaw.data.scaling`).
+    `range` scales values of more than 8 bits (`thaw.data.scaling`).
     """
 
     height: int
@@ -35,31 +35,31 @@ class Target:
 
     @classmethod
     def of(cls, input_spec: InputSpec) -> Target:
-        """What a model's input specification asks for."""
+        """The target of a model's input specification."""
         names = ("height", "width", "channels", "fit", "range")
         return cls(**{name: getattr(input_spec, name) for name in names})
 
     def input_spec(self, channels: int) -> InputSpec:
-        """The input specification for images with this many channels of their own."""
+        """The input specification for images that have `channels` channels."""
         channels = self.channels or channels
         return InputSpec(height=self.height, width=self.width, channels=channels, fit=self.fit, range=self.range)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known about each of n images.
+    """Facts about each of n images.
 
     Attributes:
         sizes: int32 [n, 2], height and width before resizing.
         gray: bool [n], whether the original is gray by content.
         originals: uint8 [n, 16], a digest of the decoded original; equal for identical images.
-        prepared: uint8 [n, 16], a digest of the pixels handed on.
-        sums: int64 [n, 3], sum of the prepared pixels a channel (gray ones threefold).
+        prepared: uint8 [n, 16], a digest of the prepared pixels.
+        sums: int64 [n, 3], sum of the prepared pixels per channel (three equal sums for gray images).
         squares: int64 [n, 3], sum of their squares.
-        wide: bool [n], whether the original has more than 8 bits a channel; what follows is 0 where it has not.
-        spans: uint16 [n, 2], lowest and highest value of the original that count (`scaling.value_span`).
+        wide: bool [n], whether the original has more than 8 bits per channel; if not, the following are 0.
+        spans: uint16 [n, 2], lowest and highest relevant value of the original (`scaling.value_span`).
         levels: int32 [n, 2], levels in use after scaling to bytes, and before (`scaling.Use`).
-        outside: float32 [n], share of values outside the range by which they were scaled.
+        outside: float32 [n], share of values outside the range.
     """
 
     sizes: npt.NDArray[np.int32]
@@ -86,19 +86,19 @@ FACT_SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
     "levels": ("<i4", (2,)),
     "outside": ("<f4", ()),
 }
-"""dtype and shape of one image's facts, by the names of `Facts`."""
+"""dtype and shape of the facts about one image, by the field names of `Facts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A decoded chunk.
+    """A decoded batch.
 
     Attributes:
-        pixels: uint8 [n, h, w, c], c = 1 where every image of the chunk is gray, else 3 (or as the target says).
-        facts: of these n images.
+        pixels: uint8 [n, h, w, c]; c as in the target, or 1 if every image is gray, else 3.
+        facts: facts about these n images.
         kept: their n places among the payloads.
         modes: their n pixel formats.
-        rules: conversion rule -> places of the images it was applied to.
+        rules: conversion rule -> places of the images that it was applied to.
         failures: place -> why the image could not be decoded.
     """
 
@@ -110,8 +110,16 @@ class Chunk:
     failures: dict[int, str] = field(default_factory=dict)
 
 
-def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
-    """Decodes and resizes; what fails is told in `failures`, and never raises."""
+def decode_chunk(
+    payloads: Sequence[Payload], target: Target, *, before: Callable[[int], object] | None = None
+) -> Chunk:
+    """Decode and resize images; an image that cannot be decoded is listed in `failures`.
+
+    Args:
+        payloads: encoded images or paths.
+        target: size and channels of the result.
+        before: called with the place of each image before it is decoded.
+    """
     parts: list[Pixels] = []
     kept: list[int] = []
     modes: list[str] = []
@@ -123,6 +131,8 @@ def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
     failures: dict[int, str] = {}
     with quiet_decoding():
         for place, payload in enumerate(payloads):
+            if before is not None:
+                before(place)
             try:
                 decoded = decode_image(payload)
                 small = resize(decoded.pixels, target.input_spec(decoded.pixels.shape[2]))
@@ -147,7 +157,7 @@ def decode_chunk(payloads: Sequence[Payload], target: Target) -> Chunk:
 
 
 def convert_chunk(images: Values, target: Target) -> Chunk:
-    """The same for images uint8 or uint16 [n, H, W, C] that are decoded already, without a loop where all are alike."""
+    """`decode_chunk` for images uint8 or uint16 [n, H, W, C] that are already decoded."""
     count, height, width, channels = images.shape
     gray = np.ones(count, dtype=np.bool_)
     originals = images
@@ -171,12 +181,12 @@ def _stack(parts: Sequence[Pixels], target: Target) -> Pixels:
     channels = target.channels or max((part.shape[2] for part in parts), default=1)
     pixels = np.empty((len(parts), target.height, target.width, channels), dtype=np.uint8)
     for place, part in enumerate(parts):
-        pixels[place] = part  # one channel spreads over three
+        pixels[place] = part  # broadcasts one channel to three
     return pixels
 
 
 _Depth = tuple[bool, tuple[int, int], Use]
-"""Of one image: what the last four of `Facts` say."""
+"""The last four fields of `Facts` for one image."""
 
 _EIGHT_BITS: _Depth = (False, (0, 0), Use(0, 0, 0.0))
 
@@ -203,9 +213,9 @@ def _facts(
     depths: Sequence[_Depth],
 ) -> Facts:
     count = len(pixels)
-    # A gray image has the same digest alone and among color images.
+    # A gray image has the same digest in a gray chunk as among color images.
     prepared = [_digest(image[..., :1] if is_gray else image) for image, is_gray in zip(pixels, gray, strict=True)]
-    # A NumPy integer sum over bytes keeps 64 bits: 1024 * 1024 * 255**2 needs 37.
+    # 64-bit sums suffice: 1024 * 1024 * 255**2 needs 37 bits.
     sums = pixels.sum(axis=(1, 2), dtype=np.int64)
     squares = np.square(pixels, dtype=np.uint16).sum(axis=(1, 2), dtype=np.int64)
     return Facts(
@@ -223,7 +233,7 @@ def _facts(
 
 
 def join_facts(parts: Sequence[Facts]) -> Facts:
-    """The facts of several chunks as one."""
+    """Concatenate the facts of several chunks."""
     joined = {}
     for name, (kind, shape) in FACT_SHAPES.items():
         columns = [getattr(part, name) for part in parts]

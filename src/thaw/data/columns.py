@@ -1,4 +1,4 @@
-"""Which column of a table is what: images, classes, splits, groups."""
+"""The roles of the columns of a table: images, classes, splits, groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thaw.data.settings import DataSettings
 from thaw.errors import DataError
 from thaw.quoting import given, listed, shown
 
-# Where several columns could be the class, a plain name decides.
+# If several columns could be the class, these names decide.
 _LABEL_NAMES = ("label", "labels", "class", "target")
 _SPLIT_NAMES = ("split", "set", "subset", "partition")
 _GROUP_NAMES = ("group", "groups", "group_id")
@@ -24,12 +24,12 @@ _ROWS_LOOKED_AT = 1000
 _MOSTLY = 0.9
 
 Column = Callable[[str], Sequence[object]]
-"""A column's values by its name."""
+"""Returns the values of a column by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """Names of the columns of a table; "" where there is none."""
+    """The column of each role; "" if there is none."""
 
     image: str
     label: str
@@ -46,23 +46,23 @@ def choose_roles(
     images: Callable[[], Sequence[str]],
     labels: Callable[[Sequence[str]], Sequence[str]],
 ) -> Roles:
-    """What each column is, by the settings, else by names and content.
+    """The role of each column, by the settings, else by names and content.
 
     Args:
         where: the table, for messages.
         names: all columns.
-        column: gives a column's values.
-        settings: columns that are named.
-        images: gives the columns that could hold images.
-        labels: gives those that could hold classes, of the columns that are left.
+        column: returns the values of a column.
+        settings: the columns named by the user.
+        images: returns the columns that could hold images.
+        labels: returns those of the remaining columns that could hold classes.
 
     Raises:
-        DataError: for a column that is not there, or several that could be meant.
+        DataError: for a missing or ambiguous column.
     """
     image = _choose("image", settings.image_column, images, names, where)
     split = settings.split_column
     if split and split != _NO_COLUMN and split not in names:
-        raise DataError(_no_column(where, "split", split, names))
+        raise _no_column(where, "split", split, names)
     if not split:
         split = next((name for name in names if name.lower() in _SPLIT_NAMES and _tells_splits(column(name))), "")
     split = "" if split == _NO_COLUMN else split
@@ -72,7 +72,8 @@ def choose_roles(
     left = [name for name in names if name not in {image, split, group}]
     label = _choose("label", settings.label_column, lambda: _plain_names(left, labels(left), column), names, where)
     if len({image, label, *filter(None, (split, group))}) < 2 + bool(split) + bool(group):
-        raise DataError(f"{where}: a column is used twice: {listed(filter(None, (image, label, split, group)))}")
+        message = f"{where}: a column is used twice: {listed(filter(None, (image, label, split, group)))}"
+        raise DataError(message, code="data-columns")
     return Roles(image=image, label=label, split=split, group=group)
 
 
@@ -94,34 +95,37 @@ def _plain_names(left: Sequence[str], found: Sequence[str], column: Column) -> S
 def _choose(what: str, wanted: str, candidates: Callable[[], Sequence[str]], names: Sequence[str], where: str) -> str:
     if wanted:
         if wanted not in names:
-            raise DataError(_no_column(where, what, wanted, names))
+            raise _no_column(where, what, wanted, names)
         return wanted
     found = candidates()
     if not found:
-        kind = "label column (of whole numbers or texts)" if what == "label" else f"{what} column"
-        raise DataError(f"{where} has no {kind} among {listed(names)}: name one with data.{what}_column")
+        kind = "label column (of integers or strings)" if what == "label" else f"{what} column"
+        message = f"{where} has no {kind} among {listed(names)}: name one with data.{what}_column"
+        raise DataError(message, code="data-columns")
     if len(found) > 1:
-        raise DataError(f"{where} has several {what} columns: choose data.{what}_column from {listed(found)}")
+        message = f"{where} has several {what} columns: choose data.{what}_column from {listed(found)}"
+        raise DataError(message, code="data-columns")
     return found[0]
 
 
-def _no_column(where: str, what: str, wanted: str, names: Sequence[str]) -> str:
-    return f"{where} has no column {shown(wanted)}: {what}_column must be one of {listed(names)}"
+def _no_column(where: str, what: str, wanted: str, names: Sequence[str]) -> DataError:
+    message = f"{where} has no column {shown(wanted)}: {what}_column must be one of {listed(names)}"
+    return DataError(message, code="data-columns")
 
 
 def split_named(value: object) -> Split | None:
-    """The split that a cell means."""
+    """The split that a cell names, if any."""
     return SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
 
 
 def _tells_splits(values: Sequence[object]) -> bool:
-    """Whether a column that is called so tells splits: mostly, and some rows are for training."""
+    """Whether most values of a column name a split, and some name the training split."""
     found = [split_named(value) for value in values]
     return "train" in found and 2 * sum(split is None for split in found) < len(found)
 
 
 def rows_of_splits(values: Sequence[object], column: str) -> tuple[dict[Split, list[int]], list[Problem]]:
-    """The rows of each split by a column; rows of other words are not used, which is told.
+    """The rows of each split by a column; rows with other values are ignored, with a warning.
 
     Raises:
         DataError: when no row is for training.
@@ -138,16 +142,17 @@ def rows_of_splits(values: Sequence[object], column: str) -> tuple[dict[Split, l
     if "train" not in rows:
         found = ", ".join([*rows, *others][:10])
         raise DataError(
-            f"column {shown(column)} tells splits, but none for training: expected train, found {found or 'nothing'}"
+            f"split column {shown(column)} has no training rows: expected train, found {found or 'nothing'}",
+            code="data-split",
         )
     names = tuple(f"{word} ({count:,})" for word, count in others.items())
-    message = f"rows that column {shown(column)} puts in no split are not used (expected train, validation or test)"
+    message = f"rows without a split in column {shown(column)} are ignored (expected train, validation or test)"
     problems = [Problem("unused", "warning", message, names)] if others else []
     return {split: rows[split] for split in SPLITS if split in rows}, problems
 
 
 def name_image_files(values: Iterable[object]) -> bool:
-    """Whether the texts of a column, nearly all, end like the names of images."""
+    """Whether nearly all values of a column have the suffix of an image file."""
     # Not `value == ""`, since a cell may hold an array.
     looked_at = islice(values, _ROWS_LOOKED_AT)
     texts = [value for value in looked_at if value is not None and not (isinstance(value, str) and not value)]

@@ -1,4 +1,4 @@
-"""A picture of a data set: a row of images for each class, under its name."""
+"""Draw a contact sheet: a row of images per class, under its name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MOST_CLASSES = 100
 
 
 def draw_sheet(images: ImageSet, per_class: int) -> Image.Image:
-    """Draws the first `per_class` images of each class, enlarged without smoothing.
+    """Draw the first `per_class` images of each class, enlarged without smoothing.
 
-    Of more than 100 classes the first 100 are shown, and the sheet says so.
+    The sheet shows at most 100 classes, with a note about the rest.
     """
     shown = images.classes[:_MOST_CLASSES]
     rows = [np.flatnonzero(images.labels == label)[:per_class] for label in range(len(shown))]
@@ -52,6 +52,6 @@ def draw_sheet(images: ImageSet, per_class: int) -> Image.Image:
 
 
 def _label(name: str, count: int) -> str:
-    """The class name in one line; control characters would break it."""
+    """The class name on one line."""
     text = clipped(printable(name), _LONGEST_LABEL)
-    return text if count else f"{text} (no image)"
+    return text if count else f"{text} (no images)"

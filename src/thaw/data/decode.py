@@ -1,20 +1,19 @@
-"""One encoded image to pixels, by stated rules.
+"""Decode one image to pixels.
 
 The rules, in this order:
 
-- A file with several frames gives its first (told as "animated", except for the camera format MPO, whose further frames
-  are previews).
-- More than 8 bits a channel are kept, as 16-bit values: `scaling` makes bytes of them, by the range of the data set.
-  PGM and PPM values are scaled from the largest that the header states to 65,535. 32-bit whole numbers must lie between
-  0 and 65,535. Floating-point pixels up to 1 are taken as 0 to 1 and scaled by 65,535, above that as 0 to 255 and
-  scaled by 257; both are rounded. Of color JPEG 2000, AVIF, and CMYK or premultiplied TIFF only the high 8 bits are
-  read.
-- A palette is expanded to its colors. CMYK, YCbCr and HSV become red-green-blue by Pillow's formulas, without color
+- The first frame of a file with several is used (reported as "animated", except for the camera format MPO, whose other
+  frames are previews).
+- Samples of more than 8 bits per channel are read as 16-bit values; `scaling` converts them to bytes by the range of
+  the data set. PGM and PPM samples are scaled from the maximum in the header to 65,535. 32-bit integers must lie
+  between 0 and 65,535. Floating-point pixels up to 1 are scaled by 65,535, larger ones up to 255 by 257, and rounded.
+  Color JPEG 2000, AVIF, and CMYK or premultiplied TIFF are read with their high 8 bits only.
+- A palette is expanded to its colors. CMYK, YCbCr and HSV are converted to RGB by Pillow's formulas, without color
   profiles.
-- Transparency is placed on white: `(value * alpha + 255 * (255 - alpha) + 127) // 255`, with 65,535 for 255 and 32,767
-  for 127 in 16 bits.
-- An image whose three channels are equal everywhere is gray, whatever the file calls itself.
-- The EXIF orientation is obeyed.
+- Transparent pixels are blended with white: `(value * alpha + 255 * (255 - alpha) + 127) // 255`, with 65,535 for 255
+  and 32,767 for 127 in 16 bits.
+- An image whose three channels are equal everywhere is gray, whatever the file declares.
+- The EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -37,62 +36,64 @@ from thaw.data.wide import has_wide_samples, is_reduced, wide_samples
 from thaw.errors import DataError
 
 DECODER_VERSION = 2
-"""Counts changes of the rules above; a cache made by other rules is not used."""
+"""Version of the rules above; a cache of another version is not used."""
 
 MAX_PIXELS = 89_478_485
-"""Larger images are refused, since a small file can unpack to fill the memory; Pillow's own limit, 256 MiB as RGB."""
+"""Larger images are refused, since a small file can expand to fill the memory. Pillow's own limit, 256 MiB as RGB."""
 
 SUFFIXES = frozenset(
     {".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"}
     | {".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-"""Endings by which a file claims to be an image."""
+"""Suffixes of image files."""
 
-# Pillow knows further formats; those that run other programs (EPS), or hold no pixels, stay shut.
+# Other formats of Pillow run external programs (EPS) or hold no pixels.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "PCX", "TGA", "ICO", "JPEG2000", "AVIF")
 
 _ORIENTATION_TAG = 0x0112
 
 _INSTEAD = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the image: git lfs pull fetches it"),
-    (b"/annex/objects/", "a git-annex pointer, not the image: git annex get fetches it"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the image: fetch it with git lfs pull"),
+    (b"/annex/objects/", "a git-annex pointer, not the image: fetch it with git annex get"),
     (b"<!doctype html", "a web page, not an image"),
     (b"<html", "a web page, not an image"),
 )
-"""What the first bytes of a file say that it is instead of an image."""
+"""First bytes of files that are not images -> what they are."""
 
 RULES = {
     "animated": "several frames: the first is used",
-    "16-bit": "more than 8 bits a channel: scaled to 0..255 by the range of the data set",
+    "16-bit": "more than 8 bits per channel: scaled to 0..255 by the range of the data set",
     "unit-float": "floating-point values from 0 to 1: taken as 0 to 65,535",
     "byte-float": "floating-point values from 0 to 255: taken as 0 to 65,535",
-    "reduced": "more than 8 bits a channel in a format of which only the high 8 are read (save as 16-bit PNG or TIFF)",
+    "reduced": "more than 8 bits per channel in a format read with its high 8 bits only (save as 16-bit PNG or TIFF)",
     "palette": "palette expanded to its colors",
-    "cmyk": "CMYK converted to red-green-blue",
-    "color-space": "other color space converted to red-green-blue",
-    "alpha": "transparency placed on white",
-    "orientation": "turned as their EXIF orientation says",
+    "cmyk": "CMYK converted to RGB",
+    "color-space": "other color space converted to RGB",
+    "alpha": "transparent pixels blended with white",
+    "orientation": "rotated by their EXIF orientation",
 }
-"""What `Decoded.rules` can hold, and how each is told."""
+"""The keys of `Decoded.rules`, and how each is reported."""
 
 LOSSY_RULES = frozenset({"reduced"})
-"""Those that may cost accuracy: a warning, not a note."""
+"""Rules that may cost accuracy: a warning instead of a note."""
 
 
 class UnreadableImageError(DataError):
-    """An image that cannot be decoded; the message is the reason without the image's name."""
+    """An image that cannot be decoded. The message is the reason, without the image's name."""
+
+    code = "data-unreadable"
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image as pixels.
+    """A decoded image.
 
     Attributes:
-        pixels: [H, W, C], C = 1 where the image is gray by content, else 3; uint8, or uint16 (0 to 65,535, not scaled)
-            where the file has more than 8 bits a channel.
+        pixels: [H, W, C], C = 1 if the image is gray by content, else 3; uint8, or uint16 (0 to 65,535, not scaled)
+            if the file has more than 8 bits per channel.
         mode: Pillow's name of the file's pixel format ("L", "RGB", "P", ...).
         rules: the keys of `RULES` that were applied.
-        span: of uint16 pixels, `scaling.value_span` before transparency was placed on white.
+        span: `scaling.value_span` of uint16 pixels, before transparent pixels were blended.
     """
 
     pixels: Values
@@ -102,10 +103,10 @@ class Decoded:
 
 
 def decode_image(data: bytes | str | Path | None) -> Decoded:
-    """Decodes an encoded image or a file.
+    """Decode an encoded image or a file.
 
     Raises:
-        UnreadableImageError: with the reason: empty, truncated, too large, no image format.
+        UnreadableImageError: with the reason, such as empty, truncated, too large, or not an image.
     """
     if data is None:
         raise UnreadableImageError("no image")
@@ -129,17 +130,17 @@ def decode_image(data: bytes | str | Path | None) -> Decoded:
 
 
 def decode_pillow(image: Image.Image) -> Decoded:
-    """Decodes an image that a program has opened or made with Pillow, by the rules for a file of it.
+    """Decode an image that was opened or created with Pillow, by the rules for files.
 
-    Of several frames it is the one that the program has chosen. Of color with 16 bits a channel, Pillow has kept 8.
+    The current frame is used. Pillow keeps 8 of 16 bits per channel of a color image.
 
     Raises:
         UnreadableImageError: with the reason.
     """
     try:
         with quiet_decoding():
-            # After the pixels, since Pillow turns those of some formats itself when it loads them, and takes the
-            # orientation away; and of the image itself, since a copy does not have all of the file's metadata.
+            # Read the orientation after the pixels, since Pillow rotates some formats itself when it loads them; and
+            # from the image itself, since a copy lacks some of the metadata.
             image.load()
             orientation = _orientation(image)
             frame = image.copy()
@@ -156,7 +157,7 @@ def decode_pillow(image: Image.Image) -> Decoded:
 
 
 def _what_instead(content: bytes) -> str:
-    """What a file holds that is called like an image and is none."""
+    """The reason why a file with the name of an image is not one."""
     head = content[:1024].lstrip()
     if not content:
         return "empty file"
@@ -165,7 +166,7 @@ def _what_instead(content: bytes) -> str:
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file's first bytes are those of a known image format; for files whose names do not say."""
+    """Whether the first bytes of a file are those of a known image format."""
     try:
         with quiet_decoding(), Image.open(path, formats=_formats()):
             return True
@@ -175,7 +176,7 @@ def looks_like_image(path: Path) -> bool:
 
 @contextmanager
 def quiet_decoding() -> Iterator[None]:
-    """Silences Pillow's warnings: what they say (odd EXIF, odd palette, large image) is covered by rules or errors."""
+    """Suppress Pillow's warnings: rules and errors cover what they report (EXIF, palettes, large images)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -196,7 +197,7 @@ def _decode_opened(image: Image.Image, content: bytes) -> Decoded:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SOURCE_SIDE:
         raise UnreadableImageError(
-            f"{width}x{height} pixels: at most {MAX_PIXELS:,} and sides of {MAX_SOURCE_SIDE:,} are read"
+            f"{width}x{height} pixels: limit {MAX_PIXELS:,} pixels and sides of {MAX_SOURCE_SIDE:,}"
         )
     rules = []
     pixels: Values
@@ -225,7 +226,7 @@ def _decode_opened(image: Image.Image, content: bytes) -> Decoded:
 
 
 def _to_bytes(image: Image.Image, rules: list[str]) -> tuple[Values, Values | None]:
-    """Color or gray bytes [H, W, C], and alpha [H, W, 1] where the image has any."""
+    """Color or gray bytes [H, W, C], and alpha [H, W, 1] if the image has any."""
     mode = image.mode
     if mode in ("L", "RGB") and "transparency" not in image.info:
         pixels = np.asarray(image)
@@ -253,23 +254,23 @@ def _on_white(pixels: Values, alpha: Values) -> Values:
 
 def _is_gray(pixels: Values) -> bool:
     red = pixels[..., 0]
-    # Most color images show it in their first row, which spares a pass over the whole.
+    # Most color images differ in their first row, which avoids a pass over the whole.
     if not np.array_equal(red[0], pixels[0, :, 1]):
         return False
     return np.array_equal(red, pixels[..., 1]) and np.array_equal(red, pixels[..., 2])
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where there is none or it cannot be read."""
+    """The EXIF orientation, 1 to 8; 1 (upright) if it is missing or cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001 (as in `decode_image`; an unreadable EXIF block does not spoil the pixels)
+    except Exception:  # noqa: BLE001 (as in `decode_image`; a damaged EXIF block does not affect the pixels)
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def orient(pixels: Values, orientation: int) -> Values:
-    """Values [H, W, C] turned upright from EXIF orientation 1 to 8 (EXIF 2.32, tag 274); 5 to 8 swap H and W."""
+    """Values [H, W, C] rotated upright from EXIF orientation 1 to 8 (EXIF 2.32, tag 274); 5 to 8 swap H and W."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     flip_rows, flip_columns = {

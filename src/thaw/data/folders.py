@@ -28,10 +28,10 @@ _FILES_A_BATCH = 32
 _UNSUPPORTED = frozenset(
     {".heic", ".heif", ".hif", ".jxl", ".dng", ".arw", ".cr2", ".cr3", ".nef", ".orf", ".raf", ".rw2"}
 )
-"""Endings of photographs that cannot be read here."""
+"""Suffixes of photographs that cannot be read here."""
 
 
-# Endings of broken links that were files of another kind; a broken link with any other may have been a folder.
+# Suffixes of broken links to files of another kind; a broken link with any other name may have been a folder.
 _FILE_ENDING = re.compile(r"\.[a-z][a-z0-9]{0,5}")
 
 
@@ -40,21 +40,24 @@ def folder_source(root: Path, walk: Walk, settings: DataSettings) -> Source:
 
     Args:
         root: the folder.
-        walk: what lies below it.
-        settings: which files count, how they are grouped, and whether names are merged.
+        walk: its files and folders.
+        settings: the file pattern, the groups, and whether names are merged.
 
     Raises:
-        DataError: for an empty folder, or images without class folders.
+        DataError: for an empty folder, or a folder without class folders.
     """
     where = shown_path(root)
     if not walk.files:
-        raise DataError(f"{where} holds no files: expected a folder with one sub-folder of images for each class")
+        raise DataError(
+            f"{where} is empty: expected a folder with one subfolder of images per class", code="data-empty"
+        )
     if all(is_hidden(folder) for folder in walk.folders):
         broken = [file for file in walk.files if file.broken and not file.hidden and not _is_image_link(file)]
         reason = f" but {_links(broken)}" if broken else ""
         raise DataError(
-            f"{where} has no class folders{reason}: expected one sub-folder of images for each class, such as "
-            f"{where}/cats and {where}/dogs"
+            f"{where} has no class folders{reason}: expected one subfolder of images per class, such as "
+            f"{where}/cats and {where}/dogs",
+            code="data-layout",
         )
     facts = {
         "folder": str(root.resolve()),
@@ -67,9 +70,9 @@ def folder_source(root: Path, walk: Walk, settings: DataSettings) -> Source:
 
 
 def split_images(root: Path, files: Sequence[FoundFile]) -> tuple[list[str], list[Problem]]:
-    """The paths of the files that are, or claim to be, images; the rest is told.
+    """The paths of all image files, and problems for the other files.
 
-    A broken link counts as the image that it should lead to, so that it is told among those that cannot be read.
+    A broken link to an image counts as an image, so that it is reported among those that cannot be read.
     """
     images, others, lost = [], [], []
     for file in files:
@@ -89,19 +92,19 @@ def split_images(root: Path, files: Sequence[FoundFile]) -> tuple[list[str], lis
     hidden = [file.path for file in others if file.hidden]
     problems = []
     if lost:
-        message = f"{len(lost):,} link{' leads' if len(lost) == 1 else 's lead'} to nothing"
-        told = tuple(f"{encodable(file.path)} ({file.broken})" for file in lost)
-        problems.append(Problem("link", "error", message, told))
+        message = f"{len(lost):,} broken link{'' if len(lost) == 1 else 's'}"
+        names = tuple(f"{encodable(file.path)} ({file.broken})" for file in lost)
+        problems.append(Problem("link", "error", message, names))
     if photos:
         kinds = ", ".join(sorted({_suffix(path)[1:].upper() for path in photos}))
-        message = f"{_count(photos)} in a format that cannot be read here ({kinds}; convert to JPEG or PNG)"
+        message = f"{_count(photos)} in a format that cannot be read ({kinds}; convert to JPEG or PNG)"
         problems.append(Problem("format", "error", message, _printable(photos)))
     if stray:
-        message = f"{_count(stray)} {'is no image and is' if len(stray) == 1 else 'are no images and are'} not used"
-        told = tuple(encodable(file.path) + (f" ({file.broken})" if file.broken else "") for file in stray)
-        problems.append(Problem("stray", "warning", message, told))
+        message = f"{_count(stray)} that {'is not an image' if len(stray) == 1 else 'are not images'}, ignored"
+        names = tuple(encodable(file.path) + (f" ({file.broken})" if file.broken else "") for file in stray)
+        problems.append(Problem("stray", "warning", message, names))
     if hidden:
-        message = f"{_count(hidden)} out of sight, as system files are, not used"
+        message = f"{_count(hidden)} hidden, ignored"
         problems.append(Problem("hidden", "note", message, _printable(hidden)))
     return images, problems
 
@@ -119,18 +122,18 @@ def _printable(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def path_batches(root: Path, paths: Sequence[str]) -> Iterator[Sequence[Payload]]:
-    """Full paths, some at a time."""
+    """Full paths, in batches."""
     for start in range(0, len(paths), _FILES_A_BATCH):
         yield [str(root / path) for path in paths[start : start + _FILES_A_BATCH]]
 
 
 def _is_image_link(file: FoundFile) -> bool:
-    """Whether a broken link should lead to an image, by its own name or that of its target."""
-    return _suffix(file.path) in SUFFIXES or _suffix(file.broken.split(" is not there")[0]) in SUFFIXES
+    """Whether a broken link is one to an image, by its own name or that of its target."""
+    return _suffix(file.path) in SUFFIXES or _suffix(file.broken.split(" does not exist")[0]) in SUFFIXES
 
 
 def _links(files: Sequence[FoundFile]) -> str:
-    return "links that lead to nothing (" + ", ".join(f"{shown_path(f.path)}: {f.broken}" for f in files[:3]) + ")"
+    return "broken links (" + ", ".join(f"{shown_path(f.path)}: {f.broken}" for f in files[:3]) + ")"
 
 
 def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalog:
@@ -143,7 +146,8 @@ def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalog:
     classes = sorted(set(named.values()), key=natural_key)
     if len(classes) < len({folded(name) for name in layout.classes} if settings.merge_spellings else layout.classes):
         raise DataError(
-            f"{shown_path(root)} has class folders whose names print alike: rename those that are not UTF-8"
+            f"{shown_path(root)} has class folders whose names look alike: rename those that are not UTF-8",
+            code="data-classes",
         )
     order = {name: index for index, name in enumerate(classes)}
     splits: dict[Split, Entries] = {}
@@ -155,12 +159,12 @@ def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalog:
     groups, grouping = groups_by_pattern(
         {split: [path for path, _ in layout.files[split]] for split in splits}, settings.group_by
     )
-    told = (*problems, *layout.problems, *merged, *grouping, *([pairs] if pairs else []))
-    return Catalog(classes=tuple(classes), splits=splits, problems=told, groups=groups)
+    problems = [*problems, *layout.problems, *merged, *grouping, *([pairs] if pairs else [])]
+    return Catalog(classes=tuple(classes), splits=splits, problems=tuple(problems), groups=groups)
 
 
 def _chosen_images(root: Path, walk: Walk, settings: DataSettings) -> tuple[list[str], list[Problem]]:
-    """The images that the settings choose, and what was found beside them."""
+    """The images that the settings choose, and problems of the other files."""
     found, problems = split_images(root, walk.files)
     if walk.loops:
         message = "links to a folder above them are not followed"
@@ -171,7 +175,8 @@ def _chosen_images(root: Path, walk: Walk, settings: DataSettings) -> tuple[list
             reason = " (there are .dvc files: fetch the images with dvc pull)"
         raise DataError(
             f"{shown_path(root)} holds {len(walk.files):,} files but no images{reason}: "
-            "expected one sub-folder of images for each class"
+            "expected one subfolder of images per class",
+            code="data-empty",
         )
     if not settings.pattern:
         return found, problems
@@ -179,7 +184,7 @@ def _chosen_images(root: Path, walk: Walk, settings: DataSettings) -> tuple[list
     require_match(shown_path(root), settings.pattern, found, images)
     if len(images) < len(found):
         message = (
-            f"data.pattern {shown(settings.pattern)} leaves out {len(found) - len(images):,} of {len(found):,} images"
+            f"data.pattern {shown(settings.pattern)} excludes {len(found) - len(images):,} of {len(found):,} images"
         )
         problems.append(Problem("pattern", "note", message))
     return images, problems

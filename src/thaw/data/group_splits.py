@@ -1,4 +1,4 @@
-"""Cutting parts off where images belong to groups that must stay whole, such as those of one person."""
+"""Split a data set whose images belong to groups that must stay together, such as those of one person."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from thaw.data.splits import Rows
 from thaw.errors import DataError
 from thaw.seeds import derive, numpy_generator
 
-# A cut without an image of some class, or one that leaves a class in too few groups, is worse than any share.
+# A cut without images of a class, or one that leaves a class in too few groups, is worse than any deviation.
 _NONE_CUT = 4.0
 _TOO_FEW_LEFT = 16.0
 
@@ -20,7 +20,7 @@ _GROUPS_LOOKED_AT = 60_000
 
 
 def join_groups(identical: Rows, named: Rows) -> Rows:
-    """Groups that hold whole groups of both kinds: images that are linked by any chain of the two.
+    """The connected components of two groupings: images linked by any chain of groups of either kind.
 
     Args:
         identical: int64 [N], equal for identical images.
@@ -46,7 +46,7 @@ def join_groups(identical: Rows, named: Rows) -> Rows:
 
 
 def groups_of_classes(labels: Rows, groups: Rows, classes: int) -> Rows:
-    """How many groups hold each class.
+    """The number of groups that hold each class.
 
     Args:
         labels: int64 [N], 0 to K-1.
@@ -62,7 +62,7 @@ def groups_of_classes(labels: Rows, groups: Rows, classes: int) -> Rows:
 
 @dataclass
 class _Cut:
-    """A choice of groups, and what it costs; the last class stands for all images."""
+    """A choice of groups and its cost; the last class represents all images."""
 
     images: list[int]
     groups: list[int]
@@ -71,10 +71,10 @@ class _Cut:
 
 
 class _Search:
-    """Groups by class, and how far a cut of them is from a share of each class."""
+    """Groups by class, and the deviation of a cut from the wanted share of each class."""
 
     def __init__(self, labels: Rows, groups: Rows, fraction: float, left: int) -> None:
-        """As `cut_off_groups`; groups are numbered from 0 without a gap."""
+        """As `cut_off_groups`; groups are numbered from 0 without gaps."""
         pairs, counts = np.unique(np.stack([groups, labels], axis=1), axis=0, return_counts=True)
         classes = int(labels.max()) + 1
         self.members: list[list[tuple[int, int]]] = [[] for _ in range(int(groups.max()) + 1)]
@@ -87,14 +87,14 @@ class _Search:
         self.fraction, self.left = fraction, left
 
     def cost(self, label: int, images: int, groups: int) -> float:
-        """Of one class: the squared distance from its share, and what is wrong with its sides."""
+        """The squared deviation of a class from its share, and penalties for missing images or groups."""
         share = images / self.images[label] - self.fraction
         missing = max(0, self.left - (self.groups[label] - groups))
         cost: float = share * share + (0 if images else _NONE_CUT) + _TOO_FEW_LEFT * missing
         return cost
 
     def descend(self, order: list[int]) -> _Cut:
-        """From nothing, take each group in turn into the cut or out of it, where that costs less."""
+        """Greedy descent: move each group into or out of the cut while that lowers the cost."""
         present = [label for label, count in enumerate(self.images) if count]
         start = sum(self.cost(label, 0, 0) for label in present)
         cut = _Cut([0] * len(self.images), [0] * len(self.images), [False] * len(self.members), start)
@@ -116,7 +116,7 @@ class _Search:
         return cut
 
     def lacking(self, cut: _Cut) -> list[int]:
-        """Classes that the cut has no image of, or leaves in too few groups."""
+        """Classes that are missing in the cut, or remain in too few groups."""
         return [
             label
             for label in range(len(self.images) - 1)
@@ -127,21 +127,21 @@ class _Search:
 def cut_off_groups(
     labels: Rows, groups: Rows, fraction: float, seed: int, name: str, *, left: int
 ) -> tuple[Rows, Rows, list[int]]:
-    """Splits rows into those that stay and those that are cut off; groups stay whole.
+    """Cut a part off the rows; groups stay together.
 
-    Of every class about `fraction` of the images is cut off: a local search from several random orders takes the choice
-    of groups with the least sum of squared distances from that share. A class has an image on both sides.
+    A local search from several random orders chooses groups with about `fraction` of the images of each class: those
+    with the least sum of squared deviations. Each class has images on both sides.
 
     Args:
         labels: int64 [N].
         groups: int64 [N].
         fraction: above 0 and below 1.
-        seed: the run's seed.
-        name: what is cut off ("test", "validation"); each has a random stream of its own.
-        left: in how many groups each class has to stay.
+        seed: the seed of the run.
+        name: the split that is cut off ("test", "validation"); each has its own random stream.
+        left: number of groups of each class that must remain.
 
     Returns:
-        The rows that stay and the rows cut off, int64, both ascending, and the classes for which no choice was found.
+        The remaining rows and the rows that are cut off, int64, both ascending; and the classes without a solution.
     """
     numbers = np.unique(groups, return_inverse=True)[1]
     search = _Search(labels, numbers, fraction, left)
@@ -155,29 +155,31 @@ def cut_off_groups(
 
 
 def group_folds(labels: Rows, folds: int, seed: int, groups: Rows) -> list[tuple[Rows, Rows]]:
-    """Folds by scikit-learn's StratifiedGroupKFold, shuffled by the seed: groups stay whole, classes nearly even.
+    """Folds by scikit-learn's StratifiedGroupKFold, shuffled by the seed: groups stay together, classes balanced.
 
     Args:
         labels: int64 [N].
-        folds: how many, from 2.
-        seed: the run's seed.
+        folds: number of folds, at least 2.
+        seed: the seed of the run.
         groups: int64 [N].
 
     Returns:
-        A fold each: the rows to train on and the rows to validate on, int64, both ascending.
+        For each fold, the rows to train on and the rows to validate on, int64, both ascending.
 
     Raises:
-        DataError: when a class lies in fewer groups than there are folds, or a fold would train without some class.
+        DataError: when a class has fewer groups than folds, or a fold would train without some class.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     per_class = groups_of_classes(labels, groups, int(labels.max()) + 1)
     fewest = int(per_class[np.unique(labels)].min())
     if fewest < folds:
-        raise DataError(f"a class lies in {fewest} groups of training images: {folds} folds need at least {folds}")
-    # scikit-learn takes seeds of 32 bits.
+        message = f"a class has {fewest} groups of training images: expected at least {folds} for {folds} folds"
+        raise DataError(message, code="data-folds")
+    # scikit-learn accepts 32-bit seeds.
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=derive(seed, "folds") % 2**32)
     result = [(np.sort(kept), np.sort(held)) for kept, held in splitter.split(np.zeros(len(labels)), labels, groups)]
     if any(len(np.unique(labels[kept])) < len(np.unique(labels)) or not len(held) for kept, held in result):
-        raise DataError(f"groups are too large for {folds} folds: a fold would train without some class; take fewer")
+        message = f"the groups are too large for {folds} folds: a fold would train without some class; use fewer folds"
+        raise DataError(message, code="data-folds")
     return result

@@ -1,4 +1,4 @@
-"""Which images belong together: by a table's column, or by a pattern in the files' names."""
+"""Groups of images that belong together: by a column of a table, or by a pattern in file names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from thaw.quoting import encodable, given
 NO_GROUPS = "none"
 FOLDER = "folder"
 
-# A pattern may need exponential time on a name that it almost fits, and nothing inside the process can stop it.
+# A pattern may need exponential time on a name that almost matches, and cannot be interrupted inside the process.
 _SEARCH_SECONDS = 20
 _SEARCH = """
 import json, re, sys
@@ -32,40 +32,42 @@ json.dump([None if hit is None else hit[1 if hit.re.groups else 0] for hit in fo
 
 
 def quoted(group_by: str) -> str:
-    """What was asked for, for messages: without the doubled backslashes of `repr`, and not too long."""
+    """The setting for messages: truncated, and without the doubled backslashes of `repr`."""
     return f"'{given(group_by)}'"
 
 
 def no_groups_here(group_by: str, where: str) -> None:
-    """Refuses to group what has neither columns nor paths.
+    """Refuse `group_by` for data without columns and paths.
 
     Raises:
-        UsageError: unless no groups are asked for.
+        UsageError: unless `group_by` is empty or "none".
     """
     if group_by not in {"", NO_GROUPS}:
         raise UsageError(
             f"group_by {quoted(group_by)}: {where} has neither columns nor paths to group images by; "
-            "from Python, give (images, labels, groups)"
+            "from Python, pass (images, labels, groups)",
+            code="usage-groups",
         )
 
 
 def groups_by_pattern(paths: Mapping[Split, Sequence[str]], group_by: str) -> tuple[Groups, list[Problem]]:
-    """Groups by the images' paths.
+    """Groups by the paths of the images.
 
     Args:
-        paths: relative paths with "/" between parts, a split.
-        group_by: "folder", or a regular expression that is searched in the files' names, and where it is found in none
-            of them, in the paths; its one group, or all that it matched, names an image's group. "" and "none" for no
+        paths: relative paths with "/" between parts, by split.
+        group_by: "folder", or a regular expression that is searched in the file names, or in the paths if it matches no
+            file name. Its capturing group, or the whole match, names the group of an image. "" and "none" for no
             groups.
 
     Raises:
-        UsageError: when it is no regular expression, has several groups, or needs too much time.
+        UsageError: when it is not a regular expression, has several capturing groups, matches nothing, or needs too
+            much time.
     """
     if group_by in {"", NO_GROUPS}:
         return Groups(), []
     if group_by == FOLDER:
         folders = {split: [PurePosixPath(path).parent.name for path in column] for split, column in paths.items()}
-        return number_groups(folders, "the folder that they lie in", is_asked_for=True)
+        return number_groups(folders, "folder", is_asked_for=True)
     _check_expression(group_by)
     by = f"the pattern {quoted(group_by)}"
     flat = [(split, path) for split in paths for path in paths[split]]
@@ -76,14 +78,15 @@ def groups_by_pattern(paths: Mapping[Split, Sequence[str]], group_by: str) -> tu
     if flat and len(lacking) == len(flat):
         raise UsageError(
             f"group_by {quoted(group_by)} matches none of {len(flat):,} images, such as {given(lacking[0])}: expected "
-            r"a column's name, folder, or a regular expression such as '^(person\d+)_'"
+            r"a column, folder, or a regular expression such as '^(person\d+)_'",
+            code="usage-groups",
         )
     values: dict[Split, list[str | None]] = {split: [] for split in paths}
     for (split, _), value in zip(flat, found, strict=True):
         values[split].append(value or None)
-    groups, problems = number_groups(values, by, is_asked_for=True, tells_missing=False)
+    groups, problems = number_groups(values, by, is_asked_for=True, reports_missing=False)
     if lacking:
-        message = f"{len(lacking):,} image(s) that {by} does not match: rename them, or extend the pattern"
+        message = f"{len(lacking):,} image(s) do not match {by}: rename them, or extend the pattern"
         problems.insert(0, Problem("group", "error", message, lacking))
     return groups, problems
 
@@ -95,17 +98,19 @@ def _check_expression(group_by: str) -> None:
             compiled = re.compile(group_by)
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(
-            f"group_by {quoted(group_by)} is neither a column nor a regular expression ({error}): write "
-            r"one such as '^(person\d+)_'"
+            f"group_by {quoted(group_by)} is neither a column nor a regular expression ({error}): expected one such "
+            r"as '^(person\d+)_'",
+            code="usage-groups",
         ) from None
     if compiled.groups > 1:
         raise UsageError(
-            f"group_by {quoted(group_by)} has {compiled.groups} groups: expected one; write the others as (?:...)"
+            f"group_by {quoted(group_by)} has {compiled.groups} groups: expected one; write the others as (?:...)",
+            code="usage-groups",
         )
 
 
 def _search(pattern: str, texts: Sequence[str]) -> list[str | None]:
-    """What the pattern finds in each text, in a process of its own that can be stopped."""
+    """The match of the pattern in each text, searched in a separate process that can be stopped."""
     command = [sys.executable, "-I", "-S", "-c", _SEARCH]
     try:
         done = subprocess.run(
@@ -118,25 +123,26 @@ def _search(pattern: str, texts: Sequence[str]) -> list[str | None]:
         )
     except subprocess.TimeoutExpired:
         raise UsageError(
-            f"group_by {quoted(pattern)} took more than {_SEARCH_SECONDS} s on {len(texts):,} names: repeats "
-            "inside of repeats, such as (a+)+, need exponential time; write a simpler pattern"
+            f"group_by {quoted(pattern)} took more than {_SEARCH_SECONDS} s on {len(texts):,} names: nested repeats "
+            "such as (a+)+ need exponential time; simplify the pattern",
+            code="usage-groups-time",
         ) from None
     except (OSError, subprocess.CalledProcessError) as error:
-        raise UsageError(f"group_by {quoted(pattern)} cannot be searched for: {error}") from None
+        raise UsageError(f"cannot search for group_by {quoted(pattern)}: {error}", code="usage-groups") from None
     result: list[str | None] = json.loads(done.stdout)
     return result
 
 
 def number_groups(
-    values: Mapping[Split, Iterable[object]], by: str, *, is_asked_for: bool, tells_missing: bool = True
+    values: Mapping[Split, Iterable[object]], by: str, *, is_asked_for: bool, reports_missing: bool = True
 ) -> tuple[Groups, list[Problem]]:
-    """Group numbers, in the order in which the groups first appear.
+    """Number the groups in the order in which they first appear.
 
     Args:
-        values: what names each image's group, a split; None, "" and NaN where there is none: these images stand alone.
-        by: in words.
-        is_asked_for: groups that stand in two splits of the source are an error, else a warning.
-        tells_missing: whether images without a group are told.
+        values: the name of each image's group, by split; None, "" and NaN for an image that is a group of its own.
+        by: what defines the groups, in words.
+        is_asked_for: whether a group in two splits of the source is an error; otherwise it is a warning.
+        reports_missing: whether to report images without a group.
     """
     numbers: dict[Split, Rows] = {}
     names: list[str] = []
@@ -157,14 +163,14 @@ def number_groups(
         numbers[split] = np.array(rows, dtype=np.int64)
     groups = Groups(by=by, names=tuple(names), numbers=numbers)
     problems = _straddling(groups, is_asked_for=is_asked_for)
-    if alone and tells_missing:
-        message = f"{alone:,} image{' has' if alone == 1 else 's have'} no group by {by}: each counts as one of its own"
+    if alone and reports_missing:
+        message = f"{alone:,} image{' has' if alone == 1 else 's have'} no group by {by} and form groups of their own"
         problems.append(Problem("group", "warning", message))
     return groups, problems
 
 
 def _straddling(groups: Groups, *, is_asked_for: bool) -> list[Problem]:
-    """Groups that the source itself has in two splits."""
+    """Groups that the source has in several splits."""
     present = {split: set(groups.numbers[split].tolist()) for split in SPLITS if split in groups.numbers}
     counts: dict[int, list[str]] = {}
     for split, members in present.items():
@@ -174,5 +180,5 @@ def _straddling(groups: Groups, *, is_asked_for: bool) -> list[Problem]:
     if not crossing:
         return []
     names = tuple(f"{groups.names[number]} ({', '.join(splits)})" for number, splits in crossing.items())
-    message = f"groups by {groups.by} that stand in several splits of the source: move their images into one"
+    message = f"groups by {groups.by} in several splits of the source: move the images of each into one split"
     return [Problem("group", "error" if is_asked_for else "warning", message, names)]

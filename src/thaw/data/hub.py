@@ -1,160 +1,135 @@
-"""Data sets of the Hugging Face Hub, and what `datasets` has loaded."""
+"""Data sets of the Hugging Face Hub, read as the parquet files that the Hub keeps of each public one.
+
+The Hub converts image folders, archives and tables of all kinds to parquet, on the branch `refs/convert/parquet`, as
+CONFIGURATION/SPLIT/NUMBER.parquet with the images inside. Nothing but that is downloaded, and no row opens a file.
+"""
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
-from thaw.data.catalog import SPLIT_NAMES, SPLITS, Catalog, Source, Split, source_name
+from thaw.data.cache import BUILDING, cache_root, writing_cache
+from thaw.data.catalog import Catalog, Source, slug, source_name
 from thaw.data.problems import Problem
 from thaw.data.settings import DataSettings
-from thaw.data.tables import ROWS_A_BATCH, Opener, Table, one_line, reading, table_catalog, told_as_data_error
+from thaw.data.tables import one_line, parquet_files, parquet_tables, reading, table_catalog
 from thaw.errors import DataError
 from thaw.quoting import listed, shown
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-@dataclass(frozen=True)
-class RowsTable:
-    """A split that `datasets` holds, read in its stored form.
-
-    Attributes:
-        rows: the split.
-        schema: its columns.
-        where: for messages.
-        opener: what finds the file that a path in it means.
-    """
-
-    rows: Any
-    schema: pa.Schema
-    where: str
-    opener: Opener
-
-    def column(self, name: str) -> list[object]:
-        """A whole column as Python values."""
-        return [value for part in self._arrays(name, 10_000) for value in part.to_pylist()]
-
-    def parts(self, name: str) -> Iterator[tuple[Opener, pa.Array]]:
-        """A column in parts, each with what finds the file that a path in it means."""
-        for array in self._arrays(name, ROWS_A_BATCH):
-            yield self.opener, array
-
-    def _arrays(self, name: str, rows: int) -> Iterator[pa.Array]:
-        with told_as_data_error(f"{self.where} cannot be read"):
-            for table in self.rows.select_columns([name]).with_format("arrow").iter(batch_size=rows):
-                yield table.column(0).combine_chunks()
+# The repository's own files come second: the Hub does not convert private data sets.
+_REVISIONS = ("refs/convert/parquet", "main")
+# Of a data set over 5 GB the Hub converts the first part of a split, and calls its folder so.
+_PARTIAL = "partial-"
 
 
 def hub_source(hub_id: str, settings: DataSettings, name: str = "") -> Source:
-    """A data set of the Hub, `owner/name` or `owner/name:configuration`; downloaded when it is read.
+    """A data set of the Hub, `owner/name` or `owner/name:configuration`.
 
-    The cached copy is used from then on, whatever happens on the Hub.
+    It is downloaded when it is read, once; the copy in the cache folder is used from then on.
     """
     facts = {"hub": hub_id, "reading": reading(settings)}
     label = source_name(name or hub_id.rsplit("/", maxsplit=1)[-1])
     return Source(name=label, facts=facts, read=partial(_read_hub, hub_id, settings, name))
 
 
-def _downloaded_file(where: str, path: str) -> str:
-    """The file that a row names.
-
-    A table of the Hub comes from others, and could name any file of this machine as an image to be learnt: only what
-    `datasets` itself has unpacked into its cache is opened.
-    """
-    import datasets
-
-    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, _hub_cache())
-    named = Path(path)
-    if named.is_absolute() and ".." not in named.parts:
-        real = named.resolve()
-        if any(real.is_relative_to(Path(cache).resolve()) for cache in caches):
-            return str(real)
-    raise DataError(f"{where}: a row names the file {shown(path)}, which is no part of the data set: it is not opened")
-
-
-def _hub_cache() -> str:
-    from huggingface_hub import constants
-
-    return str(constants.HF_HUB_CACHE)
-
-
 def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalog:
-    import datasets
+    folder = _downloaded(hub_id, name)
+    files = parquet_files(folder)
+    tables, problems = parquet_tables(folder, files, opener=partial(_refuse_file, hub_id))
+    if any(part.startswith(_PARTIAL) for file in files for part in file.relative_to(folder).parts):
+        message = "the Hub has converted only the first part of this data set; for all of it, download its files"
+        problems.append(Problem("partial", "warning", message))
+    return table_catalog(hub_id, tables, settings, problems)
+
+
+def _refuse_file(hub_id: str, path: str) -> str:
+    """Tables of the Hub come from others, and could name any file of this machine as an image."""
+    raise DataError(
+        f"{hub_id}: a row names the file {shown(path)} instead of holding an image: files are not opened",
+        code="data-hub-file",
+    )
+
+
+def _downloaded(hub_id: str, name: str) -> Path:
+    """The folder that holds a configuration's parquet files, downloaded whole or not at all."""
+    root = cache_root()
+    folder = root / f"hub-{slug(hub_id)}-{hashlib.sha256(hub_id.encode()).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    with writing_cache(root):
+        root.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=BUILDING, dir=root))
+    try:
+        found = _download(hub_id, name, making)
+        with writing_cache(root):
+            if not folder.is_dir():
+                found.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def _download(hub_id: str, name: str, making: Path) -> Path:
+    """Download a configuration below `making`; returns its folder."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     repository, _, configuration = hub_id.partition(":")
-    reachable = _hub_resolves()
     try:
-        with nullcontext() if reachable else _offline():
-            loaded = datasets.load_dataset(repository, configuration or None)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(f"{repository} is not a public data set of the Hub: check its name") from error
-    # Besides its own errors `datasets` passes on those of the network, the file system and the readers below it.
+        for revision in _REVISIONS:
+            try:
+                files = HfApi().list_repo_files(repository, repo_type="dataset", revision=revision)
+            except RevisionNotFoundError:
+                continue
+            folder = _configuration(hub_id, configuration, [file for file in files if file.endswith(".parquet")])
+            if folder is not None:
+                # `*` stands for any characters here, slashes included.
+                wanted = f"{folder}/*.parquet" if folder else "*.parquet"
+                snapshot_download(
+                    repository, repo_type="dataset", revision=revision, local_dir=making, allow_patterns=wanted
+                )
+                return making / folder
+    except RepositoryNotFoundError as error:
+        message = f"{repository} is not a public data set of the Hub: check its name"
+        raise DataError(message, code="data-hub") from error
+    except DataError:
+        raise
+    # Besides its own errors `huggingface_hub` passes on those of the network and of the file system.
     except Exception as error:
-        reason = one_line(error) if reachable else "its address cannot be resolved, so there is no network"
-        raise DataError(_hub_failure(repository, name, reason)) from error
-    tables: dict[Split, Table] = {}
-    unused = []
-    for key, rows in loaded.items():
-        split = SPLIT_NAMES.get(str(key).lower())
-        if split is None or split in tables:
-            unused.append(str(key))
-        else:
-            tables[split] = RowsTable(
-                rows, rows.features.arrow_schema, f"the downloaded copy of {hub_id}", partial(_downloaded_file, hub_id)
-            )
-    if not tables:
+        raise DataError(_failure(repository, name, one_line(error)), code="data-hub") from error
+    raise DataError(
+        f"{repository} has no parquet files on the Hub: download its files and give their folder", code="data-hub"
+    )
+
+
+def _configuration(hub_id: str, wanted: str, files: Sequence[str]) -> str | None:
+    """The folder of the configuration; None where a revision holds no parquet files."""
+    folders = sorted({file.rpartition("/")[0].partition("/")[0] for file in files})
+    if not folders:
+        return None
+    chosen = wanted or ("default" if "default" in folders else folders[0])
+    if chosen not in folders or (not wanted and len(folders) > 1 and chosen != "default"):
+        repository = hub_id.partition(":")[0]
         raise DataError(
-            f"{shown(hub_id)} has the splits {listed(unused)}: expected train, validation or test among them"
+            f"{repository} has the configurations {listed(folders)}\n"
+            f"Name one after a colon, as in {repository}:{folders[0]}.",
+            code="data-hub-configuration",
         )
-    message = "splits other than train, validation and test are not used"
-    problems = [Problem("unused", "warning", message, tuple(unused))] if unused else []
-    return table_catalog(hub_id, {split: tables[split] for split in SPLITS if split in tables}, settings, problems)
+    return chosen
 
 
-def _hub_failure(repository: str, name: str, reason: str) -> str:
-    if "config name is missing" in reason.lower():
-        return f"{repository}: {reason}\nName a configuration after a colon, as in {repository}:NAME."
+def _failure(repository: str, name: str, reason: str) -> str:
     if name:
         return (
             f"{name} could not be downloaded from the Hub ({repository}): {reason}\n"
             f"Without a network: put its parquet files into DIR/{name} and set --data-root DIR or THAW_DATA."
         )
     return (
-        f"{repository} is no path here, and could not be downloaded from the Hub: {reason}\n"
+        f"{repository} is not a path here, and could not be downloaded from the Hub: {reason}\n"
         "Check the name and the network, or give the path of a local copy (parquet files or class folders)."
     )
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Spares half a minute of retries; data sets that `datasets` has downloaded earlier still open."""
-    import datasets
-    from huggingface_hub import constants
-
-    before = (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_resolves() -> bool:
-    """Whether the Hub's name resolves, or need not because a proxy does it."""
-    from huggingface_hub import constants
-
-    if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
-        return True
-    try:
-        return bool(socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname or "", 443))
-    except OSError:
-        return False

@@ -14,7 +14,7 @@ from thaw.data.folders import path_batches, split_images
 from thaw.data.images import InputSpec
 from thaw.data.ingest import conversions
 from thaw.data.problems import Problem, raise_errors
-from thaw.data.ranges import told_of_use
+from thaw.data.ranges import use_problems
 from thaw.data.walk import shown_path, walk_files, why_missing
 from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
 from thaw.errors import DataError
@@ -32,21 +32,21 @@ def load_images(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[npt.NDArray[np.uint8], list[str], tuple[Problem, ...]]:
-    """Images without labels, for prediction.
+    """Read images without labels, for prediction.
 
     Args:
-        paths: image files, and folders whose images are taken with all sub-folders, in natural order.
-        input_spec: the model's input.
-        skip_broken: leave out what cannot be read.
-        may_be_none: whether it is no error that nothing is left.
-        workers: processes that decode.
-        progress: told how many images are decoded.
+        paths: image files, and folders, whose images are read recursively in natural order.
+        input_spec: the input of the model.
+        skip_broken: skip images that cannot be read.
+        may_be_none: whether no readable image is acceptable.
+        workers: number of decoding processes; by default one per core.
+        progress: called with the number of decoded images and of all images.
 
     Returns:
-        uint8 [N, h, w, c], the N names, and what was found.
+        uint8 [N, h, w, c], N names, and problems.
 
     Raises:
-        DataError: for a path that does not exist, a broken image, or no image at all.
+        DataError: for a missing path, a broken image, or no images.
     """
     files, found = _list_images(paths)
     names = [encodable(file) for file in files]
@@ -55,7 +55,7 @@ def load_images(
     processes = (usual_workers() if workers is None else workers) if len(names) >= SMALLEST_PARALLEL else 1
     parts, facts, kept, broken, done = [], [], [], [], 0
     rules: dict[str, list[str]] = {}
-    for chunk in decode_chunks(path_batches(Path(), files), Target.of(input_spec), processes):
+    for chunk in decode_chunks(path_batches(Path(), files), Target.of(input_spec), processes, names):
         parts.append(chunk.pixels)
         facts.append(chunk.facts)
         kept += [names[done + place] for place in chunk.kept]
@@ -68,10 +68,11 @@ def load_images(
     if broken:
         unreadable = Problem("unreadable", "error", "images that cannot be read", tuple(broken))
         problems += as_skippable([unreadable], skip_broken=skip_broken)
-    problems += [*conversions(rules), *told_of_use(join_facts(facts), kept, input_spec.range)]
+    problems += [*conversions(rules), *use_problems(join_facts(facts), kept, input_spec.range)]
     raise_errors("images", problems)
     if not kept and not may_be_none:
-        raise DataError(f"no image in {listed(paths) or 'nothing'}: expected image files or folders")
+        message = f"no images in {listed(paths) or 'an empty list'}: expected image files or folders"
+        raise DataError(message, code="data-empty")
     pixels = np.concatenate(parts) if parts else np.empty((0, *input_spec.shape), np.uint8)
     return pixels, kept, tuple(problems)
 
@@ -86,7 +87,7 @@ def _list_images(paths: Sequence[str | Path]) -> tuple[list[str], list[Problem]]
         # As for `open_source`.
         except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{shown(str(given))} is no path that can be read: {reason}") from None
+            raise DataError(f"cannot read {shown(str(given))}: {reason}", code="data-source") from None
         if is_folder:
             images, stray = split_images(path, walk_files(path).files)
             names += [str(path / image) for image in images]
@@ -94,6 +95,6 @@ def _list_images(paths: Sequence[str | Path]) -> tuple[list[str], list[Problem]]
         elif is_file:
             names.append(str(path))
         else:
-            reason = why_missing(path) if path.is_symlink() else "does not exist or is no file"
-            raise DataError(f"{shown_path(given)} {reason}: expected image files or folders")
+            reason = why_missing(path) if path.is_symlink() else "does not exist or is not a file"
+            raise DataError(f"{shown_path(given)} {reason}: expected image files or folders", code="data-source")
     return names, problems

@@ -1,6 +1,6 @@
-"""ImageSet: images as bytes with labels and class names, and the specification of a model's input.
+"""ImageSet: images as bytes with labels and class names; InputSpec: the input of a model.
 
-Shapes: N images, H rows, W columns, C channels (1 gray, 3 red-green-blue), K classes.
+Shapes: N images, H rows, W columns, C channels (1 gray, 3 RGB), K classes.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def check_statistics(where: str, mean: Sequence[float], std: Sequence[float], ch
 
 
 def are_characters(classes: Sequence[str]) -> bool:
-    """Whether classes are named like digits or letters: all of one character, or whole numbers."""
+    """Whether all class names are single characters or integers, as for digits and letters."""
     return all(len(name) == 1 or (name.isascii() and name.isdigit()) for name in classes)
 
 
@@ -157,7 +157,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def _is_whole_number(text: str) -> bool:
-    """Few ASCII digits: `isdigit` alone takes "²", and `int` refuses thousands of digits."""
+    """A few ASCII digits: `isdigit` alone accepts "²", and `int` refuses thousands of digits."""
     return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
@@ -180,17 +180,20 @@ class ImageSet:
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] not in (1, 3):
             raise DataError(
-                f"images are {self.images.dtype} {list(self.images.shape)}: expected uint8 [N, H, W, C] with C = 1 or 3"
+                f"images are {self.images.dtype} {list(self.images.shape)}: expected uint8 [N, H, W, C], C = 1 or 3",
+                code="data-arrays",
             )
         if self.labels.shape != (len(self.images),):
             raise DataError(
                 f"{len(self.images)} images but labels of shape {list(self.labels.shape)}: "
-                "one label an image is expected"
+                "expected one label per image",
+                code="data-arrays",
             )
         if len(self.labels) and not (0 <= int(self.labels.min()) and int(self.labels.max()) < len(self.classes)):
             raise DataError(
                 f"labels from {self.labels.min()} to {self.labels.max()}: expected 0 to {len(self.classes) - 1} "
-                f"for {len(self.classes)} classes"
+                f"for {len(self.classes)} classes",
+                code="data-label",
             )
 
     def __len__(self) -> int:

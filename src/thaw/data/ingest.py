@@ -1,4 +1,4 @@
-"""From a source to prepared images: the cached ones, or all decoded now."""
+"""Prepare the images of a source, or read them from the cache."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from thaw.data.store import ImageFile, Store, image_blocks, map_images, write_ta
 from thaw.data.workers import SMALLEST_PARALLEL, decode_chunks, usual_workers
 
 Progress = Callable[[int, int], None]
-"""Called with the number of images done and of all."""
+"""Called with the number of prepared images and of all images."""
 
 LARGEST_OWN_SIDE = 64
 USUAL_SIDE = 32
-# Images that are looked at before all are decoded.
+# Sample of images that is decoded before all are.
 _GLANCED = 64
 
 
 class _SizesDifferError(Exception):
-    """Images were assumed to be of one size, and are not."""
+    """Images that were assumed to have one size differ."""
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the caller asks images to become."""
+    """The form of images that the caller asks for."""
 
     input: str
     fit: Fit
     range: ValueRange | None
 
     def target(self, height: int, width: int, channels: int) -> Target:
-        """The target of that size; 0 channels where the images decide."""
+        """The target of that size; 0 channels if the images decide."""
         return Target(height=height, width=width, channels=channels, fit=self.fit, range=self.range)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """The target, and in words why, where nobody named it."""
+    """The target, and the reason if it was chosen automatically."""
 
     target: Target
     reason: str = ""
@@ -58,7 +58,7 @@ class _Choice:
 
 @dataclass
 class _Findings:
-    """What decoding tells beside pixels."""
+    """Results of decoding other than pixels."""
 
     kept: dict[Split, list[int]] = field(default_factory=dict)
     facts: dict[Split, list[Facts]] = field(default_factory=dict)
@@ -85,20 +85,20 @@ def read_store(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Store:
-    """All images of a source, prepared: from the cache where it has them.
+    """All prepared images of a source, from the cache if possible.
 
     Args:
-        source: what `open_source` found.
+        source: from `open_source`.
         wanted_input: "auto", HEIGHTxWIDTHxCHANNELS or HEIGHTxWIDTHxauto.
         fit: how images of another aspect ratio are fitted.
-        value_range: what images of more than 8 bits are scaled by; None for all of 0 to 65,535.
-        cache_dir: instead of the usual cache folder.
-        workers: processes that decode; all cores by default.
-        progress: told after every chunk that is decoded.
+        value_range: range of images of more than 8 bits; None for 0 to 65,535.
+        cache_dir: the cache folder, instead of the default.
+        workers: number of decoding processes; by default one per core.
+        progress: called after each decoded batch.
 
     Raises:
-        DataError: when the source cannot be read at all, or the cache not be written. Single unreadable images do
-            not raise; the store lists them.
+        DataError: when the source cannot be read or the cache cannot be written. Images that cannot be decoded are
+            listed in the store.
     """
     wanted = _Wanted(wanted_input, fit, value_range)
     if source.facts is None:
@@ -121,7 +121,7 @@ def read_store(
 
 
 def first_shape(entries: Entries) -> tuple[int, int] | None:
-    """Height and width of the first image that can be read."""
+    """Height and width of the first readable image."""
     if entries.array is not None:
         return (entries.array.shape[1], entries.array.shape[2]) if len(entries.array) else None
     with quiet_decoding():
@@ -136,7 +136,7 @@ def first_shape(entries: Entries) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Glance:
-    """What a few images of a source, spread over all, are like.
+    """Sizes and colors of a sample of the images of a source.
 
     Attributes:
         sizes: height and width of each.
@@ -153,13 +153,13 @@ class Glance:
 
     @property
     def own_size(self) -> tuple[int, int] | None:
-        """The images' own size where "auto" takes it: all alike, and no side over 64 pixels."""
+        """The common size of the images, if "auto" uses it: all equal, and no side over 64 pixels."""
         own = self.sizes[0]
         return own if len(set(self.sizes)) == 1 and max(own) <= LARGEST_OWN_SIDE else None
 
 
 def glance(splits: Mapping[Split, Entries]) -> Glance | None:
-    """A look at a few images before all are decoded; None where not one of them can be read."""
+    """Sample a few images before all are decoded; None if none of them can be read."""
     total = sum(len(entries.labels) for entries in splits.values())
     every = max(1, total // _GLANCED)
     sizes: list[tuple[int, int]] = []
@@ -172,7 +172,7 @@ def glance(splits: Mapping[Split, Entries]) -> Glance | None:
 
 
 def _some_shapes(entries: Entries, every: int) -> Iterator[tuple[int, ...]]:
-    """(H, W, C) of every so-manieth image, as far as they can be read; C = 1 where it is gray by content."""
+    """(H, W, C) of every `every`-th image that can be read; C = 1 if it is gray by content."""
     if entries.array is not None:
         for image in entries.array[::every]:
             gray = image.shape[2] == 1 or (image == image[..., :1]).all()
@@ -209,7 +209,7 @@ def _choose(source: Source, splits: Mapping[Split, Entries], wanted: _Wanted) ->
 
 
 def _convert(source: Source, catalog: Catalog, wanted: _Wanted, progress: Progress | None) -> Store:
-    """Arrays: a view of what came in, where nothing has to change."""
+    """Prepare arrays; the result is a view of the input if nothing has to change."""
     choice = _choose(source, catalog.splits, wanted)
     arrays = {split: entries.array for split, entries in catalog.splits.items() if entries.array is not None}
     total, done = sum(len(array) for array in arrays.values()), 0
@@ -224,7 +224,7 @@ def _convert(source: Source, catalog: Catalog, wanted: _Wanted, progress: Progre
             used = block if whole else block[places]
             chunk = convert_chunk(used, choice.target)
             findings.add(split, (places + start).tolist(), names, chunk)
-            # Pixels that did not change are not kept twice.
+            # Unchanged pixels are not copied.
             is_kept = whole and np.shares_memory(chunk.pixels, block)
             blocks[split].append(chunk.pixels[:0] if is_kept else chunk.pixels)
             start += len(block)
@@ -263,7 +263,7 @@ def _decode(
     workers: int | None,
     progress: Progress | None,
 ) -> Store:
-    """Encoded images into `folder`, a chunk at a time; once, or twice where small images turn out to differ in size."""
+    """Decode images into `folder`; a second time if small images turn out to differ in size."""
     choice = _choose(source, catalog.splits, wanted)
     total = sum(len(entries.labels) for entries in catalog.splits.values())
     processes = usual_workers() if workers is None else workers
@@ -290,14 +290,16 @@ def _decode_as(
     file = ImageFile(folder / "images.bin", target.height, target.width, target.channels)
     try:
         for split, entries in catalog.splits.items():
-            asked: list[list[int]] = []
-            chunks = decode_chunks(_labeled(entries, asked), target, processes)
-            for place, chunk in enumerate(chunks):
+            rows = np.flatnonzero(entries.labels != NO_LABEL).tolist()
+            names = [entries.names[row] for row in rows]
+            start = 0
+            for chunk in decode_chunks(_labeled(entries), target, processes, names):
                 if choice.own_size and (chunk.facts.sizes != (target.height, target.width)).any():
                     raise _SizesDifferError
                 file.append(chunk.pixels)
-                findings.add(split, asked[place], entries.names, chunk)
-                done += len(asked[place])
+                count = len(chunk.kept) + len(chunk.failures)
+                findings.add(split, rows[start : start + count], entries.names, chunk)
+                start, done = start + count, done + count
                 if progress is not None:
                     progress(done, total)
     finally:
@@ -305,27 +307,30 @@ def _decode_as(
     return findings, (target.height, target.width, file.channels), written
 
 
-def _labeled(entries: Entries, asked: list[list[int]]) -> Iterator[Sequence[Payload]]:
-    """Only images with a label; `asked` gets their places, batch by batch."""
+def _labeled(entries: Entries) -> Iterator[Sequence[Payload]]:
+    """The images that have a label."""
     start = 0
     for batch in entries.batches():
-        places = [start + offset for offset in range(len(batch)) if entries.labels[start + offset] != NO_LABEL]
-        asked.append(places)
-        yield batch if len(places) == len(batch) else [batch[place - start] for place in places]
+        has_label = entries.labels[start : start + len(batch)] != NO_LABEL
+        yield (
+            batch
+            if has_label.all()
+            else [payload for payload, is_used in zip(batch, has_label, strict=True) if is_used]
+        )
         start += len(batch)
 
 
 def conversions(rules: Mapping[str, Sequence[str]]) -> list[Problem]:
-    """What was converted by which of `RULES`, from the names of the images by rule.
+    """Report conversions by `RULES`, from the names of the images by rule.
 
-    The range of 16-bit images is told by `thaw.data.ranges`, which knows it.
+    `thaw.data.ranges` reports the range of 16-bit images.
     """
     problems = []
     for rule, names in rules.items():
         if rule != "16-bit":
             severity: Severity = "warning" if rule in LOSSY_RULES else "note"
-            told = f"{len(names):,} image{'' if len(names) == 1 else 's'}: {RULES[rule]}"
-            problems.append(Problem(rule, severity, told, tuple(names)))
+            message = f"{len(names):,} image{'' if len(names) == 1 else 's'}: {RULES[rule]}"
+            problems.append(Problem(rule, severity, message, tuple(names)))
     if {"unit-float", "byte-float"} <= set(rules):
         few = min((rules["unit-float"], rules["byte-float"]), key=len)
         message = "floating-point values up to 1 in some images and up to 255 in others are scaled differently"

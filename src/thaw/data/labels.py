@@ -1,4 +1,4 @@
-"""From whatever a class column holds to whole numbers, and class names that are spelled in several ways to one."""
+"""Encode labels of any type as class numbers, and merge spellings of class names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thaw.quoting import shown
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Labels as whole numbers, split by split; splits that are not used are left out."""
+    """Labels as class numbers by split, without unused splits."""
 
     classes: tuple[str, ...]
     labels: Mapping[Split, npt.NDArray[np.int64]]
@@ -32,17 +32,17 @@ def encode_labels(
     *,
     merge: bool = True,
 ) -> Encoded:
-    """Whole-number labels from whatever a class column holds.
+    """Encode the values of a class column as class numbers.
 
-    With `declared` class names a number is an index into them and a text is one of them; those that no image has are
-    left out. Without, every distinct value is a class, sorted: numbers by size, texts naturally. Names that differ only
-    in case or Unicode form are one class (`one_spelling`), declared ones too. A validation or test split without a
-    single label is left out with a warning where the training split has some.
+    With `declared` class names, integers are indices into them and strings are names; classes without images are
+    dropped. Otherwise every distinct value is a class, in natural order. Names that differ only in case or Unicode form
+    are one class (`one_spelling`). A validation or test split without any label is dropped with a warning if the
+    training split has labels.
 
     Args:
-        values: the raw labels a split: whole numbers, truth values or texts; None where missing.
-        names: the images' names, for the problems.
-        declared: class names that the source states.
+        values: the raw labels by split: int, bool or str; None if missing.
+        names: names of the images, for messages.
+        declared: class names that the source declares.
         merge: whether spellings of one name are one class.
     """
     values, unlabeled = _without_unlabeled(values)
@@ -78,18 +78,18 @@ def encode_labels(
 
 
 def _without_unused(encoded: Encoded) -> Encoded:
-    """Leaves out declared classes that no row has: nobody could add images to another's table, or learn the class."""
+    """Drop declared classes without images, since they cannot be learned."""
     used = np.unique(np.concatenate([labels[labels != NO_LABEL] for labels in encoded.labels.values()]))
     if len(used) == len(encoded.classes):
         return encoded
     unused = tuple(name for index, name in enumerate(encoded.classes) if index not in used)
-    told = Problem("class", "warning", "declared classes without a single image are left out", unused)
+    warning = Problem("class", "warning", "declared classes without images are ignored", unused)
     labels = {
         split: np.where(column == NO_LABEL, NO_LABEL, np.searchsorted(used, column))
         for split, column in encoded.labels.items()
     }
     classes = tuple(encoded.classes[index] for index in used)
-    return replace(encoded, classes=classes, labels=labels, problems=(*encoded.problems, told))
+    return replace(encoded, classes=classes, labels=labels, problems=(*encoded.problems, warning))
 
 
 _Known = dict[object, int]
@@ -97,7 +97,7 @@ _Known = dict[object, int]
 
 
 def _found_classes(tally: Counter[object], *, merge: bool) -> tuple[_Known, tuple[str, ...], list[Problem]]:
-    """Every distinct value, or every name of several spellings, is a class."""
+    """Each distinct value, after merging spellings, is a class."""
     found = [value for value in tally if _is_label(value)]
     counts: Counter[str] = Counter()
     for value in found:
@@ -111,11 +111,11 @@ def _found_classes(tally: Counter[object], *, merge: bool) -> tuple[_Known, tupl
 def _declared_classes(
     tally: Counter[object], declared: Sequence[str], *, numeric: bool, merge: bool
 ) -> tuple[_Known, tuple[str, ...], list[Problem]]:
-    """The declared names, of which the first spelling counts as the more frequent one of equally many."""
+    """The declared names; among equally frequent spellings, the first is used."""
     texts = {value: count for value, count in tally.items() if isinstance(value, str) and value}
     counts = dict.fromkeys(declared, 0) | texts
     for place, name in enumerate(declared):
-        # What is declared outweighs how it is written in a column.
+        # Declared spellings outweigh those in the column.
         counts[name] += tally.get(place, 0) if numeric else sum(texts.values()) + 1
     spelled, problems = one_spelling(counts, merge=merge)
     classes = tuple(dict.fromkeys(spelled[name] for name in declared))
@@ -129,12 +129,12 @@ def _declared_classes(
 def _without_unlabeled(
     values: Mapping[Split, Sequence[object]],
 ) -> tuple[Mapping[Split, Sequence[object]], list[Problem]]:
-    """Leaves out held-out splits whose labels are all withheld, as is usual for the test splits of contests."""
+    """Drop validation and test splits whose labels are all withheld, as is usual in competitions."""
     unlabeled = {split for split, column in values.items() if len(column) and all(map(_is_withheld, column))}
     if "train" not in values or "train" in unlabeled or not unlabeled:
         return values, []
     problems = [
-        Problem("unlabeled", "warning", f"the {split} split has no labels and is not used")
+        Problem("unlabeled", "warning", f"the {split} split has no labels and is ignored")
         for split in SPLITS
         if split in unlabeled
     ]
@@ -146,7 +146,7 @@ def _is_withheld(value: object) -> bool:
 
 
 def _is_label(value: object) -> bool:
-    """Whether a value can be a class where none are declared: negative numbers mean "no label" by custom."""
+    """Whether a value can be a class if none are declared: negative numbers conventionally mean "no label"."""
     return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value != "")
 
 

@@ -1,4 +1,4 @@
-"""Which folders are splits and which are classes, and the folder that was meant where neither fits."""
+"""Which folders are splits and which are classes; suggests another folder if neither fits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from thaw.data.walk import is_hidden
 from thaw.errors import DataError
 from thaw.quoting import encodable, shown
 
-# Words in the names of folders that hold a part of a data set rather than a class.
+# Words in names of folders that hold a part of a data set instead of a class.
 _PART_WORDS = frozenset(
     {*SPLIT_NAMES, "learn", "learning", "eval", "evaluation", "dev", "holdout", "heldout", "unseen"}
 )
 _NUMBERED_PART = re.compile(r"(?:fold|part|set|split|batch|subset)[_-]?[0-9]+")
 
-# Folders beside a data set in a repository, whose pictures belong to its pages.
+# Folders next to a data set in a repository, whose pictures illustrate its documentation.
 _PAGE_FOLDERS = frozenset(
     {"asset", "assets", "app", "demo", "demos", "doc", "docs", "example", "examples", "figs", "figure", "figures"}
     | {"image", "images", "img", "imgs", "media", "notebook", "notebooks", "output", "outputs", "pics", "pictures"}
@@ -34,7 +34,7 @@ _FEWEST_OF_A_CLASS = 3
 
 @dataclass(frozen=True)
 class Layout:
-    """Files by split and class, every class folder (also those without images), and what is wrong."""
+    """Files by split and class, all class folders (also those without images), and problems."""
 
     files: dict[Split, list[tuple[str, str]]]  # (path, class folder)
     classes: list[str]
@@ -43,13 +43,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class FolderTree:
-    """Folders with their sub-folders, and how many images each holds; the root is "".
+    """Folders with their subfolders and numbers of images; the root is "".
 
     Attributes:
-        below: sub-folders that are not hidden, naturally sorted.
-        direct: images in the folder itself.
-        total: these and those in all its sub-folders.
-        other: files in it and its sub-folders that are no images.
+        below: subfolders that are not hidden, naturally sorted.
+        direct: number of images in the folder itself.
+        total: number of images in the folder and all its subfolders.
+        other: number of files in these that are not images.
     """
 
     below: Mapping[str, list[str]]
@@ -59,7 +59,7 @@ class FolderTree:
 
     @classmethod
     def of(cls, images: Iterable[str], others: Iterable[str], folders: Iterable[str]) -> FolderTree:
-        """From relative paths; hidden folders are left out."""
+        """Build the tree from relative paths, without hidden folders."""
         below: dict[str, list[str]] = {}
         for folder in folders:
             if not is_hidden(folder):
@@ -75,37 +75,37 @@ class FolderTree:
         return cls(below, direct, total, other)
 
     def holding(self, folder: str) -> list[str]:
-        """The sub-folders that hold images, at any depth."""
+        """The subfolders that hold images, at any depth."""
         return [name for name in self.below.get(folder, []) if self.total[name]]
 
     def inner(self, folder: str) -> str:
-        """The folder below which things begin: passes folders that hold one folder of images and no image."""
+        """The first folder that is more than a wrapper: skips folders that hold a single folder and no image."""
         while not self.direct[folder] and len(self.holding(folder)) == 1:
             folder = self.holding(folder)[0]
         return folder
 
     def holds_classes(self, folder: str) -> bool:
-        """Whether at least two sub-folders hold images."""
+        """Whether at least two subfolders hold images."""
         return len(self.holding(folder)) > 1
 
 
 def _above(path: str) -> Iterator[str]:
-    """All folders above a path, and "" for the root."""
+    """All folders above a path, up to "" for the root."""
     while path:
         path = path.rpartition("/")[0]
         yield path
 
 
 def last_part(path: str) -> str:
-    """A path's last name."""
+    """The last part of a path."""
     return path.rpartition("/")[2]
 
 
 def find_layout(where: str, images: Sequence[str], others: Iterable[str], folders: Iterable[str]) -> Layout:
-    """Sorts images into splits and classes.
+    """Sort images into splits and classes.
 
-    The layouts are CLASS/.../IMAGE, SPLIT/CLASS/.../IMAGE and CLASS/SPLIT/IMAGE; a folder that only wraps what lies in
-    a split folder is passed.
+    The layouts are CLASS/.../IMAGE, SPLIT/CLASS/.../IMAGE and CLASS/SPLIT/IMAGE. A folder that only wraps the content
+    of a split folder is skipped.
 
     Args:
         where: the root, for messages.
@@ -114,7 +114,7 @@ def find_layout(where: str, images: Sequence[str], others: Iterable[str], folder
         folders: relative paths of all folders.
 
     Raises:
-        DataError: where another folder was meant, or the folders could be parts and classes alike.
+        DataError: if another folder was probably meant, or the layout is ambiguous.
     """
     tree = FolderTree.of(images, others, folders)
     splits, unused = _split_folders(tree)
@@ -122,13 +122,13 @@ def find_layout(where: str, images: Sequence[str], others: Iterable[str], folder
         return _sorted_in(tree, images, _class_places(tree, splits), unused)
     if _splits_lie_in_classes(tree):
         return _sorted_by_inner_splits(tree, images)
-    doubts = _refuse_other_root(where, tree)
+    warnings = _check_root(where, tree)
     layout = _sorted_in(tree, images, {"": "train"}, [])
-    return Layout(layout.files, layout.classes, [*doubts, *layout.problems])
+    return Layout(layout.files, layout.classes, [*warnings, *layout.problems])
 
 
 def has_class_folders(images: Iterable[str], folders: Iterable[str]) -> bool:
-    """Whether images lie in folders that could be classes: several, which are not the splits of one pile."""
+    """Whether images lie in several folders that could be classes and are not the splits of one class."""
     tree = FolderTree.of(images, [], folders)
     places = [tree.inner("")]
     if all(last_part(folder).lower() in SPLIT_NAMES for folder in tree.holding(places[0])):
@@ -137,18 +137,18 @@ def has_class_folders(images: Iterable[str], folders: Iterable[str]) -> bool:
 
 
 def _split_folders(tree: FolderTree) -> tuple[dict[str, Split], list[str]]:
-    """Split folders below the root, and the folders beside them; empty where there are no splits."""
+    """Split folders below the root, and the other folders there; empty if there are no splits."""
     top = tree.below.get("", [])
     named = [folder for folder in top if folder.lower() in SPLIT_NAMES and folder in tree.below]
     if named and (len(named) == len(top) or any(SPLIT_NAMES[folder.lower()] == "train" for folder in named)):
         splits: dict[str, Split] = {}
         for folder in named:
             if SPLIT_NAMES[folder.lower()] in splits.values():
-                what = f"{SPLIT_NAMES[folder.lower()]} split, {shown(folder)} among them"
-                raise DataError(f"two folders for the {what}: expected one")
+                name = SPLIT_NAMES[folder.lower()]
+                raise DataError(f"two folders for the {name} split ({shown(folder)}): expected one", code="data-split")
             splits[folder] = SPLIT_NAMES[folder.lower()]
         return splits, [folder for folder in top if folder not in named]
-    # "training_set" and "test_set", "seg_train" and "seg_test": clear only where they come together.
+    # "training_set" and "test_set", or "seg_train" and "seg_test", are splits only if they occur together.
     loose = {
         folder: split for folder in tree.holding("") if not tree.direct[folder] and (split := _loose_split(folder))
     }
@@ -158,7 +158,7 @@ def _split_folders(tree: FolderTree) -> tuple[dict[str, Split], list[str]]:
 
 
 def _class_places(tree: FolderTree, splits: Mapping[str, Split]) -> dict[str, Split]:
-    """The folders that hold the class folders of each split: its own, or the one that all of it is wrapped in."""
+    """The folder that holds the class folders of each split: the split folder, or a wrapper in it."""
     inner = {folder: tree.inner(folder) for folder in splits}
     plain = {last_part(name) for folder in splits if inner[folder] == folder for name in tree.holding(folder)}
     return {
@@ -176,7 +176,7 @@ def _loose_split(name: str) -> Split | None:
 
 
 def _splits_lie_in_classes(tree: FolderTree) -> bool:
-    """Whether every class folder holds split folders and nothing else."""
+    """Whether every class folder holds only split folders."""
     classes = tree.holding("")
     inner = [last_part(name).lower() for folder in classes for name in tree.holding(folder)]
     return (
@@ -198,14 +198,14 @@ def _sorted_by_inner_splits(tree: FolderTree, images: Iterable[str]) -> Layout:
             outside.append(path)
         else:
             files.setdefault(SPLIT_NAMES[parts[1].lower()], []).append((path, parts[0]))
-    message = "the split folders in the class folders are used as such: CLASS/SPLIT/IMAGE"
+    message = "the folders in the class folders are splits (CLASS/SPLIT/IMAGE)"
     problems = [Problem("layout", "note", message), *_outside(outside)]
     classes, unused = _class_folders(tree, [""])
     return Layout(files, classes, [*problems, *unused])
 
 
-def _refuse_other_root(where: str, tree: FolderTree) -> list[Problem]:
-    """Raises where the class folders lie deeper, and proposes the path; a warning where they may."""
+def _check_root(where: str, tree: FolderTree) -> list[Problem]:
+    """Refuse a root whose class folders lie deeper, with the path to use; a warning if that is uncertain."""
     top = tree.holding("")
     if not top:
         return []
@@ -218,14 +218,15 @@ def _refuse_other_root(where: str, tree: FolderTree) -> list[Problem]:
     if all(folder.lower() in _PAGE_FOLDERS for folder in others):
         names = ", ".join(encodable(last_part(name)) for name in tree.holding(meant)[:3])
         raise DataError(
-            f"{where} holds no class folders itself; those in {encodable(meant)} ({names}{_more(tree, meant)}) look "
-            f"like them: did you mean {path}?"
+            f"{where} has no class folders, but {encodable(meant)} has ({names}{_more(tree, meant)}): "
+            f"did you mean {path}?",
+            code="data-layout",
         )
     beside = [folder for folder in others if tree.total[folder]]
     is_most = tree.total[largest] >= _MOST_OF_ALL * tree.total[""]
     are_few = all(tree.total[folder] < _FEWEST_OF_A_CLASS for folder in beside)
     if beside and (is_most or are_few) and all(tree.direct[folder] for folder in beside):
-        message = f"nearly all images lie in {encodable(largest)}, in sub-folders: did you mean {path}?"
+        message = f"nearly all images lie in subfolders of {encodable(largest)}: did you mean {path}?"
         return [Problem("layout", "warning", message)]
     return []
 
@@ -234,8 +235,8 @@ def _more(tree: FolderTree, folder: str) -> str:
     return ", ..." if len(tree.holding(folder)) > 3 else ""
 
 
-def _sorted_in(tree: FolderTree, images: Iterable[str], places: Mapping[str, Split], beside: Sequence[str]) -> Layout:
-    """Puts each image under its split, by the folder that it lies in, and its class, by the folder below that."""
+def _sorted_in(tree: FolderTree, images: Iterable[str], places: Mapping[str, Split], others: Sequence[str]) -> Layout:
+    """Assign each image a split, by the folder that it lies in, and a class, by the folder below that."""
     files: dict[Split, list[tuple[str, str]]] = {split: [] for split in places.values()}
     outside = []
     for path in images:
@@ -245,29 +246,25 @@ def _sorted_in(tree: FolderTree, images: Iterable[str], places: Mapping[str, Spl
             if below:
                 files[places[above]].append((path, name))
                 continue
-        elif any(path.startswith(f"{folder}/") for folder in beside):
+        elif any(path.startswith(f"{folder}/") for folder in others):
             continue
         outside.append(path)
-    problems = [] if not beside else [_beside(beside)]
+    message = "folders next to the split folders are ignored"
+    problems = [Problem("unused", "warning", message, tuple(map(encodable, others)))] if others else []
     problems += [*_nested(tree, list(places)), *_outside(outside)]
     classes, unused = _class_folders(tree, list(places))
     return Layout(files, classes, [*problems, *unused])
 
 
-def _beside(folders: Sequence[str]) -> Problem:
-    message = "folders beside the split folders are not used"
-    return Problem("unused", "warning", message, tuple(encodable(folder) for folder in folders))
-
-
 def _outside(paths: Sequence[str]) -> list[Problem]:
     if not paths:
         return []
-    message = f"{len(paths):,} image(s) beside the class folders belong to no class and are not used"
+    message = f"{len(paths):,} image(s) outside the class folders have no class and are ignored"
     return [Problem("unused", "warning", message, tuple(encodable(path) for path in paths))]
 
 
 def _class_folders(tree: FolderTree, places: Collection[str]) -> tuple[list[str], list[Problem]]:
-    """Class names, sorted; folders that hold files but not one image are none, which is told."""
+    """Class names, sorted; folders that hold files but no images are reported and are not classes."""
     classes: set[str] = set()
     without: list[str] = []
     for place in places:
@@ -277,13 +274,13 @@ def _class_folders(tree: FolderTree, places: Collection[str]) -> tuple[list[str]
             else:
                 without.append(folder)
     names = tuple(encodable(folder) for folder in without if last_part(folder) not in classes)
-    message = "folders without an image are no classes and are not used"
+    message = "folders without images are ignored"
     problems = [Problem("unused", "warning", message, names)] if names else []
     return sorted(classes, key=natural_key), problems
 
 
 def _nested(tree: FolderTree, places: Sequence[str]) -> list[Problem]:
-    """Class folders that hold images in sub-folders only: told, or refused where they look like parts of a data set."""
+    """Report class folders that hold images in subfolders only; an error if they look like parts of a data set."""
     classes = [folder for place in places for folder in tree.holding(place)]
     nested = [folder for folder in classes if not tree.direct[folder]]
     if not nested:
@@ -294,13 +291,13 @@ def _nested(tree: FolderTree, places: Sequence[str]) -> list[Problem]:
         inner = ", ".join(encodable(name) for name in sorted(common, key=natural_key)[:3])
         if any(_is_part(last_part(folder)) for folder in nested):
             message = (
-                "folders with images in sub-folders only: expected CLASS/IMAGE, or SPLIT/CLASS/IMAGE "
-                "where the split folders are called train, validation (or val) and test"
+                "folders with images in subfolders only: expected CLASS/IMAGE, or SPLIT/CLASS/IMAGE "
+                "with split folders named train, validation (or val) and test"
             )
             return [Problem("layout", "error", message, names)]
-        message = f"class folders that all have the sub-folders {inner}: if those are the classes, move them up"
+        message = f"class folders that all have the subfolders {inner}: if those are the classes, move them up"
         return [Problem("layout", "warning", message, names)]
-    return [Problem("layout", "note", "images in sub-folders belong to the class folder above them", names)]
+    return [Problem("layout", "note", "images in subfolders belong to the class folder above them", names)]
 
 
 def _is_part(name: str) -> bool:

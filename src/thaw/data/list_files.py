@@ -1,4 +1,4 @@
-"""CSV and JSON lines as columns of values."""
+"""Read CSV and JSON Lines files as columns of values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thaw.quoting import shown
 CSV_SUFFIXES = frozenset({".csv", ".tsv"})
 JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 LIST_SUFFIXES = CSV_SUFFIXES | JSON_SUFFIXES
-"""Endings of tables as text."""
+"""Suffixes of text tables."""
 
 Columns = dict[str, list[object]]
 
@@ -28,13 +28,13 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def read_list(path: Path) -> Columns:
-    """The columns of a CSV file (with `,`, `;`, tab or `|`) or of JSON lines, all of one length.
+    """The columns of a CSV file (delimiter `,`, `;`, tab or `|`) or JSON Lines file, all of the same length.
 
-    Cells of a CSV file are texts without surrounding blanks, and None where they are empty. Where its first line names
-    an image file, there is no header, and its columns are called "1", "2", ...
+    Cells of a CSV file are stripped strings, or None if empty. If the first line names an image file, the file has no
+    header, and the columns are named "1", "2", ...
 
     Raises:
-        DataError: for what is no table, with the line.
+        DataError: for a file that is not a table, with the line.
     """
     where = shown_path(path)
     text = _text(path, where)
@@ -47,30 +47,32 @@ def _text(path: Path, where: str) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{where} cannot be read: {error.strerror}") from None
+        raise DataError(f"{where} cannot be read: {error.strerror}", code="data-file") from None
     # Excel saves "Unicode text" as UTF-16.
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{where} is not UTF-8 text (line {line}): save it as UTF-8") from None
+        raise DataError(f"{where} is not UTF-8 text (line {line}): save it as UTF-8", code="data-file") from None
 
 
 def _csv_columns(text: str, where: str, delimiters: str) -> Columns:
     rows = _rows(text, _delimiter(text, delimiters), where)
     if not rows:
-        raise DataError(f"{where} is empty: expected a column of image paths and one of labels")
+        raise DataError(f"{where} is empty: expected a column of image paths and one of labels", code="data-empty")
     width = len(rows[0][1])
     if width < 2:
         raise DataError(
-            f"{where} has one column: expected one of image paths and one of labels, with commas between them"
+            f"{where} has one column: expected one of image paths and one of labels, separated by commas",
+            code="data-columns",
         )
     for line, cells in rows:
         if len(cells) != width:
             raise DataError(
-                f"{where} line {line} has {len(cells)} cells, the first line {width}: put quotes round cells that hold "
-                "the delimiter"
+                f"{where} line {line} has {len(cells)} cells, the first line {width}: quote cells that contain the "
+                "delimiter",
+                code="data-file",
             )
     first = rows[0][1]
     if any(PurePosixPath(cell).suffix.lower() in SUFFIXES for cell in first):
@@ -79,12 +81,12 @@ def _csv_columns(text: str, where: str, delimiters: str) -> Columns:
         names, rows = [cell or str(place + 1) for place, cell in enumerate(first)], rows[1:]
     if len(set(names)) < width:
         twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise DataError(f"{where} has two columns {shown(twice)}: rename one")
+        raise DataError(f"{where} has two columns {shown(twice)}: rename one", code="data-columns")
     return {name: [cells[place] or None for _, cells in rows] for place, name in enumerate(names)}
 
 
 def _rows(text: str, delimiter: str, where: str) -> list[tuple[int, list[str]]]:
-    """Each row with the line that it ends on; empty lines are passed over."""
+    """Each row with the line that it ends on; empty lines are skipped."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows = []
     try:
@@ -93,12 +95,12 @@ def _rows(text: str, delimiter: str, where: str) -> list[tuple[int, list[str]]]:
             if any(stripped):
                 rows.append((reader.line_num, stripped))
     except csv.Error as error:
-        raise DataError(f"{where} line {reader.line_num}: {error}; expected a CSV file") from None
+        raise DataError(f"{where} line {reader.line_num}: {error}; expected a CSV file", code="data-file") from None
     return rows
 
 
 def _delimiter(text: str, delimiters: str) -> str:
-    """The one that gives the first lines most columns, the same number in each."""
+    """The delimiter that splits the first lines into the most columns, the same number in each."""
     head = "\n".join([line for line in _LINE_END.split(text[:65_536]) if line.strip()][:_LINES_LOOKED_AT])
 
     def columns(delimiter: str) -> tuple[bool, int]:
@@ -123,9 +125,10 @@ def _json_columns(text: str, where: str) -> Columns:
                 try:
                     entries.append((number, json.loads(line)))
                 except ValueError as error:
-                    raise DataError(f"{where} line {number} is no JSON ({error}): expected one object a line") from None
+                    message = f"{where} line {number} is not JSON ({error}): expected one object per line"
+                    raise DataError(message, code="data-file") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON: {str(error)[:200]}") from None
+        raise DataError(f"{where} is not JSON: {str(error)[:200]}", code="data-file") from None
     return _columns_of(entries, where)
 
 
@@ -134,9 +137,10 @@ def _columns_of(entries: Sequence[tuple[int, object]], where: str) -> Columns:
     for number, entry in entries:
         if not isinstance(entry, dict):
             raise DataError(
-                f"{where} entry {number} is {type(entry).__name__}: expected objects with a path and a label"
+                f"{where} entry {number} is {type(entry).__name__}: expected objects with a path and a label",
+                code="data-file",
             )
         names.update(dict.fromkeys(entry))
     if not entries:
-        raise DataError(f"{where} is empty: expected objects with the path of an image and a label")
+        raise DataError(f"{where} is empty: expected objects with an image path and a label", code="data-empty")
     return {name: [entry.get(name) for _, entry in entries if isinstance(entry, dict)] for name in names}

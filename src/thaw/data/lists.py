@@ -1,4 +1,4 @@
-"""Rows that name an image and its class: CSV and JSON lines, data frames, and lists of paths and labels."""
+"""Tables of images and classes: CSV and JSON Lines, data frames, and lists of paths and labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS_A_BATCH = 32
 _ROWS_LOOKED_AT = 50
 _MOST_FOLDERS = 500
 
-# Columns that may name images without an ending, such as "id_code" in contests.
+# Columns that may name images without a suffix, such as "id_code" in competitions.
 _IMAGE_NAMES = frozenset(
     {
         "image",
@@ -47,13 +47,13 @@ _IMAGE_NAMES = frozenset(
 
 @dataclass(frozen=True)
 class _Files:
-    """From what a row says to the file's path."""
+    """Finds the file that a cell names."""
 
     base: Path
     stems: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, text: str) -> str:
-        """The path; a name without an ending is looked up, and backslashes are those of Windows where that fits."""
+        """The path of the file; names without a suffix are looked up, and Windows backslashes are accepted."""
         if text in self.stems:
             return str(self.base / self.stems[text])
         path = self.base / text
@@ -63,15 +63,15 @@ class _Files:
 
 
 def list_source(path: Path, settings: DataSettings) -> Source:
-    """A CSV file or JSON lines; paths start from the file's folder, or the folder below it in which they are found.
+    """A CSV or JSON Lines file; paths are relative to its folder, or to the subfolder that holds the images.
 
     Raises:
-        DataError: for what is no table of images and labels.
+        DataError: for a file that is not a table of images and labels.
     """
     columns = read_list(path)
     where = shown_path(path)
     if not next(iter(columns.values()), []):
-        raise DataError(f"{where} holds no rows: expected one row an image")
+        raise DataError(f"{where} has no rows: expected one row per image", code="data-empty")
     return columns_source(columns, settings, where=where, name=path.stem, base=path.parent, searches=True)
 
 
@@ -95,19 +95,19 @@ def columns_source(
     searches: bool = False,
     declared: Sequence[str] | None = None,
 ) -> Source:
-    """A table of which one column holds paths of images or encoded images.
+    """A table with a column of image paths or encoded images.
 
     Args:
-        columns: values by column, all of one length.
-        settings: which column is what, and which files count.
+        columns: values by column, all of the same length.
+        settings: roles of columns, and the file pattern.
         where: the table, for messages.
-        name: of the source.
-        base: the folder that relative paths start from.
-        searches: whether folders below `base` are tried where the paths lead to nothing.
-        declared: class names, of which labels that are numbers are indices.
+        name: the name of the source.
+        base: the folder of relative paths.
+        searches: whether to search folders below `base` if no path exists.
+        declared: class names; labels that are numbers are indices into them.
 
     Raises:
-        DataError: where a column is missing or not unambiguous.
+        DataError: for a missing or ambiguous column.
     """
     raw = {column: [_plain_value(value) for value in values] for column, values in columns.items()}
     columns = {column: _whole_numbers(values) for column, values in raw.items()}
@@ -119,13 +119,14 @@ def columns_source(
         images=lambda: _image_columns(raw, base, searches=searches),
         labels=lambda left: _label_columns(columns, left),
     )
-    # A name of digits alone is a name too, as in "0001" or 17.
+    # Numbers can be file names too, such as "0001" or 17.
     images = [str(value) if type(value) is int else value for value in raw[roles.image]]
     columns[roles.image] = images
     odd = next((value for value in images if value is not None and not isinstance(value, str | bytes)), None)
     if odd is not None:
         kind = type(odd).__name__
-        raise DataError(f"{where}: column {shown(roles.image)} holds {kind}: expected paths or encoded images")
+        message = f"{where}: column {shown(roles.image)} holds {kind}: expected paths or encoded images"
+        raise DataError(message, code="data-columns")
     texts = [value for value in images if isinstance(value, str)]
     files, notes = _located(base, texts) if searches else (_Files(base), [])
     payloads: list[Payload] = [files.find(value) if isinstance(value, str) else _as_bytes(value) for value in images]
@@ -144,7 +145,7 @@ def _as_bytes(value: object) -> bytes | None:
 
 
 def _whole_numbers(plain: list[object]) -> list[object]:
-    """A column as whole numbers where all its values are such, be it as texts or with ".0"."""
+    """A column as integers if all its values are integers, also as strings or as floats such as 3.0."""
     present = [value for value in plain if value is not None]
     if present and all(isinstance(value, str) and _is_number(value) for value in present):
         plain = [None if value is None else float(str(value)) for value in plain]
@@ -155,7 +156,7 @@ def _whole_numbers(plain: list[object]) -> list[object]:
 
 
 def _plain_value(value: object) -> object:
-    """A cell as a plain value: None for NaN and empty texts, the content or path of an image for its struct."""
+    """A cell as a plain value: None for NaN and empty strings; bytes or path for a struct of an image."""
     if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, os.PathLike):
@@ -169,7 +170,7 @@ def _plain_value(value: object) -> object:
 
 
 def _is_number(text: str) -> bool:
-    """Whether a text is a number that loses nothing as one: no leading zeros ("007"), few digits."""
+    """Whether a string can be converted to a number without loss: few digits, no leading zeros ("007")."""
     whole, _, fraction = text.removeprefix("-").partition(".")
     return (
         text.isascii()
@@ -192,7 +193,7 @@ def _image_columns(columns: Columns, base: Path, *, searches: bool) -> list[str]
 
 
 def _label_columns(columns: Columns, left: Sequence[str]) -> list[str]:
-    """Columns of whole numbers or texts; of several, those in which some value comes twice."""
+    """Columns of integers or strings; if there are several, those with repeated values."""
     found = [name for name in left if all(v is None or isinstance(v, int | str) for v in columns[name])]
     found = [name for name in found if any(value is not None for value in columns[name])]
     repeated = [name for name in found if len(set(columns[name])) < len(columns[name])]
@@ -200,7 +201,7 @@ def _label_columns(columns: Columns, left: Sequence[str]) -> list[str]:
 
 
 def _located(base: Path, texts: Sequence[str]) -> tuple[_Files, list[Problem]]:
-    """Where the files lie that rows name: below `base`, else in the one folder below it that has them all."""
+    """The folder of the files that rows name: `base`, else the only folder below it that holds them all."""
     sample = texts[:_ROWS_LOOKED_AT]
     usual = _Files(base)
     if not sample or any(_exists(Path(usual.find(text))) for text in sample):
@@ -210,12 +211,12 @@ def _located(base: Path, texts: Sequence[str]) -> tuple[_Files, list[Problem]]:
         return usual, []
     if found[0].base == base:
         return found[0], []
-    message = f"the paths in the table start from its folder {encodable(str(found[0].base.relative_to(base)))}"
+    message = f"the paths in the table are relative to its folder {encodable(str(found[0].base.relative_to(base)))}"
     return found[0], [Problem("layout", "note", message)]
 
 
 def _fitting(folder: Path, sample: Sequence[str]) -> _Files | None:
-    """The folder, where it holds all the files of a sample, by their names or by their names without endings."""
+    """The folder if it holds all files of a sample, by their names with or without suffix."""
     if all(_exists(folder / text) for text in sample):
         return _Files(folder)
     if any(PurePosixPath(text).suffix.lower() in SUFFIXES for text in sample):
@@ -226,7 +227,7 @@ def _fitting(folder: Path, sample: Sequence[str]) -> _Files | None:
 
 
 def _folders_below(base: Path) -> list[Path]:
-    """`base` and the visible folders in it, two levels deep; not more than a few hundred."""
+    """`base` and its visible subfolders, two levels deep; at most a few hundred."""
     found = [base]
     for level in (1, 2):
         above = [folder for folder in found if len(folder.relative_to(base).parts) == level - 1]
@@ -254,22 +255,20 @@ def _chosen_rows(
     payloads: list[Payload],
     notes: list[Problem],
 ) -> tuple[Columns, list[Payload], list[Problem]]:
-    """The rows whose paths `data.pattern` chooses."""
+    """The rows whose paths match `data.pattern`."""
     if not settings.pattern:
         return columns, payloads, notes
     paths = [str(value) for value in columns[roles.image] if isinstance(value, str)]
     chosen = set(FilePattern.parse(settings.pattern).select(paths))
     require_match(where, settings.pattern, paths, sorted(chosen))
     rows = [row for row, value in enumerate(columns[roles.image]) if not isinstance(value, str) or value in chosen]
-    message = (
-        f"data.pattern {shown(settings.pattern)} leaves out {len(payloads) - len(rows):,} of {len(payloads):,} rows"
-    )
+    message = f"data.pattern {shown(settings.pattern)} excludes {len(payloads) - len(rows):,} of {len(payloads):,} rows"
     kept = {name: [values[row] for row in rows] for name, values in columns.items()}
     return kept, [payloads[row] for row in rows], [*notes, Problem("pattern", "note", message)]
 
 
 def _digest(payloads: Sequence[Payload], columns: Sequence[Sequence[object]]) -> str:
-    """A digest of all that the prepared images depend on: content, or path, size and time of change of each file."""
+    """A digest of everything that determines the images: content, or path, size and modification time of each file."""
     digest = hashlib.sha256()
     for payload in payloads:
         if isinstance(payload, bytes):

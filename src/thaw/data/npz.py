@@ -1,4 +1,4 @@
-"""NumPy's archives of arrays (.npz)."""
+"""NumPy archives of arrays (.npz)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _EXPECTED = "expected images and labels, or x_train, y_train, x_test and y_test"
 
 
 def npz_source(path: Path, settings: DataSettings) -> Source:
-    """An archive with images and labels, or with these for each split (`x_train`, `train_images`, ...).
+    """An archive with images and labels, or with both for each split (`x_train`, `train_images`, ...).
 
-    Pickled objects in it are not opened.
+    Pickled objects are not loaded.
     """
     found = path.stat()
     facts = {"npz": [str(path.resolve()), found.st_size, found.st_mtime_ns], "merge": settings.merge_spellings}
@@ -44,35 +44,37 @@ def _read(path: Path, settings: DataSettings) -> Catalog:
         if role == "classes":
             given[role] = array.tolist()
         elif role and role in parts.setdefault(split, {}):
-            raise DataError(f"{where} has several arrays of {split} {role}, {shown(key)} among them: {_EXPECTED}")
+            message = f"{where} has several arrays of {split} {role}, such as {shown(key)}: {_EXPECTED}"
+            raise DataError(message, code="data-arrays")
         elif role:
             parts[split][role] = array
     keys = listed(arrays)
     for split, roles in parts.items():
         lacking = next((role for role in ("images", "labels") if role not in roles), "")
         if lacking:
-            raise DataError(f"{where} has no {split} {lacking} among {keys}: {_EXPECTED}")
+            raise DataError(f"{where} has no {split} {lacking} among {keys}: {_EXPECTED}", code="data-arrays")
         given[split] = tuple(roles[role] for role in ("images", "labels", "groups") if role in roles)
     if not parts:
-        raise DataError(f"{where} holds {keys or 'nothing'}: {_EXPECTED}")
+        raise DataError(f"{where} holds {keys or 'nothing'}: {_EXPECTED}", code="data-arrays")
     return read_arrays(given, settings)
 
 
 def _load(path: Path, where: str) -> dict[str, Any]:
-    """The arrays that mean something."""
+    """The arrays whose names have a known meaning; None for others."""
     try:
-        # Of a file that is no archive, np.load would leave the file open.
+        # np.load leaves a file open if it is not an archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] if _meaning(key)[1] else None for key in archive.files}
     except ValueError as error:
-        reason = "it holds pickled objects, which are not opened" if "pickle" in str(error).lower() else str(error)
-        raise DataError(f"{where} cannot be read: {reason[:200]}") from None
+        reason = "it holds pickled objects, which are not loaded" if "pickle" in str(error).lower() else str(error)
+        raise DataError(f"{where} cannot be read: {reason[:200]}", code="data-file") from None
     except (OSError, EOFError, KeyError, MemoryError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{where} is no readable .npz archive: {str(error)[:200] or type(error).__name__}") from None
+        message = f"{where} is not a readable .npz archive: {str(error)[:200] or type(error).__name__}"
+        raise DataError(message, code="data-file") from None
 
 
 def _meaning(key: str) -> tuple[str, str]:
-    """The split and the role ("images", "labels", "groups", "classes", or "" for others) that a key's words tell."""
+    """The split and the role ("images", "labels", "groups", "classes", or "") that the words of a key name."""
     if key.lower() in _CLASS_KEYS:
         return "", "classes"
     words = re.split(r"[^a-z0-9]+", key.lower())

@@ -1,15 +1,15 @@
-"""What Python programs hold images in: arrays, lists of paths, data frames, data sets of torch and `datasets`."""
+"""Data in memory: arrays, lists of paths, data frames, data sets of torch and of the library `datasets`."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,20 +17,22 @@ from PIL import Image
 from thaw.data.arrays import array_source, check_groups, check_labels, class_names, split_key, whole_label
 from thaw.data.catalog import SPLIT_NAMES, SPLITS, Source, Split
 from thaw.data.decode import UnreadableImageError, decode_pillow
-from thaw.data.hub import RowsTable
 from thaw.data.list_files import Columns
 from thaw.data.lists import columns_source
 from thaw.data.problems import Problem
 from thaw.data.scaling import Values
 from thaw.data.settings import DataSettings
-from thaw.data.tables import table_catalog
+from thaw.data.tables import ROWS_A_BATCH, Opener, reading, reading_table, table_catalog
 from thaw.data.walk import file_state
 from thaw.errors import DataError
 from thaw.quoting import given, listed, shown
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _EXPECTED = (
     "expected (images, labels), (paths, labels), a data frame, a data set with items (image, label), "
-    "or a mapping of train, validation and test to such"
+    "or a mapping from train, validation and test to these"
 )
 _ITEM = "expected (image, label) or (image, label, group), or a mapping with image and label"
 _IMAGE_KEYS = ("image", "images", "img", "pixel_values")
@@ -39,17 +41,17 @@ _MOST_WRAPPED = 20
 
 
 def memory_source(data: Any, settings: DataSettings) -> Source:
-    """A source of what is in memory.
+    """A source of data in memory.
 
     Args:
-        data: `(images, labels)` or `(paths, labels)`, each with groups as a third if you like; a pandas or polars data
-            frame with the columns that a CSV file would have; a map-style torch data set whose items are
-            (image, label); a `datasets.Dataset`; or a mapping of split names to such, all of one kind, with class names
-            under "classes" if there are any. A data set of torch is read once, from its first item to its last.
-        settings: columns, groups, and which files count.
+        data: `(images, labels)` or `(paths, labels)`, optionally with groups as a third entry; a pandas or polars data
+            frame with the columns of a CSV file; a map-style torch data set with items (image, label); a
+            `datasets.Dataset`; or a mapping from split names to these, all of one kind, with optional class names
+            under "classes". Each item of a torch data set is read once, in order.
+        settings: columns, groups and file pattern.
 
     Raises:
-        DataError: for anything else, with what was found.
+        DataError: for anything else.
     """
     if isinstance(data, Source):
         return data
@@ -59,10 +61,10 @@ def memory_source(data: Any, settings: DataSettings) -> Source:
     classes = parts.pop("classes", None)
     kinds = {_kind(part) for part in parts.values()}
     if len(kinds) > 1:
-        raise DataError(f"the splits are of several kinds ({', '.join(sorted(kinds))}): expected one kind")
+        raise DataError(f"the splits have several types ({', '.join(sorted(kinds))}): expected one", code="data-arrays")
     kind = kinds.pop() if kinds else "arrays"
     if kind == "stream":
-        raise DataError(f"{type(data).__name__} has no length or no items by number: {_EXPECTED}")
+        raise DataError(f"{type(data).__name__} has no length or cannot be indexed: {_EXPECTED}", code="data-arrays")
     if kind == "rows":
         return _rows_source(parts, settings, is_mapping=isinstance(data, Mapping))
     if kind == "arrays":
@@ -95,7 +97,7 @@ def _module(value: Any) -> str:
 
 
 def _is_frame(data: Any) -> bool:
-    """Whether it is a data frame of pandas, polars or what looks like them."""
+    """Whether `data` is a data frame of pandas, polars or a similar library."""
     return not isinstance(data, Mapping) and hasattr(data, "columns") and hasattr(data, "dtypes")
 
 
@@ -119,27 +121,30 @@ def _frame_columns(frame: Any) -> Columns:
             column.tolist() if hasattr(column, "tolist") else column.to_list() if hasattr(column, "to_list") else None
         )
         if values is None or str(name) in columns:
-            raise DataError(f"the data frame has two columns {shown(str(name))}: rename one")
+            raise DataError(f"the data frame has two columns {shown(str(name))}: rename one", code="data-columns")
         columns[str(name)] = [_cell(value, f"{name}[{row}]") for row, value in enumerate(values)]
     if not columns or not next(iter(columns.values())):
-        raise DataError("the data frame holds no rows: expected one row an image")
+        raise DataError("the data frame has no rows: expected one row per image", code="data-empty")
     return columns
 
 
 def _cell(value: Any, where: str) -> Any:
-    """NA and NaT of pandas, which are equal to nothing, as None; pictures losslessly encoded."""
+    """None for NA and NaT of pandas, which do not compare equal to anything; pictures losslessly encoded."""
     if isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.ndim > 1):
         return _encoded(_pixels(value, where))
     return None if type(value).__name__ in {"NAType", "NaTType"} else value
 
 
 def _paths_source(splits: Mapping[Split, Any], settings: DataSettings, classes: Sequence[str] | None) -> Source:
-    """Paths and labels from Python; relative paths start from the current folder."""
+    """Paths and labels; relative paths are relative to the current folder."""
     columns: Columns = {"image": [], "label": [], "split": [], "group": []}
     for split, part in splits.items():
         labels, groups = check_labels(part[1], split), check_groups(part, split)
         if len(part[0]) != len(labels):
-            raise DataError(f"the {split} split has {len(part[0])} paths and {len(labels)} labels: expected one a path")
+            message = (
+                f"the {split} split has {len(part[0])} paths and {len(labels)} labels: expected one label per path"
+            )
+            raise DataError(message, code="data-arrays")
         _extend(columns, split, [os.fspath(path) for path in part[0]], labels, groups)
     return _joined_source(columns, settings, classes, where="the list of paths", name="paths")
 
@@ -156,7 +161,7 @@ def _extend(
 def _joined_source(
     columns: Columns, settings: DataSettings, classes: Sequence[str] | None, *, where: str, name: str
 ) -> Source:
-    """A source of columns whose names are known here."""
+    """A source of the columns image, label, split and group."""
     grouped = any(group is not None for group in columns["group"])
     if not grouped:
         del columns["group"]
@@ -165,19 +170,41 @@ def _joined_source(
     return columns_source(columns, chosen, where=where, name=name, base=Path(), declared=classes)
 
 
+@dataclass(frozen=True)
+class _RowsTable:
+    """A `datasets.Dataset`, read in its stored form. The library need not be installed here."""
+
+    rows: Any
+    schema: pa.Schema
+
+    def column(self, name: str) -> list[object]:
+        return [value for part in self._arrays(name, 10_000) for value in part.to_pylist()]
+
+    def parts(self, name: str) -> Iterator[tuple[Opener, pa.Array]]:
+        for array in self._arrays(name, ROWS_A_BATCH):
+            # The table is the caller's own, so the files that it names are opened.
+            yield str, array
+
+    def _arrays(self, name: str, rows: int) -> Iterator[pa.Array]:
+        with reading_table("the data set cannot be read"):
+            for table in self.rows.select_columns([name]).with_format("arrow").iter(batch_size=rows):
+                yield table.column(0).combine_chunks()
+
+
 def _rows_source(parts: Mapping[str, Any], settings: DataSettings, *, is_mapping: bool) -> Source:
-    """Splits of `datasets`; they are the caller's own, so paths in them are opened."""
-    tables: dict[Split, RowsTable] = {}
+    """Splits of the library `datasets`."""
+    tables: dict[Split, _RowsTable] = {}
     unused = []
     for key, rows in parts.items():
         split = SPLIT_NAMES.get(str(key).lower())
         if split is None or split in tables:
             unused.append(str(key))
         else:
-            tables[split] = RowsTable(rows, rows.features.arrow_schema, "the data set", str)
+            tables[split] = _RowsTable(rows, rows.features.arrow_schema)
     if not tables:
-        raise DataError(f"the data set has the splits {listed(unused)}: expected train, validation or test among them")
-    message = "splits other than train, validation and test are not used"
+        message = f"the data set has the splits {listed(unused)}: expected train, validation or test"
+        raise DataError(message, code="data-split")
+    message = "splits other than train, validation and test are ignored"
     problems = [Problem("unused", "warning", message, tuple(unused))] if unused and is_mapping else []
     ordered = {split: tables[split] for split in SPLITS if split in tables}
     digest = hashlib.sha256()
@@ -186,14 +213,13 @@ def _rows_source(parts: Mapping[str, Any], settings: DataSettings, *, is_mapping
             digest.update(f"{split}:{column}:".encode("utf-8", "backslashreplace"))
             for _, part in table.parts(column):
                 _feed(digest, part.to_pylist())
-    reading = [settings.image_column, settings.label_column, settings.split_column, settings.group_by]
-    facts = {"rows": digest.hexdigest(), "reading": [*reading, settings.merge_spellings]}
+    facts = {"rows": digest.hexdigest(), "reading": reading(settings)}
     read = partial(table_catalog, "the data set", ordered, settings, problems)
     return Source(name="dataset", facts=facts, read=read)
 
 
 def _feed(digest: Any, values: Iterable[Any]) -> None:
-    """All that a column's images depend on: content, or path, size and time of change of the file."""
+    """Add everything that determines a column: content, or path, size and modification time of files."""
     for value in values:
         if isinstance(value, dict):
             _feed(digest, value.values())
@@ -206,25 +232,25 @@ def _feed(digest: Any, values: Iterable[Any]) -> None:
 
 
 def _items_source(splits: Mapping[Split, Any], settings: DataSettings, classes: Sequence[str] | None) -> Source:
-    """Data sets by item: arrays where all images have one size, else losslessly encoded images."""
+    """Data sets with items: arrays if all images have one size, else losslessly encoded images."""
     columns: Columns = {"image": [], "label": [], "split": [], "group": []}
     for split, part in splits.items():
         if isinstance(part, Sequence):
             labels, groups = check_labels(part[1], split), check_groups(part, split)
             if len(part[0]) != len(labels):
-                raise DataError(
-                    f"the {split} split has {len(part[0])} images and {len(labels)} labels: expected one an image"
-                )
+                counts = f"{len(part[0])} images and {len(labels)} labels"
+                raise DataError(f"the {split} split has {counts}: expected one label per image", code="data-arrays")
             images = [_pixels(image, f"{split}[{row}]") for row, image in enumerate(part[0])]
         else:
             classes = classes if classes is not None else _declared(part)
             images, labels, groups = _read_items(part, split)
         _extend(columns, split, images, labels, groups)
     if not columns["image"]:
-        raise DataError(f"the data set has no items: {_EXPECTED}")
+        raise DataError(f"the data set has no items: {_EXPECTED}", code="data-empty")
     images = [image for image in columns["image"] if isinstance(image, np.ndarray)]
     if len({image.dtype for image in images}) > 1:
-        raise DataError("some images have 8 bits a channel and some 16: expected one depth; convert them with astype")
+        message = "some images have 8 bits per channel and some 16: expected one depth; convert them with astype"
+        raise DataError(message, code="data-arrays")
     if len({image.shape for image in images}) == 1:
         return array_source(_stacked(columns, classes), settings)
     columns["image"] = [_encoded(image) for image in columns["image"]]
@@ -261,7 +287,7 @@ def _encoded(pixels: Any) -> bytes:
 
 
 def _declared(data: Any) -> list[str] | None:
-    """Class names of a data set, or of the one that it is a part of (`Subset.dataset`)."""
+    """Class names of a data set, or of the data set that it wraps (`Subset.dataset`)."""
     for _ in range(_MOST_WRAPPED):
         names = getattr(data, "classes", None)
         if isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(n, str) for n in names):
@@ -283,10 +309,10 @@ def _read_items(data: Any, split: Split) -> tuple[list[Any], list[object], list[
         where = f"{split}[{row}]"
         try:
             item = data[row]
-        # It is the caller's code, which may raise anything.
+        # The code of the caller may raise anything.
         except Exception as error:
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise DataError(f"item {where} of the data set cannot be read ({what})") from error
+            raise DataError(f"item {where} of the data set cannot be read ({what})", code="data-unreadable") from error
         image, label, group = _parts_of(item, where)
         images.append(_pixels(image, where))
         labels.append(_label(label, where))
@@ -300,7 +326,7 @@ def _parts_of(item: Any, where: str) -> tuple[Any, Any, object]:
         label = next((item[key] for key in _LABEL_KEYS if key in item), None)
         return image, label, _scalar(item.get("group"))
     if not isinstance(item, tuple | list) or len(item) not in (2, 3):
-        raise DataError(f"item {where} of the data set is {type(item).__name__}: {_ITEM}")
+        raise DataError(f"item {where} of the data set is {type(item).__name__}: {_ITEM}", code="data-arrays")
     return item[0], item[1], _scalar(item[2]) if len(item) == 3 else None
 
 
@@ -314,20 +340,21 @@ def _label(value: Any, where: str) -> object:
         label = label.item()
     label = whole_label(label)
     if label is not None and not isinstance(label, int | str):
-        raise DataError(f"item {where} of the data set has the label {given(label)}: expected a class number or text")
+        message = f"item {where} of the data set has the label {given(label)}: expected an integer or a string"
+        raise DataError(message, code="data-label")
     return label
 
 
 def _pixels(image: Any, where: str) -> Values:
-    """uint8 or uint16 [H, W, 1 or 3] of a PIL image, an array [H, W] or [H, W, C], or a tensor [C, H, W].
+    """uint8 or uint16 [H, W, 1 or 3] from a PIL image, an array [H, W] or [H, W, C], or a tensor [C, H, W].
 
-    Floats are from 0 to 1, as torchvision's ToTensor gives them, and are rounded to the byte that they came from.
+    Floats must lie in 0..1, as from torchvision's ToTensor, and are rounded to the nearest byte.
     """
     if isinstance(image, Image.Image):
         try:
             return decode_pillow(image).pixels
         except UnreadableImageError as error:
-            raise DataError(f"image {where} cannot be read ({error})") from None
+            raise DataError(f"image {where} cannot be read ({error})", code="data-unreadable") from None
     is_tensor = hasattr(image, "detach") and hasattr(image, "cpu")
     try:
         pixels = np.asarray(image.detach().cpu() if is_tensor else image)
@@ -341,16 +368,20 @@ def _pixels(image: Any, where: str) -> Values:
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape or pixels.dtype.kind not in "uf":
         kind = f"{pixels.dtype} {list(pixels.shape)}" if pixels.ndim else type(image).__name__
         raise DataError(
-            f"image {where} is {kind}: expected a PIL image, uint8 [H, W] or [H, W, 1 or 3], or a tensor [1 or 3, H, W]"
+            f"image {where} is {kind}: expected a PIL image, uint8 [H, W] or [H, W, 1 or 3], or a tensor "
+            "[1 or 3, H, W]",
+            code="data-arrays",
         )
     if pixels.dtype.kind == "f":
         low, high = float(pixels.min()), float(pixels.max())
         if not (0 <= low and high <= 1):
             raise DataError(
                 f"image {where} has floats from {low:.4g} to {high:.4g}: expected 0 to 1; remove Normalize from the "
-                "transform of the data set"
+                "transform of the data set",
+                code="data-arrays",
             )
         pixels = np.floor(pixels.astype(np.float64) * 255 + 0.5).astype(np.uint8)
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"image {where} is {pixels.dtype}: expected uint8 or uint16, or floats from 0 to 1")
+        message = f"image {where} is {pixels.dtype}: expected uint8 or uint16, or floats from 0 to 1"
+        raise DataError(message, code="data-arrays")
     return np.ascontiguousarray(pixels)

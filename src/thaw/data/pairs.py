@@ -1,4 +1,4 @@
-"""Photographs beside their masks or label maps, which are no images to train on."""
+"""Photographs next to their masks or label maps, which are not training images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _IMAGE_FOLDER = re.compile(r"(?:[a-z0-9]+[_-])?(?:images?|imgs?|photos?|pictures
 
 
 def find_pairs(paths: Iterable[str]) -> Problem | None:
-    """A warning where images come in pairs.
+    """A warning if images come in pairs.
 
     Pairs are `x.jpg` and `x.png` (or `x.jpg.png`) in one folder, `x.png` and `x_mask.png` (or `mask_x.png`), and
     `x.png` (or `images/x.png`) and `masks/x.png`.
 
     Args:
-        paths: images, relative, with "/" between parts.
+        paths: relative paths with "/" between parts.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for path in paths:
@@ -34,16 +34,19 @@ def find_pairs(paths: Iterable[str]) -> Problem | None:
     if not pairs:
         return None
     count = sum(len(members) - 1 for members in pairs)
-    what = "1 image stands" if count == 1 else f"{count:,} images stand"
+    what = "1 image has" if count == 1 else f"{count:,} images have"
     message = (
-        f"{what} beside another of the same name: if they are masks or copies, leave them out, "
-        f"as with --set 'data.pattern={_proposal(pairs[0])}'"
+        f"{what} the name of another image: if they are masks or copies, exclude them, "
+        f"for example with --set 'data.pattern={_proposal(pairs[0])}'"
     )
     return Problem("pairs", "warning", message, tuple(encodable(" + ".join(members)) for members in pairs))
 
 
 def _key(path: str) -> tuple[str, ...]:
-    """What a photograph and its mask have in common: the folders that tell no kind, and the name without a kind."""
+    """What a photograph and its mask share: the folders except for image and mask folders, and the name without suffix.
+
+    `*` replaces image and mask folders.
+    """
     *folders, name = path.casefold().split("/")
     kinds = (part for part in folders if not (_MASK_FOLDER.fullmatch(part) or _IMAGE_FOLDER.fullmatch(part)))
     stem = _stem(name)
@@ -61,7 +64,7 @@ def _stem(name: str) -> str:
 
 
 def _are_pair(members: Sequence[str]) -> bool:
-    """Whether images of one key are a photograph and something else, not images of two splits or names in two cases."""
+    """Whether images of one key are a photograph and its mask, not images of two splits or names in two cases."""
     if len({_is_mask(path) for path in members}) > 1:
         return True
     folded = {path.casefold() for path in members}
@@ -75,7 +78,7 @@ def _is_mask(path: str) -> bool:
 
 
 def _proposal(members: Sequence[str]) -> str:
-    """A pattern that leaves the photograph of a pair, and nothing else of it."""
+    """A pattern that keeps only the photograph of a pair."""
     photo, mask = sorted(members, key=lambda path: (_is_mask(path), _suffix(path) not in {".jpg", ".jpeg"}, path))[:2]
     if not _is_mask(mask) or _is_mask(photo):
         return f"*{_suffix(photo)}"

@@ -1,4 +1,4 @@
-"""Which files of a folder count: the setting `data.pattern`."""
+"""The setting `data.pattern`, which chooses files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ _KINDS_SHOWN = 5
 
 
 class PatternError(DataError):
-    """A pattern that chooses nothing."""
+    """A pattern that matches no image."""
+
+    code = "data-pattern"
 
 
 @dataclass(frozen=True)
 class FilePattern:
-    """Glob patterns, some that choose files and some ("!...") that leave files out.
+    """Glob patterns that include files, and patterns with "!" that exclude files.
 
-    A pattern without "/" is matched with the file's name, one with "/" with its path below the source; `*` stands for
-    any characters, `?` for one, `[ab]` for one of these. Capital and small letters are the same.
+    A pattern without "/" is matched against the file name, a pattern with "/" against the path below the source. `*`
+    matches any characters, `?` one character, `[ab]` one of these. Case is ignored.
     """
 
     chosen: tuple[str, ...]
@@ -32,19 +34,20 @@ class FilePattern:
 
     @classmethod
     def parse(cls, text: str) -> FilePattern:
-        """Patterns with commas between them; without one that chooses, everything that is not left out counts.
+        """Parse patterns separated by commas; without an including pattern, all files that are not excluded match.
 
         Raises:
             UsageError: for an empty pattern.
         """
         parts = [part.strip() for part in text.split(",")] if text.strip() else []
         if any(not part.removeprefix("!") for part in parts):
-            raise UsageError(f"pattern {shown(text)}: expected globs with commas between them, such as *.jpg,!*_mask.*")
+            message = f"pattern {shown(text)}: expected globs separated by commas, such as *.jpg,!*_mask.*"
+            raise UsageError(message, code="usage-pattern")
         chosen = tuple(part for part in parts if not part.startswith("!"))
         return cls(chosen, tuple(part[1:] for part in parts if part.startswith("!")))
 
     def select(self, paths: Sequence[str]) -> list[str]:
-        """The paths that count, in order."""
+        """The paths that match, in order."""
         chosen, left_out = _expression(self.chosen), _expression(self.left_out)
         return [
             path
@@ -54,22 +57,20 @@ class FilePattern:
 
 
 def require_match(where: str, text: str, paths: Sequence[str], chosen: Sequence[str]) -> None:
-    """Refuses a pattern that leaves nothing.
+    """Refuse a pattern that matches none of the paths.
 
     Raises:
-        PatternError: with the kinds of files that there are.
+        PatternError: with the kinds of files that exist.
     """
     if chosen or not paths:
         return
     kinds = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths)
     there = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(_KINDS_SHOWN))
-    raise PatternError(
-        f"data.pattern {shown(text)} matches none of the {len(paths):,} images of {where}: there are {there}"
-    )
+    raise PatternError(f"data.pattern {shown(text)} matches none of the {len(paths):,} images of {where} ({there})")
 
 
 def _expression(patterns: Sequence[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What names must match, and what paths must match; never, where there is no pattern of that kind."""
+    """Expressions for file names and for paths; without patterns of a kind, its expression never matches."""
     names = [fnmatch.translate(pattern.casefold()) for pattern in patterns if "/" not in pattern]
     paths = [fnmatch.translate(pattern.casefold()) for pattern in patterns if "/" in pattern]
     return re.compile("|".join(names) or r"(?!)"), re.compile("|".join(paths) or r"(?!)")

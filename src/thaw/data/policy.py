@@ -1,6 +1,6 @@
-"""One operation an image, drawn with its strength from a table: the idea of TrivialAugment (arXiv 2103.10158).
+"""One random operation of random strength per image, after TrivialAugment (arXiv 2103.10158).
 
-Shapes: B batch, n images of it that drew an operation, C channels, H rows, W columns. Images are float32 in 0..1.
+Shapes: B batch, n images of it with the same operation, C channels, H rows, W columns. Images are float32 in 0..1.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One line of the table; a strength is drawn uniformly between `low` and `high`.
+    """A row of the table; the strength is uniform between `low` and `high`.
 
     Attributes:
         name: unique in the table.
         low: one end of the strengths.
-        high: the other end, which may be the smaller one.
+        high: the other end, which may be smaller.
         change: (images [n, C, H, W], strengths [n, 1, 1, 1]) -> images [n, C, H, W], not yet clamped to 0..1; None for
-            the identity and for what moves pixels, which all images that drew it do together.
-        color_only: whether it does nothing to gray images, which then do not draw it.
+            the identity and for geometric operations, which are applied together.
+        color_only: whether it has no effect on gray images, which then do not draw it.
     """
 
     name: str
@@ -62,27 +62,27 @@ def sharpness(x: Tensor, strengths: Tensor) -> Tensor:
 
 
 def posterize(x: Tensor, strengths: Tensor) -> Tensor:
-    """Only the highest bits of each byte are kept, as many as the strength rounded."""
+    """Keep only the highest bits of each byte; the strength, rounded, is their number."""
     dropped = 8 - strengths.round().to(torch.int64)
     step = torch.bitwise_left_shift(torch.ones_like(dropped), dropped).to(x.dtype)
-    # A byte k came as k / 255, and k / 255 * 255 may lie just below k.
+    # Rounded first, since k / 255 * 255 may lie just below k.
     return torch.floor((x * 255.0).round_() / step) * step / 255.0
 
 
 def solarize(x: Tensor, strengths: Tensor) -> Tensor:
-    """What is at least as bright as the strength is inverted."""
+    """Invert pixels that are at least as bright as the strength."""
     return torch.where(x >= strengths, 1.0 - x, x)
 
 
 def autocontrast(x: Tensor, strengths: Tensor) -> Tensor:  # noqa: ARG001 - one signature for the table
-    """Every channel of every image stretched from 0 to 1; an even one stays as it is."""
+    """Stretch each channel of each image to 0..1; a constant channel is unchanged."""
     low, high = x.amin(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
     even = high <= low
     return torch.where(even, x, (x - low) / torch.where(even, 1.0, high - low))
 
 
-# The operations of RandAugment's search space at its ranges (degrees, slopes, shares of a side, changes of a factor 1,
-# bits kept, threshold), the milder of the two that TrivialAugment was measured with: the networks here are small.
+# The operations of RandAugment's search space with its ranges (degrees, slopes, shares of a side, changes of factors,
+# bits, threshold), the milder of the two spaces of the TrivialAugment paper, since the networks here are small.
 TRIVIAL: tuple[Operation, ...] = (
     Operation(name="identity"),
     Operation(name="rotate", low=-30.0, high=30.0),
@@ -100,17 +100,17 @@ TRIVIAL: tuple[Operation, ...] = (
 )
 
 
-# The operations that move pixels, in the order of the columns that `matrices` reads.
+# The geometric operations, in the order of the columns that `matrices` reads.
 _MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 def trivial_table(channels: int) -> tuple[Operation, ...]:
-    """The operations that images of so many channels draw from."""
+    """The operations for images with this many channels."""
     return tuple(operation for operation in TRIVIAL if channels == 3 or not operation.color_only)
 
 
 def draw(table: tuple[Operation, ...], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """For each of `count` images its line of the table, int64 [count], and its strength, float32 [count]."""
+    """A row of the table, int64 [count], and a strength, float32 [count], for each of `count` images."""
     device = generator.device
     choices = torch.randint(len(table), (count,), generator=generator, device=device)
     low = torch.tensor([operation.low for operation in table], device=device)[choices]
@@ -122,30 +122,30 @@ def matrices(moves: Tensor, aspect: float) -> Tensor:
     """Maps from output to input coordinates, float32 [n, 2, 3], for `torch.nn.functional.affine_grid`.
 
     Args:
-        moves: float32 [n, 5], the strengths of rotate, shear_x, shear_y, translate_x and translate_y, of which at most
-            one is not 0 in a row.
-        aspect: W / H; coordinates run from -1 to 1 over each side, and angles and slopes are meant in pixels.
+        moves: float32 [n, 5], the strengths of rotate, shear_x, shear_y, translate_x and translate_y; at most one per
+            row is not 0.
+        aspect: W / H; coordinates run from -1 to 1 over each side, but angles and slopes refer to pixels.
     """
     degrees, shear_x, shear_y, shift_x, shift_y = moves.unbind(1)
     angles = torch.deg2rad(degrees)
     cosine, sine = torch.cos(angles), torch.sin(angles)
-    # A side is 2 units long in these coordinates, so a share t of it is 2 t.
+    # A side is 2 units long in these coordinates, so that a share t of it is 2 t.
     top = [cosine, (shear_x - sine) / aspect, 2.0 * shift_x]
     bottom = [(shear_y + sine) * aspect, cosine, 2.0 * shift_y]
     return torch.stack([*top, *bottom], dim=1).view(-1, 2, 3)
 
 
 def apply_policy(x: Tensor, fill: str, generator: torch.Generator) -> Tensor:
-    """Every image of float32 [B, C, H, W] in 0..1 through an operation of its own: same shape, dtype and range.
+    """Apply a random operation to each image of float32 [B, C, H, W] in 0..1: same shape, dtype and range.
 
     Args:
-        x: the images, which are left as they are.
-        fill: what `torch.nn.functional.grid_sample` shows where an image was moved away.
-        generator: all random numbers come from it.
+        x: the images; they are not modified.
+        fill: padding mode of `torch.nn.functional.grid_sample`.
+        generator: source of all random numbers.
     """
     table = trivial_table(x.shape[1])
     choices, strengths = draw(table, len(x), generator)
-    # One channel after the other, since the sums over an image take several times as long with channels last.
+    # Channels first, since sums over an image take several times as long with channels last.
     made = x.clone(memory_format=torch.contiguous_format)
     lines = [line for name in _MOVES for line, operation in enumerate(table) if operation.name == name]
     moves = strengths[:, None] * (choices[:, None] == torch.tensor(lines, device=choices.device))
@@ -168,7 +168,7 @@ def _put(made: Tensor, where: Tensor, some: Tensor) -> None:
 
 
 def _gray(x: Tensor) -> Tensor:
-    """Brightness as the eye weighs colors: [n, C, H, W] -> [n, 1, H, W]; gray images are their own."""
+    """Luma: [n, C, H, W] -> [n, 1, H, W]; gray images are returned unchanged."""
     if x.shape[1] == 1:
         return x
     weights = torch.tensor(_GRAY_WEIGHTS, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""From a source to what training, evaluation and prediction take."""
+"""Prepare a source for training, evaluation or prediction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from thaw.data.images import ImageSet, InputSpec
 from thaw.data.ingest import Progress, read_store
 from thaw.data.pattern import PatternError
 from thaw.data.problems import Problem, raise_errors
-from thaw.data.ranges import find_range, told_of_training, told_of_use
+from thaw.data.ranges import find_range, range_problems, use_problems
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
 from thaw.data.spelling import folded
@@ -36,7 +36,7 @@ _FROM_SOURCE: Mapping[str, Any] = {"origin": "source", "fraction": None, "seed":
 
 
 class SealedTestSet:
-    """The test images, handed out once."""
+    """The test images, which can be opened once."""
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
@@ -50,40 +50,40 @@ class SealedTestSet:
 
     @property
     def names(self) -> Sequence[str]:
-        """The images' names, which may be known beforehand."""
+        """The names of the images, available before opening."""
         return self._images.names
 
     def open(self) -> ImageSet:
-        """The images with their labels, the first time.
+        """The images with their labels.
 
         Raises:
-            RuntimeError: the second time; a choice made after looking at the test set is no longer measured by it.
+            RuntimeError: on the second call; the test set cannot measure a choice that was made with it.
         """
         if self._opened:
-            raise RuntimeError("the test set has been opened already; keep what the first opening gave")
+            raise RuntimeError("the test set has already been opened: keep the result of the first call")
         self._opened = True
         return self._images
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PreparedData:
-    """A data set, ready for a run.
+    """A data set that is ready for training.
 
     Attributes:
-        train: what is trained on.
-        validation: what choices are made on.
-        test: sealed until the end.
-        train_groups: int64 [len(train)]; identical images, and those of one group, have equal numbers, which folds must
-            not separate.
-        grouping: None, or "by" (in words) and how many groups there are in each split.
-        input_spec: the model's input, with mean and deviation of the training part where the settings ask for it.
-        name: what the source is called, one printable line.
-        fingerprint: SHA-256 over classes, input shape, range, prepared pixels and labels in the source's order and
-            splits; it does not depend on the seed, unless the range was found on training images that the seed chose.
-        problems: everything that was found, errors excepted (they stop).
+        train: the training images.
+        validation: the images for choices during training.
+        test: the test images, sealed until the end.
+        train_groups: int64 [len(train)]; equal for identical images and images of one group, which folds keep together.
+        grouping: None, or "by" (in words) and the number of groups in each split.
+        input_spec: the input of the model, with mean and standard deviation of the training images if the settings ask
+            for these.
+        name: the name of the source, one printable line.
+        fingerprint: SHA-256 of classes, input shape, range, prepared pixels and labels in the order and splits of the
+            source. It does not depend on the seed, unless the range was found on training images that the seed chose.
+        problems: all problems except errors, which are raised.
         splits: for each split "count", "origin" ("source", or "cut" from the training split), and the "fraction" and
-            "seed" by which it was cut, else None.
-        is_whole: whether the cached images that are mapped are still those that were prepared.
+            "seed" of the cut, else None.
+        is_whole: whether memory-mapped images of the cache are unchanged.
     """
 
     train: ImageSet
@@ -104,7 +104,7 @@ class PreparedData:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Images that were skipped because they are broken or have no label, with the reason."""
+        """Skipped images that are broken or have no label, with the reason."""
         return tuple(name for problem in self.problems if problem.kind in LEFT_OUT_KINDS for name in problem.names)
 
 
@@ -120,28 +120,28 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> PreparedData:
-    """Reads a source, checks it, cuts off what splits it lacks, and measures the training part.
+    """Read and check a source, split it, and measure the training images.
 
     Args:
         source: a name, path, Hub id or arrays (see `open_source`).
         settings: input, fit, normalization, fractions, columns.
-        seed: decides which images are cut off.
-        data_root: where the named data sets are looked for first.
-        skip_broken: leave out images that cannot be read or have no label, instead of stopping.
-        cache_dir: instead of the usual cache folder.
-        folds: how many folds the classes must be large enough for; 0 for none.
-        workers: processes that decode.
-        progress: told how many images are decoded.
+        seed: seed of the splits.
+        data_root: a folder in which the known data sets are looked up first.
+        skip_broken: skip images that cannot be read or have no label, instead of raising an error.
+        cache_dir: the cache folder, instead of the default.
+        folds: number of folds that each class must be large enough for; 0 for none.
+        workers: number of decoding processes; by default one per core.
+        progress: called with the number of decoded images and of all images.
 
     Raises:
-        DataError: with all that is wrong, told together.
-        UsageError: for a seed, number of folds or data root that cannot be meant.
+        DataError: with all problems of the data.
+        UsageError: for an invalid seed, number of folds or data root.
     """
     for what, value in (("seed", seed), ("folds", folds)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UsageError(f"{what} {shown(value)}: expected a whole number")
+            raise UsageError(f"{what} {shown(value)}: expected an integer", code=f"usage-{what}")
     if folds < 0:
-        raise UsageError(f"folds {folds}: expected at least 2, or 0 for none")
+        raise UsageError(f"folds {folds}: expected at least 2, or 0 for none", code="usage-folds")
     opened = open_source(source, settings, data_root=data_root)
     read = partial(
         read_store,
@@ -159,12 +159,12 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
     raise_errors(store.name, plan.problems)
     rows = plan.rows
     problems += plan.problems
-    # Labels and splits do not depend on the range, so it can wait until the training images are known.
+    # Labels and splits do not depend on the range, which is found on the training images.
     if settings.fixed_range is None and (found := find_range(store.facts["train"], rows["train"])) is not None:
         first, store = store, read(value_range=found)
         if store.names != first.names:
-            raise DataError(f"{store.name} changed while it was read: start again")
-    problems += told_of_training(store, rows["train"], is_set=settings.fixed_range is not None)
+            raise DataError(f"{store.name} changed while it was read: start again", code="data-changed")
+    problems += range_problems(store, rows["train"], is_set=settings.fixed_range is not None)
     root = cache_root(cache_dir)
     sets = {
         split: _image_set(store, split if split in store.labels else "train", rows[split], root) for split in SPLITS
@@ -175,7 +175,7 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
         test=SealedTestSet(sets["test"]),
         train_groups=plan.groups[rows["train"]],
         grouping=plan.grouping,
-        input_spec=_contract(store, settings, rows["train"]),
+        input_spec=_input_spec(store, settings, rows["train"]),
         name=store.name,
         fingerprint=_fingerprint(store),
         problems=tuple(problems),
@@ -194,8 +194,8 @@ def _image_set(store: Store, split: Split, rows: Rows, root: Path) -> ImageSet:
     )
 
 
-def _contract(store: Store, settings: DataSettings, train: Rows) -> InputSpec:
-    """The input specification; "standard" statistics are exact up to the last division, from whole-number sums."""
+def _input_spec(store: Store, settings: DataSettings, train: Rows) -> InputSpec:
+    """The input specification; "standard" statistics are computed from exact integer sums."""
     height, width, channels = store.shape
     input_spec = InputSpec(height=height, width=width, channels=channels, fit=store.fit, range=store.range)
     if settings.normalize == "unit":
@@ -208,7 +208,7 @@ def _contract(store: Store, settings: DataSettings, train: Rows) -> InputSpec:
         squares = int(facts.squares[train, channel].sum())
         variance = (count * squares - total * total) / (count * count * 255**2)
         mean.append(total / (255 * count))
-        # A channel that never changes is only shifted.
+        # A constant channel is only shifted.
         deviation.append(variance**0.5 if variance > 0 else 1.0)
     return replace(input_spec, mean=tuple(mean), std=tuple(deviation))
 
@@ -227,7 +227,7 @@ def _fingerprint(store: Store) -> str:
 
 
 def _renumbered(store: Store, split: Split) -> Rows:
-    """The groups of a split by the order in which all splits' groups first appear, whatever they are called."""
+    """The groups of a split, numbered by first appearance in all splits, so that names do not matter."""
     order = np.concatenate([store.groups.numbers[name] for name in SPLITS if name in store.groups.numbers])
     found, first = np.unique(order, return_index=True)
     rank = np.empty(len(store.groups.names), dtype=np.int64)
@@ -248,16 +248,16 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImageSet, tuple[Problem, ...]]:
-    """The images that a trained model is to be measured on: the source's test split, else all its images.
+    """The images for the evaluation of a trained model: the test split of the source, or all its images.
 
-    The source's classes are matched to the model's by name. Classes that are numbers without names are taken as the
-    model's indices, where they are not its names.
+    Classes of the source are matched to those of the model by name. Numbers without names are class indices of the
+    model, unless they are its class names.
 
     Args:
         source: as for `prepare`.
-        input_spec: the model's input.
-        classes: the model's class names.
-        settings: only the columns are used, and the pattern where it fits.
+        input_spec: the input of the model.
+        classes: the class names of the model.
+        settings: only the columns are used, and the pattern if it matches.
         data_root: as for `prepare`.
         skip_broken: as for `prepare`.
         cache_dir: as for `prepare`.
@@ -265,7 +265,7 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
         progress: as for `prepare`.
 
     Raises:
-        DataError: for broken images, a class that the model does not know, or no image at all.
+        DataError: for broken images, a class that the model does not know, or no images.
     """
     chosen = replace(settings if settings is not None else DataSettings(), group_by=NO_GROUPS)
     opened = _open_for_evaluation(source, chosen, data_root)
@@ -282,21 +282,21 @@ def open_image_set(  # noqa: PLR0913 (independent options, by keyword only)
     problems = [*opened.problems, *unusable_images(store, skip_broken=skip_broken)]
     problems += [problem for problem in store.problems if problem.kind not in LEFT_OUT_KINDS]
     if not sum(len(store.labels[split]) for split in used):
-        problems.append(Problem("split", "error", "no usable image"))
+        problems.append(Problem("split", "error", "no usable images"))
     labels, unknown = _match_classes(store, used, classes)
     if unknown:
         known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-        problems.append(Problem("class", "error", f"classes that the model does not know (it knows {known})", unknown))
+        problems.append(Problem("class", "error", f"classes unknown to the model, which knows {known}", unknown))
     raise_errors(store.name, problems)
     images = [store.images[split] for split in used]
     names = [name for split in used for name in store.names[split]]
-    problems += told_of_use(join_facts([store.facts[split] for split in used]), names, input_spec.range)
+    problems += use_problems(join_facts([store.facts[split] for split in used]), names, input_spec.range)
     joined = images[0] if len(images) == 1 else np.concatenate(images)
     return ImageSet(images=joined, labels=labels, classes=tuple(classes), names=names), tuple(problems)
 
 
 def _open_for_evaluation(source: SourceLike, settings: DataSettings, data_root: str | Path | None) -> Source:
-    """The source; a pattern of the training that chooses nothing in it is not meant for it, which is told."""
+    """Open the source; a pattern of the training that matches nothing in it is dropped with a warning."""
     if not settings.pattern:
         return open_source(source, settings, data_root=data_root)
     try:
@@ -304,16 +304,16 @@ def _open_for_evaluation(source: SourceLike, settings: DataSettings, data_root: 
         opened.read()
     except PatternError as error:
         opened = open_source(source, replace(settings, pattern=""), data_root=data_root)
-        told = Problem("pattern", "warning", f"all images are used: {error}")
-        return replace(opened, problems=(*opened.problems, told))
+        warning = Problem("pattern", "warning", f"all images are used: {error}")
+        return replace(opened, problems=(*opened.problems, warning))
     return opened
 
 
 def _match_classes(store: Store, used: Sequence[Split], classes: Sequence[str]) -> tuple[Rows, tuple[str, ...]]:
-    """The labels as the model counts them, and the names of classes it does not know."""
+    """The labels as class numbers of the model, and the names of unknown classes."""
     labels = np.concatenate([store.labels[split] for split in used])
     index = {name: place for place, name in enumerate(classes)}
-    # As in training, a name in another case or Unicode form is the same class, where that is unambiguous.
+    # As in training, names that differ in case or Unicode form are one class, if that is unambiguous.
     alike = Counter(folded(name) for name in classes)
     by_fold = {folded(name): place for name, place in index.items() if alike[folded(name)] == 1}
     index = {name: by_fold[folded(name)] for name in store.classes if folded(name) in by_fold} | index

@@ -1,4 +1,4 @@
-"""What is wrong in a data set: collected while it is read, and told together."""
+"""Problems of a data set: collected while it is read, and reported together."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of trouble and every image or class that has it.
+    """One kind of problem and all images or classes that have it.
 
     Attributes:
-        kind: a stable word: "unreadable", "label", "alpha", "stray", "duplicate", ...
-        severity: "error" stops a run, "warning" may cost accuracy, "note" states a rule that was applied.
-        message: one sentence without the names.
-        names: all images, files or classes concerned, with the reason where it differs from one to the next.
+        kind: a stable word, such as "unreadable", "label" or "duplicate"; the error has the code "data-KIND".
+        severity: an "error" stops a run, a "warning" may cost accuracy, a "note" states a rule that was applied.
+        message: one sentence, without the names.
+        names: all images, files or classes concerned, with the reason if it differs between them.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Problem:
     names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line, safe for a terminal whatever the files are called."""
+        """One line that is safe for a terminal."""
         message = for_the_reader(self.message)
         if not self.names:
             return printable(message)
@@ -41,7 +41,7 @@ class Problem:
         return printable(f"{message}: {shown}") + (f" and {rest} more" if rest > 0 else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form that `from_dict` takes back."""
+        """A JSON-ready form for `from_dict`."""
         return {"kind": self.kind, "severity": self.severity, "message": self.message, "names": list(self.names)}
 
     @classmethod
@@ -51,21 +51,20 @@ class Problem:
 
 
 def raise_errors(name: str, problems: Iterable[Problem]) -> None:
-    """Raises one DataError with all problems of severity "error", if there are any.
+    """Raise one DataError with all problems of severity "error", if any.
 
     A warning that another folder may have been meant (kind "layout") goes with them, since it may be their cause.
 
     Raises:
-        DataError: one line a problem; a single problem makes a single line.
+        DataError: one line per problem; its code is "data-KIND" of the first.
     """
     name = clipped(printable(name))
+    # Warnings about the layout often explain the errors.
     found = [p for p in problems if p.severity == "error" or (p.kind == "layout" and p.severity == "warning")]
-    if all(problem.severity != "error" for problem in found):
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if not errors:
         return
-    errors = [str(problem) for problem in found]
-    if len(errors) == 1:
-        raise DataError(f"{name}: {errors[0]}")
-    if errors:
-        raise DataError(
-            "\n".join([f"{name}: {len(errors)} problems in the data", *(f"  - {error}" for error in errors)])
-        )
+    lines = [f"{name}: {errors[0]}"]
+    if len(found) > 1:
+        lines = [f"{name}: {len(found)} problems in the data", *(f"  - {problem}" for problem in found)]
+    raise DataError("\n".join(lines), code=f"data-{errors[0].kind}")

@@ -1,31 +1,31 @@
-"""The one definition of resizing and gray conversion, in integers, for training, prediction and emitted code alike.
+"""Resizing and gray conversion in integers: one definition for training, prediction and generated code.
 
-Shapes: N images, H rows, W columns, C channels (1 gray, 3 red-green-blue) of the source; h, w, c of the target.
+Shapes: N images, H rows, W columns, C channels (1 gray, 3 RGB) of the source; h, w, c of the target.
 
-Values of more than 8 bits become bytes first, each by itself (`thaw.data.scaling`). The steps then, in this order:
+Values of more than 8 bits are first converted to bytes (`thaw.data.scaling`). The next steps, in this order:
 
-1. *Window.* "stretch" takes the whole image; "crop" takes the largest centered window of the target's aspect ratio
+1. *Window.* "stretch" uses the whole image; "crop" uses the largest centered window with the target's aspect ratio
    (`window`).
-2. *Gray*, when the target has one channel and the source three: `(77 R + 150 G + 29 B + 128) >> 8`. The weights sum to
-   256, so a pixel with R = G = B keeps its value exactly.
+2. *Gray*, if the target has one channel and the source three: `(77 R + 150 G + 29 B + 128) >> 8`. The weights sum to
+   256, so that a pixel with R = G = B keeps its value.
 3. *Columns*, then *rows*: each target position is a weighted sum of neighboring source positions (`axis_taps`), with
-   whole weights that sum to `total`. The pass over columns keeps 8 fractional bits, the pass over rows rounds to bytes:
+   integer weights that sum to `total`. The column pass keeps 8 fractional bits, the row pass rounds to bytes:
 
        column pass:  v[x] = (256 * sum(weight * pixel) + total // 2) // total          0 to 65,280, fits 16 bits
        row pass:     p[y] = (sum(weight * v) + 128 * total) // (256 * total)           0 to 255
 
-   A source row can be dropped once its column pass is added to the rows that need it, so code for a microcontroller
-   needs memory for the target only.
-4. *Replication*, when the target has three channels and the source one.
+   A source row can be discarded once its column pass is added to the rows that need it, so that code for a
+   microcontroller needs memory for the target only.
+4. *Replication*, if the target has three channels and the source one.
 
-An axis that shrinks averages the area that a target position covers; an axis that grows is interpolated linearly
-between pixel centers; an axis of equal length is left as it is (both rules give the identity there).
+An axis that shrinks is averaged over the area that a target position covers; an axis that grows is interpolated
+linearly between pixel centers; an axis of equal length is unchanged (both rules give the identity).
 
 Bounds: with source sides up to 32,768 and target sides up to 8,192, `total` is at most 32,768, so every intermediate
 value is at most 255 * 256 * 32,768 + 128 * 32,768 = 2,143,289,344, which is below 2**31; the products that place the
-taps stay below 2**29. Only where an axis grows can the place of a tap before the first pixel be negative; taking it as
-0 gives the same weights. In C, `int32_t` and `/` will do; in JavaScript, `Math.floor(a / b)`, exact for whole numbers
-of this size. What follows is the same in NumPy.
+taps stay below 2**29. The position of a tap before the first pixel is negative only if an axis grows; 0 in its place
+gives the same weights. In C, `int32_t` and `/` suffice; in JavaScript, `Math.floor(a / b)` is exact for integers of
+this size. The code below is the same in NumPy.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ MAX_SOURCE_SIDE = 32_768
 GRAY_WEIGHTS = (77, 150, 29)
 """ITU-R BT.601 luma (0.299, 0.587, 0.114) in 256ths, rounded so that they sum to 256."""
 
-# Images are resized in blocks of about this many intermediate values, which keeps a block inside the processor's cache.
+# Images are resized in blocks of about this many intermediate values, which fit the processor's cache.
 _BLOCK_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Taps:
-    """Where each position of a target axis comes from.
+    """The source positions and weights of each position of a target axis.
 
     Attributes:
         index: int32 [target, taps], source positions.
-        weight: int32 [target, taps], 0 for a tap that is not used.
-        total: what the weights of each target position sum to.
+        weight: int32 [target, taps], 0 for unused taps.
+        total: the sum of the weights of each target position.
     """
 
     index: npt.NDArray[np.int32]
@@ -67,13 +67,13 @@ class Taps:
 
 @lru_cache(maxsize=256)
 def axis_taps(source: int, target: int) -> Taps:
-    """The weights that turn an axis of `source` positions into one of `target` positions.
+    """The weights that resize an axis from `source` to `target` positions.
 
-    Shrinking: on a ruler with `target` marks a source pixel and `source` marks a target pixel, the weight is the number
-    of marks that the two share.
+    Shrinking: if a source pixel is `target` units long and a target pixel `source` units, the weight is the length of
+    their overlap.
 
     Growing: the center of target pixel i lies at ((2 i + 1) * source - target) / (2 * target) on the source axis; its
-    two neighbors are weighted by closeness, and the edge pixels continue outwards.
+    two neighbors are weighted linearly, and edge pixels are repeated outward.
     """
     position = np.arange(target, dtype=np.int64)[:, None]
     if target <= source:
@@ -87,7 +87,7 @@ def axis_taps(source: int, target: int) -> Taps:
         below = numerator // (2 * target)
         part = numerator - below * 2 * target
         index, weight, total = below + np.arange(2), np.concatenate([2 * target - part, part], axis=1), 2 * target
-    # Dividing weights and total by a common factor changes no rounded result; it saves taps and bits.
+    # A common factor of weights and total does not affect the result; without it, fewer bits suffice.
     common = gcd(total, *(int(value) for value in np.unique(weight)))
     used = np.flatnonzero(weight.any(axis=0))
     index = np.clip(index[:, used], 0, source - 1).astype(np.int32)
@@ -97,8 +97,8 @@ def axis_taps(source: int, target: int) -> Taps:
 def window(height: int, width: int, target_height: int, target_width: int, fit: Fit) -> tuple[int, int, int, int]:
     """The part of a source image that is used: (top, left, height, width).
 
-    "crop" shortens one side to `other side * target side // other target side` (at least 1) and halves what is left,
-    rounding down, to place the window.
+    "crop" shortens one side to `other side * target side // other target side` (at least 1) and centers the window,
+    rounded down.
     """
     if fit == "crop" and width * target_height > height * target_width:
         used = max(1, height * target_width // target_height)
@@ -119,25 +119,26 @@ def to_gray(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def resize(values: Values, input_spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """Images of any one size as the input specification asks.
+    """Convert images of one size to the form of an input specification.
 
     Args:
         values: uint8 or uint16 [H, W, C] or [N, H, W, C], C = 1 or 3, sides from 1 to `MAX_SOURCE_SIDE`; uint16 is
-            scaled by the input specification's range.
-        input_spec: the target's height, width, channels, fit and range.
+            scaled by the range of the input specification.
+        input_spec: height, width, channels, fit and range of the target.
 
     Returns:
-        uint8 [h, w, c] or [N, h, w, c]; the very array that came in where nothing had to change.
+        uint8 [h, w, c] or [N, h, w, c]; the input array itself if nothing has to change.
 
     Raises:
-        DataError: for another dtype, number of axes, of channels, or a side outside the bounds.
+        DataError: for another dtype, number of axes or of channels, or a side outside the bounds.
     """
     if values.dtype not in (np.uint8, np.uint16) or values.ndim not in (3, 4) or values.shape[-1] not in (1, 3):
         found, expected = f"{values.dtype} {list(values.shape)}", "uint8 or uint16 [H, W, C] or [N, H, W, C]"
-        raise DataError(f"images to resize are {found}: expected {expected} with C = 1 or 3")
+        raise DataError(f"images to resize are {found}: expected {expected} with C = 1 or 3", code="data-arrays")
     height, width = values.shape[-3:-1]
     if not (1 <= height <= MAX_SOURCE_SIDE and 1 <= width <= MAX_SOURCE_SIDE):
-        raise DataError(f"image of {height}x{width} pixels: both sides must be from 1 to {MAX_SOURCE_SIDE}")
+        message = f"image of {height}x{width} pixels: expected sides from 1 to {MAX_SOURCE_SIDE}"
+        raise DataError(message, code="data-arrays")
     images = scale(values, input_spec.range)
     if images.ndim == 3:
         return _resize_block(images, input_spec)
@@ -170,7 +171,7 @@ def _resize_block(images: npt.NDArray[np.uint8], input_spec: InputSpec) -> npt.N
 def _weighted_sum(
     values: npt.NDArray[np.uint8] | npt.NDArray[np.int32], taps: Taps, axis: int
 ) -> npt.NDArray[np.int32]:
-    """The taps' weighted sums along `axis`: int32, that axis with the target's length."""
+    """The weighted sums of the taps along `axis`: int32, with the length of the target along that axis."""
     spread = tuple(-1 if place == axis else 1 for place in range(axis, 0))
     result: npt.NDArray[np.int32] | None = None
     for index, weight in zip(taps.index.T, taps.weight.T, strict=True):

@@ -1,4 +1,4 @@
-"""From the columns of a table to its catalog, whatever kind of table it is."""
+"""Build the catalog of a table from its columns."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Rows:
     """The rows of one split.
 
     Attributes:
-        column: gives a column's values by its name.
-        names: of the images, for messages.
-        batches: makes an iterator over the images.
-        paths: gives the images' paths; None where the table holds the images themselves.
+        column: returns the values of a column by its name.
+        names: names of the images, for messages.
+        batches: returns an iterator over the images, in batches.
+        paths: returns the paths of the images; None if the table holds the images themselves.
     """
 
     column: Callable[[str], Sequence[object]]
@@ -42,19 +42,19 @@ def row_catalog(
     declared: Sequence[str] | None = None,
     problems: Iterable[Problem] = (),
 ) -> Catalog:
-    """Entries, labels, classes and groups.
+    """The entries, labels, classes and groups of a table.
 
     Args:
         where: the table, for messages.
-        roles: what its columns are.
-        settings: how to group, and whether spellings are merged.
+        roles: roles of the columns.
+        settings: groups, and whether spellings are merged.
         parts: the rows of each split.
-        declared: class names that the table states.
-        problems: what was found before.
+        declared: class names that the table declares.
+        problems: earlier problems.
 
     Raises:
-        DataError: for labels that are no classes.
-        UsageError: for a way to group that does not fit.
+        DataError: for labels that cannot be classes.
+        UsageError: for groups that the table cannot provide.
     """
     values = {split: rows.column(roles.label) for split, rows in parts.items()}
     odd = next(
@@ -62,8 +62,9 @@ def row_catalog(
     )
     if odd is not None:
         raise DataError(
-            f"{where}: column {shown(roles.label)} holds {given(odd)}: expected whole numbers or texts as classes; "
-            "write the class into a column of its own, and name it with data.label_column"
+            f"{where}: column {shown(roles.label)} holds {given(odd)}: expected integers or strings as classes; "
+            "write the class into a column of its own, and name it with data.label_column",
+            code="data-label",
         )
     names = {split: rows.names for split, rows in parts.items()}
     encoded = encode_labels(values, names, declared, merge=settings.merge_spellings)
@@ -85,12 +86,12 @@ def row_catalog(
 def _groups(
     where: str, roles: Roles, settings: DataSettings, parts: Mapping[Split, Rows]
 ) -> tuple[Groups, list[Problem]]:
-    """Groups by a column, or by a pattern in the paths of a table that has any."""
+    """Groups by a column, or by a pattern in the paths of the images."""
     if roles.group:
         values = {split: rows.column(roles.group) for split, rows in parts.items()}
         groups, problems = number_groups(values, f"column {shown(roles.group)}", is_asked_for=bool(settings.group_by))
         if not settings.group_by:
-            message = f"column {shown(roles.group)} is taken for groups, which splits keep whole (--group-by none: not)"
+            message = f"splits keep the groups of column {shown(roles.group)} together (--group-by none ignores them)"
             problems.append(Problem("groups", "note", message))
         return groups, problems
     if settings.group_by in {"", NO_GROUPS}:

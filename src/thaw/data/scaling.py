@@ -1,23 +1,23 @@
-"""Values of more than 8 bits to bytes: the one definition, for training, prediction and emitted code alike.
+"""Scaling of values of more than 8 bits to bytes: one definition for training, prediction and generated code.
 
-A camera of 10, 12 or 16 bits uses a part of 0 to 65,535, so a model has a range (low, high), which is part of its input
-input specification. A value v becomes a byte before anything else happens to it (`scale`):
+A camera of 10, 12 or 16 bits uses a part of 0 to 65,535, so the input specification of a model has a range (low, high).
+A value v is first converted to a byte (`scale`):
 
     v <= low   0
     v >= high  255
     else       ((v - low) * 510 + (high - low)) // (2 * (high - low))
 
 which is (v - low) * 255 / (high - low), rounded half up; no intermediate value exceeds 65,535 * 510 + 65,535 =
-33,488,385. 8-bit pixels are bytes already, and no range applies to them.
+33,488,385. The range does not apply to 8-bit pixels.
 
-Where nobody names a range, it is found on the training images. In each image (`value_span`)
+Without a given range, it is found on the training images. In each image (`value_span`)
 
-1. a value counts only as far as one of its eight neighbors reaches it too, so that a single dead or hot pixel does not
-   count (in an image of one row or one column every value counts),
-2. pixels that are fully transparent do not count,
-3. of what counts, sorted, the lowest and the highest `count // 1000` values are left out.
+1. a value counts only up to the most extreme of its eight neighbors, so that a single dead or hot pixel has no effect
+   (in an image of one row or one column every value counts),
+2. fully transparent pixels do not count,
+3. the lowest and the highest `count // 1000` values are ignored.
 
-The range goes from the lowest value that is left in any training image to the highest.
+The range extends from the lowest remaining value of any training image to the highest.
 """
 
 from __future__ import annotations
@@ -37,30 +37,33 @@ ValueRange = tuple[int, int]
 
 LARGEST_VALUE = 65_535
 FULL_RANGE: ValueRange = (0, LARGEST_VALUE)
-"""What 16-bit values are scaled by where no range is known."""
+"""The range of 16-bit values if none is known."""
 
 _LEFT_OUT = 1000
 _HELD_PERCENT = 99
-# NumPy makes 64-bit indices of values before it looks them up: so many at a time.
+# NumPy converts values to 64-bit indices before a lookup, so large images are processed in blocks.
 _BLOCK_VALUES = 1 << 22
 
 Wide = npt.NDArray[np.uint16]
 Values = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""Pixels as they are decoded: bytes, or values of more than 8 bits, which are not scaled yet."""
+"""Decoded pixels: bytes, or values of more than 8 bits that are not scaled yet."""
 
 
 def check_range(value: Any) -> ValueRange:
-    """Two whole numbers as a range.
+    """Two integers as a range.
 
     Raises:
         UsageError: unless they are 0 <= low < high <= 65,535.
     """
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     if not is_pair or not all(isinstance(end, int | np.integer) and not isinstance(end, bool) for end in value):
-        raise UsageError(f"range {shown(value)}: expected two whole numbers, low and high, such as 0,1023")
+        raise UsageError(
+            f"range {shown(value)}: expected two integers, low and high, such as 0,1023", code="usage-range"
+        )
     low, high = int(value[0]), int(value[1])
     if not 0 <= low < high <= LARGEST_VALUE:
-        raise UsageError(f"range {low} to {high}: expected low below high, both from 0 to {LARGEST_VALUE}")
+        message = f"range {low} to {high}: expected low < high, both from 0 to {LARGEST_VALUE}"
+        raise UsageError(message, code="usage-range")
     return low, high
 
 
@@ -68,11 +71,12 @@ def parse_range(text: str) -> ValueRange:
     """'29500,30300' -> (29500, 30300).
 
     Raises:
-        UsageError: for anything but two whole numbers in range with a comma between them.
+        UsageError: for anything but two valid integers separated by a comma.
     """
     parts = [part.strip() for part in text.strip("[]() ").split(",")]
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) <= 5 for part in parts):
-        raise UsageError(f'range {shown(text)}: expected "auto", or two numbers up to {LARGEST_VALUE} such as 0,1023')
+        message = f'range {shown(text)}: expected "auto", or two integers up to {LARGEST_VALUE} such as 0,1023'
+        raise UsageError(message, code="usage-range")
     return check_range([int(part) for part in parts])
 
 
@@ -86,7 +90,7 @@ def _table(value_range: ValueRange) -> npt.NDArray[np.uint8]:
 
 
 def scale(values: Values, value_range: ValueRange | None) -> npt.NDArray[np.uint8]:
-    """Values [...] as bytes uint8 [...]: uint16 by the range, None standing for `FULL_RANGE`; uint8 is handed back."""
+    """Scale values [...] to uint8 [...]: uint16 by the range, or `FULL_RANGE` for None; uint8 is returned unchanged."""
     if values.dtype == np.uint8:
         return cast("npt.NDArray[np.uint8]", values)
     table = _table(value_range or FULL_RANGE)
@@ -98,14 +102,14 @@ def scale(values: Values, value_range: ValueRange | None) -> npt.NDArray[np.uint
 
 
 def value_span(pixels: Wide, alpha: Wide | None = None) -> tuple[int, int]:
-    """The lowest and the highest value that count in an image, by the rules above.
+    """The lowest and the highest relevant value of an image, by the rules above.
 
     Args:
         pixels: uint16 [H, W, C].
-        alpha: uint16 [H, W, 1]; where it is 0, pixels do not count.
+        alpha: uint16 [H, W, 1]; pixels with alpha 0 do not count.
 
     Returns:
-        (low, high), low at most high; (65535, 0) where no pixel counts.
+        (low, high), low at most high; (65535, 0) if no pixel counts.
     """
     lows = highs = pixels
     if alpha is not None:
@@ -125,7 +129,7 @@ def value_span(pixels: Wide, alpha: Wide | None = None) -> tuple[int, int]:
 
 
 def _neighbors(pixels: Wide, pick: np.ufunc) -> Wide:
-    """The least (or greatest) of the eight neighbors of each pixel, uint16 [H, W, C], H and W at least 2."""
+    """The minimum (or maximum) of the eight neighbors of each pixel, uint16 [H, W, C], H and W at least 2."""
     height, width, _ = pixels.shape
     edge = LARGEST_VALUE if pick is np.minimum else 0
     padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), constant_values=edge)
@@ -137,13 +141,12 @@ def _neighbors(pixels: Wide, pick: np.ufunc) -> Wide:
 
 
 class Use(NamedTuple):
-    """What an image makes of a range.
+    """How an image uses a range.
 
     Attributes:
-        kept: levels that hold 99 % of its values after `scale`, the most frequent first, so that a few outliers do not
-            make an image look rich.
-        native: the same before.
-        outside: share of its values, 0 to 1, that lie below or above the range.
+        kept: number of the most frequent levels that hold 99 % of its values after `scale`; outliers do not count.
+        native: the same before `scale`.
+        outside: share of its values outside the range, 0 to 1.
     """
 
     kept: int
@@ -152,7 +155,7 @@ class Use(NamedTuple):
 
 
 def range_use(pixels: Wide, value_range: ValueRange | None) -> Use:
-    """How an image, uint16 [H, W, C], uses a range; None stands for `FULL_RANGE`."""
+    """How an image, uint16 [H, W, C], uses a range; None means `FULL_RANGE`."""
     low, high = value_range or FULL_RANGE
     counts = np.zeros(LARGEST_VALUE + 1, dtype=np.int64)
     flat = pixels.reshape(-1)

@@ -1,4 +1,4 @@
-"""From what a user names (a data set, a path, a Hub id, arrays) to a source that can be read."""
+"""Open a source: a known data set, a path, a Hub id, or data in memory."""
 
 from __future__ import annotations
 
@@ -29,43 +29,42 @@ from thaw.errors import DataError, UsageError
 from thaw.quoting import PATH_LENGTH, shown
 
 SourceLike = Any
-"""A name, path or Hub id, or what is in memory (see `memory_source`)."""
+"""A name, path or Hub id, or data in memory (see `memory_source`)."""
 
 HUB_IDS: Mapping[str, str] = {
     "mnist": "ylecun/mnist",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
     "cifar10": "uoft-cs/cifar10",
 }
-"""Data sets with a name of their own, and where the Hub has them."""
+"""Known data sets -> their Hub ids."""
 
-# Larger files beside images, such as annotations, are not looked into.
+# Larger files next to images, such as annotations, are not opened.
 _LARGEST_LIST_BYTES = 128 << 20
 
 NAMES = ("digits", *HUB_IDS)
 
 
 def open_source(source: SourceLike, settings: DataSettings, *, data_root: str | Path | None = None) -> Source:
-    """Finds a source; nothing is decoded or downloaded yet.
+    """Open a source; nothing is decoded or downloaded yet.
 
     Args:
-        source: one of `NAMES`; a folder; a parquet, CSV, JSON lines or .npz file; a Hub id (`owner/name`); or what is
-            in memory. A source that was opened is passed through.
-        settings: columns, groups, and which files count.
-        data_root: a folder with parquet sub-folders for the named data sets; else the environment's `THAW_DATA`.
+        source: one of `NAMES`; a folder; a parquet, CSV, JSON Lines or .npz file; a Hub id (`owner/name`); or data in
+            memory. An opened source is returned unchanged.
+        settings: columns, groups and file pattern.
+        data_root: a folder with parquet subfolders for the known data sets; by default `THAW_DATA`.
 
     Raises:
-        DataError: when nothing is there by that name, or what is there is no data set.
-        UsageError: when the source is empty, or `data_root` is no folder.
+        DataError: when the source does not exist or is not a data set.
+        UsageError: when the source is empty, or `data_root` is not a folder.
     """
     if data_root is not None and not isinstance(data_root, str | os.PathLike):
-        raise UsageError(f"data root {shown(data_root)}: expected the path of a folder")
+        raise UsageError(f"data root {shown(data_root)}: expected the path of a folder", code="usage-data-root")
     opened = (
         memory_source(source, settings) if not isinstance(source, str | Path) else _named(source, settings, data_root)
     )
     if settings.pattern and not opened.has_files:
         raise PatternError(
-            f"data.pattern chooses files of a folder or of a table of paths: {opened.name} holds none (pattern "
-            f"{shown(settings.pattern)})"
+            f"data.pattern {shown(settings.pattern)} needs a folder or a table of paths, and {opened.name} is neither"
         )
     return opened
 
@@ -74,27 +73,28 @@ def _named(source: str | Path, settings: DataSettings, data_root: str | Path | N
     """A source by its name, path or Hub id."""
     text = str(source)
     if not text.strip():
-        raise UsageError(f"the source is empty: expected a folder, a table, a Hub id, or {', '.join(NAMES)}")
+        message = f"the source is empty: expected a folder, a table, a Hub id, or {', '.join(NAMES)}"
+        raise UsageError(message, code="usage-source")
     if text in NAMES:
         opened = _digits(settings) if text == "digits" else _named_source(text, settings, data_root)
         return _with_note(opened, text)
     try:
         path = Path(text).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    # A path may be too long, hold a zero byte, lie in a folder that is closed, or name a user that is unknown.
+    # A path may be too long, contain a null byte, lie in an inaccessible folder, or name an unknown user.
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{shown(text, PATH_LENGTH)} is no path that can be read: {reason}") from None
+        raise DataError(f"cannot read {shown(text, PATH_LENGTH)}: {reason}", code="data-source") from None
     if is_folder:
         return _directory_source(path, settings)
     if is_file:
         return _file_source(path, settings)
     if path.is_symlink():
-        raise DataError(f"{shown_path(path)} cannot be read: {why_missing(path)}")
+        raise DataError(f"{shown_path(path)} cannot be read: {why_missing(path)}", code="data-link")
     if isinstance(source, str) and _can_be_hub_id(text):
         return hub_source(text, settings)
-    told = f"{shown(text, PATH_LENGTH)} is neither a path nor a known data set{_suggestion(path)}"
-    raise DataError(f"{told}\nKnown: {', '.join(NAMES)}.")
+    message = f"{shown(text, PATH_LENGTH)} is neither a path nor a known data set{_suggestion(path)}"
+    raise DataError(f"{message}\nKnown: {', '.join(NAMES)}.", code="data-source")
 
 
 def _digits(settings: DataSettings) -> Source:
@@ -103,10 +103,10 @@ def _digits(settings: DataSettings) -> Source:
 
 
 def _with_note(source: Source, name: str) -> Source:
-    """Tells a folder of the same name that it was not meant."""
+    """Add a note if a folder has the name of a known data set."""
     if not Path(name).is_dir():
         return source
-    message = f"{shown(name)} names the known data set; write ./{name} for the folder of that name"
+    message = f"{shown(name)} is the known data set; for the folder of that name, write ./{name}"
     return replace(source, problems=(Problem("name", "note", message),))
 
 
@@ -116,8 +116,9 @@ def _directory_source(path: Path, settings: DataSettings) -> Source:
     images = [file.path for file in walk.files if Path(file.path).suffix.lower() in SUFFIXES and not file.hidden]
     if tables and any("/" in image for image in images):
         raise DataError(
-            f"{shown_path(path)} holds both parquet files ({shown_path(tables[0])}) and folders of images, so what is "
-            "meant is unclear\nGive the path of the parquet file, or move it out of the folder to use the images."
+            f"{shown_path(path)} holds both parquet files ({shown_path(tables[0])}) and folders of images\n"
+            "Give the path of the parquet file, or move it out of the folder to use the images.",
+            code="data-layout",
         )
     if tables:
         return parquet_source(path, settings)
@@ -126,10 +127,10 @@ def _directory_source(path: Path, settings: DataSettings) -> Source:
 
 
 def _list_in(path: Path, walk: Walk, settings: DataSettings) -> Source | None:
-    """The table of paths and labels that lies in a folder without class folders.
+    """The table of paths and labels in a folder without class folders.
 
     Raises:
-        DataError: where several could be meant.
+        DataError: when there are several.
     """
     found = []
     for file in walk.files:
@@ -139,13 +140,14 @@ def _list_in(path: Path, walk: Walk, settings: DataSettings) -> Source | None:
     if len(found) > 1:
         proposals = " or ".join(shown_path(path / name) for name in found[:3])
         raise DataError(
-            f"{shown_path(path)} has no class folders but several tables of images: did you mean {proposals}?"
+            f"{shown_path(path)} has no class folders but several tables of images: did you mean {proposals}?",
+            code="data-layout",
         )
     if not found:
         return None
     source = list_source(path / found[0], settings)
-    told = Problem("layout", "note", f"there are no class folders: labels are read from {shown_path(found[0])}")
-    return replace(source, name=source_name(path.resolve().name), problems=(told,))
+    note = Problem("layout", "note", f"no class folders: labels are read from {shown_path(found[0])}")
+    return replace(source, name=source_name(path.resolve().name), problems=(note,))
 
 
 def _named_source(name: str, settings: DataSettings, data_root: str | Path | None) -> Source:
@@ -153,7 +155,8 @@ def _named_source(name: str, settings: DataSettings, data_root: str | Path | Non
     if root:
         if not Path(root).expanduser().is_dir():
             origin = "--data-root" if data_root is not None else "THAW_DATA"
-            raise UsageError(f"{origin} {shown(str(root), PATH_LENGTH)} is not a folder")
+            message = f"{origin} {shown(str(root), PATH_LENGTH)} is not a folder"
+            raise UsageError(message, code="usage-data-root")
         folder = Path(root).expanduser() / name
         if folder.is_dir() and parquet_files(folder):
             return parquet_source(folder, settings, name)
@@ -168,10 +171,12 @@ def _file_source(path: Path, settings: DataSettings) -> Source:
     if path.suffix.lower() == ".npz":
         return npz_source(path, settings)
     if path.suffix.lower() in SUFFIXES:
-        raise DataError(f"{path} is a single image: expected a folder with one sub-folder of images for each class")
+        message = f"{path} is a single image: expected a folder with one subfolder of images per class"
+        raise DataError(message, code="data-source")
     raise DataError(
-        f"{path} is a file of no known kind: expected a folder of class folders, or a .parquet, .csv, .tsv, .jsonl or "
-        ".npz file"
+        f"{path} has an unknown file type: expected a folder of class folders, or a .parquet, .csv, .tsv, .jsonl or "
+        ".npz file",
+        code="data-source",
     )
 
 
@@ -181,7 +186,7 @@ def _can_be_hub_id(text: str) -> bool:
 
 
 def _suggestion(path: Path) -> str:
-    """The closest names: known data sets, and what lies beside the path."""
+    """The closest names: known data sets, and files next to the path."""
     try:
         beside = {entry.name: str(path.parent / entry.name) for entry in path.parent.iterdir()}
     except OSError:

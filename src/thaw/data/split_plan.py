@@ -1,4 +1,4 @@
-"""Which image of a source goes into which split."""
+"""Plan the splits of a source."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from thaw.data.settings import DataSettings
 from thaw.data.splits import Rows, cut_off, identical_groups
 from thaw.data.store import Store
 
-# A part that comes out so much larger or smaller than asked for is told.
+# A split that is larger or smaller than requested by more than this factor is reported.
 _FAR_OFF = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
-    """Which rows go where.
+    """The rows of each split.
 
     Attributes:
-        rows: int64, ascending, a split: rows of the split's own store where the source has it, else of "train".
-        groups: int64 [N] of the source's training images; equal for images that stay together.
-        cut_by: of the splits that were cut off, "origin", "fraction" and "seed".
-        grouping: None, or "by" (in words), "count", and how many groups each split has.
-        problems: errors where groups leave no way to split, else what came out.
+        rows: int64, ascending, by split: rows of the split in the source if it has it, else of "train".
+        groups: int64 [N] of the training images of the source; equal for images that stay together.
+        cut_by: "origin", "fraction" and "seed" of the splits that were cut.
+        grouping: None, or "by" (in words), "count", and the number of groups in each split.
+        problems: errors if the groups cannot be split; else warnings and notes.
     """
 
     rows: Mapping[Split, Rows]
@@ -40,13 +40,13 @@ class SplitPlan:
 
 
 def plan_splits(store: Store, settings: DataSettings, *, seed: int, folds: int = 0) -> SplitPlan:
-    """Cuts off the splits that a source lacks; identical images, and those of one group, stay together.
+    """Cut missing splits from the training images; identical images and images of one group stay together.
 
     Args:
         store: the prepared source, with training images of every class.
         settings: the fractions.
-        seed: decides which images are cut off.
-        folds: how many folds the rest must allow; 0 for none.
+        seed: seed of the cuts.
+        folds: number of folds that the remaining training images must allow; 0 for none.
     """
     groups = identical_groups(store.facts["train"].originals)
     grouped = "train" in store.groups.numbers
@@ -75,12 +75,12 @@ def plan_splits(store: Store, settings: DataSettings, *, seed: int, folds: int =
     if problems and any(problem.severity == "error" for problem in problems):
         return SplitPlan(rows=rows, groups=groups, cut_by=cut_by, grouping=None, problems=tuple(problems))
     grouping = _grouping(store, groups, rows, cut_by) if grouped else None
-    problems += [_told(grouping)] if grouping else fold_problems(store, rows["train"], groups, folds)
+    problems += [_grouping_note(grouping)] if grouping else fold_problems(store, rows["train"], groups, folds)
     return SplitPlan(rows=rows, groups=groups, cut_by=cut_by, grouping=grouping, problems=tuple(problems))
 
 
 def _too_few_groups(store: Store, groups: Rows, cuts: int, folds: int) -> list[Problem]:
-    """Classes that lie in fewer groups than there are parts, so that no split could have them everywhere."""
+    """Classes in fewer groups than there are splits and folds."""
     parts = max(1, folds) + cuts
     labels = store.labels["train"]
     found = groups_of_classes(labels, groups, len(store.classes))
@@ -90,8 +90,8 @@ def _too_few_groups(store: Store, groups: Rows, cuts: int, folds: int) -> list[P
     largest = np.bincount(groups).max()
     names = tuple(f"{store.classes[row]} ({found[row]})" for row in few)
     message = (
-        f"classes that lie in fewer groups by {store.groups.by} than the {parts} parts that they must be in "
-        f"(the largest group has {largest:,} of {len(groups):,} images): give finer groups, or more of them"
+        f"classes in fewer groups by {store.groups.by} than the {parts} parts of the data "
+        f"(the largest group has {largest:,} of {len(groups):,} images): use smaller groups, or add some"
     )
     return [Problem("group", "error", message, names)]
 
@@ -100,8 +100,8 @@ def _uncut(store: Store, split: Split, lacking: list[int]) -> list[Problem]:
     if not lacking:
         return []
     message = (
-        f"no choice of whole groups by {store.groups.by} was found that leaves each class on both sides of the {split} "
-        "cut: give finer groups, or a split of your own"
+        f"no {split} split of whole groups by {store.groups.by} leaves each class on both sides: use smaller groups, "
+        "or provide the split"
     )
     return [Problem("group", "error", message, tuple(store.classes[label] for label in lacking))]
 
@@ -110,7 +110,7 @@ def _far_off(split: Split, fraction: float, count: int, total: int) -> list[Prob
     share = count / total
     if 1 / _FAR_OFF <= share / fraction <= _FAR_OFF:
         return []
-    message = f"the {split} part has {share:.0%} of the images instead of {fraction:.0%}, since groups stay whole"
+    message = f"the {split} split has {share:.0%} of the images instead of {fraction:.0%}, since groups stay together"
     return [Problem("groups", "warning", message)]
 
 
@@ -126,6 +126,6 @@ def _grouping(store: Store, groups: Rows, rows: Mapping[Split, Rows], cut_by: Ma
     return {"by": store.groups.by, "count": len(np.unique(groups)), **counts}
 
 
-def _told(grouping: Mapping[str, Any]) -> Problem:
+def _grouping_note(grouping: Mapping[str, Any]) -> Problem:
     parts = ", ".join(f"{split} {grouping[split]:,}" for split in SPLITS)
-    return Problem("groups", "note", f"groups by {grouping['by']} stay whole: {parts}")
+    return Problem("groups", "note", f"groups by {grouping['by']} are kept together: {parts}")

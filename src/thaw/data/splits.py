@@ -1,4 +1,4 @@
-"""Cutting parts off a data set: stratified, seeded, and never between identical images."""
+"""Split a data set: stratified, seeded, and without separating identical images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def identical_groups(digests: npt.NDArray[np.uint8]) -> Rows:
-    """One number an image, equal for images of equal digests.
+    """Number the images so that images with equal digests have equal numbers.
 
     Args:
         digests: uint8 [N, 16].
@@ -38,21 +38,21 @@ def identical_groups(digests: npt.NDArray[np.uint8]) -> Rows:
 
 
 def cut_off(labels: Rows, groups: Rows, fraction: float, seed: int, name: str) -> tuple[Rows, Rows]:
-    """Splits rows into those that stay and those that are cut off.
+    """Cut a part off the rows.
 
-    Of each class `fraction`, rounded to the nearest whole number, is cut off, at least one image; at least one stays. A
-    group of identical images goes as a whole, counted in the class of its first image, so a class may miss its share by
-    a little.
+    `fraction` of each class is cut off, rounded to the nearest integer and at least one image; at least one remains. A
+    group of identical images stays together and counts in the class of its first image, so that a class may deviate
+    slightly from its share.
 
     Args:
         labels: int64 [N].
         groups: int64 [N], from `identical_groups`.
         fraction: above 0 and below 1.
-        seed: the run's seed.
-        name: what is cut off ("test", "validation"); each has a random stream of its own.
+        seed: the seed of the run.
+        name: the split that is cut off ("test", "validation"); each has its own random stream.
 
     Returns:
-        The rows that stay and the rows cut off, int64, both ascending.
+        The remaining rows and the rows that are cut off, int64, both ascending.
     """
     _, first, group_of, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     group_labels = labels[first]
@@ -79,26 +79,27 @@ def k_folds(labels: Rows, folds: int, seed: int, groups: Rows | None = None) -> 
 
     Args:
         labels: int64 [N].
-        folds: how many, from 2.
-        seed: the run's seed.
+        folds: number of folds, at least 2.
+        seed: the seed of the run.
         groups: int64 [N]; images of one group stay in one fold.
 
     Returns:
-        A fold each: the rows to train on and the rows to validate on, int64, both ascending.
+        For each fold, the rows to train on and the rows to validate on, int64, both ascending.
 
     Raises:
-        DataError: when a class has fewer (different) images than there are folds.
+        DataError: when a class has fewer different images than folds.
     """
     from sklearn.model_selection import StratifiedKFold
 
     if folds < 2:
-        raise DataError(f"{folds} folds: expected at least 2")
+        raise DataError(f"{folds} folds: expected at least 2", code="data-folds")
     members = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     first = np.unique(members, return_index=True)[1]
     fewest = int(np.unique(labels[first], return_counts=True)[1].min(initial=len(labels)))
     if fewest < folds:
-        raise DataError(f"a class has {fewest} different training images: {folds} folds need at least {folds}")
-    # scikit-learn takes seeds of 32 bits.
+        message = f"a class has {fewest} different training images: expected at least {folds} for {folds} folds"
+        raise DataError(message, code="data-folds")
+    # scikit-learn accepts 32-bit seeds.
     splitter = StratifiedKFold(n_splits=folds, shuffle=True, random_state=derive(seed, "folds") % 2**32)
     result = []
     for _, held in splitter.split(np.zeros(len(first)), labels[first]):
@@ -108,7 +109,7 @@ def k_folds(labels: Rows, folds: int, seed: int, groups: Rows | None = None) -> 
 
 
 def crossing_pairs(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
-    """For each image of the second set that the first also holds: (its row in the first, its row in the second).
+    """(row in the first set, row in the second set) for each image of the second set that is also in the first.
 
     Args:
         first: digests, uint8 [N, 16].
@@ -116,7 +117,7 @@ def crossing_pairs(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) 
     """
     groups = identical_groups(np.concatenate([first, second]))
     here, there = groups[: len(first)], groups[len(first) :]
-    # Groups are numbered as they first appear: the numbers up to here's largest are those that the first set holds.
+    # Groups are numbered by first appearance, so the groups of the first set have the lowest numbers.
     earliest = np.unique(here, return_index=True)[1]
     rows = np.flatnonzero(there < len(earliest))
     return [(int(earliest[there[row]]), int(row)) for row in rows]

@@ -1,10 +1,9 @@
-"""Prepared images of all splits with what is known about them, in memory or in a folder that is mapped into it.
+"""Prepared images of all splits with facts about them, in memory or in a folder.
 
-A folder holds `images.bin` (the bytes of all images, split after split), `facts.npz` (labels and `Facts`), `text.json`
-(names, classes, problems) and `check.json` (format, lengths and check sums of the others). It is made under another
-name and renamed when it is complete, so a folder under its final name is whole, unless the disk or a person has changed
-it: `open_store` checks all of it. Images are read into memory unless they are many, so that what was checked is what is
-used, whatever becomes of the folder meanwhile.
+A folder holds `images.bin` (the bytes of all images, split by split), `facts.npz` (labels and `Facts`), `text.json`
+(names, classes, problems) and `check.json` (format, lengths and checksums of the others). It is renamed to its final
+name when it is complete, and `open_store` verifies all checksums. Images are read into memory unless they are too
+large, so that later changes of the folder have no effect.
 """
 
 from __future__ import annotations
@@ -32,36 +31,35 @@ from thaw.files import parse_object, seal, unseal
 Pixels = npt.NDArray[np.uint8]
 
 STORE_FORMAT = 3
-"""Counts changes of the files' meaning."""
+"""Version of the format."""
 
 _BLOCK_BYTES = 4 << 20
 
-# Images up to this size are read into memory, where nobody else can change or remove them; larger ones are mapped.
+# Images up to this total size are read into memory, where nothing can change them; larger sets are memory-mapped.
 _LOADED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Everything that decoding a source gave; only images that could be read and have a label.
+    """The result of decoding a source: all readable images with a label.
 
     Attributes:
-        name: the source's short name.
+        name: the name of the source.
         classes: K class names.
-        named: False where the classes are numbers without names.
+        named: False if the classes are numbers without names.
         shape: (h, w, c) of the prepared images.
         fit: how they were fitted to that size.
-        range: by which values of more than 8 bits were scaled to bytes; None where it was not known (then all of 0 to
-            65,535).
-        chosen: why they have this shape, where it was chosen automatically; else empty.
-        images: uint8 [N, h, w, c] a split; read-only.
-        labels: int64 [N] a split.
-        names: N names a split.
-        facts: of each image, a split.
-        modes: how many images have which pixel format in their files.
-        unreadable: "name: reason" of every image that was left out.
-        problems: all others.
-        groups: which images belong together, where that was asked for.
-        is_whole: whether the images are still those that were prepared; always, where they lie in memory.
+        range: the range that scaled values of more than 8 bits to bytes; None for 0 to 65,535.
+        chosen: the reason for the shape if it was chosen automatically, else "".
+        images: uint8 [N, h, w, c] by split; read-only.
+        labels: int64 [N] by split.
+        names: N names by split.
+        facts: facts about the images, by split.
+        modes: number of images by pixel format of the file.
+        unreadable: "name (reason)" of each image that cannot be read.
+        problems: all other problems.
+        groups: groups of images, if any.
+        is_whole: whether memory-mapped images are unchanged; always true in memory.
     """
 
     name: str
@@ -83,10 +81,10 @@ class Store:
 
 
 class ImageFile:
-    """Writes images one after the other, with check sums; turns to three channels when the first color image comes."""
+    """Appends images to a file with checksums; switches to three channels at the first color image."""
 
     def __init__(self, path: Path, height: int, width: int, channels: int) -> None:
-        """Channels may be 0: one until a chunk has three."""
+        """With 0 channels, the file has one channel until a chunk has three."""
         self.path = path
         self.size = (height, width)
         self.channels = channels or 1
@@ -133,14 +131,14 @@ class ImageFile:
         narrow.unlink()
 
     def close(self) -> tuple[int, list[int]]:
-        """Ends the file: its length in bytes, and the CRC-32 of each block of 4 MiB."""
+        """Close the file; returns its length in bytes and the CRC-32 of each block of 4 MiB."""
         self._file.close()
         rest = [self._check] if self._length % _BLOCK_BYTES else []
         return self._length, self._checks + rest
 
 
 def write_tables(folder: Path, store: Store, images: tuple[int, list[int]]) -> None:
-    """Writes everything of a store but its images, whose length and check sums are given."""
+    """Write everything but the images of a store; `images` is their length and checksums."""
     columns: dict[str, npt.NDArray[Any]] = {}
     for split in store.labels:
         columns[f"{split}.labels"] = store.labels[split]
@@ -171,7 +169,7 @@ def write_tables(folder: Path, store: Store, images: tuple[int, list[int]]) -> N
 
 
 def open_store(folder: Path) -> Store | None:
-    """Opens a folder, small images in memory and others mapped into it; None where there is none or it is damaged."""
+    """Open a folder; None if it is missing or damaged. Small sets are read into memory, others are memory-mapped."""
     try:
         check = unseal(parse_object((folder / "check.json").read_bytes()))
         if check["format"] != STORE_FORMAT or (folder / "images.bin").stat().st_size != check["image_bytes"]:
@@ -203,7 +201,7 @@ def _read_images(path: Path) -> Pixels:
 
 
 def _is_whole(images: Pixels, checks: Sequence[int]) -> bool:
-    """Whether every block of the file's bytes is as its check sum says."""
+    """Whether the checksum of every block matches."""
     starts = range(0, len(images), _BLOCK_BYTES)
     view = images.data
     return len(starts) == len(checks) and all(
@@ -238,15 +236,15 @@ def _from_parts(images: Pixels, text: Mapping[str, Any], columns: Mapping[str, n
 
 
 def map_images(folder: Path, shape: tuple[int, int, int], counts: Mapping[Split, int]) -> dict[Split, Pixels]:
-    """The images of each split as a read-only view of the file; nothing is read yet."""
+    """The images of each split as read-only memory-mapped views of the file."""
     path = folder / "images.bin"
-    # An empty file cannot be mapped.
+    # An empty file cannot be memory-mapped.
     whole = np.memmap(path, dtype=np.uint8, mode="r") if sum(counts.values()) else np.zeros(0, np.uint8)
     return _by_split(whole, shape, counts)
 
 
 def _by_split(images: Pixels, shape: tuple[int, int, int], counts: Mapping[Split, int]) -> dict[Split, Pixels]:
-    """Views uint8 [N, h, w, c] of the file's bytes, a split each."""
+    """Views uint8 [N, h, w, c] of the bytes, by split."""
     whole = images.reshape(sum(counts.values()), *shape)
     views: dict[Split, Pixels] = {}
     start = 0
@@ -257,7 +255,7 @@ def _by_split(images: Pixels, shape: tuple[int, int, int], counts: Mapping[Split
 
 
 def image_blocks(images: npt.NDArray[Any], values: int = 1 << 22) -> Iterator[npt.NDArray[Any]]:
-    """The same images, some at a time, in views of about `values` values."""
+    """The images in views of about `values` values."""
     step = max(1, values // max(1, int(np.prod(images.shape[1:]))))
     for start in range(0, len(images), step):
         yield images[start : start + step]

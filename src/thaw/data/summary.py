@@ -1,4 +1,4 @@
-"""A look at a source before any training: what is in it, what is wrong with it, and a picture of it."""
+"""Inspect a source before training: its content, its problems, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thaw.data.contact_sheet import draw_sheet
 from thaw.data.images import ImageSet, InputSpec
 from thaw.data.ingest import Progress, read_store
 from thaw.data.problems import Problem
-from thaw.data.ranges import find_range, told_of_training
+from thaw.data.ranges import find_range, range_problems
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
 from thaw.data.split_plan import plan_splits
@@ -31,22 +31,21 @@ _PREVIEW_IMAGES = 10
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SourceSummary:
-    """What a source holds.
+    """The content and the problems of a source.
 
     Attributes:
-        name: short.
+        name: the name of the source.
         input: the input specification that training would use, without statistics.
         classes: K class names.
-        counts: usable images a split and class; only the splits that the source has.
-        heights: smallest, median and largest height of the originals in pixels; zeros where there is no image.
-        widths: the same of their widths.
-        distinct_sizes: how many different sizes there are.
-        modes: how many images have which pixel format in their files.
-        gray_images: how many are gray by content.
-        balance: images of the largest class over images of the smallest that has any, in training (or all there is).
-        problems: all of them, errors included.
-        preview: a few images of each class, prepared as training would see them, from the training split if there is
-            one.
+        counts: number of usable images by split and class, for the splits of the source.
+        heights: smallest, median and largest height of the originals in pixels; zeros without images.
+        widths: smallest, median and largest width.
+        distinct_sizes: number of different sizes.
+        modes: number of images by pixel format of the file.
+        gray_images: number of images that are gray by content.
+        balance: images of the largest class over images of the smallest non-empty class, in the training split.
+        problems: all problems, errors included.
+        preview: a few images of each class in the form used for training, from the training split if there is one.
     """
 
     name: str
@@ -64,12 +63,12 @@ class SourceSummary:
 
     @property
     def count(self) -> int:
-        """Usable images in all splits."""
+        """Number of usable images in all splits."""
         return sum(sum(counts.values()) for counts in self.counts.values())
 
     @property
     def usable(self) -> bool:
-        """Whether training could start."""
+        """Whether training could start, that is, no problem is an error."""
         return not any(problem.severity == "error" for problem in self.problems)
 
     def __repr__(self) -> str:
@@ -77,7 +76,7 @@ class SourceSummary:
         return f"SourceSummary({self.name!r}, {self.count:,} images, {len(self.classes)} classes, {kind})"
 
     def describe(self) -> str:
-        """The same in lines of text for people; control characters in names are escaped."""
+        """The summary as text; control characters in names are escaped."""
         found = f"{self.count:,} images of {len(self.classes)} classes; input {self.input} ({self.input.fit})"
         lines = [f"{printable(self.name)}: {found}"]
         lines += [f"  {split}: {sum(counts.values()):,} images" for split, counts in self.counts.items()]
@@ -88,8 +87,10 @@ class SourceSummary:
             else f"{self.distinct_sizes:,} sizes, {low} to {high}, median {middle}"
         )
         modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(self.modes.items()))
-        lines.append(f"  height x width: {one}; pixels: {modes or 'none'}; gray by content: {self.gray_images:,}")
-        lines.append(f"  balance: the largest class has {self.balance:.2f} times the images of the smallest")
+        lines.append(
+            f"  height x width: {one}; pixel formats: {modes or 'none'}; gray by content: {self.gray_images:,}"
+        )
+        lines.append(f"  balance: the largest class has {self.balance:.2f} times as many images as the smallest")
         shown = {name: printable(name) for name in self.classes}
         widest = max((len(text) for text in shown.values()), default=0)
         for name in self.classes:
@@ -130,11 +131,11 @@ def look(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> SourceSummary:
-    """Reads a source as `prepare` would, and tells everything instead of stopping.
+    """Read a source like `prepare`, but report errors instead of raising them.
 
     Raises:
-        DataError: when there is nothing that could be looked at.
-        UsageError: for a data root that is no folder.
+        DataError: when the source cannot be opened or read.
+        UsageError: for an invalid data root.
     """
     opened = open_source(source, settings, data_root=data_root)
     read = partial(
@@ -147,7 +148,7 @@ def look(
         progress=progress,
     )
     store = read(value_range=settings.fixed_range)
-    # A run finds the range on the images that are left for training when its seed has cut the splits.
+    # A run finds the range on its training images, which depend on its seed; here all are used.
     train = np.arange(len(store.labels[_main_split(store)]))
     found = None if settings.fixed_range else find_range(store.facts[_main_split(store)], train)
     store = store if found is None else read(value_range=found)
@@ -156,7 +157,7 @@ def look(
     main = counts[_main_split(store)]
     present = main[main > 0]
     problems = [*opened.problems, *find_problems(store, skip_broken=skip_broken, folds=0)]
-    training = told_of_training(store, train, is_set=settings.fixed_range is not None)
+    training = range_problems(store, train, is_set=settings.fixed_range is not None)
     is_grouped = "train" in store.groups.numbers and not any(problem.severity == "error" for problem in problems)
     grouping = plan_splits(store, settings, seed=0).problems if is_grouped else ()
     height, width, channels = store.shape
@@ -177,12 +178,12 @@ def look(
 
 
 def contact_sheet(summary: SourceSummary, path: str | Path, *, per_class: int = 8) -> Path:
-    """Writes a PNG with a few images of each class under its name, as the model would see them.
+    """Write a PNG with a row of images per class, in the form used for training.
 
     Args:
         summary: from `look`.
-        path: where to write; folders on the way are made.
-        per_class: images a row, from 1; at most 10 are there.
+        path: the file; missing folders are created.
+        per_class: images per class, from 1 to 10.
 
     Returns:
         The path of the file.
@@ -192,14 +193,14 @@ def contact_sheet(summary: SourceSummary, path: str | Path, *, per_class: int = 
         RunError: when the file cannot be written.
     """
     if per_class < 1:
-        raise UsageError(f"{per_class} images a class: expected at least 1")
+        raise UsageError(f"{per_class} images per class: expected at least 1", code="usage-per-class")
     target = Path(path).expanduser()
     content = io.BytesIO()
     draw_sheet(summary.preview, per_class).save(content, format="PNG")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"contact sheet {target} cannot be written: {error.strerror}") from None
+        raise RunError(f"cannot write contact sheet {target}: {error.strerror}", code="run-write") from None
     write_atomically(target, content.getvalue())
     return target
 
@@ -215,7 +216,7 @@ def _main_split(store: Store) -> Split:
 
 
 def _preview(store: Store) -> ImageSet:
-    """Images of each class, spread evenly over the split."""
+    """Images of each class, evenly spaced over the split."""
     split = _main_split(store)
     labels = store.labels[split]
     rows = []

@@ -1,4 +1,4 @@
-"""Tables of encoded images: parquet files, and data sets of the Hugging Face Hub."""
+"""Arrow tables of encoded images: parquet files, and anything that provides the same columns."""
 
 from __future__ import annotations
 
@@ -37,36 +37,37 @@ _BATCH_BYTES = 32 << 20
 
 
 Opener = Callable[[str], str]
-"""From a path in a table to the path of the file; refuses what is not to be opened."""
+"""From a path in a table to the path of the file; raises if the file must not be opened."""
 
 
 class Table(Protocol):
-    """One split as a table of Arrow columns."""
+    """One split as Arrow columns."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Names and types of all columns."""
+        """Names and types of the columns."""
 
     def column(self, name: str) -> list[object]:
         """A whole column as Python values."""
 
     def parts(self, name: str) -> Iterator[tuple[Opener, pa.Array]]:
-        """A column in parts of bounded size, each with what finds the file that a path in it means."""
+        """A column in parts of bounded size, each with the opener of paths in it."""
 
 
 @dataclass(frozen=True)
 class _ParquetTable:
-    """The parquet files of one split, one after the other."""
+    """The parquet files of one split."""
 
     files: Sequence[Path]
     schema: pa.Schema
+    opener: Opener | None
 
     def column(self, name: str) -> list[object]:
         import pyarrow.parquet as pq
 
         values: list[object] = []
         for path in self.files:
-            with told_as_data_error(f"{path} cannot be read to its end"), pq.ParquetFile(path) as file:
+            with reading_table(f"{path} is damaged"), pq.ParquetFile(path) as file:
                 values += file.read(columns=[name]).column(0).to_pylist()
         return values
 
@@ -74,27 +75,27 @@ class _ParquetTable:
         import pyarrow.parquet as pq
 
         for path in self.files:
-            with told_as_data_error(f"{path} cannot be read to its end"), pq.ParquetFile(path) as file:
+            with reading_table(f"{path} is damaged"), pq.ParquetFile(path) as file:
                 stored = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
                 row_bytes = max(1, stored // max(1, file.metadata.num_rows))
                 rows = min(ROWS_A_BATCH, max(1, _BATCH_BYTES // row_bytes))
                 for batch in file.iter_batches(batch_size=rows, columns=[name]):
-                    yield partial(_below, path.parent), batch.column(0)
+                    yield self.opener or partial(_below, path.parent), batch.column(0)
 
 
 @contextmanager
-def told_as_data_error(what: str) -> Iterator[None]:
-    """Names the table in errors of its readers, some of which are OSErrors without a file name."""
+def reading_table(what: str) -> Iterator[None]:
+    """Report errors of the readers as DataErrors that name the table."""
     import pyarrow as pa
 
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{what}: {one_line(error)}") from None
+        raise DataError(f"{what}: {one_line(error)}", code="data-file") from None
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """All parquet files below a folder, sorted; hidden files and those in hidden folders are none.
+    """All parquet files below a folder, sorted, without hidden ones.
 
     Raises:
         DataError: when a folder cannot be read.
@@ -104,16 +105,16 @@ def parquet_files(root: Path) -> list[Path]:
 
 
 def parquet_source(path: Path, settings: DataSettings, name: str = "") -> Source:
-    """A parquet file, or a folder that holds some; file or folder names (`train-00000-of-00001`) tell the splits.
+    """A parquet file, or a folder of them; names of files or folders (`train-00000-of-00001`) give the splits.
 
     Raises:
         DataError: when there is no parquet file.
     """
     files = [path] if path.is_file() else parquet_files(path)
     if not files:
-        raise DataError(f"{path} holds no parquet files")
+        raise DataError(f"{path} holds no parquet files", code="data-empty")
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    tables, problems = _parquet_tables(path, files)
+    tables, problems = parquet_tables(path, files)
     facts = {
         "parquet": [list(stat) for stat in stats],
         "files": [file_state(file) for table in tables.values() for file in _files_named(table, settings)],
@@ -125,7 +126,7 @@ def parquet_source(path: Path, settings: DataSettings, name: str = "") -> Source
 
 
 def _files_named(table: Table, settings: DataSettings) -> Iterator[str]:
-    """The files that a column of paths names, where the images are in such a column."""
+    """The files that the image column names, if it is a column of paths."""
     wanted = [settings.image_column] if settings.image_column in table.schema.names else None
     for name in wanted or _image_columns(table, _features(table.schema)):
         if _holds_text(table.schema.field(name).type):
@@ -140,12 +141,23 @@ def reading(settings: DataSettings) -> list[str | bool]:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text in one line of bounded length."""
+    """The text of an error on one line, truncated."""
     return " ".join(str(error).split())[:200]
 
 
-def _parquet_tables(root: Path, files: Sequence[Path]) -> tuple[dict[Split, Table], list[Problem]]:
-    """A table a split, by the names of files and folders; files whose names tell no split are told."""
+def parquet_tables(
+    root: Path, files: Sequence[Path], opener: Opener | None = None
+) -> tuple[dict[Split, Table], list[Problem]]:
+    """One table per split, by the names of files and folders; files whose names give no split are reported.
+
+    Args:
+        root: the folder, or the only file.
+        files: parquet files in it.
+        opener: finds the file that a row names; by default, paths are relative to the folder of the parquet file.
+
+    Raises:
+        DataError: for a file that cannot be read or has other columns than the first of its split.
+    """
     import pyarrow.parquet as pq
 
     members: dict[Split, list[Path]] = {}
@@ -161,24 +173,25 @@ def _parquet_tables(root: Path, files: Sequence[Path]) -> tuple[dict[Split, Tabl
         members, unknown = {"train": list(files)}, []
     if unknown:
         names = tuple(encodable(str(file.relative_to(root))) for file in unknown)
-        problems.append(Problem("unused", "warning", "parquet files whose names tell no split are not used", names))
+        problems.append(Problem("unused", "warning", "parquet files whose names give no split are ignored", names))
     tables: dict[Split, Table] = {}
     for split in (split for split in SPLITS if split in members):
         schemas = []
         for file in members[split]:
-            with told_as_data_error(f"{file} is no readable parquet file"), pq.ParquetFile(file) as opened:
+            with reading_table(f"{file} is not a readable parquet file"), pq.ParquetFile(file) as opened:
                 schemas.append(opened.schema_arrow)
-        tables[split] = _ParquetTable(members[split], schemas[0])
+        tables[split] = _ParquetTable(members[split], schemas[0], opener)
         for file, schema in zip(members[split], schemas, strict=True):
             if schema.names != schemas[0].names:
-                raise DataError(f"{file} has columns {listed(schema.names)}, the first file {listed(schemas[0].names)}")
+                message = f"{file} has the columns {listed(schema.names)}, the first file {listed(schemas[0].names)}"
+                raise DataError(message, code="data-columns")
     return tables, problems
 
 
 def _split_of(path: PurePath) -> Split | None:
-    """By the file's name (`train-00000-of-00001.parquet`), else by the nearest folder's (`train/0000.parquet`)."""
+    """The split by the name of the file (`train-00000-of-00001.parquet`) or of a folder (`train/0000.parquet`)."""
     for part in (path.stem, *reversed(path.parent.parts)):
-        word = re.split(r"[-_.]", part.lower(), maxsplit=1)[0]
+        word = re.split(r"[-_.]", part.lower().removeprefix("partial-"), maxsplit=1)[0]
         if word in SPLIT_NAMES:
             return SPLIT_NAMES[word]
     return None
@@ -187,16 +200,16 @@ def _split_of(path: PurePath) -> Split | None:
 def table_catalog(
     where: str, tables: Mapping[Split, Table], settings: DataSettings, problems: Iterable[Problem]
 ) -> Catalog:
-    """What one table a split holds, or one table with a column of splits.
+    """The catalog of one table per split, or of one table with a split column.
 
     Args:
         where: the source, for messages.
-        tables: of which the first tells what the columns are.
-        settings: columns that are named, and how to group.
-        problems: what was found before.
+        tables: the first determines the roles of the columns.
+        settings: names of columns, and groups.
+        problems: earlier problems.
 
     Raises:
-        DataError: for a column that is missing or not unambiguous.
+        DataError: for a missing or ambiguous column.
     """
     table = next(iter(tables.values()))
     features = _features(table.schema)
@@ -212,7 +225,8 @@ def table_catalog(
         for column in filter(None, (roles.image, roles.label, roles.group)):
             if column not in other.schema.names:
                 raise DataError(
-                    f"{where}: the {split} split has no column {shown(column)}, only {listed(other.schema.names)}"
+                    f"{where}: the {split} split has no column {shown(column)}, only {listed(other.schema.names)}",
+                    code="data-columns",
                 )
     members: Mapping[Split, list[int] | None] = dict.fromkeys(tables)
     unused: list[Problem] = []
@@ -225,7 +239,7 @@ def table_catalog(
 
 
 def _rows(table: Table, split: Split, members: list[int] | None, roles: Roles, where: str) -> Rows:
-    """The rows of a table that are a split's, or all."""
+    """The given rows of a table, or all of them."""
 
     def column(name: str) -> list[object]:
         values = table.column(name)
@@ -246,14 +260,14 @@ def _below(folder: Path, path: str) -> str:
 
 
 def _payloads(table: Table, wanted: list[int] | None, column: str, where: str) -> Iterator[Sequence[Payload]]:
-    """Encoded bytes, or paths where a row names a file instead; of the rows that are wanted, ascending, or of all."""
+    """Encoded images, or paths if rows name files; of the wanted rows in ascending order, or of all rows."""
     start = 0
     for opener, part in table.parts(column):
         rows: list[Payload] = []
         if wanted is not None:
             first, last = bisect_left(wanted, start), bisect_left(wanted, start + len(part))
             start += len(part)
-            part = part.take([row - start + len(part) for row in wanted[first:last]])  # noqa: PLW2901 - fewer rows of it
+            part = part.take([row - start + len(part) for row in wanted[first:last]])  # noqa: PLW2901
         for value in part.to_pylist():
             found = value
             if isinstance(value, dict):
@@ -263,14 +277,15 @@ def _payloads(table: Table, wanted: list[int] | None, column: str, where: str) -
             elif found is not None and not isinstance(found, bytes):
                 kind = type(found).__name__
                 raise DataError(
-                    f"{where}: column {shown(column)} holds {kind}: expected encoded images (bytes) or paths"
+                    f"{where}: column {shown(column)} holds {kind}: expected encoded images (bytes) or paths",
+                    code="data-columns",
                 )
             rows.append(found)
         yield rows
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Column types as the Hugging Face libraries write them into a schema; empty where they are not there."""
+    """Column types that the Hugging Face libraries store in a schema, if any."""
     raw = (schema.metadata or {}).get(b"huggingface")
     try:
         found = json.loads(raw)["info"]["features"] if raw else {}

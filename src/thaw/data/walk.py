@@ -1,4 +1,4 @@
-"""Every file below a folder, with links followed, and why a file that should be there is not."""
+"""All files below a folder, with links followed, and why a file is missing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from thaw.data.catalog import natural_key
 from thaw.errors import DataError
 from thaw.quoting import encodable, printable
 
-# A pool of images may well be linked from several classes and splits; links to links multiply without an end.
+# A pool of images may be linked from several classes and splits, but links to links can multiply without limit.
 _MOST_FOLDERS_AGAIN = 10_000
 _MOST_FILES_AGAIN = 2_000_000
 
 _FETCHED_BY = (("annex/objects", "git annex get"), (".dvc/cache", "dvc pull"), ("dvc/", "dvc pull"))
-"""Part of a link's target -> the command that brings the file."""
+"""Part of a link's target -> the command that fetches the file."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class FoundFile:
     """A file below a folder.
 
     Attributes:
-        path: from the folder, with "/" between parts.
-        size: bytes; -1 for what is no regular file.
-        changed_ns: time of the last change in ns.
-        broken: why it cannot be reached, for a link that leads to nothing; else empty.
+        path: relative to the folder, with "/" between parts.
+        size: bytes; -1 if it is not a regular file.
+        changed_ns: modification time in ns.
+        broken: why a broken link cannot be followed; else "".
     """
 
     path: str
@@ -36,18 +36,18 @@ class FoundFile:
 
     @property
     def hidden(self) -> bool:
-        """Whether the file or a folder above it is out of sight, as system files are."""
+        """Whether the file or a folder above it is hidden."""
         return is_hidden(self.path)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What lies below a folder, naturally sorted.
+    """The content of a folder, naturally sorted.
 
     Attributes:
         files: all files.
         folders: the paths of all folders.
-        loops: links to a folder above them, which are not followed.
+        loops: links to a folder above themselves, which are not followed.
     """
 
     files: list[FoundFile] = field(default_factory=list)
@@ -56,27 +56,27 @@ class Walk:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a relative path is out of sight, as system files are."""
+    """Whether a part of a relative path is hidden."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
 def shown_path(path: Path | str) -> str:
-    """A path as text that a terminal only shows."""
+    """A path as printable text."""
     return printable(str(path))
 
 
 def why_missing(path: str | Path) -> str:
-    """Why there is no file at `path`: where its link leads, and which command fetches it."""
+    """Why there is no file at `path`: the target of its link, and the command that fetches it."""
     try:
         target = str(Path(path).readlink())
     except (OSError, ValueError):
         return f"No such file: {encodable(str(path))}"
-    fetch = next((f"; {command} fetches it" for part, command in _FETCHED_BY if part in target), "")
-    return f"broken link: {encodable(target)} is not there{fetch}"
+    fetch = next((f"; fetch it with {command}" for part, command in _FETCHED_BY if part in target), "")
+    return f"broken link: {encodable(target)} does not exist{fetch}"
 
 
 def file_state(path: str) -> tuple[str, int, int]:
-    """A file's absolute path, size in bytes and time of change in ns; -1 and 0 where there is no file."""
+    """A file's absolute path, size in bytes and modification time in ns; -1 and 0 if it is missing."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -87,10 +87,10 @@ def file_state(path: str) -> tuple[str, int, int]:
 def walk_files(root: Path) -> Walk:
     """All files and folders below `root`.
 
-    Links are followed, so a folder that two links lead to is there twice. A link to a folder above it is not.
+    Links are followed, except to a folder above them; a folder with two links to it occurs twice.
 
     Raises:
-        DataError: when a folder cannot be read, or links lead to the same folders without an end.
+        DataError: when a folder cannot be read, or links reach the same folders too often.
     """
     walk = Walk()
     seen: set[tuple[int, int]] = set()
@@ -108,13 +108,15 @@ def walk_files(root: Path) -> Walk:
             before = len(walk.files)
             below = _read_folder(root, prefix, walk)
         except OSError as error:
-            raise DataError(f"{shown_path(root / prefix)} cannot be read: {error.strerror}") from None
+            message = f"{shown_path(root / prefix)} cannot be read: {error.strerror}"
+            raise DataError(message, code="data-file") from None
         folders_again += again
         files_again += len(walk.files) - before if again else 0
         if folders_again > _MOST_FOLDERS_AGAIN or files_again > _MOST_FILES_AGAIN:
             raise DataError(
-                f"links below {shown_path(root)} lead to the same folders over and over, such as "
-                f"{shown_path(prefix)[:80]}: remove links until each folder is reached a few times at most"
+                f"links below {shown_path(root)} reach the same folders too often, such as "
+                f"{shown_path(prefix)[:80]}: remove some of these links",
+                code="data-link",
             )
         waiting += [(f"{path}/", above | {identity}) for path in below]
     folders = set(walk.folders) - set(walk.loops)
@@ -127,7 +129,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _read_folder(root: Path, prefix: str, walk: Walk) -> list[str]:
-    """Adds what one folder holds to `walk`; returns its folders."""
+    """Add the content of one folder to `walk`; returns its subfolders."""
     below: list[str] = []
     with os.scandir(root / prefix) as entries:
         for entry in entries:

@@ -1,8 +1,8 @@
-"""Images of more than 8 bits a channel, read without loss.
+"""Read images of more than 8 bits per channel without loss.
 
-Pillow keeps 16 bits of one channel only: it drops the low bytes of 16-bit color, and of gray with alpha. What it
-unpacks is chosen by the name of the packing in an image's tiles ("RGB;16B"), so the low bytes are read by a second pass
-under the name of the other byte order.
+Pillow keeps 16 bits for a single channel only, and drops the low bytes of 16-bit color and of gray with alpha. The name
+of the packing in an image's tiles ("RGB;16B") determines which byte is read, so the low bytes are read in a second pass
+with the name of the other byte order.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _HEADER_BYTES = 1 << 16
 
 
 class UnsupportedDepthError(ValueError):
-    """A layout of more than 8 bits that is not read; the message says which, and what to do."""
+    """An unsupported layout of more than 8 bits; the message says which, and what to do."""
 
 
 def packing(image: Image.Image) -> str:
-    """Pillow's name of how samples lie in an opened file ("RGB;16B"); "" where there is none."""
+    """Pillow's name of the packing of samples in an opened file ("RGB;16B"); "" if there is none."""
     for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         return next((each for each in arguments if isinstance(each, str)), "")
@@ -43,7 +43,7 @@ def packing(image: Image.Image) -> str:
 
 
 def has_wide_samples(image: Image.Image) -> bool:
-    """Whether an opened file, not loaded yet, holds more than 8 bits a channel that `wide_samples` can read."""
+    """Whether an opened file, not loaded yet, has more than 8 bits per channel that `wide_samples` can read."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F") or _is_wide_in_planes(image):
         return True
     if image.format == "PPM":
@@ -54,38 +54,38 @@ def has_wide_samples(image: Image.Image) -> bool:
 
 
 def _is_wide_in_planes(image: Image.Image) -> bool:
-    """Whether it is a TIFF of several channels of more than 8 bits, one after the other: Pillow misreads those."""
+    """Whether an image is a TIFF with separate planes of more than 8 bits, which Pillow misreads."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, ())
     return len(bits) > 1 and max(bits) > 8 and tags.get(_PLANAR_CONFIGURATION) == _SEPARATE
 
 
 def is_reduced(image: Image.Image, content: bytes) -> bool:
-    """Whether an opened file has more than 8 bits a channel of which Pillow keeps 8: they are read, but with loss."""
+    """Whether an opened file has more than 8 bits per channel of which only 8 are read."""
     if image.format in ("PNG", "TIFF"):
         return bool(_SIXTEEN_BITS.search(packing(image)))
     head = content[:_HEADER_BYTES]
     if image.format == "JPEG2000":
         place = head.find(_SIZ_MARKER) + _SIZ_PRECISION
-        # The lowest 7 bits are the precision less one.
+        # The lowest 7 bits are the precision minus one.
         return place < len(head) and (head[place] & 0x7F) > 7
     place = head.find(_AV1_BOX) + len(_AV1_BOX) + 2
     return image.format == "AVIF" and place < len(head) and bool(head[place] & _AV1_HIGH_DEPTH)
 
 
 def wide_samples(image: Image.Image, content: bytes) -> tuple[Wide, Wide | None, str]:
-    """The samples of an opened file for which `has_wide_samples` holds.
+    """The samples of an opened file for which `has_wide_samples` is true.
 
-    16-bit samples come as they are. Of PGM and PPM files, whose header states the largest value, they are scaled from
-    that to 65,535, rounded half up. Floating-point samples up to 1 are scaled by 65,535, larger ones up to 255 by 257.
+    16-bit samples are not scaled, except those of PGM and PPM files, which are scaled from the maximum in the header to
+    65,535, rounded half up. Floating-point samples up to 1 are scaled by 65,535, larger ones up to 255 by 257.
 
     Returns:
-        uint16 [H, W, 1 or 3]; alpha, uint16 [H, W, 1], where the file has any; and for floating-point samples how they
-        were scaled, "unit-float" or "byte-float", else "".
+        uint16 [H, W, 1 or 3]; alpha, uint16 [H, W, 1], or None; and how floating-point samples were scaled,
+        "unit-float" or "byte-float", else "".
 
     Raises:
-        UnsupportedDepthError: for a layout or for values that are not read.
-        Exception: whatever a damaged file makes Pillow raise.
+        UnsupportedDepthError: for an unsupported layout or value.
+        Exception: any error of Pillow for a damaged file.
     """
     if image.mode == "F":
         image.load()
@@ -106,9 +106,11 @@ def wide_samples(image: Image.Image, content: bytes) -> tuple[Wide, Wide | None,
 
 def _colors(image: Image.Image, content: bytes) -> tuple[Wide, Wide | None]:
     if _is_wide_in_planes(image):
-        raise UnsupportedDepthError("16-bit TIFF in separate planes is not read: save it with interleaved channels")
+        raise UnsupportedDepthError(
+            "16-bit TIFF with separate planes is not supported: save it with interleaved channels"
+        )
     if packing(image) == _GRAY_ALPHA:
-        # Four bytes a pixel, unpacked as if they were four channels: high and low byte of gray, and of alpha.
+        # Four bytes per pixel, unpacked as four channels: high and low byte of gray, and of alpha.
         parts = _loaded(image, lambda _: "RGBA")
         return _joined(parts[..., 0:1], parts[..., 1:2]), _joined(parts[..., 2:3], parts[..., 3:4])
     with Image.open(io.BytesIO(content), formats=(str(image.format),)) as again:
@@ -125,7 +127,7 @@ def _joined(high: npt.NDArray[np.uint8], low: npt.NDArray[np.uint8]) -> Wide:
 
 
 def _other_order(name: str) -> str:
-    """A packing's name with the two bytes of a sample swapped, under which Pillow's "high byte" is the low one."""
+    """The name of a packing with the opposite byte order, for which Pillow's "high byte" is the low one."""
     found = _SIXTEEN_BITS.search(name)
     if found is None:
         return name
@@ -134,7 +136,7 @@ def _other_order(name: str) -> str:
 
 
 def _loaded(image: Image.Image, renamed: Callable[[str], str]) -> npt.NDArray[np.uint8]:
-    """The bytes uint8 [H, W, C] of an opened file, unpacked by other names of packings."""
+    """The bytes uint8 [H, W, C] of an opened file, unpacked with renamed packings."""
     tiles: list[Any] = []
     for tile in image.tile:  # type: ignore[attr-defined]
         arguments = tile[3]
@@ -143,7 +145,7 @@ def _loaded(image: Image.Image, renamed: Callable[[str], str]) -> npt.NDArray[np
         else:
             arguments = renamed(arguments)
         made = (*tile[:3], arguments)
-        # Plain tuples before Pillow 11.
+        # Before Pillow 11, tiles are plain tuples.
         tiles.append(tile._make(made) if hasattr(tile, "_make") else made)
     image.tile = tiles  # type: ignore[attr-defined]
     image.load()
@@ -151,7 +153,7 @@ def _loaded(image: Image.Image, renamed: Callable[[str], str]) -> npt.NDArray[np
 
 
 def _keyed(samples: Wide, key: Any) -> Wide | None:
-    """Alpha uint16 [H, W, 1] of the one color that stands for transparency; None where there is none."""
+    """Alpha uint16 [H, W, 1] for a color key; None if there is none."""
     if not isinstance(key, int | tuple) or np.size(key) != samples.shape[2]:
         return None
     hidden = (samples == np.array(key)).all(axis=2, keepdims=True)
@@ -159,7 +161,7 @@ def _keyed(samples: Wide, key: Any) -> Wide | None:
 
 
 def _largest(image: Image.Image) -> int:
-    """What a PGM or PPM file states as its largest value; 255 for what states none."""
+    """The maximum value in the header of a PGM or PPM file; 255 if there is none."""
     arguments = image.tile[0][3]  # type: ignore[attr-defined]
     if isinstance(arguments, tuple) and len(arguments) == 2 and isinstance(arguments[1], int):
         return arguments[1]
@@ -167,7 +169,7 @@ def _largest(image: Image.Image) -> int:
 
 
 def _portable_map(image: Image.Image, content: bytes) -> Wide:
-    """The samples of a PGM or PPM file of more than 8 bits, which Pillow would reduce to 8 in color."""
+    """The samples of a PGM or PPM file of more than 8 bits, which Pillow would reduce to 8 for color."""
     largest, offset = _largest(image), image.tile[0][2]  # type: ignore[attr-defined]
     shape = (image.height, image.width, 3 if image.mode == "RGB" else 1)
     count = int(np.prod(shape))
@@ -190,7 +192,7 @@ def _from_floats(values: npt.NDArray[np.float32]) -> tuple[Wide, str]:
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255:
         raise UnsupportedDepthError(
-            f"floating-point pixels from {low} to {high}: expected 0 to 1 or 0 to 255 (or whole numbers of 16 bits)"
+            f"floating-point pixels from {low} to {high}: expected 0 to 1 or 0 to 255 (or 16-bit integers)"
         )
     factor, rule = (LARGEST_VALUE, "unit-float") if high <= 1 else (257, "byte-float")
     return np.floor(values.astype(np.float64) * factor + 0.5).astype(np.uint16), rule

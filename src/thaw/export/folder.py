@@ -153,7 +153,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = read_document(path, mend="export to another folder")
+        content = read_document(path, remedy="export to another folder")
     except RunError as error:
         raise ModelFileError(str(error)) from error
     if content.get("version") != EXPORT_VERSION:

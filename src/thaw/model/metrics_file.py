@@ -57,7 +57,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Raises:
         RunError: when it cannot be read, was edited, has another schema, or a value is invalid.
     """
-    metrics = read_document(path, mend="restore the file, or start a new run")
+    metrics = read_document(path, remedy="restore the file, or start a new run")
     if metrics.get("schema") != METRICS_SCHEMA:
         raise RunError(f"{path} has schema {shown(metrics.get('schema'))}; this version of thaw reads {METRICS_SCHEMA}")
     for name, (expected, is_right) in _USED.items():

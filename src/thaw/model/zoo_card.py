@@ -156,7 +156,7 @@ def read_card(folder: Path) -> ZooCard:
     """
     path = folder / CARD_FILE
     try:
-        content = read_document(path, mend="reinstall thaw")
+        content = read_document(path, remedy="reinstall thaw")
     except RunError as error:
         raise ModelFileError(str(error)) from error
     return card_of(content, path)

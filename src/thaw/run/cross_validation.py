@@ -75,7 +75,7 @@ def cross_validate(
             quality = evaluate(probabilities, held_out.labels, held_out.classes)
             figures = {"accuracy": quality.accuracy, "balanced_accuracy": quality.balanced_accuracy}
             write_document(path, {"fold": number, **figures, "count": len(held_out)})
-        found = read_document(path, mend=_TRAIN_FOLD_AGAIN)
+        found = read_document(path, remedy=_TRAIN_FOLD_AGAIN)
         accuracy, balanced = _share(found, "accuracy", path), _share(found, "balanced_accuracy", path)
         done.append(FoldDone(number, request.folds, accuracy, balanced))
         yield done[-1]

@@ -29,7 +29,7 @@ def read_deployment(folder: Path) -> dict[str, Any]:
     path = folder / DEPLOYMENT_FILE
     if not path.exists():
         return {"schema": DEPLOYMENT_SCHEMA}
-    known = read_document(path, mend=_REMEDY)
+    known = read_document(path, remedy=_REMEDY)
     parts = [known.get(part, {}) for part in get_args(Part)]
     if not all(isinstance(part, dict) and _has_formats(part) for part in parts):
         raise RunError(f"{path} is not what thaw wrote\n{_REMEDY}")

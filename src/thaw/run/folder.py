@@ -172,7 +172,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         RunError: when it cannot be read, is not one, or was edited.
     """
-    return read_document(path, mend="restore the file, or start a new run")
+    return read_document(path, remedy="restore the file, or start a new run")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""A finished run as one HTML page that needs nothing else: no network, no script, no other file.
+"""Write the report of a finished run: one self-contained HTML page without scripts.
 
-What is shown is what metrics.json and history.jsonl hold (docs/metrics.md), and a few pictures.
+It shows the content of metrics.json and history.jsonl (docs/metrics.md), and a few images.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from thaw.run.deployment import read_deployment
 from thaw.run.report_plots import Panel, accuracy_curves, curves_panel, heat, heat_paths, loss_curves
 
 FILE_NAME = "report.html"
-NO_BREAK = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
-WIDE, PHONE = 960.0, 360.0  # SVG units: about the CSS pixels that a plot gets on either kind of screen
-LARGEST_THUMBNAIL = 192  # pixels a side; larger pictures are scaled down
-PIXELATED_UP_TO = 96  # pixels a side; pictures up to this size are enlarged with sharp pixels
+NO_BREAK = "\N{NO-BREAK SPACE}"  # keeps a number and its unit on one line
+WIDE, PHONE = 960.0, 360.0  # SVG units, about the CSS pixels of a plot on either kind of screen
+LARGEST_THUMBNAIL = 192  # pixels per side; larger images are scaled down
+PIXELATED_UP_TO = 96  # pixels per side; images up to this size are enlarged without smoothing
 MOST_CONFUSED = 10
-LARGEST_PLAIN_MATRIX = 20  # classes; above, a picture of the whole comes before the counts
-# Between these lies the section of the page that export, verify and bench write anew.
+LARGEST_PLAIN_MATRIX = 20  # classes; larger matrices are preceded by an overview
+# Between these comments lies the section that export, verify and bench update.
 DEPLOYMENT_BEGIN, DEPLOYMENT_END = "<!-- deployment: begin -->", "<!-- deployment: end -->"
 
 Picture = npt.NDArray[np.uint8]
@@ -42,11 +42,11 @@ Picture = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPictures:
-    """The pictures of a report, each uint8 [H, W, C] with C = 1 or 3; both sequences may be empty.
+    """The images of a report, each uint8 [H, W, C] with C = 1 or 3; both sequences may be empty.
 
     Attributes:
         mistakes: the images of metrics["test"]["mistakes"], in the same order.
-        samples: (original, augmented, class name), for a look at both views.
+        samples: (original, augmented, class name).
     """
 
     mistakes: Sequence[Picture] = ()
@@ -60,14 +60,15 @@ class ReportPictures:
         for picture in pictures:
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (1, 3) or 0 in picture.shape:
                 raise UsageError(
-                    f"a picture for the report is {picture.dtype} {list(picture.shape)}: "
-                    "expected uint8 [H, W, C] with C = 1 or 3"
+                    f"an image for the report is {picture.dtype} {list(picture.shape)}: "
+                    "expected uint8 [H, W, C] with C = 1 or 3",
+                    code="usage-pictures",
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """A picture as the page holds it: a `data:` address of a PNG, and whether it is enlarged with sharp pixels."""
+    """An image of the page: a `data:` URL of a PNG, and whether it is enlarged without smoothing."""
 
     address: str
     width: int
@@ -78,22 +79,22 @@ class Thumbnail:
 def write_report(
     run_dir: Path, metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]], pictures: ReportPictures
 ) -> Path:
-    """Write `run_dir`/report.html; a report that was there is replaced only by a whole one.
+    """Write `run_dir`/report.html atomically.
 
     The resolved recipe is read from `run_dir`, by the name in metrics["files"]["recipe"] (or recipe.toml).
 
     Args:
-        run_dir: folder of the run.
-        metrics: what metrics.json holds.
-        history: what the lines of history.jsonl hold, in order; may be empty.
+        run_dir: the folder of the run.
+        metrics: the content of metrics.json.
+        history: the records of history.jsonl, in order; may be empty.
         pictures: mistakes and samples.
 
     Returns:
         The path of the report.
 
     Raises:
-        UsageError: when there are pictures of mistakes, but not one for each mistake.
-        RunError: when metrics lack a part that docs/metrics.md lists, or the file cannot be written.
+        UsageError: when the number of images differs from the number of mistakes and is not 0.
+        RunError: when a part of the metrics (docs/metrics.md) is missing, or the file cannot be written.
     """
     run_dir = Path(run_dir)
     page = render_report(
@@ -109,18 +110,18 @@ def write_report(
 
 
 def rewrite_deployment(run_dir: Path, metrics: Mapping[str, Any], deployment: Mapping[str, Any]) -> bool:
-    """Write the deployment section of `run_dir`/report.html anew and leave the rest of the page as it is.
+    """Update the deployment section of `run_dir`/report.html; the rest of the page is unchanged.
 
     Args:
-        run_dir: folder of the run.
-        metrics: what metrics.json holds.
-        deployment: what deployment.json holds.
+        run_dir: the folder of the run.
+        metrics: the content of metrics.json.
+        deployment: the content of deployment.json.
 
     Returns:
-        False where there is no report, or none with a place for the section.
+        False if there is no report or it has no such section.
 
     Raises:
-        RunError: when a part is missing in what the section shows, or the file cannot be written.
+        RunError: when a part of the content is missing, or the file cannot be written.
     """
     path = Path(run_dir) / FILE_NAME
     if not path.is_file():
@@ -129,7 +130,7 @@ def rewrite_deployment(run_dir: Path, metrics: Mapping[str, Any], deployment: Ma
     _, end, after = rest.partition(DEPLOYMENT_END)
     if not begin or not end:
         return False
-    with _told_in_words():
+    with _missing_parts():
         section = _environment().get_template("deployment.html.j2").render(m=metrics, d=deployment)
     write_atomically(path, f"{before}{begin}\n{section}\n{end}{after}")
     return True
@@ -143,13 +144,14 @@ def render_report(
     recipe_text: str | None = None,
     deployment: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page as text; arguments and errors as for `write_report`."""
+    """The page as text; arguments and errors as in `write_report`."""
     mistakes = metrics.get("test", {}).get("mistakes", [])
     if len(pictures.mistakes) not in (0, len(mistakes)):
         raise UsageError(
-            f"{len(pictures.mistakes)} pictures for {len(mistakes)} mistakes: expected one for each, or none"
+            f"{len(pictures.mistakes)} images for {len(mistakes)} mistakes: expected one for each, or none",
+            code="usage-pictures",
         )
-    with _told_in_words():
+    with _missing_parts():
         return (
             _environment()
             .get_template("report.html.j2")
@@ -168,11 +170,13 @@ def render_report(
 
 
 @contextmanager
-def _told_in_words() -> Iterator[None]:
+def _missing_parts() -> Iterator[None]:
+    """Report missing parts of the metrics as a RunError."""
     try:
         yield
     except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise RunError(f"the metrics of this run lack what its report shows: {error}; see docs/metrics.md") from error
+        message = f"cannot write the report, since the metrics of this run are incomplete: {error}; see docs/metrics.md"
+        raise RunError(message, code="run-metrics") from error
 
 
 def _environment() -> jinja2.Environment:
@@ -201,7 +205,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _quoted(value: Any) -> Any:
-    """What a template shows: texts by the one definition for HTML, which autoescape then leaves alone."""
+    """Quote the strings of a template with `xml_text`; autoescape does not change the result."""
     return Markup(xml_text(value)) if isinstance(value, str) and not isinstance(value, Markup) else value  # noqa: S704
 
 
@@ -210,7 +214,7 @@ def _percent(value: float, decimals: int = 2) -> str:
 
 
 def _size(size_bytes: float) -> str:
-    """Bytes in the largest binary unit of which there is at least one."""
+    """Bytes in the largest binary unit with a value of at least 1."""
     if size_bytes < 1024:
         return f"{size_bytes:,}{NO_BREAK}B"
     power = min(4, int(math.log2(size_bytes) // 10))
@@ -244,7 +248,7 @@ def _panels(metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]], wi
 
 
 def _confusion(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The matrix with what the template needs to shade it, and the pairs that are confused most."""
+    """The confusion matrix with its shades, and the most confused pairs."""
     counts = metrics["test"]["confusion"]
     classes = [str(entry["name"]) for entry in metrics["test"]["per_class"]]
     pairs = sorted(
@@ -290,7 +294,7 @@ def _thumbnail(picture: Picture) -> Thumbnail:
 
 
 def _recipe_text(run_dir: Path, metrics: Mapping[str, Any]) -> str | None:
-    """The resolved recipe of the run; None where the run folder has none."""
+    """The resolved recipe of the run; None if the folder has none."""
     name = (metrics.get("files") or {}).get("recipe", "recipe.toml")
     try:
         return (run_dir / Path(name).name).read_text(encoding="utf-8")

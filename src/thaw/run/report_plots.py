@@ -1,6 +1,6 @@
-"""Where the lines, dots and labels of the report's plots go; the template draws them in the page's colors.
+"""Layout of the plots of the report; the template draws them as SVG in the colors of the page.
 
-Each plot is worked out for a width in SVG units, once for wide screens and once for phones: text keeps its size.
+Each plot is laid out for a width in SVG units, once for wide screens and once for phones, so that text keeps its size.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 
 STYLES = {"original": "s1", "augmented": "s2", "unified": "s3"}
 OTHER_STYLES = ("s4", "s5", "s6")
-NARROW = 600.0  # plots below this width are for phones: lower, with fewer marks on the axes
-LABEL_GAP = 15.0  # least distance between two slanted stage labels, for text of 11 units
-LABEL_ROOM = 64.0  # above the plot, for the stage labels
-LONGEST_LABEL = 12  # characters of a stage label that fit there
-CUT_LOSSES, CUT_ACCURACIES = 0.05, 0.10  # share of values, those of the first epochs, that the axis may leave out
+NARROW = 600.0  # plots below this width are for phones: lower, with fewer ticks
+LABEL_GAP = 15.0  # minimum distance between two slanted stage labels, for text of 11 units
+LABEL_ROOM = 64.0  # height above the plot for the stage labels
+LONGEST_LABEL = 12  # maximum number of characters of a stage label
+CUT_LOSSES, CUT_ACCURACIES = 0.05, 0.10  # share of values, from the first epochs, that may lie outside the axis
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """A place on an axis, in SVG units, and what is written there."""
+    """A position on an axis in SVG units, and its label."""
 
     at: float
     label: str
@@ -29,7 +29,7 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """A marked value: its place, what a pointer that rests on it shows, and the style of its curve."""
+    """A marked value: its position, tooltip, and the style of its curve."""
 
     x: float
     y: float
@@ -39,7 +39,7 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Values by epoch, None where there is none; the place in `values` is the epoch of the whole run, from 0."""
+    """Values by epoch of the whole run, from 0; None for epochs without a value."""
 
     name: str
     style: str
@@ -48,7 +48,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A curve laid out: `path` is SVG path data, `lone` are values with no neighbor to draw a line to."""
+    """The layout of a curve: SVG path data, and isolated values without a neighbor to connect to."""
 
     name: str
     style: str
@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class StageMark:
-    """The moment at which a stage begins: a vertical line at `x`, its label at `label_x`."""
+    """The start of a stage: a vertical line at `x`, its label at `label_x`."""
 
     name: str
     label: str
@@ -68,7 +68,7 @@ class StageMark:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The box of a plot in SVG units, and the ranges that its axes show."""
+    """The box of a plot in SVG units, and the ranges of its axes."""
 
     width: float
     height: float
@@ -81,17 +81,17 @@ class Frame:
     high: float
 
     def x(self, index: float) -> float:
-        """Across, of the epoch with this index from 0; half an epoch lies on either side."""
+        """The x coordinate of an epoch, from 0; there is half an epoch of margin on either side."""
         return round(self.left + (index + 0.5) / self.epochs * (self.right - self.left), 2)
 
     def y(self, value: float) -> float:
-        """Down, of a value."""
+        """The y coordinate of a value."""
         return round(self.bottom - (value - self.low) / (self.high - self.low) * (self.bottom - self.top), 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One plot: axes, lines, moments of thawing, best epochs, a value marked across; `cut` when lines leave the box."""
+    """A plot: axes, lines, stages, best epochs, a reference value; `cut` if values lie outside the axis."""
 
     title: str
     frame: Frame
@@ -105,18 +105,18 @@ class Panel:
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
-    """The training loss of each output and the validation loss, by epoch over all stages."""
+    """The training loss of each output and the validation loss, by epoch of the run."""
     values = tuple(_finite(record.get("validation_loss")) for record in history)
     return _drawable([*_output_curves(history, "losses"), Curve(name="validation", style="s0", values=values)])
 
 
 def accuracy_curves(history: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
-    """The validation accuracy of each output, by epoch over all stages."""
+    """The validation accuracy of each output, by epoch of the run."""
     return _drawable(_output_curves(history, "validation"))
 
 
 def stage_starts(history: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
-    """(stage name, index of its first record), in the order in which the stages ran."""
+    """(stage name, index of its first record), in order."""
     names = [str(record["stage"]) for record in history]
     return tuple((name, index) for index, name in enumerate(names) if index == 0 or names[index - 1] != name)
 
@@ -134,11 +134,11 @@ def curves_panel(
     """Lay out one plot of values over the epochs of the whole run.
 
     Args:
-        title: what is plotted.
-        curves: at least one, each with a value for at least one record.
-        history: the records that the curves were taken from, for the moments at which stages begin.
+        title: the title of the plot.
+        curves: at least one, each with at least one value.
+        history: the records of the curves, for the starts of stages.
         best_epochs: stage name -> its best epoch, from 1; marked on every curve.
-        width: of the plot, in SVG units; the height follows.
+        width: width of the plot in SVG units; it determines the height.
         percent: whether values are shares, shown in percent on an axis that ends at 100 %.
         reference: a value marked by a horizontal line, if any.
     """
@@ -186,8 +186,8 @@ def heat_paths(confusion: Sequence[Sequence[int]], *, right: bool, levels: int =
 
     Args:
         confusion: [K, K] counts, true classes in rows.
-        right: the diagonal, or everything but the diagonal.
-        levels: how many shades are told apart.
+        right: whether to draw the diagonal or all other cells.
+        levels: number of shades.
     """
     cells: dict[int, list[str]] = {}
     for row, counts in enumerate(confusion):
@@ -199,12 +199,12 @@ def heat_paths(confusion: Sequence[Sequence[int]], *, right: bool, levels: int =
 
 
 def heat(count: int, row_total: int) -> float:
-    """The shade of a cell, 0 to 1: the root of its share of its row, so that few mistakes show beside many hits."""
+    """The shade of a cell, 0 to 1: the square root of its share of its row, so that rare mistakes are visible."""
     return math.sqrt(count / row_total) if row_total else 0.0
 
 
 def _output_curves(history: Sequence[Mapping[str, Any]], key: str) -> list[Curve]:
-    """One curve for each output that any record names, in order of appearance."""
+    """One curve per output, in order of appearance."""
     names = list(dict.fromkeys(str(name) for record in history for name in record.get(key) or {}))
     others = [name for name in names if name not in STYLES]
     styles = STYLES | {name: OTHER_STYLES[place % len(OTHER_STYLES)] for place, name in enumerate(others)}
@@ -231,7 +231,7 @@ def _text(value: float, *, percent: bool) -> str:
 
 
 def _nice_step(rough: float) -> float:
-    """The least of 1, 2, 5, 10, 20, ... (times any power of ten) that is at least `rough`."""
+    """The smallest of 1, 2 and 5 times a power of ten that is at least `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
@@ -239,8 +239,8 @@ def _nice_step(rough: float) -> float:
 def _value_axis(values: Sequence[float], shown: Sequence[float], *, percent: bool) -> tuple[float, float, float]:
     """(low, high, step): losses start at 0, accuracies end at 1.
 
-    The far end is drawn so that what is learned late can be told apart: it takes in all of `shown`, and of `values`
-    (sorted) all but the few of the first epochs.
+    The other end is chosen so that late epochs can be distinguished: it includes all of `shown`, and all of `values`
+    (sorted) except a few of the first epochs.
     """
     if percent:
         least = min(values[int(len(values) * CUT_ACCURACIES)], *shown, 1.0)
@@ -287,7 +287,7 @@ def _line(curve: Curve, frame: Frame, *, percent: bool) -> Line:
 def _best_values(
     curves: Sequence[Curve], starts: Sequence[tuple[str, int]], best_epochs: Mapping[str, int]
 ) -> list[tuple[str, int, float, Curve]]:
-    """(stage, index of its best epoch in the run, value there, curve) for each curve that has a value there."""
+    """(stage, index of its best epoch in the run, value, curve) for each curve with a value in that epoch."""
     found = []
     for stage, start in starts:
         index = start + best_epochs.get(stage, 0) - 1
@@ -299,9 +299,9 @@ def _best_values(
 
 
 def _stage_marks(starts: Sequence[tuple[str, int]], frame: Frame) -> tuple[StageMark, ...]:
-    """Stage labels above their lines, moved apart where stages are short: first to the right, then back inside."""
+    """Stage labels above their lines, moved apart if stages are short: first to the right, then back inside."""
     lines = [frame.x(index - 0.5) for _, index in starts]
-    # A slanted label leans to the right by about this much, so the last one must start this far from the edge.
+    # A slanted label extends this far to the right.
     last = frame.width - 48.0
     gap = min(LABEL_GAP, (last - frame.left) / max(1, len(lines)))
     places: list[float] = []

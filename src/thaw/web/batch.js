@@ -1,4 +1,4 @@
-/* Many images: a grid sorted by confidence, and a CSV. Of each image only the model's input is kept. */
+/* Many images: a grid sorted by confidence, and a CSV. Only the model input of each image stays in memory. */
 
 import { csvText, printable } from "./csv.js";
 import { decodeImage, ImageError } from "./decode.js";
@@ -16,7 +16,7 @@ const ORDERS = {
 };
 
 export class Batch {
-    /* `getModel` gives the model of the moment. */
+    /* `getModel` returns the current model. */
     constructor(card, getModel) {
         this.card = card;
         this.getModel = getModel;
@@ -32,18 +32,18 @@ export class Batch {
         this.job = null;
         this.entries = [];
         this.unreadable = [];
-        this.passedOver = 0;
+        this.ignored = 0;
         this.doubtful = 0;
-        this.tell("");
+        this.report("");
         this.show();
     }
 
-    /* Classify files [{name, file}], of a folder only those that are meant as images, in place of the last batch. */
+    /* Classify files [{name, file}], only the images of a folder, and replace the last batch. */
     async run(files, { isFolder }) {
         this.forget();
         const images = isFolder ? files.filter(looksLikeImage) : files;
-        this.passedOver = files.length - images.length;
-        // Another batch may begin while this one ends, with lists of its own.
+        this.ignored = files.length - images.length;
+        // Another batch may start, with its own lists, before this one has ended.
         const { entries, unreadable } = this;
         await this.work(images, async ({ name, file }) => {
             try {
@@ -60,7 +60,7 @@ export class Batch {
         });
     }
 
-    /* Ask again, of another model. */
+    /* Classify the images again after a change of the model. */
     async rerun() {
         if (this.entries.length) {
             await this.work(this.entries, async (entry) => Object.assign(entry, await this.answer(entry.image)));
@@ -73,19 +73,19 @@ export class Batch {
         return { label: this.card.classes[best], probability: probabilities[best], probabilities: probabilities.slice() };
     }
 
-    /* Do a thing for each, showing how far it is; a later job, or Stop, ends it. */
+    /* Call `done` for each thing and show the progress, until another job or Stop ends it. */
     async work(things, done) {
         const job = {};
         this.job = job;
         element("stop").hidden = false;
-        element("precisions").disabled = true; // one network for all of them
+        element("precisions").disabled = true; // one model for all of them
         let [shown, finished] = [performance.now(), 0];
         for (const thing of things) {
             await done(thing);
             finished += 1;
             if (performance.now() - shown > REPORT_MILLISECONDS) {
-                this.tell(`${count(finished)} of ${count(things.length)} images …`);
-                await new Promise((resolve) => { setTimeout(resolve); }); // so that the page can answer
+                this.report(`${count(finished)} of ${count(things.length)} images …`);
+                await new Promise((resolve) => { setTimeout(resolve); }); // let the page respond
                 shown = performance.now();
             }
             if (this.job !== job) {
@@ -106,16 +106,16 @@ export class Batch {
             parts.push(`${count(this.unreadable.length)} could not be read`);
         }
         if (this.doubtful) {
-            parts.push(`${count(this.doubtful)} of another depth or range than the model was trained on`);
+            parts.push(`${count(this.doubtful)} with another depth or range than the training images`);
         }
-        if (this.passedOver) {
-            parts.push(`${count(this.passedOver)} other ${this.passedOver === 1 ? "file" : "files"} passed over`);
+        if (this.ignored) {
+            parts.push(`${count(this.ignored)} other ${this.ignored === 1 ? "file" : "files"} ignored`);
         }
-        this.tell(`${parts.join(", ")}${wasStopped ? "; stopped" : ""}.`);
+        this.report(`${parts.join(", ")}${wasStopped ? "; stopped" : ""}.`);
         this.show();
     }
 
-    tell(text) {
+    report(text) {
         element("batch-state").textContent = text;
     }
 
@@ -127,7 +127,7 @@ export class Batch {
         this.showMore();
         const unreadable = element("unreadable");
         unreadable.hidden = !this.unreadable.length;
-        unreadable.querySelector("summary").textContent = `What could not be read (${count(this.unreadable.length)})`;
+        unreadable.querySelector("summary").textContent = `Unreadable files (${count(this.unreadable.length)})`;
         const lines = this.unreadable.map(({ name, reason }) => made("li", { text: `${name}: ${reason}` }));
         unreadable.querySelector("ul").replaceChildren(...lines);
     }

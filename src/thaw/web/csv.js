@@ -1,6 +1,6 @@
-/* The table that `thaw predict --format csv` prints: image, class, probability, and the probability of each class. */
+/* The table of `thaw predict --format csv`: image, class, probability, and the probability of each class. */
 
-// Control characters, marks that turn the direction of writing or cannot be seen, line separators, lone surrogates.
+// Control characters, bidirectional and invisible marks, line separators, lone surrogates; as in thaw's quoting.py.
 const UNSAFE = new RegExp(
     "[\\u0000-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ud800-\\udfff" +
     "\\ufeff\\ufff9-\\ufffb\\ufffe\\uffff\\u{1bca0}-\\u{1bca3}\\u{1d173}-\\u{1d17a}\\u{e0000}-\\u{e007f}]", "gu",
@@ -8,7 +8,7 @@ const UNSAFE = new RegExp(
 
 const NAMED = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
 
-/* A text on one line, with what is unsafe written out, by the rules of thaw's quoting.py. */
+/* A text on one line with unsafe characters escaped, by the rules of thaw's quoting.py. */
 export function printable(text) {
     return String(text).replace(UNSAFE, (letter) => {
         const code = letter.codePointAt(0);
@@ -20,7 +20,7 @@ export function printable(text) {
     });
 }
 
-/* A cell of a CSV; a text that a spreadsheet would take for a formula begins with an apostrophe. */
+/* A cell of a CSV; text that a spreadsheet would evaluate as a formula is prefixed with an apostrophe. */
 function csvCell(cell) {
     if (typeof cell === "number") {
         return cell.toFixed(6);

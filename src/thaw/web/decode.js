@@ -1,7 +1,7 @@
-/* An image file to pixels, by the rules of thaw's data/decode.py.
+/* Decode an image file, by the rules of thaw's data/decode.py.
 
-   PNG is read here, to the byte. All other formats are the browser's to decode: the first frame, without color
-   profile, turned upright, transparency placed on white. Lossy formats may come out a few levels off another decoder. */
+   PNG is decoded here, byte for byte. The browser decodes all other formats: the first frame, without color profile,
+   rotated upright, transparent pixels blended with white. Lossy formats may differ from other decoders by a few levels. */
 
 import { canDecodePng, decodePng, isPng, PngError, pngDepth, pngSize } from "./png.js";
 
@@ -9,10 +9,10 @@ const MAX_SIDE = 32768;
 const MAX_PIXELS = 89478485;
 const MAX_FILE_BYTES = 2 ** 28;
 
-// A phone's canvas holds some 16 million pixels, so a photo is read in strips.
+// The canvas of a phone is limited to about 16 million pixels, so photos are read in strips.
 const STRIP_PIXELS = 2 ** 22;
 
-/* What is wrong with a file, in words for whoever gave it. */
+/* An error for the user about a file. */
 export class ImageError extends Error {}
 
 /* The image of a File or Blob: {height, width, channels, data}, channels 1 or 3. */
@@ -21,7 +21,7 @@ export async function decodeImage(file) {
         throw new ImageError("an empty file");
     }
     if (file.size > MAX_FILE_BYTES) {
-        throw new ImageError(`too large: files up to ${MAX_FILE_BYTES / 2 ** 20} MiB are read`);
+        throw new ImageError(`too large: limit ${MAX_FILE_BYTES / 2 ** 20} MiB`);
     }
     let bytes = null;
     try {
@@ -33,7 +33,7 @@ export async function decodeImage(file) {
         return readOther(file);
     }
     if (!canDecodePng() && pngDepth(bytes) === 16) {
-        throw new ImageError("16 bits a channel, of which this browser keeps 8: use a newer one");
+        throw new ImageError("16 bits per channel, which this browser does not support: use a newer one");
     }
     return canDecodePng() ? readPng(bytes) : readOther(file);
 }
@@ -46,7 +46,7 @@ async function readPng(bytes) {
         if (error instanceof PngError) {
             throw new ImageError(error.message, { cause: error });
         }
-        throw error instanceof RangeError ? new ImageError("too large for this browser's memory") : error;
+        throw error instanceof RangeError ? new ImageError("too large for the memory of this browser") : error;
     }
 }
 
@@ -55,7 +55,7 @@ async function readOther(file) {
     try {
         bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", imageOrientation: "from-image" });
     } catch (error) {
-        throw new ImageError("not an image, or of a format that this browser cannot read", { cause: error });
+        throw new ImageError("not an image, or in a format that this browser cannot read", { cause: error });
     }
     try {
         checkSize(bitmap);
@@ -67,8 +67,8 @@ async function readOther(file) {
 
 function checkSize({ height, width }) {
     if (height * width > MAX_PIXELS || Math.max(height, width) > MAX_SIDE) {
-        const bounds = `at most ${MAX_PIXELS.toLocaleString("en")} and sides of ${MAX_SIDE.toLocaleString("en")}`;
-        throw new ImageError(`too large: ${width} × ${height} pixels, and ${bounds} are read`);
+        const limits = `limit ${MAX_PIXELS.toLocaleString("en")} pixels and sides of ${MAX_SIDE.toLocaleString("en")}`;
+        throw new ImageError(`too large: ${width} × ${height} pixels (${limits})`);
     }
 }
 

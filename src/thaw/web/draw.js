@@ -1,4 +1,4 @@
-/* The drawing pad: strokes by finger, mouse, pen or keyboard. */
+/* The drawing pad, for finger, mouse, pen or keyboard. */
 
 import { PEN_WIDTH } from "./strokes.js";
 
@@ -7,19 +7,19 @@ const KEY_STEP = 1 / 28;
 const MOVES = new Map([["ArrowLeft", [-1, 0]], ["ArrowRight", [1, 0]], ["ArrowUp", [0, -1]], ["ArrowDown", [0, 1]]]);
 
 export class Pad {
-    /* On a canvas, with the aspect ratio of the contract's input; `changed` is called after every change, and `told`
-       with what the keyboard did, for who does not see it. */
-    constructor(canvas, contract, isBright, { changed, told }) {
+    /* On a canvas, with the aspect ratio of the model input; `changed` is called after each change, and `announce` with
+       a description of keyboard actions, for screen readers. */
+    constructor(canvas, inputSpec, isBright, { changed, announce }) {
         this.canvas = canvas;
         this.isBright = isBright;
         this.changed = changed;
-        this.told = told;
+        this.announce = announce;
         this.strokes = [];
         this.pen = [0.5, 0.5];
         this.isPenDown = false;
-        const scale = PIXELS / Math.max(contract.height, contract.width);
-        canvas.height = Math.round(contract.height * scale);
-        canvas.width = Math.round(contract.width * scale);
+        const scale = PIXELS / Math.max(inputSpec.height, inputSpec.width);
+        canvas.height = Math.round(inputSpec.height * scale);
+        canvas.width = Math.round(inputSpec.width * scale);
         canvas.addEventListener("pointerdown", (event) => this.begin(event));
         canvas.addEventListener("pointermove", (event) => this.move(event));
         canvas.addEventListener("pointerup", (event) => this.end(event));
@@ -74,7 +74,7 @@ export class Pad {
         }
     }
 
-    /* Where in the frame an event is. */
+    /* The position of an event in the frame. */
     place(event) {
         const frame = this.canvas.getBoundingClientRect();
         return [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height];
@@ -88,10 +88,10 @@ export class Pad {
             this.setPen(!this.isPenDown);
         } else if (event.key === "Delete" || event.key === "Backspace") {
             this.replace([]);
-            this.told("Cleared.");
+            this.announce("Cleared.");
         } else if (event.key.toLowerCase() === "z" && !event.altKey) {
             this.undo();
-            this.told("Last stroke taken back.");
+            this.announce("Last stroke undone.");
         } else {
             return;
         }
@@ -110,7 +110,7 @@ export class Pad {
 
     setPen(isDown) {
         this.isPenDown = isDown;
-        this.told(isDown ? "Pen down." : "Pen up.");
+        this.announce(isDown ? "Pen down." : "Pen up.");
         if (isDown) {
             this.strokes.push([[...this.pen]]);
             this.changed();

@@ -1,15 +1,15 @@
-/* The EXIF orientation, 1 to 8, as data/decode.py obeys it; 1 (upright) where there is none or it cannot be read. */
+/* The EXIF orientation, 1 to 8, as in data/decode.py; 1 (upright) if it is missing or cannot be read. */
 
 const ORIENTATION_TAG = 0x0112;
 const [BYTE_TYPE, SHORT_TYPE, LONG_TYPE] = [1, 3, 4];
 
-/* Of an EXIF block: a TIFF header and its first directory. */
+/* The orientation in an EXIF block: a TIFF header and its first directory. */
 export function orientationOf(exif) {
     try {
         return readOrientation(exif);
     } catch (error) {
         if (error instanceof RangeError) {
-            return 1; // it ends before it should
+            return 1; // truncated
         }
         throw error;
     }
@@ -47,7 +47,7 @@ function valueAt(view, at, little) {
     return type === LONG_TYPE ? view.getUint32(at + 8, little) : type === BYTE_TYPE ? view.getUint8(at + 8) : 1;
 }
 
-/* Of an XMP packet, where cameras and editors may write it instead. */
+/* The orientation in an XMP packet, which some cameras and editors write instead. */
 export function xmpOrientation(text) {
     const found = /tiff:Orientation(?:="|>)([0-9])/.exec(text);
     return found ? checked(Number(found[1])) : 1;
@@ -57,7 +57,7 @@ function checked(value) {
     return value >= 1 && value <= 8 ? value : 1;
 }
 
-/* An image turned upright from an orientation; 5 to 8 swap height and width. */
+/* Rotate an image upright; orientations 5 to 8 swap height and width. */
 export function orient(image, orientation) {
     if (orientation === 1) {
         return image;

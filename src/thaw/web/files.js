@@ -1,13 +1,13 @@
-/* The files of a drop, a paste or a choice, folders opened: [{name, file}], name with the folders that it lies in. */
+/* The files of a drop, a paste or a selection, including those in folders: [{name, file}]; names include folders. */
 
 const IMAGE_NAME = /\.(apng|avif|bmp|dib|gif|ico|jfif|jpe|jpeg|jpg|png|webp)$/i;
 
-/* Of an <input type=file>. */
+/* Files of an <input type=file>. */
 export function chosenFiles(input) {
     return Array.from(input.files, (file) => ({ name: file.webkitRelativePath || file.name, file }));
 }
 
-/* Of a drop. It has to be called while the event is handled: the browser forgets what was dropped after that. */
+/* Files of a drop. Call it while the event is handled: afterwards the browser discards them. */
 export async function droppedFiles(transfer) {
     const items = Array.from(transfer.items).filter((item) => item.kind === "file");
     const entries = items.map((item) => item.webkitGetAsEntry?.());
@@ -32,7 +32,7 @@ async function open(entry, files) {
     } else if (entry?.isDirectory) {
         const reader = entry.createReader();
         const some = () => new Promise((resolve, reject) => reader.readEntries(resolve, reject)).catch(() => []);
-        // A reader gives some entries a call, and none at the end.
+        // A reader returns some entries per call, and none at the end.
         for (let entries = await some(); entries.length; entries = await some()) {
             for (const each of entries) {
                 await open(each, files);
@@ -41,7 +41,7 @@ async function open(entry, files) {
     }
 }
 
-/* Whether a file in a folder is meant as an image: a folder holds other files too. */
+/* Whether a file in a folder is an image, by its name or type. */
 export function looksLikeImage({ name, file }) {
     return !/(^|\/)\./.test(name) && (IMAGE_NAME.test(name) || file.type.startsWith("image/"));
 }

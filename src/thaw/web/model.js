@@ -1,10 +1,10 @@
 /* The model: an ONNX file, run by onnxruntime-web in this browser.
 
-   The network takes raw bytes and gives probabilities; scaling and offset are inside. */
+   The network maps raw bytes to probabilities; it includes scaling and offset. */
 
 import * as runtime from "./ort.wasm.min.js";
 
-// One thread: networks this small are done before a second would have woken up.
+// One thread: inference of such small networks takes less time than waking another thread.
 runtime.env.wasm.numThreads = 1;
 runtime.env.wasm.wasmPaths = { mjs: new URL("./ort-wasm-simd-threaded.js", import.meta.url).href };
 
@@ -13,7 +13,7 @@ let wasmBinary = null;
 export async function fetched(name) {
     const response = await fetch(new URL(name, import.meta.url));
     if (!response.ok) {
-        throw new Error(`${name} could not be loaded: the server answered ${response.status}`);
+        throw new Error(`cannot load ${name}: HTTP status ${response.status}`);
     }
     return response.arrayBuffer();
 }
@@ -26,9 +26,9 @@ export class Model {
         this.turn = Promise.resolve();
     }
 
-    /* The model of that precision, warmed up, so that the first answer is as quick as the next. */
+    /* Load the model of that precision and warm it up, so that the first prediction is not slower. */
     static async load(card, precision) {
-        // Given as bytes it works whatever type the web server says the file has.
+        // Passed as bytes, so that the MIME type of the web server does not matter.
         wasmBinary ??= await fetched("ort-wasm-simd-threaded.wasm");
         runtime.env.wasm.wasmBinary = wasmBinary;
         const file = new Uint8Array(await fetched(card.models[precision].file));
@@ -39,9 +39,9 @@ export class Model {
         return model;
     }
 
-    /* Probabilities (a Float32Array of K classes) for an image of the model's input size, and how long that took. */
+    /* Probabilities (a Float32Array of K classes) for an image of the model's input size, and the time in ms. */
     predict(image) {
-        // A session computes one at a time.
+        // A session runs one inference at a time.
         const answer = this.turn.then(() => this.run(image));
         this.turn = answer.catch(() => {});
         return answer;
@@ -53,9 +53,9 @@ export class Model {
         const pixels = new runtime.Tensor("uint8", image.data, [1, height, width, channels]);
         const results = await this.session.run({ [this.session.inputNames[0]]: pixels });
         const probabilities = results[this.session.outputNames[0]].data;
-        // The largest of what is not a number would be the first class.
+        // With NaN, the first class would be the prediction.
         if (!probabilities.every(Number.isFinite)) {
-            throw new Error("the network computes NaN or infinity, of which no class can be made");
+            throw new Error("the network computes NaN or infinity: the model is damaged or its training diverged");
         }
         return { probabilities, milliseconds: performance.now() - begin };
     }

@@ -1,4 +1,4 @@
-/* The page: what is drawn or given becomes the model's input, and what the model says of it is shown. */
+/* The page: classifies drawings and images, and shows the predictions. */
 
 import { Batch } from "./batch.js";
 import { printable } from "./csv.js";
@@ -20,7 +20,7 @@ class Page {
         this.card = card;
         this.Model = Model;
         this.model = null;
-        this.input = null; // {image, source}: what is shown, to ask again when the model changes
+        this.input = null; // {image, source}: the current image, for a new prediction when the model changes
         this.asked = 0;
     }
 
@@ -44,7 +44,7 @@ class Page {
         await last?.release();
     }
 
-    /* A model with both networks offers the choice between them. */
+    /* If the model has both precisions, offer a choice. */
     offerPrecisions() {
         const precisions = Object.keys(this.card.models);
         const group = element("precisions");
@@ -73,7 +73,7 @@ class Page {
         const { input, drawing } = this.card;
         const pad = new Pad(element("pad"), input, drawing.isBright, {
             changed: () => this.drawn(pad),
-            told: (text) => { element("pad-state").textContent = text; },
+            announce: (text) => { element("pad-state").textContent = text; },
         });
         element("drawing").hidden = false;
         element("clear").addEventListener("click", () => pad.replace([]));
@@ -115,7 +115,7 @@ class Page {
                 event.preventDefault();
                 this.take(files, {});
             } else if (event.clipboardData?.types.length) {
-                this.trouble("What was pasted is no image.");
+                this.trouble("The clipboard does not contain an image.");
             }
         });
         this.takeDrops();
@@ -133,14 +133,14 @@ class Page {
             drag(false);
             const { files, hasFolder } = await droppedFiles(event.dataTransfer);
             if (!files.length && !hasFolder) {
-                this.trouble("What was dropped is no file: save the image first, or copy and paste it.");
+                this.trouble("No file was dropped: save the image first, or copy and paste it.");
                 return;
             }
             this.take(files, { isFolder: hasFolder, isMany: hasFolder });
         });
     }
 
-    /* One file is answered at once, several are a batch. */
+    /* A single file is classified at once, several are a batch. */
     async take(files, { isFolder = false, isMany = false }) {
         this.trouble("");
         if (isMany || files.length > 1) {
@@ -156,7 +156,7 @@ class Page {
         const turn = this.asked;
         try {
             const image = await decodeImage(file);
-            if (turn === this.asked) { // nothing else came meanwhile
+            if (turn === this.asked) { // no newer image
                 const source = `${name}, ${image.width} × ${image.height} pixels`;
                 const warning = depthWarning(image, this.card.input);
                 await this.answer(resize(image, this.card.input), source);
@@ -171,7 +171,7 @@ class Page {
         }
     }
 
-    /* Show an input and what the model says of it. */
+    /* Show an input and its prediction. */
     async answer(image, source) {
         this.trouble("");
         this.input = { image, source };
@@ -186,12 +186,12 @@ class Page {
         }
         const { probabilities, milliseconds } = await this.model.predict(input.image);
         if (turn !== this.asked) {
-            return; // a later input is under way
+            return; // there is a newer input
         }
         paintImage(element("seen"), input.image);
         element("source").textContent = printable(input.source);
         const precision = PRECISION_NAMES[this.model.precision];
-        element("latency").textContent = `${duration(milliseconds)} for this inference, in ${precision}`;
+        element("latency").textContent = `${duration(milliseconds)} inference time, ${precision}`;
         this.showProbabilities(probabilities);
     }
 
@@ -201,7 +201,7 @@ class Page {
         const canvas = element("seen");
         canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
         element("best").textContent = "–";
-        element("source").textContent = "Nothing yet.";
+        element("source").textContent = "No image yet.";
         element("latency").textContent = "";
         this.speak("");
         for (const row of this.rows) {
@@ -211,7 +211,7 @@ class Page {
 
     showClasses() {
         const { input, classes } = this.card;
-        const colors = input.channels === 1 ? "gray" : "in color";
+        const colors = input.channels === 1 ? "gray" : "color";
         element("seen-size").textContent = `${input.width} × ${input.height} pixels, ${colors}`;
         element("seen").height = input.height;
         element("seen").width = input.width;
@@ -232,7 +232,7 @@ class Page {
         this.speak(`${label}, ${percent(probabilities[best])}`);
     }
 
-    /* For screen readers: once the answer stands still, not at every point of a stroke. */
+    /* For screen readers: after the prediction has settled, not at every point of a stroke. */
     speak(text) {
         clearTimeout(this.speaking);
         this.speaking = setTimeout(() => { element("spoken").textContent = printable(text); }, SPEAK_MILLISECONDS);
@@ -249,16 +249,16 @@ class Page {
         element("name").textContent = name;
         const facts = [
             ["Parameters", card.parameters === undefined ? undefined : count(card.parameters)],
-            ["Multiply-accumulates", card.macs === undefined ? undefined : `${count(card.macs)} an image`],
+            ["Multiply-accumulates", card.macs === undefined ? undefined : `${count(card.macs)} per image`],
             ...Object.entries(card.models).map(([precision, { bytes }]) => [
-                `Size in ${PRECISION_NAMES[precision]}`, `${count(bytes)} bytes, as ONNX`,
+                `Size in ${PRECISION_NAMES[precision]}`, `${count(bytes)} bytes (ONNX)`,
             ]),
             ["Test accuracy", percentOrNothing(card["test accuracy"])],
             ["Test accuracy in int8", percentOrNothing(card["test accuracy in int8"])],
             ["Trained on", card.dataset],
             ["Input", inputWords(card.input)],
             ["Classes", `${count(card.classes.length)}: ${shortened(card.classes)}`],
-            ["Made by", card.made_by],
+            ["Created by", card.made_by],
         ];
         for (const [term, value] of facts.filter(([, each]) => each !== undefined)) {
             element("card").append(made("dt", { text: term }), made("dd", { text: value }));
@@ -284,10 +284,10 @@ function probabilityRow(name) {
 }
 
 function inputWords({ height, width, channels, fit, range }) {
-    const colors = channels === 1 ? "gray" : "red, green, blue";
-    const how = fit === "crop" ? "its largest centered window of that shape" : "stretched to that size";
-    const depth = range ? `; 16-bit values ${count(range[0])} to ${count(range[1])} become 0 to 255` : "";
-    return `${width} × ${height} pixels, ${colors}; an image of another size is ${fit === "crop" ? "cut to " : ""}${how}${depth}`;
+    const colors = channels === 1 ? "gray" : "RGB";
+    const how = fit === "crop" ? "cropped to that aspect ratio and resized" : "stretched to that size";
+    const depth = range ? `; 16-bit values ${count(range[0])} to ${count(range[1])} are scaled to 0 to 255` : "";
+    return `${width} × ${height} pixels, ${colors}; other images are ${how}${depth}`;
 }
 
 function shortened(classes) {
@@ -299,26 +299,26 @@ function percentOrNothing(share) {
     return share === undefined ? undefined : percent(share);
 }
 
-/* Browsers round their clock, to as much as a millisecond. */
+/* Browsers round their clock, by up to a millisecond. */
 function duration(milliseconds) {
     return milliseconds < 0.05 ? "less than 0.1 ms" : `${milliseconds.toFixed(milliseconds < 10 ? 2 : 0)} ms`;
 }
 
-function tellProblem(error) {
+function showProblem(error) {
     element("loading")?.remove();
     element("problem").textContent = error instanceof Error ? error.message : String(error);
 }
 
 async function begin() {
     if (typeof WebAssembly !== "object") {
-        throw new Error("This browser has no WebAssembly, or it is switched off (some modes of strict protection do so): " +
-            "without it the model cannot run here.");
+        throw new Error("WebAssembly is missing or disabled in this browser (some privacy modes disable it): " +
+            "the model needs it.");
     }
-    // Loaded only now, so that a runtime that cannot even start is told in the page.
+    // Imported here, so that the page can show an error if the runtime does not start.
     const { fetched, Model } = await import("./model.js");
     const card = JSON.parse(new TextDecoder().decode(await fetched("model.json")));
     await new Page(card, Model).start();
 }
 
-addEventListener("unhandledrejection", (event) => tellProblem(event.reason));
-begin().catch(tellProblem);
+addEventListener("unhandledrejection", (event) => showProblem(event.reason));
+begin().catch(showProblem);

@@ -1,8 +1,8 @@
-/* PNG files to pixels, to the byte as thaw reads them (data/decode.py, by way of Pillow).
+/* Decode PNG files, byte-identical to thaw (data/decode.py, which uses Pillow).
 
-   A browser's own decoder would do for opaque 8-bit files, but a canvas keeps colors multiplied by their alpha, which
-   loses bits, and keeps 8 bits of 16-bit channels. So the format is read here: all depths, color types and
-   Adam7 interlacing; of an animation the first frame. Only the decompression is the browser's. */
+   The decoder of a browser suffices for opaque 8-bit files, but a canvas stores colors premultiplied by alpha, which
+   loses bits, and 8 bits of 16-bit channels. This module supports all depths, color types and Adam7 interlacing, and the
+   first frame of an animation. Only the decompression is done by the browser. */
 
 import { orient, orientationOf, xmpOrientation } from "./exif.js";
 
@@ -13,7 +13,7 @@ const DEPTHS = new Map([
     [GRAY, [1, 2, 4, 8, 16]], [RGB, [8, 16]], [PALETTE, [1, 2, 4, 8]], [GRAY_ALPHA, [8, 16]], [RGBA, [8, 16]],
 ]);
 
-// The seven passes of Adam7: where in each block of 8 x 8 they begin, and how far apart their pixels are.
+// The seven passes of Adam7: their start in each block of 8 x 8, and the distances of their pixels.
 const PASSES = [
     { top: 0, left: 0, down: 8, across: 8 }, { top: 0, left: 4, down: 8, across: 8 },
     { top: 4, left: 0, down: 8, across: 4 }, { top: 0, left: 2, down: 4, across: 4 },
@@ -27,12 +27,12 @@ export function isPng(bytes) {
     return SIGNATURE.every((value, place) => bytes[place] === value);
 }
 
-/* Whether this browser can do what `decodePng` needs. */
+/* Whether this browser supports `decodePng`. */
 export function canDecodePng() {
     return typeof DecompressionStream === "function";
 }
 
-/* Height and width, which stand in the file's first bytes. */
+/* Height and width in the header. */
 export function pngSize(bytes) {
     if (bytes.length < 33 || text(bytes, 12, 16) !== "IHDR") {
         throw new PngError("a damaged PNG file: it has no header");
@@ -41,13 +41,13 @@ export function pngSize(bytes) {
     return { height: view.getUint32(20), width: view.getUint32(16) };
 }
 
-/* The bits of a sample, which stand there too. */
+/* Bits per sample in the header. */
 export function pngDepth(bytes) {
     return bytes[24];
 }
 
-/* The image of a PNG file, transparency placed on white and turned upright: {height, width, channels, data}. Of 16 bits
-   a channel, data is a Uint16Array; the model's range makes bytes of it (resize.js). */
+/* Decode a PNG file, blend transparent pixels with white and rotate it upright: {height, width, channels, data}. For 16
+   bits per channel, data is a Uint16Array, which resize.js scales by the range of the model. */
 export async function decodePng(bytes) {
     const file = readChunks(bytes);
     const passes = file.isInterlaced ? PASSES : [{ top: 0, left: 0, down: 1, across: 1 }];
@@ -139,7 +139,7 @@ function readChunk(file, kind, content, found) {
     }
 }
 
-/* `total` bytes of a zlib stream; what it would unpack to beyond them is never unpacked. */
+/* The first `total` bytes of a zlib stream; the rest is not decompressed. */
 async function inflate(compressed, total) {
     const result = new Uint8Array(total);
     const stream = new Blob(compressed).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -155,17 +155,17 @@ async function inflate(compressed, total) {
             at += value.length;
         }
     } catch (error) {
-        throw new PngError("a damaged PNG file: its image cannot be unpacked", { cause: error });
+        throw new PngError("a damaged PNG file: its image cannot be decompressed", { cause: error });
     } finally {
-        reader.cancel().catch(() => {}); // a stream that failed cannot be cancelled, and need not be
+        reader.cancel().catch(() => {}); // a failed stream cannot be cancelled, and need not be
     }
     if (at < total) {
-        throw new PngError("a PNG file that was cut short");
+        throw new PngError("a truncated PNG file");
     }
     return result;
 }
 
-/* Undo a row's filter, in place; `above` is the row before, `step` the bytes of a pixel. */
+/* Undo the filter of a row in place; `above` is the previous row, `step` the number of bytes per pixel. */
 function unfilter(kind, row, above, step) {
     const predict = [
         () => 0,
@@ -192,7 +192,7 @@ function paeth(left, up, corner) {
     return toUp <= toCorner ? up : corner;
 }
 
-/* A function that puts the pixels of a row of a pass where they belong in the image. */
+/* A function that writes the pixels of a row of a pass to their positions in the image. */
 function placer(file, image) {
     const colorOf = pixelReader(file);
     const { data, channels } = image;
@@ -230,7 +230,7 @@ function pixelReader(file) {
     };
 }
 
-/* A function (row, place) that gives a sample of a row: as it is, also where it has less than 8 bits. */
+/* A function (row, place) that returns an unscaled sample of a row. */
 function sampleReader(depth) {
     if (depth >= 8) {
         return depth === 8 ? (row, place) => row[place] : (row, place) => 256 * row[2 * place] + row[2 * place + 1];
@@ -242,8 +242,8 @@ function sampleReader(depth) {
     };
 }
 
-/* The color that stands for transparency, where a file has one. Of up to 8 bits Pillow compares its low byte with the
-   8-bit color, and does not look at 1-bit gray; so does this. */
+/* The transparent color of a file, if any. Like Pillow, compare the low byte for up to 8 bits, and ignore it for 1-bit
+   gray. */
 function transparentColor(file, colors) {
     const canHide = file.colorType === GRAY ? file.depth !== 1 : file.colorType === RGB;
     if (file.transparency === null || !canHide) {

@@ -1,34 +1,34 @@
-/* Resizing and gray conversion in whole numbers: the definition of thaw's data/resize.py, to the byte.
+/* Resizing and gray conversion in integers: byte-identical to thaw's data/resize.py.
 
-   An image is {height, width, channels, data}: data is a Uint8Array [H, W, C], C = 1 (gray) or 3 (red, green, blue), or
-   a Uint16Array, of which bytes are made first, as data/scaling.py says.
-   A contract is what a model takes: {height, width, channels, fit}, fit "stretch" or "crop", and "range" [low, high] of
-   16-bit values where it was trained on such images.
+   An image is {height, width, channels, data}: data is a Uint8Array [H, W, C], C = 1 (gray) or 3 (RGB), or a Uint16Array,
+   which is first scaled to bytes as in data/scaling.py.
+   An inputSpec describes the input of a model: {height, width, channels, fit}, fit "stretch" or "crop", and "range" [low, high] of
+   16-bit values if it was trained on such images.
 
-   Whole numbers up to 2^53 are exact here, and so is Math.floor(a / b) for those that occur (below 2^32 or so). */
+   Integers up to 2^53 are exact, and so is Math.floor(a / b) for the values that occur (below about 2^32). */
 
 const GRAY_WEIGHTS = [77, 150, 29];
 const FULL_RANGE = [0, 65535];
 
-/* The part of an image that is used: the whole for "stretch", the largest centered window of the target's aspect ratio
+/* The part of an image that is used: all of it for "stretch", the largest centered window of the target's aspect ratio
    for "crop". */
-export function usedWindow(height, width, contract) {
-    const across = width * contract.height;
-    const down = height * contract.width;
-    if (contract.fit === "crop" && across > down) {
-        const used = Math.max(1, Math.floor(down / contract.height));
+export function usedWindow(height, width, inputSpec) {
+    const across = width * inputSpec.height;
+    const down = height * inputSpec.width;
+    if (inputSpec.fit === "crop" && across > down) {
+        const used = Math.max(1, Math.floor(down / inputSpec.height));
         return { top: 0, left: Math.floor((width - used) / 2), height, width: used };
     }
-    if (contract.fit === "crop" && across < down) {
-        const used = Math.max(1, Math.floor(across / contract.width));
+    if (inputSpec.fit === "crop" && across < down) {
+        const used = Math.max(1, Math.floor(across / inputSpec.width));
         return { top: Math.floor((height - used) / 2), left: 0, height: used, width };
     }
     return { top: 0, left: 0, height, width };
 }
 
-/* Where each position of a target axis comes from: [{index, weight}] source positions and weights, and what the weights
-   of each position sum to. An axis that shrinks averages areas, one that grows is interpolated linearly.
-   data/resize.py divides weights and total by their common factor to save bits; no rounded result changes by that. */
+/* Source positions and weights of each position of a target axis: [{index, weight}], and the sum of the weights. An axis
+   that shrinks averages areas, an axis that grows is interpolated linearly.
+   data/resize.py divides weights and total by their common factor to save bits, which does not change the result. */
 export function axisTaps(source, target) {
     const taps = [];
     for (let position = 0; position < target; position++) {
@@ -40,7 +40,7 @@ export function axisTaps(source, target) {
 function shrinkingTaps(position, source, target) {
     const index = [];
     const weight = [];
-    // On a ruler with `target` marks a source pixel and `source` marks a target pixel: the marks that the two share.
+    // A source pixel is `target` units long, a target pixel `source` units; the weight is the length of the overlap.
     const begin = position * source;
     const end = begin + source;
     for (let place = Math.floor(begin / target); place * target < end; place++) {
@@ -58,8 +58,8 @@ function growingTaps(position, source, target) {
     return { index: [inside(below), inside(below + 1)], weight: [2 * target - part, part] };
 }
 
-/* Red, green, blue -> one gray channel. */
-export function toGrey(image) {
+/* RGB -> one gray channel. */
+export function toGray(image) {
     const data = new Uint8Array(image.height * image.width);
     const [red, green, blue] = GRAY_WEIGHTS;
     for (let pixel = 0, at = 0; pixel < data.length; pixel++, at += 3) {
@@ -69,7 +69,7 @@ export function toGrey(image) {
     return { height: image.height, width: image.width, channels: 1, data };
 }
 
-/* An image of 16 bits as bytes: low becomes 0, high 255, between them rounded half up. */
+/* Scale a 16-bit image to bytes: low becomes 0, high 255, rounded half up in between. */
 export function scaled(image, [low, high]) {
     const span = high - low;
     const data = Uint8Array.from(image.data, (value) => {
@@ -79,11 +79,11 @@ export function scaled(image, [low, high]) {
     return { ...image, data };
 }
 
-/* What may make the model's answer for an image wrong: its depth or its values differ from those of training; else "". */
+/* A warning if the depth or the values of an image differ from those of the training images; else "". */
 export function depthWarning({ data }, { range }) {
     const isWide = data instanceof Uint16Array;
     if (!isWide) {
-        return range ? "an 8-bit image, but the model was trained on 16-bit images; its values are used as they are" : "";
+        return range ? "an 8-bit image, but the model was trained on 16-bit images; its values are not scaled" : "";
     }
     if (!range) {
         return "a 16-bit image, but the model was trained on 8-bit images; values 0 to 65,535 are scaled to 0 to 255";
@@ -93,17 +93,17 @@ export function depthWarning({ data }, { range }) {
     return 2 * outside > data.length ? `most values lie outside the model's range of ${words}` : "";
 }
 
-/* An image of any size as the contract asks. */
-export function resize(image, contract) {
-    const bytes = image.data instanceof Uint16Array ? scaled(image, contract.range ?? FULL_RANGE) : image;
-    let result = cut(bytes, usedWindow(image.height, image.width, contract));
-    if (contract.channels === 1 && result.channels === 3) {
-        result = toGrey(result);
+/* Convert an image of any size to the model input. */
+export function resize(image, inputSpec) {
+    const bytes = image.data instanceof Uint16Array ? scaled(image, inputSpec.range ?? FULL_RANGE) : image;
+    let result = cut(bytes, usedWindow(image.height, image.width, inputSpec));
+    if (inputSpec.channels === 1 && result.channels === 3) {
+        result = toGray(result);
     }
-    if (result.height !== contract.height || result.width !== contract.width) {
-        result = resizeRows(resizeColumns(result, contract.width), contract.height);
+    if (result.height !== inputSpec.height || result.width !== inputSpec.width) {
+        result = resizeRows(resizeColumns(result, inputSpec.width), inputSpec.height);
     }
-    return result.channels === contract.channels ? result : replicate(result);
+    return result.channels === inputSpec.channels ? result : replicate(result);
 }
 
 function cut(image, part) {
@@ -119,7 +119,7 @@ function cut(image, part) {
     return { height: part.height, width: part.width, channels: image.channels, data };
 }
 
-/* The pass over columns, which keeps 8 fractional bits: a Uint16Array [H, w, C] of values up to 65,280. */
+/* The column pass, with 8 fractional bits: a Uint16Array [H, w, C] of values up to 65,280. */
 function resizeColumns(image, width) {
     const { taps, total } = axisTaps(image.width, width);
     const { height, channels, data } = image;
@@ -140,7 +140,7 @@ function resizeColumns(image, width) {
     return { height, width, channels, data: wide };
 }
 
-/* The pass over rows, which rounds to bytes. */
+/* The row pass, which rounds to bytes. */
 function resizeRows(image, height) {
     const { taps, total } = axisTaps(image.height, height);
     const row = image.width * image.channels;

@@ -1,4 +1,4 @@
-/* Digits drawn once by hand, for whoever cannot draw or wants to see it work: strokes as in strokes.js, by class name. */
+/* Example digits by class name; strokes as in strokes.js. */
 
 const arc = (x, y, across, down, begin, end, points = 24) =>
     Array.from({ length: points + 1 }, (_, place) => {

@@ -1,4 +1,4 @@
-/* What several parts of the page show alike. */
+/* Shared helpers for the page. */
 
 import { printable } from "./csv.js";
 
@@ -7,7 +7,7 @@ export function element(id) {
     return document.getElementById(id);
 }
 
-/* A new element with a text and children. */
+/* A new element with text and children. */
 export function made(kind, { text, className, children = [] } = {}) {
     const node = document.createElement(kind);
     if (text !== undefined) {
@@ -20,7 +20,7 @@ export function made(kind, { text, className, children = [] } = {}) {
     return node;
 }
 
-/* An image {height, width, channels, data} on a canvas, a pixel a pixel; the style enlarges it. */
+/* Draw an image {height, width, channels, data} on a canvas, one pixel per pixel; the style enlarges it. */
 export function paintImage(canvas, image) {
     canvas.height = image.height;
     canvas.width = image.width;

@@ -1,19 +1,19 @@
-/* A drawing as an image, without a canvas, so that it comes out alike in every browser.
+/* Render a drawing without a canvas, so that the result is the same in every browser.
 
    A drawing is a list of strokes, a stroke a list of points [x, y] in units of the frame: 0 to 1 from left to right and
    from top to bottom. */
 
-// The pen's width in the frame, as wide as in MNIST: 2.5 pixels of 28.
+// Pen width relative to the frame, as in MNIST: 2.5 of 28 pixels.
 export const PEN_WIDTH = 2.5 / 28;
 
-// MNIST's digits fit a box of 20 of the 28 pixels.
+// The digits of MNIST fit a box of 20 of 28 pixels.
 const BOX = 20 / 28;
 
-// Pixels of the image for each pixel of the model's input: enough for smooth edges once it is made smaller.
+// Pixels of the rendered image per pixel of the model input, for smooth edges after resizing.
 const OVERSAMPLING = 8;
 
-/* The strokes moved and scaled as MNIST's digits were: the longer side of what is drawn as long as the box, the center
-   of its ink in the middle of the frame. `aspect` is the frame's width by its height. */
+/* Move and scale strokes like the digits of MNIST: the longer side has the length of the box, the center of mass is the
+   center of the frame. `aspect` is width / height of the frame. */
 export function centered(strokes, aspect = 1) {
     const points = strokes.flat();
     if (!points.length) {
@@ -22,7 +22,7 @@ export function centered(strokes, aspect = 1) {
     const [xs, ys] = [points.map((point) => point[0] * aspect), points.map((point) => point[1])];
     const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
     const longest = Math.max(right - left, bottom - top);
-    // The box holds the pen's width too. A dot stays a dot.
+    // The box includes the pen width. A dot is not scaled.
     const room = Math.min(1, aspect) * (BOX - PEN_WIDTH);
     const scale = longest > 0 ? Math.min(room / longest, 8) : 1;
     const [x, y] = centerOfInk(strokes, aspect);
@@ -34,14 +34,14 @@ export function centered(strokes, aspect = 1) {
     );
 }
 
-/* The mean place of the ink, which lies evenly along the strokes. */
+/* The center of mass of the strokes. */
 function centerOfInk(strokes, aspect) {
     let [weight, sumX, sumY] = [0, 0, 0];
     for (const stroke of strokes) {
         for (let place = 0; place < stroke.length; place++) {
             const [x, y] = stroke[place];
             const [nextX, nextY] = stroke[place + 1] ?? [x, y];
-            // A dot has no length, but ink: a little for each point.
+            // A dot has no length, so each point has a small weight.
             const length = Math.hypot((nextX - x) * aspect, nextY - y) + 1e-6;
             weight += length;
             sumX += (length * aspect * (x + nextX)) / 2;
@@ -51,10 +51,10 @@ function centerOfInk(strokes, aspect) {
     return [sumX / weight, sumY / weight];
 }
 
-/* A gray image of the strokes for a model's input contract: bright on dark, or dark on bright. */
-export function rendered(strokes, contract, isBright) {
-    const height = contract.height * OVERSAMPLING;
-    const width = contract.width * OVERSAMPLING;
+/* A gray image of the strokes for a model input: bright on dark, or dark on bright. */
+export function rendered(strokes, inputSpec, isBright) {
+    const height = inputSpec.height * OVERSAMPLING;
+    const width = inputSpec.width * OVERSAMPLING;
     const data = new Uint8Array(height * width);
     const radius = (PEN_WIDTH * Math.min(height, width)) / 2;
     for (const stroke of strokes) {
@@ -68,7 +68,7 @@ export function rendered(strokes, contract, isBright) {
     return { height, width, channels: 1, data: isBright ? data : data.map((value) => 255 - value) };
 }
 
-/* A line with round ends: each pixel as bright as it is covered, by its distance from the line. */
+/* Draw a line with round ends and smooth edges. */
 function drawSegment(data, height, width, [fromX, fromY], [toX, toY], radius) {
     const [alongX, alongY] = [toX - fromX, toY - fromY];
     const square = alongX * alongX + alongY * alongY;
