@@ -27,8 +27,8 @@ demo: $(USER_STAMP) ## set up .venv if need be, then train on the bundled digits
 web: ## fetch onnxruntime-web by npm for the page of thaw demo, where the installation could not
 	@$(PYTHON) hatch_build.py
 
-test: $(DEV_STAMP) ## set up .venv if need be, then run the tests (PYTEST_ARGS=... is passed on)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(DEV_STAMP) ## set up .venv if need be, then run the tests, one process per core (PYTEST_ARGS=... is passed on)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 faults: $(DEV_STAMP) ## set up .venv if need be, then run the fault campaign (FAULTS_ARGS=... is passed on); see CONTRIBUTING.md
 	@$(BIN)/python tests/faults $(FAULTS_ARGS)

@@ -31,7 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what runs in its background with interrupts ignored, which programs that tests start would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # By way of the environment, because importing torch to say so would slow the tests that do without it.
-    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+    # Processes side by side have a core each.
+    threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
