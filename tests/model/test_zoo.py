@@ -232,13 +232,13 @@ def test_the_script_adds_a_model(zoo, runs, monkeypatch, capsys, tmp_path):
 
 def test_a_name_that_is_not_there_is_told_with_what_is(zoo, call, monkeypatch, tmp_path):
     for command in (["zoo", "tiny-digit"], ["info", "zoo:tiny-digit"], ["export", "zoo:tiny-digit"]):
-        error_of(["'tiny-digit'", "did you mean zoo:tiny-digits?", "expected one of"], call(*command), 1)
+        error_of(["'zoo:tiny-digit'", "did you mean zoo:tiny-digits?", "expected one of"], call(*command), 1)
     with pytest.raises(ModelFileError, match="expected one of tiny-digits"):
         library.Model.load("zoo:")
     monkeypatch.setattr(zoo_file, "zoo_root", lambda: tmp_path / "none")
     assert read_cards() == ()
     assert "no models" in call("zoo")[1]
-    with pytest.raises(ModelFileError, match="this installation has none"):
+    with pytest.raises(ModelFileError, match="no models are installed"):
         library.Model.load("zoo:tiny-digits")
 
 
@@ -305,7 +305,7 @@ def test_an_int8_graph_of_another_model_is_refused(zoo, made, runs, tmp_path, mo
     with pytest.raises(ModelFileError, match="belongs to another model"):
         Model.load("zoo:tiny-digits").graph("int8")
     (root / "tiny-digits" / "model-int8.safetensors").unlink()
-    with pytest.raises(ModelFileError, match="install thaw anew"):
+    with pytest.raises(ModelFileError, match="install thaw again"):
         Model.load("zoo:tiny-digits").graph("int8")
 
 

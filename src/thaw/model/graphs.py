@@ -58,7 +58,7 @@ def int8_graph(model: Model) -> Graph:
         ModelFileError: when it is damaged or was made from another model.
     """
     path = None if model.file is None else model.file.with_name(INT8_FILE)
-    if path is None or not path.is_file():
+    if path is None or not (model.zoo or path.is_file()):
         raise RunError(
             f"{model.file or 'the model'} has no {INT8_FILE} beside it\n"
             "open the run folder with its run.json, which can quantize again, or choose the float32 network"
