@@ -324,7 +324,7 @@ CARD_FAULTS = {
     "parameters": (True, "card.parameters = True"),
     "macs": (0, "card.macs = 0"),
     "seed": (2**63, "card.seed = 9223372036854775808"),
-    "test": ({"accuracy": 0.5, "accuracy_ci95": [0.6, 0.7], "count": 9}, "inside its interval"),
+    "test": ({"accuracy": 0.5, "accuracy_ci95": [0.6, 0.7], "count": 9}, "card.test.accuracy"),
     "int8": ({}, "int8.accuracy is missing"),
     "mean": ({"mean": 1.5, "ci95_half_width": None}, "from 0 to 1"),
     "seeds": ([{"seed": 1}], r"card.seeds\[0\].accuracy is missing"),

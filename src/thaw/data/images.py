@@ -71,7 +71,7 @@ class InputSpec:
         object.__setattr__(self, "std", self.std or (1.0,) * self.channels)
         for name in ("mean", "std"):
             if len(values := getattr(self, name)) != self.channels:
-                raise ValueError(f"{name} = {shown(list(values))}: expected {self.channels} numbers, one per channel")
+                raise ValueError(f"{name} = {shown(list(values))}: expected one number per channel ({self.channels})")
         return self
 
     @property
