@@ -29,7 +29,7 @@ except SystemExit as end:
     assert not end.code
 """
 )
-MOST_MODULES = 54
+MOST_MODULES = 56
 """Modules of thaw that a prediction imports: a model, its file, and the decoding of images."""
 
 

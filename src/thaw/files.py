@@ -35,7 +35,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise RunError(
-            f"cannot write {path}: {error.strerror or error}\nFree some disk space, or choose another folder.",
+            f"cannot write {path}: {error.strerror or error}\n"
+            "free some disk space, or choose another folder with --out",
             code="run-write",
         ) from error
     finally:

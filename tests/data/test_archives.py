@@ -56,7 +56,7 @@ def test_whole_numbers_as_floats_in_an_archive(tmp_path):
     assert prepare(path, SETTINGS, seed=1).train.classes == ("0", "1", "2")
     assert prepare(path, SETTINGS, seed=1).fingerprint == prepare(same, SETTINGS, seed=1).fingerprint
     for odd, message in (
-        (0.5, "float64: expected whole numbers"),
+        (0.5, "float64: expected integers"),
         (np.inf, "inf"),
         (np.nan, "1 image without a label"),
     ):

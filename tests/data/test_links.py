@@ -141,7 +141,7 @@ def test_folders_that_are_links_to_nothing_stop_the_run_by_name(tmp_path):
     data = prepare(root, SETTINGS, seed=1, skip_broken=True)
     assert data.train.classes == ("cat", "dog")
     assert len(data.left_out) == 2
-    assert problem(data, "stray").names == ("cat/notes.txt (broken link: /nowhere/notes.txt is not there)",)
+    assert problem(data, "stray").names == ("cat/notes.txt (broken link: /nowhere/notes.txt does not exist)",)
 
 
 def test_nothing_but_folders_that_are_gone(tmp_path):
@@ -230,4 +230,4 @@ def test_a_broken_link_of_any_other_name_is_told_with_its_target(tmp_path):
     root = write_folder(tmp_path / "pets")
     (root / "st.john").symlink_to(tmp_path / "gone")
     told = problem(look(root, SETTINGS), "stray")
-    assert told.names == (f"st.john (broken link: {tmp_path}/gone is not there)",)
+    assert told.names == (f"st.john (broken link: {tmp_path}/gone does not exist)",)

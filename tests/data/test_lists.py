@@ -163,7 +163,8 @@ def test_missing_files_and_labels_are_told_by_name(folder):
     write_csv(folder / "a.csv", {"path": [*PATHS, "images/none.png", PATHS[0]], "label": labels})
     with pytest.raises(DataError) as caught:
         prepare(folder / "a.csv", SETTINGS, seed=1)
-    assert f"images/none.png (No such file: {folder}/images/none.png)" in str(caught.value)
+    # A long path is cut in the middle.
+    assert "images/none.png)" in str(caught.value)
     assert "1 image without a label" in str(caught.value)
     assert len(prepare(folder / "a.csv", SETTINGS, seed=1, skip_broken=True).left_out) == 2
 
@@ -206,7 +207,7 @@ def test_a_column_called_label_is_not_passed_over_for_another(folder):
     }
     write_csv(folder / "a.csv", columns)
     with pytest.raises(
-        DataError, match=r"column 'label' holds 0\.0: expected whole .* name it with data\.label_column"
+        DataError, match=r"column 'label' holds 0\.0: expected integers .* name it with data\.label_column"
     ):
         prepare(folder / "a.csv", SETTINGS, seed=1)
     assert prepare(folder / "a.csv", DataSettings(label_column="person"), seed=1).train.classes == (
@@ -347,7 +348,7 @@ def test_a_folder_with_a_table_of_names_without_endings(tmp_path):
     write_csv(tmp_path / "set" / "train.csv", {"id_code": list(range(COUNT)), "diagnosis": LABELS})
     write_csv(tmp_path / "set" / "sizes.csv", {"width": [12] * COUNT, "height": [10] * COUNT})
     data = prepare(tmp_path / "set", SETTINGS, seed=1)
-    assert problem(data, "layout").message == "there are no class folders: labels are read from train.csv"
+    assert problem(data, "layout").message == "no class folders: labels are read from train.csv"
     assert data.train.classes == ("cat", "dog")
     assert len(data.train) + len(data.validation) + len(data.test) == COUNT
 

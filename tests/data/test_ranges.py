@@ -396,5 +396,5 @@ def test_a_setting_that_is_no_range_is_refused(text):
 
 def test_a_range_that_is_no_range_is_refused_in_python():
     for value in ((5, 5), (0, 65_536), [1], 7, None):
-        with raises("usage-range"):
+        with raises("usage"):
             DataSettings(range=value)

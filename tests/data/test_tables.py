@@ -261,7 +261,7 @@ def test_a_download_that_fails_leaves_nothing(the_hub, tmp_path, monkeypatch):
     write_hub_set(the_hub, "ylecun/mnist", "mnist")
     write_hub_set(the_hub, "nobody/nothing", "default")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
-    with raises("data-hub", "--data-root", "THAW_DATA") as caught:
+    with raises("data-hub", "data_root=DIR", "THAW_DATA") as caught:
         prepare("mnist", SETTINGS, seed=1)
     assert len(str(caught.value).splitlines()) == 2
     with raises("data-hub", "nobody/nothing"):

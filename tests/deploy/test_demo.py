@@ -242,7 +242,7 @@ def test_the_command_serves_and_stops_cleanly(
     finally:
         process.kill()
         process.communicate()
-    assert (process.returncode, out, err) == (code, "", "stopped\n")
+    assert (process.returncode, out, err) == (code, "", "interrupted\n")
     assert {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")} == before
 
 
@@ -284,7 +284,7 @@ def test_web_is_a_target_that_is_asked_for(call: Any, finished: FinishedRun, tmp
     run = Path(shutil.copytree(finished.path, tmp_path / "run"))
     code, out, err = call("export", run, "--to", "web", "--float", "--out", tmp_path / "out", "--json")
     assert code == 0, err
-    told = json.loads(out)["targets"]
+    told = json.loads(out)["formats"]
     assert list(told) == ["web"]
     folder = tmp_path / "out" / "web"
     assert {path.name for path in folder.iterdir()} == {*told["web"]["files"], "export.json"}

@@ -96,7 +96,7 @@ def test_every_name_in_deployment_json_is_documented(exported):
     text = (DOCS / "metrics.md").read_text(encoding="utf-8")
     known = read_deployment(exported)
     # Names of files and programs are no names of ours.
-    for content in known["export"]["targets"].values():
+    for content in known["export"]["formats"].values():
         content["files"] = dict.fromkeys(content["files"])
         assert all(content["files"].keys())
         content["files"] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -146,7 +147,7 @@ def test_200_images_get_the_labels_and_probabilities_of_predict(
     del problems
     # A name that a spreadsheet would take for a formula begins with an apostrophe in the CSV.
     listed = [f"'{Path(name).name}" if Path(name).name.startswith("=") else Path(name).name for name in names]
-    expected = dict(zip(listed, model.label(pixels, names), strict=True))
+    expected = dict(zip(listed, model.predict(pixels), strict=True))
     page.give_many(paths)
     # Some of the 200 have 16 bits a channel, which the page tells.
     assert page.text("batch-state").startswith("200 images")
@@ -181,11 +182,11 @@ def test_real_test_images_get_the_answers_of_predict(
     for path, image in zip(paths, test.images[:200], strict=True):
         Image.fromarray(image[..., 0]).save(path)
     model = Model.load(finished.path)
-    expected = model.label(np.ascontiguousarray(test.images[:200]), [path.name for path in paths])
+    expected = model.predict(np.ascontiguousarray(test.images[:200]))
     page.give_many(paths)
     found = {row["image"]: row for row in page.saved()}
-    for prediction in expected:
-        row = found[prediction.name]
+    for path, prediction in zip(paths, expected, strict=True):
+        row = found[path.name]
         assert row["class"] == prediction.label
         assert [float(row[name]) for name in model.classes] == pytest.approx(list(prediction.probabilities), abs=1e-5)
 
@@ -199,7 +200,7 @@ def test_the_int8_network_answers_when_it_is_asked(page: Page, finished: Finishe
     page.find("[name=precision][value=int8]").click()
     page.until(lambda: page.text("latency").endswith("int8"))
     page.until(lambda: not page.script("return document.getElementById('precisions').disabled"))
-    scores = next(iter(run_graph(run.graph("int8"), image[None, ..., None]).values()))[0].astype(float)
+    scores = next(iter(run_graph(run.model.graph("int8"), image[None, ..., None]).values()))[0].astype(float)
     expected = (scores + 128) / 256
     # onnxruntime rounds in its own way, which a softmax can make more of.
     assert page.probabilities() == pytest.approx(expected, abs=0.1)
@@ -394,8 +395,9 @@ def test_the_folder_is_hosted_by_any_web_server(
     browser: Any, finished: FinishedRun, downloads: Path, tmp_path: Path
 ) -> None:
     """Below a path, with whatever types a simple server gives, and with the policy in the page alone."""
-    result = Run.open(finished.path).export(formats=["web"], out=tmp_path / "site")
-    (exported,) = result.targets
+    run = shutil.copytree(finished.path, tmp_path / "run")  # the export is recorded in it
+    result = Run.open(run).export(formats=["web"], out=tmp_path / "site")
+    (exported,) = result.formats
     assert exported.precisions == ("float", "int8")
     assert {path.name for path in (tmp_path / "site" / "web").iterdir()} == {*exported.files, "export.json"}
 

@@ -193,9 +193,11 @@ def test_a_run_on_noise_says_that_it_learned_nothing(tmp_path):
     found = run.findings
     assert found[0].code == "largest-class"
     assert found[0].message.startswith("the model did not learn: ")
-    assert [finding.as_dict() for finding in found] == run.metrics["findings"]
-    assert "--set loss.class_weights=balanced" in found[0].remedies
-    assert "--recipe balanced" not in found[0].remedies, "it is what was tried"
+    stored = run.metrics["findings"]
+    assert [finding.code for finding in found] == [finding["code"] for finding in stored]
+    assert "--set loss.class_weights=balanced" in stored[0]["try"]
+    assert 'overrides=["loss.class_weights=balanced"]' in found[0].remedies
+    assert "--recipe balanced" not in stored[0]["try"], "it is what was tried"
     notes = [problem for problem in run.metrics["data"]["problems"] if problem["kind"] == "uneven"]
     assert len(notes) == 1
     assert "7.2 times" in notes[0]["message"], "101 of 14, in training"

@@ -54,7 +54,7 @@ def test_counts_and_the_accuracy_of_the_others_by_hand():
     assert "5 of 10 images were used in training (4) or validation (1); accuracy on the other 5: 60.00%" in str(found)
     every = overlap(correct, np.ones(10, bool), np.zeros(10, bool))
     assert (every.others, every.accuracy, every.accuracy_ci95) == (0, None, None)
-    assert "no measure" in str(every)
+    assert "does not measure" in str(every)
     assert "none of the 10 images is, pixel for pixel, one" in str(
         overlap(correct, np.zeros(10, bool), np.zeros(10, bool))
     )
@@ -125,7 +125,7 @@ def test_a_model_without_its_run_folder_does_not_know(finished, sets, call, tmp_
     test = sets[2]
     assert library.Model.load(tmp_path / "alone.safetensors").evaluate("digits").overlap is None
     out = call("evaluate", tmp_path / "alone.safetensors", "digits")[1]
-    assert f"training images unknown: there is no {SEEN_FILE}" in out
+    assert f"training images unknown: this model has no {SEEN_FILE}" in out
     assert json.loads(call("evaluate", tmp_path / "alone.safetensors", "digits", "--json")[1])["overlap"] is None
     # Nor does one that was never in a file.
     model = library.Model.load(finished.path)

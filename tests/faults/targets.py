@@ -259,7 +259,7 @@ class Asks:
         run = self.world.runs[0]
         card = add_model("tiny", [run], out=self.world.root / "work")
         opened = Run.open(run)
-        opened._record("export", {"targets": {}, "missing": {}, "memory": {}})
+        opened._record("export", {"formats": {}, "missing": {}, "memory": {}})
         return describe(card), opened.model.card().facts, (run / "report.html").read_bytes()
 
     def deployment(self) -> object:

@@ -315,5 +315,5 @@ def test_stages_pool_as_their_spec_says():
             graph = lower(module, shape=shape, mean=(0.5,), std=(0.25,), classes=CLASSES)
             halvings = [type(op) for op in graph.ops if getattr(op, "stride", None) == (2, 2)]
             assert halvings == [kind] * (len(spec.widths) - 1), (family, pooling)
-        with pytest.raises(UsageError, match=r"model\.pooling 'mean': expected"):
+        with pytest.raises(UsageError, match=r"pooling = 'mean': expected"):
             replace(spec, pooling="mean")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import struct
 
 import numpy as np
 import pytest
+from graph_files import parts_of, sealed
 from graph_samples import random_graph, random_images, random_int8_graph
-from safetensors.numpy import save
 
 from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError
@@ -42,29 +41,6 @@ def written(tmp_path):
     path = tmp_path / "model.safetensors"
     write_graph(path, graph, header_of(graph))
     return path
-
-
-def parts_of(content: bytes) -> tuple[dict, dict[str, np.ndarray]]:
-    """The thaw header and the arrays of a file, read without the code under test."""
-    size = struct.unpack("<Q", content[:8])[0]
-    outer = json.loads(content[8 : 8 + size])
-    types = {"F32": np.float32, "I8": np.int8, "I32": np.int32}
-    arrays = {}
-    for name, entry in outer.items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            raw = content[8 + size + start : 8 + size + end]
-            arrays[name] = np.frombuffer(raw, types[entry["dtype"]]).reshape(entry["shape"])
-    return json.loads(outer["__metadata__"][HEADER]), arrays
-
-
-def sealed(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
-    """A file whose digest is right, so that what lies behind it is reached."""
-    header = {key: value for key, value in header.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
-    return save(arrays, {HEADER: json.dumps({**header, "sha256": digest.hexdigest()})})
 
 
 def refused(path, content: bytes) -> str:

@@ -203,7 +203,7 @@ def nested(*units):
         (
             nested(DenseClassifier((1, 8, 8), 4, 0.0), DenseClassifier((4, 1, 1), 4, 0.0)),
             {},
-            r"1 takes 4 values, but \(4,\)",
+            r"1 takes 4 values, but its input is \(4,\)",
         ),
         (nested(nested()), {}, r"scores of shape \(8, 8, 1\): expected \(4,\)"),
     ],

@@ -125,7 +125,7 @@ def test_int8_numbers_that_differ_are_refused():
     op = by_name(int8)["pass2"]
     weights = op.weights.copy()
     weights[0, 0, 0, 0] ^= 1
-    with pytest.raises(UsageError, match="'pass2' shares the weights of 'pass1', but its numbers are others"):
+    with pytest.raises(UsageError, match="'pass2' shares the weights of 'pass1', but has other numbers"):
         replace(int8, ops=tuple(replace(each, weights=weights) if each is op else each for each in int8.ops))
 
 
@@ -294,7 +294,7 @@ def test_a_file_keeps_who_shares_and_int8_weights_once(tmp_path, is_int8):
 
 
 def test_a_file_that_lies_about_sharing_is_refused(tmp_path):
-    from test_graph_file import parts_of, sealed
+    from graph_files import parts_of, sealed
 
     path = tmp_path / "model"
     graph = int8_of(three_passes())

@@ -282,7 +282,7 @@ def test_a_model_is_exported_and_verified_by_its_name(zoo, made, call, tmp_path)
     told = json.loads(out)
     assert told["verified"]
     assert told["test_images"] == zoo.test.count
-    assert {check["accuracy"] for check in told["checks"] if check["target"] == "c"} == {zoo.int8.accuracy}
+    assert {check["accuracy"] for check in told["checks"] if check["format"] == "c"} == {zoo.int8.accuracy}
     result = Model.load("zoo:tiny-digits").bench(rounds=1, repeats=1)
     assert result.is_complete
     # What is installed is never written to.

@@ -65,8 +65,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     from thaw.cli.output import print_json
     from thaw.cli.training_progress import TrainingProgress
 
-    with TrainingProgress() as progress, _resumable(progress):
-        progress.run_folder = resume
+    with TrainingProgress() as progress, _resumable(progress, resume):
         if resume is not None:
             run = thaw.Run.open(resume, data_root=data_root).resume(on_event=progress)
         else:
@@ -92,18 +91,18 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
 
 
 @contextlib.contextmanager
-def _resumable(progress: TrainingProgress) -> Iterator[None]:
+def _resumable(progress: TrainingProgress, resumed: Path | None) -> Iterator[None]:
     """An interrupt or a failure ends with the command that resumes the run."""
     from thaw.cli.interrupt import stopped
     from thaw.quoting import shell_command
 
     def resume_command() -> str:
-        return shell_command(["thaw", "train", "--resume", str(progress.run_folder)])
+        return shell_command(["thaw", "train", "--resume", str(progress.run_folder or resumed)])
 
     try:
         yield
     except KeyboardInterrupt:
-        if progress.run_folder is None:
+        if (progress.run_folder or resumed) is None:
             raise stopped("interrupted before training started") from None
         raise stopped("interrupted; every finished epoch is saved", resume_command()) from None
     except TrainingError as error:

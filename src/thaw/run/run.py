@@ -290,7 +290,7 @@ class Run:
     def _record_export(self, result: Export) -> None:
         from thaw.run.deployment import exported_files
 
-        self._record("export", {**result.record(), "targets": exported_files(result.out)})
+        self._record("export", {**result.record(), "formats": exported_files(result.out)})
 
     def _record(self, part: Any, content: dict[str, Any]) -> None:
         """Store what was found in deployment.json and in the report. The folder is locked."""

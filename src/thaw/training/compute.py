@@ -47,7 +47,7 @@ def resolve_device(name: str) -> torch.device:
     if name not in get_args(DeviceName):
         raise UsageError(f"device {shown(name)}: expected one of {', '.join(get_args(DeviceName))}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch finds no CUDA device on this machine; use device cpu")
+        raise UsageError("device cuda: torch finds no CUDA device on this machine; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
