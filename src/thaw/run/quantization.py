@@ -158,7 +158,7 @@ def quantize_model(
     candidates, best = list(measured.values()), measured[method]
     float_scores = _scores(expected, truth)
     summary: StageSummary | None = None
-    if 100.0 * (float_scores.by(score) - best.scores.by(score)) > settings.qat_threshold:
+    if _is_worse(best.scores, float_scores, score, settings.qat_threshold):
         trained = yield from _train_on(graph, ranges[method], context, settings.qat, augment)
         if trained is not None:
             summary = trained[1]
@@ -210,6 +210,11 @@ def int8_header(model: Model, quantization: QuantizationResult) -> GraphHeader:
     """What the file of a model's int8 graph says about it."""
     facts = {"method": quantization.chosen.method, "validation accuracy": quantization.chosen.scores.accuracy}
     return graph_header(model, {**facts, MODEL_DIGEST: model.digest})
+
+
+def _is_worse(int8: Scores, expected: Scores, score: Score, points: float) -> bool:
+    """Whether the int8 network is more than `points` percentage points below the float network."""
+    return 100.0 * (expected.by(score) - int8.by(score)) > points
 
 
 def _train_on(
