@@ -195,6 +195,15 @@ def test_heat_paths_hold_every_count_once() -> None:
     assert all(0 < opacity <= 1 for opacity, _ in heat_paths(confusion, right=False))
 
 
+def accurate() -> tuple[dict[str, Any], list[dict[str, Any]], ReportPictures]:
+    """A run whose axis of accuracies has decimals, and with them its longest labels."""
+    metrics, history, pictures = run_of()
+    metrics["test"]["accuracy"] = 0.99
+    for number, record in enumerate(history):
+        record["validation"] = dict.fromkeys(record["validation"], 0.985 + 0.015 * (number % 3) / 2)
+    return metrics, history, pictures
+
+
 CASES = {
     "digits": run_of,
     "hostile": lambda: run_of(HOSTILE, count=90, side=300, channels=3),
@@ -202,6 +211,7 @@ CASES = {
     "hundred": lambda: run_of(
         tuple(f"class {number:03d}" for number in range(100)), count=3000, plan=[*PLAN, *PLAN[1:]]
     ),
+    "accurate": accurate,
 }
 
 
@@ -242,6 +252,11 @@ def test_a_real_browser_shows_it(browser: Any, tmp_path: Path, case: str, width:
         " && e.getBoundingClientRect().right > window.innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"
     )
     assert browser.execute_script(outside) == []
+    cut = (
+        "return [...document.querySelectorAll('.plot svg text')].filter(text => text.getClientRects().length"
+        " && text.getBBox().x < -0.5).map(text => text.textContent)"
+    )
+    assert browser.execute_script(cut) == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     assert {url.split(":", 1)[0] for url in asked} <= {"file", "data"}

@@ -14,6 +14,8 @@ STYLES = {"original": "s1", "augmented": "s2", "unified": "s3"}
 OTHER_STYLES = ("s4", "s5", "s6")
 NARROW = 600.0  # plots below this width are for phones: lower, with fewer ticks
 LABEL_GAP = 15.0  # minimum distance between two slanted stage labels, for text of 11 units
+# Mean width of a character in a tick label of 12 units, and the distance of the label from its axis.
+LABEL_CHARACTER, LABEL_OFFSET = 7.1, 5.3
 LABEL_ROOM = 64.0  # height above the plot for the stage labels
 LONGEST_LABEL = 12  # maximum number of characters of a stage label
 CUT_LOSSES, CUT_ACCURACIES = 0.05, 0.10  # share of values, from the first epochs, that may lie outside the axis
@@ -152,7 +154,7 @@ def curves_panel(
     frame = Frame(
         width=width,
         height=height,
-        left=46.0,
+        left=_label_room(high, step, percent=percent),
         right=width - 14.0,
         top=LABEL_ROOM,
         bottom=height - 42.0,
@@ -259,13 +261,20 @@ def _epoch_ticks(frame: Frame) -> tuple[Tick, ...]:
 
 
 def _value_ticks(frame: Frame, step: float, *, percent: bool) -> tuple[Tick, ...]:
-    decimals = max(0, -math.floor(math.log10(step * (100 if percent else 1)) + 1e-9))
     count = math.floor((frame.high - frame.low) / step + 1e-6)
     marks = [frame.high - step * number for number in range(count + 1)]
-    return tuple(
-        Tick(at=frame.y(mark), label=f"{100 * mark:.{decimals}f} %" if percent else f"{abs(mark):.{decimals}f}")
-        for mark in marks
-    )
+    return tuple(Tick(at=frame.y(mark), label=_value_label(mark, step, percent=percent)) for mark in marks)
+
+
+def _value_label(mark: float, step: float, *, percent: bool) -> str:
+    """A mark of the vertical axis, with as many decimals as `step` needs."""
+    decimals = max(0, -math.floor(math.log10(step * (100 if percent else 1)) + 1e-9))
+    return f"{100 * mark:.{decimals}f} %" if percent else f"{abs(mark):.{decimals}f}"
+
+
+def _label_room(high: float, step: float, *, percent: bool) -> float:
+    """The width left of the vertical axis: its longest label, that of `high`, in the widest of the usual fonts."""
+    return max(46.0, LABEL_OFFSET + LABEL_CHARACTER * len(_value_label(high, step, percent=percent)))
 
 
 def _line(curve: Curve, frame: Frame, *, percent: bool) -> Line:
