@@ -13,6 +13,7 @@ from PIL import Image
 import thaw
 from thaw.events import Decoding
 from thaw.run.events import EpochDone, Finished, Started
+from thaw.run.notebook import summary_html
 
 
 def test_a_finished_run_has_everything(finished):
@@ -46,6 +47,13 @@ def test_a_notebook_shows_summary_and_curves(finished, tmp_path):
     page = thaw.Run.open(run)._repr_html_()
     assert "not finished" in page
     assert "<b>" not in page
+
+
+def test_a_notebook_shows_every_finding_first(finished):
+    run = thaw.Run.open(finished.path)
+    found = [{"severity": "warning", "message": message} for message in ("no <hit> for a class", "worse than before")]
+    page = summary_html({**run.metrics, "findings": found}, run.history)
+    assert page.index("no &lt;hit&gt; for a class") < page.index("worse than before") < page.index("test accuracy")
 
 
 def test_an_interrupted_run_is_resumed(tmp_path):

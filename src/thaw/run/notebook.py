@@ -24,8 +24,10 @@ def summary_html(metrics: Mapping[str, Any], history: Mapping[str, npt.NDArray[A
         "parameters": f"{metrics['parameters']:,}",
         "multiply-accumulates": f"{metrics['macs']:,}",
     }
-    rows |= {finding["severity"]: finding["message"] for finding in metrics["findings"]}
-    cells = "".join(f"<tr><th>{xml_text(key)}</th><td>{xml_text(value)}</td></tr>" for key, value in rows.items())
+    findings = [(finding["severity"], finding["message"]) for finding in metrics["findings"]]
+    cells = "".join(
+        f"<tr><th>{xml_text(key)}</th><td>{xml_text(value)}</td></tr>" for key, value in (*findings, *rows.items())
+    )
     losses = {key.removeprefix("losses."): history[key] for key in history if key.startswith("losses.")}
     accuracies = {key.removeprefix("validation."): history[key] for key in history if key.startswith("validation.")}
     return f"<table>{cells}</table>{_plot('training loss', losses)}{_plot('validation accuracy', accuracies)}"
