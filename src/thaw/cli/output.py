@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thaw.quoting import json_text, printable
@@ -77,11 +76,3 @@ def print_cost(cost: Cost) -> None:
 def share(value: float | None) -> str:
     """A share in percent; "-" for None."""
     return "-" if value is None else f"{value:.2%}"
-
-
-def print_study(result: dict[str, Any], page: Path, *, as_json: bool) -> None:
-    """The result of a study: its figures as JSON, or its page."""
-    if as_json:
-        print_json(result)
-    else:
-        print_text(f"{page.read_text('utf-8')}\nwritten to {printable(str(page))}")

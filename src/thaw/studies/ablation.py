@@ -7,7 +7,6 @@ ordinary run with its own folder, which holds its report, its int8 network, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from thaw.recipe.recipe import load_recipe
 from thaw.run.events import Event
 from thaw.run.request import TrainRequest
 from thaw.studies.arms import PLAIN, Arm, StudyName, arms_of, overrides_between
-from thaw.studies.runs import RunStarted, StudyRun, mean_over_seeds, read_runs, train_command, train_runs
+from thaw.studies.runs import RunStarted, StudyDone, StudyRun, mean_over_seeds, read_runs, train_command, train_runs
 from thaw.training.compute import resolve_device
 
 Outcomes = npt.NDArray[np.bool_]
@@ -44,14 +43,6 @@ _NOTES: dict[StudyName, list[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The comparison has been written."""
-
-    result: dict[str, Any]
-    page: Path
-
-
 def ablate(  # noqa: PLR0913 - the options of the command
     source: str,
     recipe: str,
@@ -64,7 +55,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
     data_root: Path | None,
     command: str,
     progress: DecodeProgress | None = None,
-) -> Iterator[Event | RunStarted | Compared]:
+) -> Iterator[Event | RunStarted | StudyDone]:
     """Train a run per arm and seed in `out`, and write their comparison there: ablation.md and .json, or unify.md.
 
     Runs that are finished are not trained again, so the same call resumes a study that was interrupted.
@@ -114,7 +105,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
     }
     write_document(out / f"{_FILES[study]}.json", result)
     write_atomically(out / f"{_FILES[study]}.md", page(result))
-    yield Compared(result, out / f"{_FILES[study]}.md")
+    yield StudyDone(result, out / f"{_FILES[study]}.md")
 
 
 def _outcomes(

@@ -17,7 +17,7 @@ from thaw.recipe.recipe import load_recipe
 from thaw.run.events import Event
 from thaw.run.folder import RunFolder
 from thaw.run.request import TrainRequest
-from thaw.studies.runs import RunStarted, StudyRun, mean_over_seeds, read_runs, train_command, train_runs
+from thaw.studies.runs import RunStarted, StudyDone, StudyRun, mean_over_seeds, read_runs, train_command, train_runs
 from thaw.training.compute import resolve_device
 
 RECIPE = "paper"
@@ -37,14 +37,6 @@ PUBLISHED: dict[str, Published] = {
     "fashion_mnist": Published("Fashion-MNIST", 0.89, 14_862),
     "cifar10": Published("CIFAR-10", 0.65, 19_622),
 }
-
-
-@dataclass(frozen=True)
-class Written:
-    """The table has been written."""
-
-    result: dict[str, Any]
-    page: Path
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -68,7 +60,7 @@ def reproduce(
     data_root: Path | None,
     command: str,
     progress: DecodeProgress | None = None,
-) -> Iterator[Event | RunStarted | Written]:
+) -> Iterator[Event | RunStarted | StudyDone]:
     """Train the missing runs, one folder per data set and seed under `out`, and write the table there.
 
     Raises:
@@ -107,7 +99,7 @@ def reproduce(
     result = {"command": command, "recipe": RECIPE, "seeds": list(seeds), "rows": rows}
     write_document(out / "reproduce.json", result)
     write_atomically(out / "reproduce.md", _page(result))
-    yield Written(result, out / "reproduce.md")
+    yield StudyDone(result, out / "reproduce.md")
 
 
 def _row(name: str, runs: Sequence[StudyRun]) -> dict[str, Any]:

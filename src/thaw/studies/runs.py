@@ -37,6 +37,14 @@ class RunStarted:
     path: Path
 
 
+@dataclass(frozen=True)
+class StudyDone:
+    """The figures of a study, and the page that shows them, have been written."""
+
+    result: dict[str, Any]
+    page: Path
+
+
 def train_runs(runs: Sequence[StudyRun]) -> Iterator[Event | RunStarted]:
     """Train every run that is not finished; an interrupted run continues after its last epoch.
 
