@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thaw.models.fused import After, Running, can_fuse, normalize
+from thaw.kernels.normalization import After, Running, can_fuse, normalize
 
 Pooling = Literal["max", "average"]
 StemReduction = Literal["none", "pool", "stride"]
@@ -135,7 +135,7 @@ class Norm(nn.Module):
             stores the weights once.
 
     Attributes:
-        fused: in training mode, use compiled C for inputs that it supports (see `thaw.models.fused`).
+        fused: in training mode, use compiled C for inputs that it supports (see `thaw.kernels.normalization`).
     """
 
     def __init__(self, channels: int, *, positive: bool = False) -> None:

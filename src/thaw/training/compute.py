@@ -11,7 +11,7 @@ from typing import Literal, Self, TypeVar, get_args
 import torch
 
 from thaw.errors import MissingDependencyError, UsageError
-from thaw.models.fused import compiled
+from thaw.kernels.normalization import compiled
 from thaw.plain import checked_dataclass
 from thaw.quoting import shown
 

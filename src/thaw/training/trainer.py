@@ -102,7 +102,7 @@ class TrainingContext:
         device: where training computes.
         dtype: dtype of convolutions.
         parallel: runs independent branches at the same time.
-        fused: whether normalization is fused with the operations after it (`thaw.models.fused`).
+        fused: whether normalization is fused with the operations after it (`thaw.kernels.normalization`).
         loss: class weights, and the figure that selects the best epoch.
     """
 

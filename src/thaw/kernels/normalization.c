@@ -38,7 +38,7 @@ static inline float load(value stored) { return stored; }
 static inline value store(float number) { return number; }
 #endif
 
-/* The operations after the normalization, numbered as in fused.py. */
+/* The operations after the normalization, numbered as in normalization.py. */
 enum { NOTHING, RELU, ADD_RELU, RELU_ADD };
 
 /* MOST: maximum number of channels, and of values in an inner loop. TYPICAL: preferred number of values. */

@@ -13,10 +13,11 @@ from safetensors.torch import load
 
 from thaw.errors import MissingDependencyError, UsageError
 from thaw.host_c import find_compiler
-from thaw.models import fused
+from thaw.kernels import normalization as kernel
+from thaw.kernels.library import SOURCES, _compiled
+from thaw.kernels.normalization import can_fuse, compiled
 from thaw.models.blocks import Norm, fuse_norms
 from thaw.models.families import LoopedSpec, ResidualSpec, SeparableSpec
-from thaw.models.fused import can_fuse, compiled
 from thaw.recipe.recipe import load_recipe
 from thaw.run.cross_validation import EpochDone
 from thaw.run.pipeline import resume_run, start_run
@@ -184,7 +185,7 @@ def test_a_network_trains_the_same_with_and_without(family, dtype, monkeypatch):
     modules.append(copy.deepcopy(modules[0]))
     fuse_norms(modules[1], fused=True)
     calls = []
-    monkeypatch.setattr("thaw.models.blocks.normalize", lambda *args: calls.append(args) or fused.normalize(*args))
+    monkeypatch.setattr("thaw.models.blocks.normalize", lambda *args: calls.append(args) or kernel.normalize(*args))
     x = channels_last(8, 3, 16, 16, dtype=torch.float32)
     results = []
     for module in modules:
@@ -246,8 +247,10 @@ def test_settings():
 @pytest.fixture
 def nothing_compiled():
     compiled.cache_clear()
+    _compiled.cache_clear()
     yield
     compiled.cache_clear()
+    _compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_compiled")
@@ -260,14 +263,14 @@ def test_without_a_compiler(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.parametrize("script", ["echo 'error: no such target' >&2; exit 1", "touch fused_norm.so"])
+@pytest.mark.parametrize("script", ["echo 'error: no such target' >&2; exit 1", "touch normalization.so"])
 def test_with_a_compiler_that_is_none(monkeypatch, tmp_path, script):
     compiler = tmp_path / "cc"
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     assert not resolve_normalization("auto", CPU, torch.bfloat16, threads=1)
-    with pytest.raises(MissingDependencyError, match="fused normalization cannot be compiled"):
+    with raises("missing-dependency", "normalization.c cannot be compiled"):
         resolve_normalization("fused", CPU, torch.bfloat16, threads=1)
 
 
@@ -282,10 +285,15 @@ def test_a_compiler_that_does_not_know_this_processor_is_asked_again(monkeypatch
 
 
 def test_the_numbers_of_what_comes_after_are_those_of_the_c():
-    source = fused.SOURCE.read_text("utf-8")
+    source = (SOURCES / "normalization.c").read_text("utf-8")
     assert "enum { NOTHING, RELU, ADD_RELU, RELU_ADD };" in source
-    assert [after.upper().replace(" ", "_") for after in fused.NUMBERS] == ["NOTHING", "RELU", "ADD_RELU", "RELU_ADD"]
-    assert list(fused.NUMBERS.values()) == [0, 1, 2, 3]
+    assert [after.upper().replace(" ", "_") for after in kernel.NUMBERS] == [
+        "NOTHING",
+        "RELU",
+        "ADD_RELU",
+        "RELU_ADD",
+    ]
+    assert list(kernel.NUMBERS.values()) == [0, 1, 2, 3]
 
 
 RECIPE = """

@@ -1,8 +1,8 @@
-"""Batch normalization fused with the ReLU and addition after it, in C that is compiled when training starts.
+"""Batch normalization fused with the ReLU and addition after it.
 
-On a CPU, networks this small spend more of a training step in normalization, ReLU and addition than in convolutions:
-each is a separate pass over memory. `fused_norm.c` needs two passes forward and two backward. Its results equal those
-of torch up to rounding: it rounds to bfloat16 once, not after each of the three operations.
+On a CPU, networks this small spend more of a training step in normalization, ReLU and addition than in convolutions,
+since each is a separate pass over memory. `normalization.c` needs two passes forward and two backward. Its results
+equal those of torch up to rounding: it rounds to bfloat16 once, not after each of the three operations.
 
 Shapes: B batch, C channels, H rows, W columns.
 """
@@ -10,27 +10,26 @@ Shapes: B batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 import ctypes
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thaw.errors import MissingDependencyError, ModelFileError
-from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
+from thaw.kernels.library import FLOAT, INT, POINTER, SIZE, Signatures, load_library
 
 After = Literal["nothing", "relu", "add relu", "relu add"]
 """The operations after a normalization; "add" adds a shortcut. The C numbers them in this order."""
 
 NUMBERS: dict[After, int] = {"nothing": 0, "relu": 1, "add relu": 2, "relu add": 3}
-SOURCE = files("thaw.models") / "fused_norm.c"
 _MOST_CHANNELS = 4096
 _DTYPES = (torch.float32, torch.bfloat16)
+_SIGNATURES: Signatures = {
+    "thaw_norm_forward": [*[POINTER] * 3, SIZE, SIZE, *[POINTER] * 4, FLOAT, FLOAT, INT, POINTER],
+    "thaw_norm_backward": [*[POINTER] * 5, SIZE, SIZE, INT, *[POINTER] * 3],
+}
 
 
 @dataclass(frozen=True)
@@ -50,50 +49,15 @@ class Running:
     epsilon: float
 
 
-class _Library:
-    """The compiled C for one dtype."""
-
-    def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
-        pointer, size, number, real = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_float
-        self.forward = library.thaw_norm_forward
-        self.forward.restype = None
-        self.forward.argtypes = [*[pointer] * 3, size, size, *[pointer] * 4, real, real, number, pointer]
-        self.backward = library.thaw_norm_backward
-        self.backward.restype = None
-        self.backward.argtypes = [*[pointer] * 5, size, size, number, *[pointer] * 3]
-
-
 @lru_cache(maxsize=len(_DTYPES))
-def compiled(dtype: torch.dtype) -> _Library:
+def compiled(dtype: torch.dtype) -> ctypes.CDLL:
     """The C for maps of `dtype`, compiled for this machine on the first call, in about a second.
 
-    Nothing is kept on disk: a library that another machine, or another version, has left behind cannot be loaded.
-
     Raises:
-        MissingDependencyError: without a C compiler that can make it.
+        MissingDependencyError: without a C compiler that can compile it.
     """
     flags = ["-DTHAW_BFLOAT16"] if dtype == torch.bfloat16 else []
-    try:
-        compiler = find_compiler()
-        with tempfile.TemporaryDirectory(prefix="thaw-", ignore_cleanup_errors=True) as name:
-            folder = Path(name)
-            (folder / "fused_norm.c").write_bytes(SOURCE.read_bytes())
-            # Without contraction, all compilers round alike.
-            rest = ["-std=c99", "-ffp-contract=off", *flags, "-fPIC", "-shared", "-o", "fused_norm.so"]
-            rest += ["fused_norm.c", "-lm"]
-            try:
-                compile_c([compiler, *FAST_FLAGS, *rest], folder, "the fused normalization")
-            except ModelFileError:
-                # Some compilers do not support -march=native on this processor.
-                compile_c([compiler, FAST_FLAGS[0], *rest], folder, "the fused normalization")
-            return _Library(folder / "fused_norm.so")
-    except (MissingDependencyError, ModelFileError, OSError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise MissingDependencyError(
-            f"fused normalization cannot be compiled: {reason}\n"
-            "on Debian and Ubuntu: apt-get install gcc libc6-dev; or train with compute.normalization=torch"
-        ) from error
+    return load_library("normalization.c", _SIGNATURES, flags)
 
 
 def can_fuse(x: Tensor, shortcut: Tensor | None) -> bool:
@@ -152,7 +116,7 @@ class _Normalize(torch.autograd.Function):
         channels = x.shape[1]
         y = torch.empty_like(x)
         kept = torch.empty(4, channels, dtype=torch.float32, device=x.device)
-        compiled(x.dtype).forward(
+        compiled(x.dtype).thaw_norm_forward(
             x.data_ptr(),
             None if shortcut is None else shortcut.data_ptr(),
             y.data_ptr(),
@@ -182,7 +146,7 @@ class _Normalize(torch.autograd.Function):
         dx = torch.empty_like(x)
         dshortcut = torch.empty_like(x) if after == "add relu" else dy if after == "relu add" else None
         dweight, dbias = torch.empty(2, channels, dtype=torch.float32, device=x.device)
-        compiled(x.dtype).backward(
+        compiled(x.dtype).thaw_norm_backward(
             dy.data_ptr(),
             x.data_ptr(),
             (rest[0] if rest else x).data_ptr(),
