@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import TINY, start, wait_for
+from command_line import TINY, start_interpreter, wait_for
 
 LOST = """
 import os, signal
@@ -63,7 +63,7 @@ def test_a_command_that_is_stopped_says_how_to_go_on(call, finished, monkeypatch
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_before_training_begins(tmp_path, stop, code):
-    process = start("train", "digits", *TINY, "--out", "run", cwd=tmp_path)
+    process = start_interpreter("train", "digits", *TINY, "--out", "run", cwd=tmp_path)
     maps = Path(f"/proc/{process.pid}/maps")
     wait_for(lambda: "libtorch" in maps.read_text(), process)
     process.send_signal(stop)

@@ -25,12 +25,12 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "support"))
 sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "bench"))
 
+import forking
 import kills
 import mutations
 import sets
 import surroundings
 import world as worlds
-import zygote
 from ledger import Ledger
 
 AREAS = ("kills", "mutations", "caches", "surroundings", "threads", "sets", "wheel")
@@ -54,7 +54,7 @@ def main() -> int:
     if given.mutations is None:
         given.mutations = 400 if given.small else 10_000
     areas = given.only or [area for area in AREAS if area != "wheel" or not given.small]
-    zygote.preload()
+    forking.preload()
     root = Path(tempfile.mkdtemp(prefix="thaw-faults-"))
     try:
         with given.log.open("w", encoding="utf-8") as log:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 import world as worlds
 from command_line import assert_same_run, history
+from forking import Running
 from ledger import Ledger, same_files
 from world import World, write_images
-from zygote import Running
 
 # Long enough for something to happen in the middle of it.
 LONGER = ("--recipe", "paper", "--set", "dual.epochs=25", "--set", "dual.patience=25", "--set", worlds.STEPS)

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import world as worlds
+from forking import Outcome
 from ledger import Ledger
 from world import World, write_images
-from zygote import Outcome
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 LIMIT_SECONDS = 300.0

@@ -8,8 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import forking
 import numpy as np
-import zygote
 
 # As little training as a run can do; the bundled digits, since `zoo add` takes named data sets only.
 STEPS = 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'
@@ -41,18 +41,18 @@ class World:
         """The environment of every command."""
         return {"THAW_CACHE": str(self.root / "cache"), "HF_HUB_OFFLINE": "1", "THAW_DATA": str(self.data_root)}
 
-    def call(self, *arguments: object, cwd: Path | None = None, **more: object) -> zygote.Outcome:
+    def call(self, *arguments: object, cwd: Path | None = None, **more: object) -> forking.Outcome:
         """`thaw ARGUMENTS` in a forked process."""
         env = {**self.env, **more.pop("env", {})}
         more.setdefault("limit_s", SECONDS)
-        return zygote.call(arguments, scratch=self.root, cwd=cwd or self.root, env=env, **more)
+        return forking.call(arguments, scratch=self.root, cwd=cwd or self.root, env=env, **more)
 
-    def start(self, *arguments: object, cwd: Path | None = None, **more: object) -> zygote.Running:
+    def start(self, *arguments: object, cwd: Path | None = None, **more: object) -> forking.Running:
         """`thaw ARGUMENTS`, begun."""
         env = {**self.env, **more.pop("env", {})}
-        return zygote.Running(arguments, scratch=self.root, cwd=cwd or self.root, env=env, **more)
+        return forking.Running(arguments, scratch=self.root, cwd=cwd or self.root, env=env, **more)
 
-    def must(self, *arguments: object, **more: object) -> zygote.Outcome:
+    def must(self, *arguments: object, **more: object) -> forking.Outcome:
         """The same, where it has to go well for the campaign to make sense."""
         done = self.call(*arguments, **more)
         if done.code:

@@ -32,6 +32,7 @@ from command_line import (
     thaw,
     wait_for,
 )
+from launcher import Launched
 
 import thaw as library
 from thaw.errors import RunError
@@ -58,7 +59,7 @@ FINAL_NAMES = {
 PAPER = ("--recipe", "paper")
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Launched) -> None:
     process.kill()
     process.wait()
     process.stdout.close()

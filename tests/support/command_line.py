@@ -13,18 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import Launched, launch
 from safetensors.numpy import load_file
 
 SECONDS = 120
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-# What a shell starts in the background ignores interrupts, and so does all that it starts, these tests included.
-_LISTENING = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from thaw.cli import run
-run()
-"""
 
 # Five stages of two epochs and more, so that there is a middle of each to be killed in.
 STAGES = ("dual", "head", "dense", "conv2", "conv1")
@@ -45,28 +38,38 @@ def command(*arguments: object) -> list[str]:
 
 
 def thaw(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`thaw ARGUMENTS`, to its end."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    """Run `thaw ARGUMENTS` to its end."""
+    process = start(*arguments, cwd=cwd, env={**os.environ, **environment})
+    try:
+        out, err = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(arguments, process.wait(), out, err)
 
 
-def start(*arguments: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
-    """`thaw ARGUMENTS`, begun."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen(
-        [sys.executable, "-c", _LISTENING, *map(str, arguments)], cwd=cwd, stdin=subprocess.DEVNULL, text=True, **pipes
-    )
+def start(*arguments: object, cwd: Path, **options: Any) -> Launched:
+    """Start `thaw ARGUMENTS` in a process forked from one that has imported torch."""
+    return launch(*arguments, cwd=cwd, **options)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+# Programs that a shell starts in the background ignore interrupts, and so do their children, such as these tests.
+_LISTENING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from thaw.cli import run
+run()
+"""
+
+
+def start_interpreter(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    """Start `thaw ARGUMENTS` in a new interpreter."""
+    words = [sys.executable, "-c", _LISTENING, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=cwd, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(condition: Callable[[], bool], process: Launched | subprocess.Popen[str]) -> None:
     """Until the condition holds; a process that ends before it is a failure."""
     end = time.monotonic() + SECONDS
     while not condition():

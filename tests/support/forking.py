@@ -1,7 +1,7 @@
-"""Commands of thaw in processes that are forked from this one, where torch is imported already but was never used.
+"""Run thaw commands in processes forked from this one, which has imported torch but never used it.
 
-A fork takes milliseconds where a fresh interpreter takes seconds, so that thousands of commands can be tried. Nothing
-may compute in this process: threads do not survive a fork.
+A fork takes milliseconds, a new interpreter with torch takes seconds. This process must not compute anything: threads
+do not survive a fork.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 INTERNAL = 70
-"""The exit code of an error that thaw did not foresee."""
+"""The exit code of an unexpected error in thaw."""
+
+UNWRITTEN = 120
+"""The exit code of an interpreter that cannot write its buffered output at exit."""
 
 _LEFT_BEHIND_SECONDS = 10.0
 
@@ -56,10 +59,10 @@ class Outcome:
 
 
 def preload() -> None:
-    """Import what commands need, and compute nothing."""
+    """Import what commands need, without computing anything."""
     import scipy.stats
     import sklearn.datasets
-    import torch
+    import torch._dynamo  # torch.optim imports it when the first optimizer is made
 
     import thaw.api
     import thaw.cli.training_progress
@@ -69,6 +72,66 @@ def preload() -> None:
     import thaw.studies.reproduce
 
     del scipy, sklearn, torch, thaw
+
+
+def become_command(
+    arguments: Sequence[str],
+    *,
+    cwd: Path | str,
+    descriptors: Sequence[int],
+    env: Mapping[str, str | None],
+    before: Callable[[], object] | None = None,
+) -> NoReturn:
+    """Run `thaw ARGUMENTS` in this forked child, then exit.
+
+    Args:
+        cwd: working directory.
+        descriptors: file descriptors that become standard input, output and error; -1 for one that is closed.
+        env: changes to the environment; None removes a variable.
+        before: called before the command.
+    """
+    code = INTERNAL
+    try:
+        # Programs that a shell starts in the background ignore interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, descriptor in enumerate(descriptors):
+            if descriptor >= 0:
+                os.dup2(descriptor, number)
+        for number, descriptor in enumerate(descriptors):
+            if descriptor < 0:
+                os.close(number)
+        for name, value in env.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        os.chdir(cwd)
+        # Python opens its streams at startup, according to the descriptors and the environment.
+        sys.stdout, sys.stderr = (_stream(number) for number in (1, 2))
+        if before is not None:
+            before()
+        code = run_main(arguments)
+    except BaseException:  # noqa: BLE001 - a forked child must not continue in the parent's code
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            # As the interpreter reports output that it cannot write at exit.
+            except OSError:
+                code = UNWRITTEN if stream is sys.stdout else code
+        os._exit(code)
+
+
+def _stream(number: int) -> TextIO | None:
+    """Standard output or error as Python opens it at startup; None if the descriptor is closed."""
+    try:
+        is_terminal = os.isatty(number) or not os.fstat(number)
+    except OSError:
+        return None
+    errors, buffering = ("backslashreplace", 1) if number == 2 else ("strict", 1 if is_terminal else -1)
+    return os.fdopen(number, "w", buffering, encoding="utf-8", errors=errors, closefd=False)
 
 
 class Running:
@@ -92,33 +155,11 @@ class Running:
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            self._child([str(each) for each in arguments], cwd, env or {}, before)
-
-    def _child(
-        self, arguments: list[str], cwd: Path, env: Mapping[str, str], before: Callable[[], object] | None
-    ) -> None:
-        """Never returns."""
-        code = INTERNAL
-        try:
             os.setsid()
-            # What a shell starts in its background ignores interrupts.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            for number, path in enumerate(self._files, start=1):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            os.environ.update(env)
-            os.chdir(cwd)
-            if before is not None:
-                before()
-            code = run_main(arguments)
-        except BaseException:  # noqa: BLE001 - a forked child must not run on in the parent's code
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            descriptors = [os.open(os.devnull, os.O_RDONLY), *(os.open(path, flags) for path in self._files)]
+            words = [str(argument) for argument in arguments]
+            become_command(words, cwd=cwd, descriptors=descriptors, env=env or {}, before=before)
 
     def running(self) -> bool:
         """Whether it has not ended."""
@@ -164,15 +205,14 @@ class Running:
 
 
 def run_main(arguments: Sequence[str]) -> int:
-    """`thaw ARGUMENTS` in this process: its exit code."""
-    from thaw.cli import main
+    """Run `thaw ARGUMENTS` in this process and return its exit code; after a signal the process ends."""
+    from thaw.cli import run
 
     sys.argv = ["thaw", *arguments]
     try:
-        main()
+        run()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
 
 
 def call(arguments: Sequence[object], *, scratch: Path, cwd: Path, limit_s: float = 120.0, **more: Any) -> Outcome:
