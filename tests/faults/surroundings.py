@@ -8,16 +8,18 @@ import pwd
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import world as worlds
-from forking import Outcome
+from forking import Outcome, become_command
 from ledger import Ledger
 from world import World, write_images
 
@@ -41,6 +43,11 @@ class Surrounding:
     limits: Mapping[int, int] = field(default_factory=dict)
     closed: Sequence[int] = ()
     output: str = "pipe"
+
+    @property
+    def is_read_at_startup(self) -> bool:
+        """Whether a new interpreter is needed, since Python reads these variables when it starts."""
+        return not {"LC_ALL", "PYTHONUTF8"}.isdisjoint(self.env)
 
 
 def commands(world: World) -> dict[str, list[object]]:
@@ -131,46 +138,91 @@ def _one(world: World, ledger: Ledger, number: int, name: str, command: str, sur
     ledger.check(f"surroundings: {name}", f"--case {number}, {command}", done.trouble())
 
 
-def fresh(
-    world: World, arguments: Sequence[object], surrounding: Surrounding, python: Sequence[str] = (sys.executable,)
-) -> Outcome:
-    """`thaw ARGUMENTS` in a fresh interpreter, in a surrounding."""
-    env = {**os.environ, **world.env, **surrounding.env}
-    kept = {key: value for key, value in env.items() if value is not None}
+def fresh(world: World, arguments: Sequence[object], surrounding: Surrounding, python: Sequence[str] = ()) -> Outcome:
+    """`thaw ARGUMENTS` in a surrounding: in a forked process, or in a new interpreter where that makes a difference."""
+    env = {**world.env, **surrounding.env}
     started = time.monotonic()
     out_read, out_write = pty.openpty() if surrounding.output == "terminal" else os.pipe()
     err_path = world.root / "err"
     with err_path.open("wb") as err:
         err_fd = out_write if surrounding.output == "terminal" else err.fileno()
         out_fd = os.open("/dev/full", os.O_WRONLY) if surrounding.output == "full" else out_write
-        process = subprocess.Popen(
-            [*python, "-m", "thaw", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=out_fd,
-            stderr=err_fd,
-            cwd=world.root,
-            env=kept,
-            preexec_fn=lambda: _before(surrounding),  # noqa: PLW1509 - there are no threads here
-            start_new_session=True,
-        )
+        words = [str(argument) for argument in arguments]
+        start = _new_interpreter if python or surrounding.is_read_at_startup else _forked
+        process = start(words, world.root, env, surrounding, (out_fd, err_fd), python or (sys.executable,))
     for each in {out_write, out_fd}:
         os.close(each)
     out = _read(out_read, most=1 if surrounding.output == "head" else None)
     timed_out = False
-    try:
-        code = process.wait(max(1.0, LIMIT_SECONDS - (time.monotonic() - started)))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code, timed_out = process.wait(), True
+    while (code := process()) is None:
+        if time.monotonic() - started > LIMIT_SECONDS and not timed_out:
+            os.killpg(process.pid, signal.SIGKILL)
+            timed_out = True
+        time.sleep(0.005)
     told = err_path.read_text(errors="replace") if surrounding.output != "terminal" else ""
     if code and surrounding.closed and not told:
         told = "(nothing can be told)"
     return Outcome(code=code, out=out, err=told, seconds=time.monotonic() - started, timed_out=timed_out)
 
 
-def _before(surrounding: Surrounding) -> None:
-    for kind, limit in surrounding.limits.items():
+@dataclass(frozen=True)
+class _Process:
+    """A process that is waited for by calling it: its exit code, or None while it runs."""
+
+    pid: int
+
+    def __call__(self) -> int | None:
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+
+def _forked(
+    words: list[str],
+    cwd: Path,
+    env: Mapping[str, str | None],
+    surrounding: Surrounding,
+    streams: tuple[int, int],
+    _: Sequence[str],
+) -> _Process:
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        standard_input = os.open(os.devnull, os.O_RDONLY)
+        out, err = (-1 if number in surrounding.closed else each for number, each in zip((1, 2), streams, strict=True))
+        apply_limits = partial(_limit, surrounding.limits)
+        become_command(words, cwd=cwd, descriptors=(standard_input, out, err), env=env, before=apply_limits)
+    return _Process(pid)
+
+
+def _new_interpreter(
+    words: list[str],
+    cwd: Path,
+    env: Mapping[str, str | None],
+    surrounding: Surrounding,
+    streams: tuple[int, int],
+    python: Sequence[str],
+) -> _Process:
+    process = subprocess.Popen(
+        [*python, "-m", "thaw", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=streams[0],
+        stderr=streams[1],
+        cwd=cwd,
+        env={key: value for key, value in {**os.environ, **env}.items() if value is not None},
+        preexec_fn=lambda: _before(surrounding),  # noqa: PLW1509 - there are no threads here
+        start_new_session=True,
+    )
+    process.returncode = 0  # waited for by its process id
+    return _Process(process.pid)
+
+
+def _limit(limits: Mapping[int, int]) -> None:
+    for kind, limit in limits.items():
         resource.setrlimit(kind, (limit, limit))
+
+
+def _before(surrounding: Surrounding) -> None:
+    _limit(surrounding.limits)
     for number in surrounding.closed:
         os.close(number)
 

@@ -12,7 +12,8 @@ from thaw.quoting import PATH_LENGTH, shown
 
 _MEMORY_WORDS = (
     *("can't allocate memory", "cannot allocate memory", "failed to map segment"),
-    *("bad_alloc", "out of memory"),
+    # The last is from oneDNN, which compiles code for each operation.
+    *("bad_alloc", "out of memory", "could not create a primitive"),
 )
 # Messages of RuntimeErrors, and what they mean.
 _MEANINGS = {

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,7 @@ def _missing_parts() -> Iterator[None]:
         raise RunError(message, code="run-metrics") from error
 
 
+@lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
     def load(name: str) -> str:
         return resources.files("thaw.run").joinpath(name).read_text(encoding="utf-8")
