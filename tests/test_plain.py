@@ -99,7 +99,7 @@ def test_all_faults_are_found_and_long_values_are_cut():
         ({"std": (1e-320,)}, "InputSpec.std[0] = 1e-320"),
         ({"std": (float("inf"),)}, "InputSpec.std[0] = inf"),
         ({"mean": (2**63,)}, "InputSpec.mean[0] = 9223372036854775808"),
-        ({"height": True}, "InputSpec.height = True: expected a whole number"),
+        ({"height": True}, "InputSpec.height = True: expected an integer"),
         ({"height": 2**63}, "InputSpec.height = 9223372036854775808"),
         ({"channels": 1.0}, "InputSpec.channels = 1.0"),
     ],

@@ -214,7 +214,7 @@ def test_a_reader_that_goes_away_is_no_crash(finished, tmp_path):
         (("data", "nowhere/at/all"), 1, ["nowhere/at/all"]),
         (("reproduce", "--dataset", "imagenet"), 2, ["imagenet", "mnist, fashion_mnist, cifar10"]),
         (("reproduce", "--seeds", "0,x"), 2, ["0,x", "such as 0,1,2"]),
-        (("ablate", "digits", "--seeds", "1,1"), 2, ["distinct whole numbers"]),
+        (("ablate", "digits", "--seeds", "1,1"), 2, ["distinct integers"]),
         (("ablate", "digits", "--device", "tpu"), 2, ["device 'tpu'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

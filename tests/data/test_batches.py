@@ -15,7 +15,7 @@ from thaw.seeds import derive, numpy_generator
 
 CPU = torch.device("cpu")
 STILL = AugmentSettings(rotation_degrees=0.0, zoom=0.0, translation=0.0, brightness=0.0)
-# More than two chunks, and neither a whole number of chunks nor of batches.
+# More than two chunks, and neither an integer of chunks nor of batches.
 MANY = 2 * CHUNK_IMAGES + 333
 
 

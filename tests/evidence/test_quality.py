@@ -142,7 +142,7 @@ LABELS = np.array([0, 1])
         (GOOD, LABELS, "abc", None, UsageError, "3 class names"),
         (GOOD[:, :0], LABELS, "", None, UsageError, "class names"),
         (GOOD, LABELS[:1], "ab", None, UsageError, r"labels are int64 \[1\]"),
-        (GOOD, LABELS.astype(float), "ab", None, UsageError, "whole numbers"),
+        (GOOD, LABELS.astype(float), "ab", None, UsageError, "integers"),
         (GOOD, LABELS, "ab", ["one"], UsageError, "1 names for 2 images"),
         (GOOD[:0], LABELS[:0], "ab", None, DataError, "no images"),
         (GOOD, np.array([0, 2]), "ab", None, DataError, "labels from 0 to 2"),

@@ -180,7 +180,7 @@ def test_a_file_that_is_written_anew_runs():
 
 
 def mutated(model, rng):
-    """The model cut off, or with a byte, a bit or a whole number changed in its part that is not the archive."""
+    """The model cut off, or with a byte, a bit or an integer changed in its part that is not the archive."""
     content, end = bytearray(model), model.rindex(b"labels.txt", 0, model.rindex(b"PK\x01\x02")) - 30
     match int(rng.integers(4)):
         case 0:

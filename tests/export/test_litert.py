@@ -229,7 +229,7 @@ def test_the_int8_model_is_int8_throughout():
     types = [(tensor.Name().decode(), names[tensor.Type()]) for tensor in tensors]
     assert {dtype for _, dtype in types} == {"UINT8", "INT8", "INT32"}
     weighted = [op for op in graph.ops if hasattr(op, "weights")]
-    # Whole numbers of 32 bits are biases, one an operation, and nothing that has a name.
+    # integers of 32 bits are biases, one an operation, and nothing that has a name.
     assert [name for name, dtype in types if dtype == "INT32"] == [""] * len(weighted)
     assert [name for name, dtype in types if dtype == "UINT8"] == ["image"]
     unnamed = [tensor for tensor in tensors if tensor.Name() == b""]

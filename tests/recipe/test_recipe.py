@@ -102,11 +102,11 @@ def test_the_last_override_of_a_setting_counts():
         ("dual.epoch=5", "dual.epoch is unknown; did you mean epochs?"),
         ("duel.epochs=5", "duel is unknown; did you mean dual?"),
         ("xyzzy=5", "xyzzy is unknown; known here: description, method, data, augment"),
-        ("dual.epochs=five", "dual.epochs = 'five': expected a whole number"),
-        ("dual.epochs=5.0", "dual.epochs = 5.0: expected a whole number"),
-        ("dual.epochs=true", "dual.epochs = True: expected a whole number"),
-        ("dual.epochs=", "dual.epochs = '': expected a whole number"),
-        ("dual.epochs=0", "dual.epochs = 0: expected a whole number of at least 1"),
+        ("dual.epochs=five", "dual.epochs = 'five': expected an integer"),
+        ("dual.epochs=5.0", "dual.epochs = 5.0: expected an integer"),
+        ("dual.epochs=true", "dual.epochs = True: expected an integer"),
+        ("dual.epochs=", "dual.epochs = '': expected an integer"),
+        ("dual.epochs=0", "dual.epochs = 0: expected an integer of at least 1"),
         ("dual.epochs=-3", "dual.epochs = -3"),
         ("dual.learning_rate=nan", "dual.learning_rate = nan: expected a finite number"),
         ("dual.learning_rate=inf", "dual.learning_rate = inf: expected a finite number"),
@@ -121,8 +121,8 @@ def test_the_last_override_of_a_setting_counts():
         ("model.family=resnet", "model.family = 'resnet': expected one of paper"),
         ("model.family=[1]", "model.family = [1]: expected one of paper"),
         ("model.filters=[10]", "model.filters"),
-        ("model.filters=[10, 20.5]", "model.filters[1] = 20.5: expected a whole number"),
-        ("model.filters=[0, 5]", "model.filters[0] = 0: expected a whole number from 1 to 4,096"),
+        ("model.filters=[10, 20.5]", "model.filters[1] = 20.5: expected an integer"),
+        ("model.filters=[0, 5]", "model.filters[0] = 0: expected an integer from 1 to 4,096"),
         ("model.filters=[10, 999999]", "model.filters"),
         ("model.dropout=1", "model.dropout = 1: expected a number from 0 to below 1"),
         ("data.fit=squeeze", "data.fit = 'squeeze': expected one of stretch, crop"),
@@ -143,7 +143,7 @@ def test_the_last_override_of_a_setting_counts():
         ("=5", 'overrides=["=5"]: expected section.key=value'),
         ("dual..epochs=5", "expected section.key=value"),
         ("", "expected section.key=value"),
-        (f"dual.epochs={'[' * 5000}", "expected a whole number"),
+        (f"dual.epochs={'[' * 5000}", "expected an integer"),
     ],
 )
 def test_one_fault(override, words):
@@ -235,7 +235,7 @@ def test_every_setting_is_strict(info):
     """A value of another type is refused, never converted, and the fault has the setting's full name."""
     if "[]" in info.key or info.key in {"model.family", "unfreeze.steps", "data.range"}:
         return
-    wrong = {"text": "5", "true or false": "1", "whole number": "true", "number": "true"}.get(info.type, "3")
+    wrong = {"text": "5", "true or false": "1", "integer": "true", "number": "true"}.get(info.type, "3")
     family = [f"model.family={info.family}"] if info.family else []
     recipe = "paper" if info.family in {"", "paper"} else {"looped": "best-cifar10-15k"}.get(info.family, "balanced")
     if info.family == "separable":

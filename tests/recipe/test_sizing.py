@@ -186,7 +186,7 @@ def test_free_widths_put_back_give_the_same():
         ("sizing.stems=['half']", "expected one of none, pool, stride"),
         ("sizing.sides=[]", "sizing.sides = []: expected at least 1 entry"),
         ("sizing.sides=[64, 32]", "in ascending order"),
-        ("sizing.sides=[4, 32]", "sizing.sides[0] = 4: expected a whole number from 8 to 1,024"),
+        ("sizing.sides=[4, 32]", "sizing.sides[0] = 4: expected an integer from 8 to 1,024"),
         ("data.input=64xauto", "expected HEIGHTxWIDTHxCHANNELS"),
         ("data.input=auto x1", "expected HEIGHTxWIDTHxCHANNELS"),
     ],

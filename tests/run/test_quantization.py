@@ -258,11 +258,11 @@ def test_a_recipe_without_the_section_has_the_usual_settings():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("quantize.calibration_images=0", "quantize.calibration_images = 0: expected a whole number of at least 1"),
-        ("quantize.calibration_images=many", "expected a whole number"),
+        ("quantize.calibration_images=0", "quantize.calibration_images = 0: expected an integer of at least 1"),
+        ("quantize.calibration_images=many", "expected an integer"),
         ("quantize.qat_threshold=-1", "quantize.qat_threshold = -1: expected a number of at least 0"),
         ("quantize.qat_treshold=1", "did you mean qat_threshold?"),
-        ("quantize.qat.epochs=0", "quantize.qat.epochs = 0: expected a whole number of at least 1"),
+        ("quantize.qat.epochs=0", "quantize.qat.epochs = 0: expected an integer of at least 1"),
         ("quantize.qat.view=odd", "quantize.qat.view = 'odd': expected one of original, augmented"),
         ("quantize.qat=3", "quantize.qat: expected a section"),
     ],

@@ -1,4 +1,4 @@
-/* Resizing and gray conversion in integers: byte-identical to thaw's data/resize.py.
+/* Resizing and gray conversion in integers, byte-identical to `data/resize.py`.
 
    An image is {height, width, channels, data}: data is a Uint8Array [H, W, C], C = 1 (gray) or 3 (RGB), or a Uint16Array,
    which is first scaled to bytes as in data/scaling.py.
