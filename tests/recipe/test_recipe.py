@@ -1,4 +1,4 @@
-"""Recipes: those that ship, overrides, and the report of all faults at once."""
+"""Recipes: shipped ones, overrides, and the report of all faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def faults(overrides, recipe="paper") -> str:
     return str(caught.value)
 
 
-def test_what_ships():
+def test_shipped_recipes():
     assert recipe_names()[:1] == ("balanced",)
     assert recipe_names()[-2:] == ("digits", "paper")
     assert all(name.startswith("best-") for name in recipe_names()[1:-2])
@@ -35,7 +35,7 @@ def test_what_ships():
         assert list(recipe.stage_epochs()) == (two_stages if name in {"digits", "paper"} else ["plain"])
 
 
-def test_the_paper_recipe_is_the_paper_s():
+def test_paper_recipe_has_the_values_of_the_paper():
     recipe = load_recipe("paper")[1]
     assert recipe.model == PaperSpec(filters=(10, 20), dropout=recipe.model.dropout)
     assert recipe.unify.hidden == 32
@@ -44,7 +44,7 @@ def test_the_paper_recipe_is_the_paper_s():
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_resolved_recipe_comes_back_from_toml(name):
+def test_resolved_recipe_round_trips_through_toml(name):
     recipe = load_recipe(name, ["dual.epochs=7", "model.dropout=0.25"])[1]
     tree = tomllib.loads(recipe.as_toml())
     assert tree == recipe.as_dict()
@@ -53,7 +53,7 @@ def test_a_resolved_recipe_comes_back_from_toml(name):
     assert set(tree) == {field.name for field in dataclasses.fields(Recipe)}
 
 
-def test_a_recipe_file_has_its_own_name(tmp_path):
+def test_recipe_file_has_its_own_name(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[dual]\nepochs = 4\n[model]\nfamily = 'paper'\nfilters = [4, 8]\n")
     name, recipe = load_recipe(str(path))
@@ -92,7 +92,7 @@ def test_overrides_of_every_type():
     assert recipe.description == ""
 
 
-def test_the_last_override_of_a_setting_counts():
+def test_last_override_of_a_setting_applies():
     assert load_recipe("paper", ["dual.epochs=5", "dual.epochs=6"])[1].dual.epochs == 6
 
 
@@ -194,19 +194,19 @@ def test_all_faults_are_reported_together():
         (".", "unknown recipe '.'"),
     ],
 )
-def test_a_recipe_that_is_not_there(name, words):
+def test_missing_recipe(name, words):
     assert words in faults([], recipe=name)
 
 
 @pytest.mark.parametrize("content", [b"dual = ", b"\xff\xfe\x00", b"a = [" + b"[" * 5000])
-def test_a_file_that_is_not_toml(tmp_path, content):
+def test_file_that_is_not_toml(tmp_path, content):
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
     message = faults([], recipe=str(path))
     assert str(path) in message
 
 
-def test_the_recipe_of_a_source():
+def test_default_recipe_of_a_source():
     assert default_recipe("digits") == "digits"
     for source in ("mnist", "fashion_mnist", "cifar10"):
         assert default_recipe(source) == "paper"
@@ -216,14 +216,14 @@ def test_the_recipe_of_a_source():
         assert default_recipe(source) == "balanced"
 
 
-def test_a_recipe_without_stage_two_is_refused():
+def test_rejects_a_recipe_without_stage_two():
     with pytest.raises(UsageError):
         Recipe(unfreeze=UnfreezeSettings(steps=()))
     with pytest.raises(UsageError):
         Recipe(unify=UnifySpec(join="average"))
 
 
-def test_the_order_of_unfreezing_is_judged_once_the_network_is_known():
+def test_unfreezing_order_is_checked_when_the_network_is_valid():
     wrong = 'unfreeze.steps=[{unit="conv1", epochs=1}]'
     message = faults([wrong, "model.dropout=2", "augment.zoom=7"])
     assert message.startswith("2 faults in the recipe:")
@@ -232,7 +232,7 @@ def test_the_order_of_unfreezing_is_judged_once_the_network_is_known():
 
 @pytest.mark.parametrize("info", settings_reference(), ids=lambda info: f"{info.family} {info.key}")
 def test_every_setting_is_strict(info):
-    """A value of another type is refused, never converted, and the fault has the setting's full name."""
+    """A value of another type is rejected, not converted, and the fault has the setting's full name."""
     if "[]" in info.key or info.key in {"model.family", "unfreeze.steps", "data.range"}:
         return
     wrong = {"text": "5", "true or false": "1", "integer": "true", "number": "true"}.get(info.type, "3")
