@@ -2,7 +2,7 @@
 
     python bench/pareto.py --out docs/results/pareto.svg
 
-A page with the source of every point is written beside the plot. This module collects the points; `pareto_plot.py`
+A page with the source of every point is written next to the plot. This module collects the points; `pareto_plot.py`
 draws them.
 """
 
@@ -60,7 +60,7 @@ def collect(reproduction: Path | None = None) -> tuple[Point, ...]:
 
 
 def write_pareto(out: Path, reproduction: Path | None = None) -> tuple[Path, Path]:
-    """Draw the plot in `out`, an .svg file, write the page of its points beside it, and return both paths.
+    """Draw the plot in `out`, an .svg file, write the page of its points next to it, and return both paths.
 
     Raises:
         UsageError: if the name of `out` does not end in .svg.

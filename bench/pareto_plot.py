@@ -104,7 +104,7 @@ def draw(numbers: Mapping[Point, int]) -> str:
     """Return the plot as SVG: one row per data set, one column per size axis.
 
     Args:
-        numbers: the points, and the numbers that they have on the page beside the plot.
+        numbers: the points, and their numbers on the page next to the plot.
     """
     datasets = [name for name in _TITLES if any(point.dataset == name for point in numbers)]
     height = HEAD + PANEL_HEIGHT * len(datasets) + FOOT

@@ -94,7 +94,7 @@ def positive(text: str) -> int:
     """Return a positive integer."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer above 0")
     return value
 
 
@@ -178,7 +178,7 @@ def contender_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def step_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the ratios of thaw to thaw without each optimization."""
+    """Return the ratios of the time with all optimizations to the time without each one of them."""
     whole, *lacking = rows
     return [{"of": whole.name, "to": row.name, "ratio": ratios(whole, row)} for row in lacking]
 

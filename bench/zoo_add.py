@@ -109,8 +109,8 @@ def add_model(name: str, paths: Sequence[Path], *, out: Path | None = None) -> Z
     folder = (zoo_root() if out is None else out.expanduser()) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The card makes the folder an entry. It is removed first and written last, so that a kill in between leaves
-        # no entry, and never a model beside the card of another.
+        # A folder with a card is an entry. The card is removed first and written last, so that a kill in between leaves
+        # no entry, and never a model with the card of another one.
         (folder / CARD_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}\nchoose another folder with --out") from error

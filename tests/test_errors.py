@@ -19,7 +19,7 @@ def classes():
     return found
 
 
-def test_every_class_has_a_code_of_its_own():
+def test_every_class_has_its_own_code():
     own = [kind for kind in classes() if kind.__module__ == "thaw.errors"]
     codes = [kind.code for kind in own]
     assert len(own) >= 10
@@ -27,7 +27,7 @@ def test_every_class_has_a_code_of_its_own():
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", code) for code in codes)
 
 
-def test_a_code_given_at_a_raise_begins_with_the_code_of_a_class():
+def test_specific_code_begins_with_the_code_of_a_class():
     roots = {kind.code for kind in classes()}
     calls = [
         node
@@ -42,13 +42,13 @@ def test_a_code_given_at_a_raise_begins_with_the_code_of_a_class():
     assert not {code for code in given if not any(code == root or code.startswith(f"{root}-") for root in roots)}
 
 
-def test_a_code_survives_pickling_and_does_not_show():
+def test_code_survives_pickling_and_is_not_in_the_message():
     error = pickle.loads(pickle.dumps(DataError("two columns", code="data-columns")))
     assert (type(error), error.code, str(error)) == (DataError, "data-columns", "two columns")
     assert DataError("x").code == "data"
 
 
-def test_raises_matches_by_class_by_code_and_by_facts():
+def test_raises_matches_class_code_and_facts():
     with raises(DataError, "cat"):
         raise DataError("no cat", code="data-labels")
     with raises("data"):

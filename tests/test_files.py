@@ -1,4 +1,4 @@
-"""Documents with a digest, and dataclasses from plain trees: what goes in comes out, and nothing else does."""
+"""Documents with a digest, and dataclasses from plain trees: round trips, and rejection of everything else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.text().filter(lambda key: key != "sha256"), JSON, max_size=5))
 @settings(max_examples=200, deadline=None)
-def test_any_document_comes_back(tmp_path_factory, content):
+def test_document_round_trip(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "document.json"
     written = write_document(path, content)
     assert read_document(path, remedy="") == json.loads(json.dumps(content))
@@ -35,16 +35,16 @@ def test_any_document_comes_back(tmp_path_factory, content):
     assert read_document(path, remedy="") == json.loads(json.dumps(content))
 
 
-def test_the_digest_is_over_the_canonical_json(tmp_path):
+def test_digest_is_over_the_canonical_json(tmp_path):
     path = tmp_path / "document.json"
     written = write_document(path, {"b": (1, 2.0), "a": {3: "é"}})
     assert written["sha256"] == hashlib.sha256(b'{"a": {"3": "\\u00e9"}, "b": [1, 2.0]}').hexdigest()
-    # How it is spaced and in which order does not matter.
+    # White space and the order of keys do not matter.
     path.write_text(json.dumps(dict(reversed(written.items())), ensure_ascii=True))
     assert read_document(path, remedy="") == {"b": [1, 2.0], "a": {"3": "é"}}
 
 
-def test_every_changed_bit_of_a_document_is_found(tmp_path):
+def test_every_changed_bit_of_a_document_is_detected(tmp_path):
     path = tmp_path / "document.json"
     write_document(path, {"seed": 3, "accuracy": 0.75, "name": "a", "many": [1, None, True]})
     content = path.read_bytes()
@@ -53,18 +53,18 @@ def test_every_changed_bit_of_a_document_is_found(tmp_path):
         for bit in range(8):
             path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
             with contextlib.suppress(RunError):
-                # White space, at most.
+                # Only white space may change without effect.
                 assert read_document(path, remedy="") == expected, (place, bit)
 
 
-def test_a_name_that_is_no_text_is_kept_in_a_file_that_is_utf_8(tmp_path):
+def test_name_that_is_not_utf_8_is_stored_in_a_utf_8_file(tmp_path):
     path = tmp_path / "document.json"
     write_document(path, {"source": "caf\udce9"})
     assert json.loads(path.read_bytes().decode("utf-8"))["source"] == "caf\udce9"
     assert read_document(path, remedy="") == {"source": "caf\udce9"}
 
 
-def test_numbers_that_are_not_finite_are_our_own_mistake(tmp_path):
+def test_writing_nan_is_a_value_error(tmp_path):
     with pytest.raises(ValueError):
         write_document(tmp_path / "document.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
@@ -72,7 +72,7 @@ def test_numbers_that_are_not_finite_are_our_own_mistake(tmp_path):
         unseal({**seal({"a": 1}), "a": 2})
 
 
-def test_answers_that_are_not_finite_are_counted():
+def test_outputs_that_are_not_finite_are_counted():
     answers = np.ones((5, 3))
     check_finite(answers, "it")
     check_finite(np.ones((5, 3), np.int8), "it")

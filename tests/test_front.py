@@ -1,4 +1,4 @@
-"""The front: what a prediction imports, and that messages name what their reader can change."""
+"""The public API: imports of a prediction, and messages that name options or arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ except SystemExit as end:
 """
 )
 MOST_MODULES = 56
-"""Modules of thaw that a prediction imports: a model, its file, and the decoding of images."""
+"""Modules of thaw that a prediction imports: model, model file, and image decoding."""
 
 
 def imported(program, **values):
@@ -40,7 +40,7 @@ def imported(program, **values):
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_a_prediction_imports_what_a_model_needs_and_no_more(finished, tmp_path):
+def test_prediction_imports_only_what_a_model_needs(finished, tmp_path):
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "a.png")
     values = {"model": str(finished.path), "image": str(tmp_path / "a.png")}
     from_python = imported(FROM_PYTHON, **values)
@@ -62,14 +62,14 @@ def test_a_prediction_imports_what_a_model_needs_and_no_more(finished, tmp_path)
         ("gcc --version", "gcc --version"),
     ],
 )
-def test_a_message_names_options_or_arguments(message, expected):
+def test_message_names_options_or_arguments(message, expected):
     assert expected in for_the_reader(message)
     assert for_the_reader(for_the_reader(message)) == for_the_reader(message)
     with naming_options():
         assert for_the_reader(message) == message
 
 
-def test_the_same_error_in_both(finished, call):
+def test_same_error_on_command_line_and_in_python(finished, call):
     with pytest.raises(thaw.RunError) as caught:
         thaw.train("digits", overrides=TINY_OVERRIDES, out=finished.path)
     assert "out=" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The public names are one sorted `__all__`, and nothing else shows."""
+"""The public names are a sorted `__all__`, and there are no others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import thaw
 from thaw import _version
 
-# Leaks are looked for in a process of its own: here, other tests may have imported anything.
+# Leaks are checked in a separate process, since other tests may have imported anything here.
 _PUBLIC_NAMES = """
 import __future__, types, thaw
 for name in sorted(set(dir(thaw)) | set(vars(thaw))):
@@ -24,12 +24,12 @@ for name in sorted(set(dir(thaw)) | set(vars(thaw))):
 """
 
 
-def test_all_is_sorted_and_has_no_name_twice():
+def test_all_is_sorted_and_unique():
     assert list(thaw.__all__) == sorted(set(thaw.__all__))
 
 
 @pytest.mark.parametrize("name", thaw.__all__)
-def test_every_public_name_is_there_and_documented(name):
+def test_every_public_name_exists_and_is_documented(name):
     value = getattr(thaw, name)
     assert not isinstance(value, ModuleType), f"thaw.{name} is a module: public names are functions, classes and values"
     if inspect.isclass(value) or inspect.isroutine(value):
@@ -42,7 +42,7 @@ def test_star_import_gives_exactly_the_public_names():
     assert set(namespace) - {"__builtins__"} == set(thaw.__all__)
 
 
-def test_nothing_else_leaks():
+def test_no_other_public_names():
     command = [sys.executable, "-c", _PUBLIC_NAMES]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
     assert shown == [name for name in sorted(thaw.__all__) if not name.startswith("_")]

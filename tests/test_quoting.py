@@ -1,4 +1,4 @@
-"""Hostile texts in every language that thaw writes, read back by programs that know nothing of thaw."""
+"""Hostile texts in every language that thaw writes, parsed by independent programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from thaw import quoting
 from thaw.quoting import printable
 
-# A machine that is busy with other things draws slowly, and fails nobody.
+# Examples may be slow to draw on a busy machine.
 MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FEW = settings(MANY, max_examples=8)
 GCC = shutil.which("gcc")
@@ -32,7 +32,7 @@ STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 # Terminal
 
 
-def test_every_character_that_steers_or_hides_is_written_out():
+def test_control_and_invisible_characters_are_escaped():
     for code in range(sys.maxunicode + 1):
         letter = chr(code)
         made = printable(letter)
@@ -43,16 +43,16 @@ def test_every_character_that_steers_or_hides_is_written_out():
             assert made == letter, hex(code)
 
 
-def test_what_is_written_out_is_as_in_python():
+def test_escapes_are_those_of_python():
     assert printable("a\nb\t\x1b[31m é 大\x85\u202e\U000e0041") == "a\\nb\\t\\x1b[31m é 大\\x85\\u202e\\U000e0041"
-    # A byte of a file's name that is no UTF-8, as the system gave it; and a surrogate from anywhere else.
+    # A byte of a file name that is not UTF-8, as given by the system, and any other surrogate.
     assert printable(os.fsdecode(b"a\xff") + "\ud800") == "a\\xff\\ud800"
     assert quoting.encodable("a\n\x1b\udcff") == "a\n\x1b\\xff"
 
 
 @given(hostile)
 @MANY
-def test_printable_text_is_one_line_and_stays_as_it_is(text):
+def test_printable_text_is_one_line_and_stable(text):
     made = printable(text)
     assert not any(map(is_unsafe, made))
     assert len(made.splitlines()) <= 1
@@ -68,15 +68,15 @@ def test_printable_text_is_one_line_and_stays_as_it_is(text):
     ["x" * 5000, ["x"] * 5000, {"a": "\x1b" * 5000}, 10**5000, b"\xff" * 5000, "\u202e" * 5000, (1,) * 5000],
     ids=["text", "list", "dictionary", "number", "bytes", "marks", "tuple"],
 )
-def test_a_value_in_a_message_is_short(value):
+def test_value_in_a_message_is_short(value):
     for made in (quoting.shown(value), quoting.given(value if isinstance(value, str) else "x" * 5000)):
-        # An escape of ten characters may take the place of one.
+        # One character may become an escape sequence of ten.
         assert len(made) <= 10 * quoting.VALUE_LENGTH + 40
         assert not any(map(is_unsafe, made))
     assert "x" in quoting.shown("x")
 
 
-def test_a_short_value_is_shown_as_python_writes_it():
+def test_short_value_is_shown_as_its_repr():
     for value in ("a'b", 1.5, [1, 2], None, {"a": "b"}, "x" * 80):
         assert quoting.shown(value) == repr(value)
     nested: list = []
@@ -88,7 +88,7 @@ def test_a_short_value_is_shown_as_python_writes_it():
 
 @given(st.lists(st.integers(0, 3000).map("é".__mul__), max_size=200))
 @FEW
-def test_an_error_has_lines_of_moderate_number_and_length(lines):
+def test_error_has_a_limited_number_and_length_of_lines(lines):
     made = quoting.error_text("\n".join(lines)).split("\n")
     assert len(made) <= 31
     assert max(map(len, made)) <= quoting.LINE_LENGTH
@@ -107,7 +107,7 @@ def as_argument(text: str) -> str | None:
 
 @given(hostile)
 @MANY
-def test_a_word_without_controls_is_read_back_by_shlex(text):
+def test_word_without_controls_is_parsed_by_shlex(text):
     word = quoting.shell_word(text)
     assert printable(word) == word
     if not word.startswith("$'"):
@@ -118,7 +118,7 @@ def test_a_word_without_controls_is_read_back_by_shlex(text):
 @pytest.mark.skipif(BASH is None, reason="needs bash")
 @given(st.lists(hostile, min_size=20, max_size=60))
 @FEW
-def test_words_are_read_back_by_bash(texts):
+def test_words_are_parsed_by_bash(texts):
     words = [text for text in map(as_argument, [ISSUE, "it's\n\x1b", *PIECES, *texts]) if text is not None]
     line = quoting.shell_command(["printf", "%s\\0", *words])
     done = subprocess.run([BASH, "-c", line], capture_output=True, check=True, timeout=60)
@@ -137,7 +137,7 @@ trees = st.recursive(
 
 @given(trees, st.sampled_from([None, 1]))
 @MANY
-def test_json_is_read_back_and_shows_and_ends_nothing(value, indent):
+def test_json_round_trip_without_markup(value, indent):
     text = quoting.json_text(value, indent=indent)
     assert json.loads(text) == value
     assert not any(map(is_unsafe, text.replace("\n", "")))
@@ -147,7 +147,7 @@ def test_json_is_read_back_and_shows_and_ends_nothing(value, indent):
     assert json.loads(Seen(f"<p>{text}</p>").text) == value
 
 
-def test_json_has_no_numbers_that_are_none():
+def test_json_rejects_nan():
     with pytest.raises(ValueError):
         quoting.json_text({"a": float("nan")})
 
@@ -162,7 +162,7 @@ def as_lines(text: str) -> str:
 @given(hostile)
 @example("".join(map(chr, range(32))) + "\x7f\ufffe\uffff\ud800")
 @MANY
-def test_text_of_an_element_and_of_an_attribute_is_read_back(text):
+def test_xml_text_round_trip_in_elements_and_attributes(text):
     made = quoting.xml_text(text)
     document = f"<a b=\"{made}\" c='{made}'>{made}</a>"
     element = ET.fromstring(document.encode())
@@ -186,7 +186,7 @@ def parsed(text: str) -> tuple[list[str], list]:
 
 @given(hostile)
 @MANY
-def test_markdown_text_is_text_wherever_it_stands(text):
+def test_markdown_text_is_text_in_any_position(text):
     shown = printable(text).strip()
     assume(shown)
     kinds, inlines = parsed(quoting.markdown_text(text))
@@ -198,7 +198,7 @@ def test_markdown_text_is_text_wherever_it_stands(text):
 
 @given(hostile)
 @MANY
-def test_markdown_code_is_one_span_wherever_it_stands(text):
+def test_markdown_code_is_one_span_in_any_position(text):
     shown = printable(text).replace("|", "\u00a6")
     assume(shown.strip(" "))
     kinds, inlines = parsed(quoting.markdown_code(text))
@@ -207,8 +207,8 @@ def test_markdown_code_is_one_span_wherever_it_stands(text):
         assert [(child.type, child.content) for child in inlines[index] if child.content] == [("code_inline", shown)]
 
 
-def test_a_bare_address_in_markdown_is_no_link():
-    # What GitHub makes links and mentions of, beyond the standard.
+def test_bare_address_in_markdown_is_not_a_link():
+    # Links and mentions of GitHub, beyond the standard.
     for text in ("www.example.org", "https://example.org", "a@example.org", "@someone", "#1", ":smile:", "$x$"):
         made = quoting.markdown_text(text)
         assert not re.search(r"(?i)(?<!\\)(@|:|#|\$)|www\.", made), made
@@ -222,7 +222,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20
 @given(st.lists(st.one_of(hostile, st.floats(-1, 1)), min_size=1, max_size=6))
 @example(["=1+1", "\t=1", " =1", "-1", "+1", "@a", "\r=1", 'a;"=1', "a\n=1"])
 @MANY
-def test_no_cell_is_a_formula_and_numbers_stay_numbers(cells):
+def test_csv_cell_is_never_a_formula(cells):
     cells = ["first", *cells]
     line = quoting.csv_line(cells)
     assert line.count("\n") == 1
@@ -234,7 +234,7 @@ def test_no_cell_is_a_formula_and_numbers_stay_numbers(cells):
         else:
             assert not found.lstrip().startswith(FORMULA)
             assert found.replace("'", "") == printable(cell).replace("'", "")
-    # Where the comma separates decimals, a spreadsheet splits this at semicolons.
+    # In locales with a decimal comma, a spreadsheet splits this at semicolons.
     for part in next(csv.reader([line], delimiter=";")):
         assert not part.lstrip(' "').startswith(FORMULA) or re.match(r"-?[0-9.]+(,|$)", part)
 
@@ -266,7 +266,7 @@ NAMES = [
 @pytest.mark.skipif(GCC is None, reason="needs gcc")
 @given(st.lists(hostile, min_size=50, max_size=100))
 @FEW
-def test_a_comment_holds_no_code(tmp_path_factory, texts):
+def test_c_comment_contains_no_code(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("comment")
     comments = [quoting.c_comment(text) for text in [*NAMES, *PIECES, *texts]]
     assert all(len(comment) <= 210 and comment.isascii() and comment.isprintable() for comment in comments)
@@ -279,7 +279,7 @@ def test_a_comment_holds_no_code(tmp_path_factory, texts):
 @pytest.mark.skipif(GCC is None, reason="needs gcc")
 @given(st.lists(hostile, min_size=50, max_size=100))
 @FEW
-def test_a_string_is_what_it_says(tmp_path_factory, texts):
+def test_c_string_round_trip(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("string")
     names = [name for name in [*NAMES, *PIECES, *texts] if len(name) < 900]
     entries = ",\n".join(quoting.c_string(name) for name in [*names, "x" * 5000, "大" * 5000])

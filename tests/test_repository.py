@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: no local paths, no big files, live links, a complete package."""
+"""Checks of the whole repository: no local paths, no large files, valid links, a complete package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thaw._version import __version__
 MAX_FILE_BYTES = 1_000_000
 MAX_MODULE_LINES = 450
 
-# A path that holds on one machine only. What stands before the slash tells it from the middle of an address.
+# A path of one machine. The character before the slash distinguishes it from the middle of a URL.
 LOCAL_PATH = re.compile(r"(?<![\w.~/-])/(?:home/[\w.-]+|Users/[\w.-]+|root|work|workspace)/")
 
 # [text](target), ![text](target "title"), <img src="target">, <a href="target">
@@ -31,8 +31,8 @@ EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)
 
 @cache
 def repository_files() -> tuple[str, ...]:
-    """The files of the repository, tracked or about to be, as paths relative to its root."""
-    # The folder may belong to somebody else than the user who runs the tests, which git refuses unless told.
+    """The files of the repository, tracked or untracked, as paths relative to its root."""
+    # The folder may belong to another user than the one who runs the tests, which git rejects by default.
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listing = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
@@ -42,7 +42,7 @@ def repository_files() -> tuple[str, ...]:
 
 
 def text_files() -> dict[str, str]:
-    """Path -> text of the repository's files that are text: those that hold no zero byte."""
+    """Path -> content of the repository's text files: those without a zero byte."""
     contents = {name: (REPOSITORY / name).read_bytes() for name in repository_files()}
     return {name: data.decode() for name, data in contents.items() if b"\0" not in data and not _is_picture(name)}
 
@@ -51,7 +51,7 @@ def _is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in {".png", ".jpg", ".jpeg", ".gif", ".webp"}
 
 
-def test_no_file_names_a_path_of_one_machine():
+def test_no_file_contains_a_local_path():
     found = [
         f"{name}:{number}: {line.strip()[:100]}"
         for name, text in text_files().items()
@@ -71,22 +71,22 @@ def test_no_file_names_a_path_of_one_machine():
         ("/usr/bin/python3", False),
     ],
 )
-def test_local_paths_are_told_from_others(text, is_local):
+def test_local_path_finder_finds_local_paths(text, is_local):
     line = text.format(home="/" + "home", root="/" + "root")
     assert bool(LOCAL_PATH.search(line)) == is_local
 
 
-def test_no_file_is_big():
+def test_no_file_is_too_large():
     sizes = {name: (REPOSITORY / name).stat().st_size for name in repository_files()}
     assert {name: size for name, size in sizes.items() if size > MAX_FILE_BYTES} == {}
 
 
-def test_no_module_is_long():
+def test_no_module_is_too_long():
     lines = {name: text.count("\n") for name, text in text_files().items() if name.endswith(".py")}
     assert {name: count for name, count in lines.items() if count > MAX_MODULE_LINES} == {}
 
 
-def test_relative_links_lead_to_files_of_the_repository():
+def test_relative_links_point_to_files_of_the_repository():
     files = repository_files()
     known = {PurePosixPath(name) for name in files} | {up for name in files for up in PurePosixPath(name).parents}
     broken = [
@@ -99,7 +99,7 @@ def test_relative_links_lead_to_files_of_the_repository():
     assert not broken, "\n".join(broken)
 
 
-def test_the_link_finder_finds_links():
+def test_link_finder_finds_links():
     text = (
         '[a](docs/a.md#part) ![b](b.png "title") <img src="c.png"> [d](https://example.org) [e](#here)\n'
         "```\n[f](in/code.md)\n```\n"
@@ -113,7 +113,7 @@ def _relative_links(text: str) -> list[str]:
 
 
 def _normal(path: PurePosixPath) -> PurePosixPath | None:
-    """The path without `..`, or None where it leads out of the repository."""
+    """The path without `..`, or None if it is outside the repository."""
     parts: list[str] = []
     for part in path.parts:
         if part != "..":
@@ -133,7 +133,7 @@ def _constraints() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (pin.split("==") for pin in pins)}
 
 
-def test_constraints_hold_a_version_in_range_for_every_dependency():
+def test_constraints_have_a_version_for_every_dependency():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     for text in [*project["dependencies"], *(text for extra in extras for text in extra)]:
@@ -143,12 +143,12 @@ def test_constraints_hold_a_version_in_range_for_every_dependency():
         assert requirement.specifier.contains(version), f"{requirement} does not allow {version} of constraints.txt"
 
 
-def test_changelog_opens_with_this_version():
+def test_changelog_begins_with_this_version():
     versions = re.findall(r"^## \[([^\]]+)\]", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == __version__
 
 
-def test_wheel_holds_every_file_of_the_package(tmp_path):
+def test_wheel_contains_every_file_of_the_package(tmp_path):
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -157,7 +157,7 @@ def test_wheel_holds_every_file_of_the_package(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "thaw/py.typed" in expected
-    # What the build itself fetches lies beside them.
+    # Files that the build downloads are in addition to these.
     packaged = {name for name in names if name.startswith("thaw/") and not name.startswith("thaw/web/vendor/")}
     assert packaged == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)

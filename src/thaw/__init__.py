@@ -9,7 +9,7 @@
 
     model = thaw.Model.load("zoo:mnist-15k")
 
-Names are imported when they are first used, so that `import thaw` is quick.
+Names are imported on first use, so that `import thaw` is fast.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ __all__ = [
     "train",
 ]
 
-# Where each name lives: the same table as the imports above, which only type checkers run.
+# Name -> module: the same table as the imports above, which only type checkers run.
 _HOMES = {
     "thaw.api": ("Estimate", "estimate", "load", "load_recipe", "summarize", "train"),
     "thaw.data.images": ("ImageSet", "InputSpec"),

@@ -1,4 +1,4 @@
-"""`python -m thaw` is the command line."""
+"""`python -m thaw` runs the command line."""
 
 from thaw.cli import run
 

@@ -1,3 +1,3 @@
-"""The version, in its one place: the build reads it from here, and so does whatever writes it into a run."""
+"""The version of the package. The build and the run records read it from here."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
-"""The functions of the front: train, look at data, load a recipe, estimate a network's cost.
+"""The public functions: train, inspect data, load a recipe, estimate a network's cost.
 
-The objects of the front are `thaw.run.run.Run` and `thaw.model.model.Model`. The command line is a client of these.
+The public classes are `thaw.run.run.Run` and `thaw.model.model.Model`. The command line is a client of both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def train(  # noqa: PLR0913 - independent options, by keyword only
     """Train a model and write its run folder.
 
     Args:
-        source: what to train on, as for `load`.
+        source: the data to train on, as for `load`.
         recipe: a recipe's name or file, or a `Recipe` (then without `overrides`); by default "balanced", or without a
             budget "digits" for digits and "paper" for the other named data sets.
         overrides: settings of the recipe to replace, such as {"dual.epochs": 5} or ["dual.epochs=5"].
@@ -102,15 +102,15 @@ def load(  # noqa: PLR0913 - as above
     group_by: str = "",
     on_event: OnEvent | None = None,
 ) -> PreparedData:
-    """The images of a source, checked, resized and split as a run with the same arguments would have them.
+    """Load the images of a source, checked, resized and split as in a run with the same arguments.
 
     Args:
         source: a name ("digits", "mnist", ...), a path, a Hub data set id, or data in memory: (images, labels) with
             images uint8 or uint16 [N, H, W] or [N, H, W, C] and labels integers or texts [N]; (paths, labels); a
             pandas data frame; a torch data set whose items are (image, label); a `datasets.Dataset`; or a mapping from
-            "train", "validation" and "test" to such. A third entry beside images or paths and labels gives groups, one
-            per image.
-        recipe: a recipe's name or file, or a `Recipe`, whose data settings apply; the one of `train` by default.
+                "train", "validation" and "test" to any of these. A third entry after images (or paths) and labels gives
+                groups, one per image.
+        recipe: a recipe's name or file, or a `Recipe`, whose data settings apply; by default that of `train`.
         overrides: settings of the recipe to replace, such as {"data.input": "48x48x3"}.
         seed: random seed of the splits.
         data_root: folder that holds the named data sets; the environment's THAW_DATA by default.
@@ -150,12 +150,13 @@ def summarize(
     group_by: str = "",
     on_event: OnEvent | None = None,
 ) -> SourceSummary:
-    """What a source holds: counts, classes, sizes, balance and all problems. Errors are listed too, and not raised.
+    """Inspect a source: counts, classes, sizes, balance and all problems. Errors are listed, not raised.
 
-    Arguments are those of `load`. The result's `input` is the most promising one if a short training would choose.
+    The arguments are those of `load`. If a short training would choose the input, the result's `input` is the most
+    promising one.
 
     Raises:
-        DataError: when there is nothing to look at.
+        DataError: when there are no images.
         BudgetError: when no network fits the budget.
     """
     from thaw.data.summary import look
@@ -173,7 +174,7 @@ def summarize(
 
 
 def load_recipe(name_or_file: str, overrides: Overrides = ()) -> Recipe:
-    """A recipe by its name or from a TOML file, with overrides such as {"dual.epochs": 5}.
+    """Load a recipe by name or from a TOML file, with overrides such as {"dual.epochs": 5}.
 
     Raises:
         RecipeError: listing all faults: unknown keys, wrong types, values out of range, contradictions.
@@ -183,14 +184,14 @@ def load_recipe(name_or_file: str, overrides: Overrides = ()) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Estimate:
-    """The network that a recipe would train, and what it costs.
+    """The network that a recipe would train, and its cost.
 
     Attributes:
-        recipe: with the network settled.
+        recipe: the recipe, with the network determined.
         input_spec: the input.
         classes: number of classes.
-        cost: of the network, layer by layer.
-        notes: what was chosen, if the recipe leaves the network open.
+        cost: the cost of the network, layer by layer.
+        notes: the chosen settings, if the recipe leaves the network open.
     """
 
     recipe: Recipe
@@ -212,7 +213,7 @@ def estimate(
     overrides: Overrides = (),
     budget: str = "",
 ) -> Estimate:
-    """The network that a recipe trains on images of one size, and what it costs; nothing is trained.
+    """Return the network that a recipe would train on images of one size, and its cost, without training.
 
     Args:
         recipe: a recipe's name or file, or a `Recipe`.

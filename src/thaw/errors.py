@@ -1,6 +1,6 @@
-"""The exception tree. A message says what was found, what was expected and what to do about it, in one or two lines.
+"""Exceptions. A message says what was found, what was expected and what to do, in one or two lines.
 
-Programs and tests match an error by its class and its `code`. Codes are stable; wording is not.
+Programs and tests match an error by its class and its `code`. Codes are stable, messages are not.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ class ThawError(Exception):
     """An error that the user can fix. The command line prints it in one or two lines and exits with `exit_code`.
 
     Attributes:
-        code: a stable name of the kind of error, such as "data-labels". A class has a default; faults that a caller may
-            want to tell apart have a code of their own, which begins with the code of their class.
+        code: a stable name of the kind of error, such as "data-labels". A class has a default; errors that a caller may
+            want to distinguish have a more specific code, which begins with the code of their class.
         exit_code: the exit status of the command line.
-        next_command: a command line that continues from here. It is printed whole, whatever its length.
+        next_command: a command line that continues the work. It is never truncated.
     """
 
     code = "error"
@@ -28,7 +28,7 @@ class ThawError(Exception):
             self.code = code
 
     def __str__(self) -> str:
-        """The message, with options named at the command line and arguments elsewhere."""
+        """The message. It names options on the command line, and arguments elsewhere."""
         return for_the_reader(super().__str__())
 
 

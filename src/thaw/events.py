@@ -1,6 +1,6 @@
-"""What a long call reports while it works: the events that the front passes to `on_event`.
+"""Progress events of long calls, which the public functions pass to `on_event`.
 
-Besides these two, a caller receives the events of a run (`thaw.run.events`) and the problems found in images
+A caller also receives the events of a run (`thaw.run.events`) and the problems found in images
 (`thaw.data.problems.Problem`).
 """
 
@@ -40,7 +40,7 @@ def steps_to(on_event: OnEvent | None) -> Callable[[str], None]:
 
 
 def result_of(steps: Generator[object, None, R], on_event: OnEvent | None = None) -> R:
-    """Run a generator of events to its end; what it returns."""
+    """Run a generator of events to its end and return its result."""
     while True:
         try:
             event = next(steps)

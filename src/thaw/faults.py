@@ -1,4 +1,4 @@
-"""Faults that pydantic finds in a checked dataclass, in the package's words: one line each, under its full name."""
+"""Turns validation errors of pydantic into the package's messages: one line per fault, with the full name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from thaw.quoting import given, shown
 
 _NOUNS = {
-    "int_type": "a whole number",
+    "int_type": "an integer",
     "float_type": "a number",
     "string_type": "a string",
     "string_unicode": "text that UTF-8 can encode",
@@ -26,13 +26,13 @@ _NOUNS = {
 
 
 def faults_of(kind: Any, error: pydantic.ValidationError, where: str) -> list[str]:
-    """Every fault that validation of the dataclass `kind` found; `where` is what it is called, or ""."""
+    """All faults that validation of the dataclass `kind` found; `where` is its name in messages, or ""."""
     found = [_fault(kind, details, where) for details in error.errors(include_url=False)]
     return list(dict.fromkeys(found))
 
 
 def _fault(kind: type[Any], details: Any, where: str) -> str:
-    """One fault in the words of the package."""
+    """The message for one fault."""
     code, value, place = details["type"], details["input"], details["loc"]
     context = details.get("ctx", {})
     name, hint = _locate(kind, where, place)
@@ -71,12 +71,12 @@ def _expectation(code: str, hint: Any, context: Mapping[str, Any]) -> str:
         case "missing" | "too_short" | "too_long":
             return list_length(hint)
     words = value_range(hint)
-    noun = "a whole number" if bare_type(hint) is int else "a number"
+    noun = "an integer" if bare_type(hint) is int else "a number"
     return f"{noun} {f'of {words}' if words.startswith('at ') else words}" if words else str(context)
 
 
 def _locate(kind: type[Any], where: str, place: Sequence[str | int]) -> tuple[str, Any]:
-    """(The dotted name, the annotation) of a value whose place pydantic gives as keys, indices and alternatives."""
+    """(Dotted name, annotation) of a value whose place pydantic gives as keys, indices and alternatives."""
     name, hint = where, kind
     for part in place:
         bare = bare_type(hint)
@@ -85,7 +85,7 @@ def _locate(kind: type[Any], where: str, place: Sequence[str | int]) -> tuple[st
             name = f"{name}[{part}]"
             hint = arguments[0 if arguments[-1] is Ellipsis else min(part, len(arguments) - 1)]
         elif is_union(bare):
-            # The part names an alternative, by its family where they have one.
+            # The part names an alternative of a union, by its family if it has one.
             hint = next((each for each in arguments if getattr(each, "family", None) == part), Any)
         else:
             name = f"{name}.{part}" if name else str(part)
@@ -94,7 +94,7 @@ def _locate(kind: type[Any], where: str, place: Sequence[str | int]) -> tuple[st
 
 
 def value_range(hint: Any) -> str:
-    """The range that an annotation allows, such as "from 0 to below 1" or "at least 1"; "" for any value."""
+    """The range that an annotation allows, such as "from 0 to below 1" or "at least 1"; "" if unrestricted."""
     found = _constraints(hint)
     least, most = (found.get(strict, found.get(name)) for strict, name in (("gt", "ge"), ("lt", "le")))
     most_text = "" if most is None else f"{'below ' if 'lt' in found else ''}{_number(most)}"
@@ -110,7 +110,7 @@ def _number(value: float) -> str:
 
 
 def list_length(hint: Any) -> str:
-    """The length that the annotation of a list allows, such as "2 entries" or "1 to 8 entries"; "" for any."""
+    """The length that the annotation of a list allows, such as "2 entries" or "1 to 8 entries"; "" if unrestricted."""
     entries = typing.get_args(bare_type(hint))
     if entries[-1:] != (Ellipsis,):
         return f"{len(entries)} entries"
@@ -122,7 +122,7 @@ def list_length(hint: Any) -> str:
 
 
 def _constraints(hint: Any) -> dict[str, Any]:
-    """The bounds of an annotation by their names in pydantic: ge, gt, le, lt, min_length, max_length."""
+    """The bounds of an annotation by pydantic's names: ge, gt, le, lt, min_length, max_length."""
     found: dict[str, Any] = {}
     for item in getattr(_without_none(hint), "__metadata__", ()):
         for bound in item.metadata if isinstance(item, FieldInfo) else [item]:
@@ -145,7 +145,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def is_union(hint: Any) -> bool:
-    """Whether a type is one of several, without annotations."""
+    """Whether a type without annotations is a union."""
     return typing.get_origin(hint) in (types.UnionType, typing.Union)
 
 

@@ -1,4 +1,4 @@
-"""Atomic file writes, and JSON documents that carry a digest."""
+"""Atomic file writes, and JSON documents with a digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Part = tuple[str, str, tuple[int, ...], bytes]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` (text as UTF-8) to `path`; a reader, or a power failure, sees the old file or the new one.
+    """Write `content` (text as UTF-8) to `path`. A reader sees the old or the new file, even after a power failure.
 
     Raises:
         RunError: when the disk is full or the folder is not writable; the old file is then unchanged.
@@ -40,7 +40,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             code="run-write",
         ) from error
     finally:
-        # It exists only after a failure, Ctrl-C included.
+        # The temporary file remains only after a failure, including Ctrl-C.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -53,7 +53,7 @@ def sweep_unfinished(folder: Path) -> None:
 
 
 def digest(content: Mapping[str, Any], parts: Iterable[Part] = ()) -> str:
-    """SHA-256 in hexadecimal of a JSON-ready object (without its `SEAL`) and named arrays.
+    """Hexadecimal SHA-256 of a JSON-ready object (without its `SEAL`) and named arrays.
 
     It does not depend on the order of keys or arrays.
 
@@ -68,7 +68,7 @@ def digest(content: Mapping[str, Any], parts: Iterable[Part] = ()) -> str:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object strictly: UTF-8, no duplicate keys, no NaN or Infinity.
+    """Parse a JSON object strictly: UTF-8, no duplicate keys, no NaN or infinity.
 
     Raises:
         ValueError: for anything else.
@@ -80,7 +80,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the digest of a JSON-ready object under `SEAL`; tuples become lists and keys strings, as in a file.
+    """Add the digest of a JSON-ready object under `SEAL`. Tuples become lists and keys strings, as in a file.
 
     Raises:
         ValueError: for a number that is not finite.
@@ -116,12 +116,12 @@ def write_document(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def document(sealed: Mapping[str, Any]) -> str:
-    """A sealed object as the text of a file."""
+    """The file content of a sealed object."""
     return json_text(sealed, indent=2) + "\n"
 
 
 def read_document(path: Path, *, remedy: str) -> dict[str, Any]:
-    """Read a JSON object that `write_document` wrote; returns it without its digest.
+    """Read a JSON object that `write_document` wrote, and return it without its digest.
 
     Args:
         path: the file.

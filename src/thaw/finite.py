@@ -1,4 +1,4 @@
-"""Refuse outputs that are not finite: `argmax` of NaN would be class 0."""
+"""Reject outputs that are not finite: `argmax` of NaN would be class 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from thaw.errors import NotFiniteError
 
 
 def check_finite(outputs: npt.NDArray[Any], what: str) -> None:
-    """Refuse outputs that hold NaN or infinity.
+    """Reject outputs that contain NaN or infinity.
 
     Args:
         outputs: scores or probabilities [N, ...] of N images, of any dtype.

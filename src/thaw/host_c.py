@@ -1,4 +1,4 @@
-"""The C compiler of this machine: find it and run it."""
+"""Finds and runs the C compiler of this machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from thaw.errors import MissingDependencyError, ModelFileError
 
 FAST_FLAGS = ("-O3", "-march=native")
-"""For code that runs on this machine only."""
+"""Flags for code that runs on this machine only."""
 _COMPILE_SECONDS = 300
 
 
 def find_compiler(names: Sequence[str] = ("cc", "gcc", "clang")) -> str:
-    """The path of the first of these programs that exists; the environment variable CC has priority.
+    """The path of the first of these programs that exists. The environment variable CC has priority.
 
     Raises:
         MissingDependencyError: when no compiler exists.
@@ -38,13 +38,13 @@ def compile_c(command: Sequence[str], folder: Path, what: str = "the model") -> 
     Args:
         command: the compiler and its arguments.
         folder: where it runs.
-        what: the name of the source, for the message.
+        what: the name of the source in messages.
 
     Raises:
         ModelFileError: when compilation fails; the message holds the first line of the compiler's error.
     """
     try:
-        # Compilers quote lines of the source, which need not be valid UTF-8.
+        # Compilers quote lines of the source, which may not be valid UTF-8.
         done = subprocess.run(
             list(command),
             cwd=folder,

@@ -1,6 +1,6 @@
 """Checked dataclasses: pydantic's validation with the package's messages, for recipes, file headers and Python callers.
 
-Numbers, strings and booleans are strict: nothing is converted, except a whole number where a float is expected. Lists
+Numbers, strings and booleans are strict: nothing is converted, except an integer where a float is expected. Lists
 become tuples and mappings become dataclasses, since JSON and TOML have neither.
 """
 
@@ -38,15 +38,15 @@ __all__ = [
 T = TypeVar("T")
 Kind = TypeVar("Kind")
 
-# Every whole number within it is a float too; sizes, seeds and counts are far below.
+# Every integer up to this is exact as a float; sizes, seeds and counts are far below.
 LARGEST_WHOLE = 2**53
-# The normal numbers of float32, which networks compute in. A smaller one is 0 there, or loses most of its digits.
+# The normal numbers of float32, which networks compute in. Smaller ones become 0 or lose most of their digits.
 SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 
 def _check_whole(value: int) -> int:
     if abs(value) > LARGEST_WHOLE:
-        raise ValueError(f"expected a whole number of at most {LARGEST_WHOLE:,}")
+        raise ValueError(f"expected an integer of at most {LARGEST_WHOLE:,}")
     return value
 
 
@@ -59,7 +59,7 @@ def _check_real(value: float) -> float:
 
 
 Whole = Annotated[int, Strict(), AfterValidator(_check_whole)]
-"""A whole number from -2^53 to 2^53."""
+"""An integer from -2^53 to 2^53."""
 Real = Annotated[float, Strict(), Field(allow_inf_nan=False), AfterValidator(_check_real)]
 """A finite float: 0, or a normal number of float32."""
 Count = Annotated[Whole, Field(ge=1)]
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 else:
 
     def checked_dataclass(**options: bool) -> Callable[[type[T]], type[T]]:
-        """A dataclass whose constructor validates by the annotations, and raises a UsageError that lists all faults."""
+        """A dataclass whose constructor validates its fields by their annotations. A UsageError lists all faults."""
 
         def decorate(cls: type[T]) -> type[T]:
             made = pydantic.dataclasses.dataclass(cls, config=pydantic.ConfigDict(extra="forbid"), **options)
@@ -110,7 +110,7 @@ def from_plain(kind: type[Kind], tree: Any, where: str) -> Kind:
 
 
 def build(kind: type[Kind], tree: Any, where: str = "") -> tuple[Kind | None, list[str]]:
-    """(The checked dataclass that a tree describes, []), or (None, all faults with their full names)."""
+    """(The dataclass that a tree describes, []), or (None, all faults with their full names)."""
     try:
         return pydantic.TypeAdapter(kind).validate_python(dict(tree) if isinstance(tree, Mapping) else tree), []
     except pydantic.ValidationError as error:
@@ -124,7 +124,7 @@ def as_plain(made: object) -> dict[str, Any]:
 
 
 def refusing(check: Callable[[Any], T]) -> Callable[[Any], T]:
-    """A pydantic validator from a function that raises ThawError."""
+    """Turn a function that raises ThawError into a pydantic validator."""
 
     def validate(value: Any) -> T:
         try:
@@ -136,7 +136,7 @@ def refusing(check: Callable[[Any], T]) -> Callable[[Any], T]:
 
 
 def default_family(name: str) -> BeforeValidator:
-    """For a union of dataclasses that `family` tells apart: a section without this key gets `name`."""
+    """For a union of dataclasses with the discriminator `family`: a section without this key gets `name`."""
     return BeforeValidator(lambda value: {"family": name, **value} if isinstance(value, dict) else value)
 
 
@@ -148,7 +148,7 @@ def check_numbers(tree: Any, where: str) -> None:
         where: the tree's name in messages, such as "recipe"; "" for a tree whose keys are names themselves.
 
     Raises:
-        UsageError: naming the first that is not: "recipe.settings.seed = 9223372036854775808: expected ...".
+        UsageError: for the first number out of range: "recipe.settings.seed = 9223372036854775808: expected ...".
     """
     if isinstance(tree, Mapping):
         for key, item in tree.items():

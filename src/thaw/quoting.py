@@ -1,7 +1,7 @@
-"""Quoting: one function for each language that thaw writes.
+"""Quoting of text: one function for each language that thaw writes.
 
-Names of files, folders, classes and data sets, and all text in files from others, may hold any character. All text that
-is written to a file or a terminal passes through the function of that language.
+Names of files, folders, classes and data sets, and all text in foreign files, may contain any character. All text that
+is written to a file or a terminal passes through the function for that language.
 
 JSON and shell words can be read back exactly. The other languages only display text: control characters and invisible
 characters are escaped as by `printable`, and C comments are reduced to ASCII.
@@ -97,7 +97,7 @@ def listed(names: Iterable[object], most: int = 20) -> str:
 
 
 def error_text(message: str) -> str:
-    """A message for a terminal, with a limited number and length of lines."""
+    """A message for a terminal, with limits on the number and length of lines."""
     lines = message.split("\n")
     rest = len(lines) - _MOST_LINES
     cut = [clipped(printable(line), LINE_LENGTH) for line in lines[:_MOST_LINES]]
@@ -136,7 +136,7 @@ def json_text(value: Any, *, indent: int | None = None, sort_keys: bool = False)
     text = json.dumps(
         value, indent=indent, sort_keys=sort_keys, separators=separators, ensure_ascii=False, allow_nan=False
     )
-    # Remaining line feeds belong to the indentation: in strings they are escaped already.
+    # The remaining line feeds belong to the indentation; those in strings are escaped already.
     return re.sub(f"(?!\n)(?:{_UNSAFE.pattern}|[<>&])", _json_escaped, text)
 
 

@@ -1,7 +1,7 @@
 """Named random generators derived from one run seed.
 
-Each use of randomness has a name ("weights", "order", "augment", ...) and a stream of its own, so that a new use does
-not change the numbers drawn elsewhere.
+Each use of randomness has a name ("weights", "order", "augment", ...) and its own stream, so that a new use does not
+change the numbers drawn elsewhere.
 """
 
 from __future__ import annotations

@@ -36,13 +36,13 @@ _DTYPES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFile(Generic[Tensors]):
-    """A file as read; its digest has not been enforced yet.
+    """The content of a file. The digest has been computed, but not enforced.
 
     Attributes:
         path: the file.
         header: the JSON object, without the digest.
         tensors: in the type of the caller's library.
-        fault: what is wrong with the digest; "" if it matches.
+        fault: the problem with the digest; "" if it matches.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class TensorFile(Generic[Tensors]):
     fault: str
 
     def check_version(self, version: int) -> None:
-        """Refuse another format version.
+        """Reject other format versions.
 
         Raises:
             ModelFileError: when the header's "version" is not `version`.
@@ -64,7 +64,7 @@ class TensorFile(Generic[Tensors]):
             )
 
     def check_digest(self) -> None:
-        """Refuse a file that has changed since it was written.
+        """Reject a file that has changed since it was written.
 
         Raises:
             ModelFileError: when the digest is missing or does not match.
@@ -76,7 +76,7 @@ class TensorFile(Generic[Tensors]):
 def write_tensor_file(
     path: Path, key: str, header: Mapping[str, Any], save: Callable[[dict[str, str] | None], bytes]
 ) -> None:
-    """Write a file atomically; the same header and tensors give the same bytes.
+    """Write a file atomically. The same header and tensors give the same bytes.
 
     Args:
         path: the file.
@@ -88,14 +88,14 @@ def write_tensor_file(
         RunError: when the file cannot be written.
         ValueError: for a number in the header that is not finite.
     """
-    # As it is read back: tuples become lists, keys become strings.
+    # As after reading: tuples become lists, keys become strings.
     plain: dict[str, Any] = json.loads(json.dumps(header, allow_nan=False))
     plain[SEAL] = digest(plain, _parts(save(None)))
     write_atomically(path, save({key: json.dumps(plain)}))
 
 
 def read_tensor_file(path: Path, key: str, load: Callable[[bytes], Tensors]) -> TensorFile[Tensors]:
-    """Read a file that `write_tensor_file` wrote. Nothing in it is trusted, and false sizes allocate no memory.
+    """Read a file that `write_tensor_file` wrote. Its content is not trusted; false sizes allocate no memory.
 
     Args:
         path: the file.
@@ -107,7 +107,7 @@ def read_tensor_file(path: Path, key: str, load: Callable[[bytes], Tensors]) -> 
     """
     try:
         _check_size(path)
-        # Read once, so that the bytes that are checked are the bytes that are used.
+        # Read once, so that the checked bytes are the ones that are used.
         data = path.read_bytes()
         header = parse_object(_outer(data)[_METADATA][key])
         tensors = load(data)
@@ -127,7 +127,7 @@ def read_tensor_file(path: Path, key: str, load: Callable[[bytes], Tensors]) -> 
 
 
 def _check_size(path: Path) -> None:
-    """Refuse implausible sizes, and a header longer than its file, before anything is read."""
+    """Reject implausible sizes, and a header longer than its file, before anything is read."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")

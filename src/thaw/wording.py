@@ -1,7 +1,7 @@
-"""One message for two readers: the command line names options, Python names arguments.
+"""Messages name options on the command line, and arguments in Python.
 
-Messages are written with options, such as "choose another folder with --out". A caller from Python reads "choose
-another folder with out=".
+Messages are written with options, such as "choose another folder with --out". A Python caller sees "choose another
+folder with out=".
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _names_options = [False]
 
 @contextlib.contextmanager
 def naming_options() -> Iterator[None]:
-    """Within it, messages name options: the reader is at the command line."""
+    """A context in which messages name options, for the command line."""
     before, _names_options[0] = _names_options[0], True
     try:
         yield
@@ -52,7 +52,7 @@ def naming_options() -> Iterator[None]:
 
 
 def for_the_reader(message: str) -> str:
-    """A message as its reader knows things: with options at the command line, elsewhere with arguments."""
+    """A message that names options on the command line, and arguments elsewhere."""
     if _names_options[0]:
         return message
     for pattern, replacement in _PHRASES.items():

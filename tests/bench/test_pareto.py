@@ -1,4 +1,4 @@
-"""The Pareto plot: which points it shows, that nothing lies outside it, and that every source is named."""
+"""The Pareto plot: its points, their positions, and their sources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture
 def no_zoo(monkeypatch, tmp_path):
-    """A package without models, whatever it ships today."""
+    """The package without its models."""
     monkeypatch.setattr(zoo_file, "zoo_root", lambda: tmp_path / "none")
 
 
@@ -47,18 +47,18 @@ def beaten(one, other) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_front_is_what_nothing_beats(seed):
+def test_front_contains_the_undominated_points(seed):
     rng = np.random.default_rng(seed)
     points = [(int(size), int(accuracy) / 8) for size, accuracy in rng.integers(1, 8, (12, 2))]
     expected = sorted({each for each in points if not any(beaten(each, other) for other in points)})
     assert front(points) == expected
 
 
-def test_nothing_has_no_front():
+def test_front_of_no_points_is_empty():
     assert front([]) == []
 
 
-def test_public_results_are_whole_and_name_their_sources():
+def test_public_results_are_complete_and_have_sources():
     found = tomllib.loads(PUBLIC_RESULTS.read_text("utf-8"))["result"]
     assert len(found) == len(public_results()) > 10
     for entry in found:
@@ -75,9 +75,9 @@ def test_public_results_are_whole_and_name_their_sources():
     assert len(set(names)) == len(names)
 
 
-def test_multiply_accumulates_worked_out_by_hand():
+def test_multiply_accumulates_by_hand():
     macs = {each.name: each.macs for each in public_results() if each.macs is not None}
-    # (positions, filters, products a filter), from the tables of layers at the sources.
+    # (positions, filters, products per filter), from the layer tables of the sources.
     layers = {
         "MNIST minimal model": [(26**2, 8, 9), (11**2, 16, 72), (9, 16, 144), (9, 4, 16), (1, 24, 36), (1, 10, 24)],
         "MLPerf Tiny, ResNet-8": [
@@ -90,7 +90,7 @@ def test_multiply_accumulates_worked_out_by_hand():
 
 
 @pytest.mark.usefixtures("no_zoo")
-def test_all_kinds_of_results_are_collected():
+def test_collects_all_kinds_of_results():
     points = collect(REPRODUCTION)
     kinds = [each.kind for each in points]
     assert set(kinds) == {"reproduced", "paper", "public", "unchecked"}
@@ -98,7 +98,7 @@ def test_all_kinds_of_results_are_collected():
     mine = {each.dataset: each for each in points if each.kind == "reproduced"}
     assert {name: each.accuracy for name, each in mine.items()} == {row["dataset"]: row["mean"] for row in rows}
     paper = {each.dataset: each for each in points if each.kind == "paper"}
-    # The same network, so the same counts.
+    # The same network has the same counts.
     assert {name: (each.parameters, each.macs) for name, each in paper.items()} == {
         name: (each.parameters, each.macs) for name, each in mine.items()
     }
@@ -106,7 +106,7 @@ def test_all_kinds_of_results_are_collected():
 
 
 @pytest.mark.usefixtures("no_zoo")
-def test_every_point_is_drawn_within_its_panel():
+def test_points_are_inside_their_panel():
     points = collect(REPRODUCTION)
     svg = drawn(points)
     assert len(marks(svg)) == len(points) + sum(each.macs is not None for each in points)
@@ -121,7 +121,7 @@ def test_every_point_is_drawn_within_its_panel():
         assert 0 < float(text.get("y")) < height
 
 
-def test_smaller_lies_left_and_more_accurate_lies_up():
+def test_smaller_is_left_and_more_accurate_is_up():
     points = [point(name=str(n), parameters=10**n, accuracy=1 - 0.3**n, kind="zoo") for n in (2, 3, 4)]
     places = [
         (float(c.get("cx")), float(c.get("cy"))) for c in (m.find(f"{SVG}circle") for m in marks(drawn(points))[:3])
@@ -129,18 +129,18 @@ def test_smaller_lies_left_and_more_accurate_lies_up():
     (x1, y1), (x2, y2), (x3, y3) = places
     assert x1 < x2 < x3
     assert y1 > y2 > y3
-    # Both axes are logarithms: equal factors are equal ways.
+    # Both axes are logarithmic: equal factors are equal distances.
     assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2)
     assert y1 - y2 == pytest.approx(y2 - y3, abs=0.2)
 
 
-def test_names_that_mean_something_in_svg_are_only_text():
+def test_svg_markup_in_names_is_escaped():
     svg = drawn([point(name='<script>&"', kind="zoo")])
     assert not list(svg.iter(f"{SVG}script"))
     assert any(text.text == '<script>&"' for text in svg.iter(f"{SVG}text"))
 
 
-def test_labels_cover_neither_marks_nor_each_other():
+def test_labels_do_not_overlap():
     rng = np.random.default_rng(1)
     points = [
         point(name=f"network-{n}", kind="zoo", parameters=int(size), accuracy=float(accuracy), macs=None)
@@ -165,14 +165,14 @@ def test_labels_cover_neither_marks_nor_each_other():
             assert a[2] <= b[0] + 0.2 or b[2] <= a[0] + 0.2 or a[3] <= b[1] + 0.2 or b[3] <= a[1] + 0.2
 
 
-def test_colors_follow_a_dark_page():
+def test_colors_follow_the_dark_mode():
     text = draw({point(): 1})
     assert "prefers-color-scheme: dark" in text
     body = text.split("</style>")[1]
-    assert not re.search(r"#[0-9a-f]{3,6}|rgb", body), "a color that does not follow"
+    assert not re.search(r"#[0-9a-f]{3,6}|rgb", body), "a color that does not follow the dark mode"
 
 
-def test_what_was_not_read_at_its_source_is_hollow_and_no_part_of_the_front():
+def test_unchecked_points_are_hollow_and_not_on_the_front():
     solid, better = point(name="a"), point(name="b", kind="unchecked", accuracy=0.995, parameters=500)
     svg = drawn([solid, better])
     assert 'class="mark unchecked"' in draw({solid: 1, better: 2})
@@ -182,7 +182,7 @@ def test_what_was_not_read_at_its_source_is_hollow_and_no_part_of_the_front():
 
 
 @pytest.mark.usefixtures("no_zoo")
-def test_the_script_writes_the_plot_and_a_page_with_every_source(monkeypatch, capsys, tmp_path):
+def test_script_writes_plot_and_page_of_sources(monkeypatch, capsys, tmp_path):
     out = tmp_path / "new" / "p.svg"
     monkeypatch.setattr("sys.argv", ["pareto.py", "--out", str(out)])
     main()
@@ -199,6 +199,6 @@ def test_the_script_writes_the_plot_and_a_page_with_every_source(monkeypatch, ca
         write_pareto(tmp_path / "q.svg", tmp_path / "none.json")
 
 
-def test_another_ending_is_refused(tmp_path):
+def test_rejects_other_suffix(tmp_path):
     with pytest.raises(UsageError, match=r"ends in \.svg"):
         write_pareto(tmp_path / "plot.html")

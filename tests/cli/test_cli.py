@@ -1,4 +1,4 @@
-"""The command line: what it prints where, what it answers to mistakes, and that each command does what it says."""
+"""The command line: output, errors, and the commands."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from command_line import REPOSITORY, STAGES, TINY, error_of, history, metrics, s
 
 import thaw as library
 
-# What it prints, and where
+# Output
 
 
-def test_json_is_one_object_and_progress_goes_to_standard_error(finished):
+def test_json_on_standard_output_and_progress_on_standard_error(finished):
     assert json.loads(finished.stdout) == stored(finished.path / "metrics.json")
     lines = finished.stderr.splitlines()
     assert lines[0].startswith("digits: 1,293 train, 145 validation, 359 test; 10 classes; input 28x28x1")
@@ -40,7 +40,7 @@ def documented_names(section: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
 
 
-def test_the_metrics_have_the_documented_names(finished):
+def test_metrics_have_the_documented_names(finished):
     run = metrics(finished.path)
     assert set(run) == documented_names("metrics.json")
     for section in ("data", "cost", "test", "latency", "environment"):
@@ -53,7 +53,7 @@ def test_the_metrics_have_the_documented_names(finished):
     assert folds == documented_names("folds")
 
 
-def test_the_metrics_say_what_happened(finished):
+def test_metrics_describe_the_run(finished):
     run = metrics(finished.path)
     assert run["schema"] == 1
     assert run["dataset"] == run["recipe"] == run["data"]["source"] == "digits"
@@ -76,7 +76,7 @@ def test_the_metrics_say_what_happened(finished):
 
 
 def screen(stream: str) -> list[str]:
-    """What a terminal shows in the end: line feed, carriage return, cursor up and erasing a line, nothing else."""
+    """The final screen of a terminal that interprets line feed, carriage return, cursor up and erase line."""
     lines, row, column = [""], 0, 0
     for sequence, letter in re.findall(r"\x1b\[([?\d;]*[A-Za-z])|([^\x1b])", stream):
         if sequence.endswith("A"):
@@ -94,7 +94,7 @@ def screen(stream: str) -> list[str]:
     return lines
 
 
-def test_a_terminal_shows_one_live_line_a_stage(tmp_path):
+def test_terminal_shows_one_live_line_per_stage(tmp_path):
     ours, theirs = pty.openpty()
     more = ("--set", "dual.epochs=3", "--set", "quantize.qat_threshold=100", "--out", "run")
     environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "LINES")}
@@ -105,7 +105,7 @@ def test_a_terminal_shows_one_live_line_a_stage(tmp_path):
     while True:
         try:
             part = os.read(ours, 65536)
-        except OSError:  # how Linux tells that the other side is closed
+        except OSError:  # Linux reports a closed peer in this way
             break
         if not part:
             break
@@ -121,7 +121,7 @@ def test_a_terminal_shows_one_live_line_a_stage(tmp_path):
     assert str(Path("run/report.html")) in out
 
 
-def test_a_summary_names_the_report_in_one_line(tmp_path, call):
+def test_summary_names_the_report_in_one_line(tmp_path, call):
     folder = tmp_path / ("a long [bold]name[/bold] " * 6).strip()
     code, out, err = call("train", "digits", *TINY, "--out", folder)
     assert code == 0, err
@@ -139,7 +139,7 @@ finally:
 """
 
 
-def test_without_a_command_it_helps_at_once(tmp_path):
+def test_no_command_shows_help_quickly(tmp_path):
     for arguments, words in (((), "Usage: thaw"), (("-h",), "ablate"), (("--version",), f"thaw {library.__version__}")):
         started = time.monotonic()
         words_given = [sys.executable, "-c", SHOW_MODULES, *arguments]
@@ -157,7 +157,7 @@ def test_every_command_has_help(call, name):
     assert f"Usage: thaw {name}" in out
 
 
-def test_a_reader_that_goes_away_is_no_crash(finished, tmp_path):
+def test_closed_pipe_is_not_a_crash(finished, tmp_path):
     process = start("info", finished.path, "--json", cwd=tmp_path)
     process.stdout.close()
     err = process.stderr.read()
@@ -166,7 +166,7 @@ def test_a_reader_that_goes_away_is_no_crash(finished, tmp_path):
     assert err == ""
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -214,17 +214,17 @@ def test_a_reader_that_goes_away_is_no_crash(finished, tmp_path):
         (("data", "nowhere/at/all"), 1, ["nowhere/at/all"]),
         (("reproduce", "--dataset", "imagenet"), 2, ["imagenet", "mnist, fashion_mnist, cifar10"]),
         (("reproduce", "--seeds", "0,x"), 2, ["0,x", "such as 0,1,2"]),
-        (("ablate", "digits", "--seeds", "1,1"), 2, ["distinct whole numbers"]),
+        (("ablate", "digits", "--seeds", "1,1"), 2, ["distinct integers"]),
         (("ablate", "digits", "--device", "tpu"), 2, ["device 'tpu'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_mistake_is_told_in_two_lines(call, tmp_path, arguments, code, words):
+def test_error_has_two_lines(call, tmp_path, arguments, code, words):
     error_of(words, call(*arguments), code)
     assert not (tmp_path / "runs").exists()
 
 
-def test_cuda_where_there_is_none(call):
+def test_cuda_is_not_available(call):
     import torch
 
     if torch.cuda.is_available():
@@ -232,7 +232,7 @@ def test_cuda_where_there_is_none(call):
     error_of(["device cuda", "use --device cpu"], call("train", "digits", "--device", "cuda"), 2)
 
 
-def test_several_faults_of_a_recipe_are_told_at_once(call):
+def test_several_faults_of_a_recipe_are_reported_together(call):
     faulty = ("--set", "dual.epoch=3", "--set", "unfreeze.momentum=2", "--set", "modell.filters=5")
     err = error_of(["3 faults"], call("train", "digits", *faulty), 2, lines=4)
     for words in ("did you mean epochs", "unfreeze.momentum = 2", "did you mean model"):
@@ -240,7 +240,7 @@ def test_several_faults_of_a_recipe_are_told_at_once(call):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 4])
-def test_debug_shows_the_traceback_wherever_it_stands(call, place):
+def test_debug_shows_the_traceback_in_any_position(call, place):
     arguments = ["train", "digits", "--recipe", "papr"]
     arguments.insert(place, "--debug")
     code, out, err = call(*arguments)
@@ -253,7 +253,7 @@ def test_debug_after_two_dashes_is_a_name(call):
     error_of(["--debug"], call("info", "--", "--debug"), 1)
 
 
-def test_an_error_of_our_own_is_told_without_a_traceback(call, monkeypatch):
+def test_internal_error_has_no_traceback(call, monkeypatch):
     def fail(*_arguments, **_options):
         raise IndexError("list index out of range")
 
@@ -262,7 +262,7 @@ def test_an_error_of_our_own_is_told_without_a_traceback(call, monkeypatch):
     assert "Traceback" in call("train", "digits", "--debug")[2]
 
 
-def test_the_real_command_fails_in_words(tmp_path):
+def test_real_command_reports_errors(tmp_path):
     done = thaw("train", "digits", "--recipe", "papr", "--json", cwd=tmp_path)
     error_of(["did you mean paper?"], (done.returncode, done.stdout, done.stderr), 2)
 
@@ -279,7 +279,7 @@ def test_run_folders_are_numbered(call, tmp_path):
     assert [path.name for path in (tmp_path / "runs" / "digits-digits-2").iterdir()] == ["keep"]
 
 
-def test_a_run_is_overwritten_only_when_told(call, tmp_path):
+def test_overwrite_requires_the_option(call, tmp_path):
     assert call("train", "digits", *TINY, "--out", "run")[0] == 0
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     (tmp_path / "run" / "my notes.txt").write_text("mine")
@@ -291,7 +291,7 @@ def test_a_run_is_overwritten_only_when_told(call, tmp_path):
     assert (tmp_path / "run" / "my notes.txt").read_text() == "mine"
 
 
-def test_a_folder_that_is_no_run_is_never_overwritten(call, tmp_path):
+def test_overwrite_refuses_a_folder_that_is_not_a_run(call, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -301,7 +301,7 @@ def test_a_folder_that_is_no_run_is_never_overwritten(call, tmp_path):
     assert (tmp_path / "photos" / "cat.jpg").read_text() == (tmp_path / "file").read_text() == "mine"
 
 
-def test_what_a_killed_start_left_is_taken_over(call, tmp_path):
+def test_folder_of_a_killed_start_is_reused(call, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "folds").mkdir()
     code, _, err = call("train", "digits", *TINY, "--out", "run")
@@ -309,6 +309,6 @@ def test_what_a_killed_start_left_is_taken_over(call, tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file/run", "/proc/run", "/dev/null/run", "x" * 300])
-def test_a_place_that_cannot_be_written_is_told_before_training(call, tmp_path, out):
+def test_unwritable_folder_is_reported_before_training(call, tmp_path, out):
     (tmp_path / "file").write_text("")
     error_of(["cannot make a run folder", "--out"], call("train", "digits", *TINY, "--out", out), 1)

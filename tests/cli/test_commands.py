@@ -1,4 +1,4 @@
-"""The commands that use a model or look at data, and the same from Python."""
+"""The commands that use a model or inspect data, and the equivalent Python calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from thaw.cli.output import columns
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two digits, one broken file, and one file that is no image."""
+    """Two digits, one broken file, and one file that is not an image."""
     from sklearn.datasets import load_digits
 
     folder = tmp_path_factory.mktemp("pictures")
@@ -92,7 +92,7 @@ def test_predict_in_every_format(finished, pictures, call):
     assert [entry["class"] for entry in result["predictions"]] == [entry.label for entry in expected]
 
 
-def test_predict_on_a_folder_with_a_broken_image(finished, pictures, call):
+def test_predict_folder_with_a_broken_image(finished, pictures, call):
     error_of(["broken.png", "--skip-broken"], call("predict", finished.path, pictures), 1)
     code, out, err = call("predict", finished.path, pictures, "--skip-broken")
     assert code == 0
@@ -108,8 +108,8 @@ def test_predict_on_a_folder_with_a_broken_image(finished, pictures, call):
     error_of(["no image"], call("predict", finished.path, pictures / "broken.png", "--skip-broken"), 1)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
-def test_file_names_that_are_no_text(finished, pictures, tmp_path, call):
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_predict_file_names_that_are_not_utf_8(finished, pictures, tmp_path, call):
     odd = os.fsencode(tmp_path) + b"/odd\xff\n\x1b[31m.png"
     Path(os.fsdecode(odd)).write_bytes((pictures / "digit 0.png").read_bytes())
     code, table, err = call("predict", finished.path, tmp_path)
@@ -122,8 +122,8 @@ def test_file_names_that_are_no_text(finished, pictures, tmp_path, call):
     assert prediction["image"] == f"{tmp_path}/odd\\xff\n\x1b[31m.png"
 
 
-def test_evaluate_measures_as_the_run_did(finished, call, tmp_path):
-    """The run's own test images, written to files of the input's size, give the run's own figures."""
+def test_evaluate_agrees_with_the_run(finished, call, tmp_path):
+    """The run's test images, written to files of the input size, give the results of the run."""
     run = metrics(finished.path)
     test = library.load("digits", recipe="digits", seed=3).test.open()
     for index, (image, label) in enumerate(zip(test.images, test.labels, strict=True)):
@@ -141,28 +141,28 @@ def test_evaluate_measures_as_the_run_did(finished, call, tmp_path):
     assert f"accuracy {measured['accuracy']:.2%}" in out
 
 
-def test_evaluate_takes_all_of_a_source_without_a_test_split(finished, call):
+def test_evaluate_uses_all_images_without_a_test_split(finished, call):
     measured = json.loads(call("evaluate", finished.path, "digits", "--json")[1])["test"]
     assert measured["count"] == 1797
     quality = library.Model.load(finished.path).evaluate("digits")
     assert quality.accuracy == measured["accuracy"]
 
 
-def test_evaluate_on_classes_that_the_model_does_not_know(finished, call, pictures, tmp_path):
+def test_evaluate_unknown_classes(finished, call, pictures, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         (tmp_path / "pets" / name / "1.png").write_bytes((pictures / "digit 0.png").read_bytes())
     error_of(["unknown to the model", "cat"], call("evaluate", finished.path, "pets"), 1)
 
 
-def test_data_looks_at_a_source(call, tmp_path):
+def test_data_summary(call, tmp_path):
     code, out, err = call("data", "digits", "--json")
     assert code == 0, err
     summary = json.loads(out)
     assert summary["count"] == 1797
     assert summary["classes"] == list("0123456789")
     assert summary["contact_sheet"] is None
-    assert list(tmp_path.iterdir()) == [], "nothing is written that was not asked for"
+    assert list(tmp_path.iterdir()) == [], "writes only requested files"
     code, out, err = call("data", "digits", "--sheet", "sheets/one.png")
     assert code == 0, err
     assert "digits: 1,797 images of 10 classes" in out
@@ -176,7 +176,7 @@ def test_data_looks_at_a_source(call, tmp_path):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two classes of photographs larger than any usual input."""
+    """Two classes of photographs that are larger than usual inputs."""
     return write_folder(tmp_path_factory.mktemp("photos") / "photos", count=12, shape=(90, 70, 3))
 
 
@@ -193,14 +193,14 @@ def photos(tmp_path_factory):
     ],
     ids=str,
 )
-def test_data_describes_the_input_that_would_train(call, photos, words):
+def test_data_describes_the_input_of_training(call, photos, words):
     prepared = library.load(photos, **words).input_spec
     options = [word for key in ("recipe", "budget") if key in words for word in (f"--{key}", words[key])]
     options += [word for each in words.get("overrides", ()) for word in ("--set", each)]
     code, out, err = call("data", photos, *options, "--json")
     assert code == 0, err
     told = json.loads(out)
-    # A short training may have chosen another, which is named then.
+    # If a short training may choose another input, the message names it.
     notes = [
         each["message"] for each in told["problems"] if each["kind"] == "input" and " may choose " in each["message"]
     ]
@@ -213,14 +213,14 @@ def test_data_describes_the_input_that_would_train(call, photos, words):
     assert f"input {told['input']}" in call("data", photos, *options)[1]
 
 
-def test_data_refuses_what_train_refuses(call, photos):
+def test_data_rejects_what_train_rejects(call, photos):
     for words in (("--recipe", "nothing"), ("--set", "dual.epoch=1"), ("--budget", "ram=1x")):
         code, out, err = call("data", photos, *words)
         assert (code, out) == (2, ""), err
         assert err == call("train", photos, *words)[2]
 
 
-def test_data_fails_where_there_are_errors(call, photos, tmp_path):
+def test_data_fails_on_errors(call, photos, tmp_path):
     broken = Path(shutil.copytree(photos, tmp_path / "broken"))
     (broken / "cat" / "bad.png").write_bytes(b"no image")
     code, out, _ = call("data", broken)
@@ -233,10 +233,10 @@ def test_data_fails_where_there_are_errors(call, photos, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
 
 
-# From Python, with the same words
+# Python, with the same messages
 
 
-def test_the_same_from_python(finished, tmp_path):
+def test_python_gives_the_same_results(finished, tmp_path):
     data = library.load("digits", recipe="digits", seed=3)
     run = metrics(finished.path)
     assert data.fingerprint == run["data"]["fingerprint"]
@@ -253,7 +253,7 @@ def test_the_same_from_python(finished, tmp_path):
 # Columns of text
 
 
-def test_columns_are_as_wide_as_they_need_to_be():
+def test_columns_have_the_width_of_their_cells():
     text = columns([("name", "count"), ("a" * 200, "1"), ("大きい", "10,000")], right=(1,))
     lines = text.splitlines()
     assert lines[0] == "name" + " " * 196 + "   count"

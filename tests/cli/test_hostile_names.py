@@ -1,4 +1,4 @@
-"""What thaw makes of a data set whose folders, classes and images have hostile names, and of such a model of others."""
+"""Data sets whose folders, classes and images have hostile names, and foreign models with such names."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ NAMES = [ISSUE, WHOLE, "*/ int injected(void) { return 1; } /*", "\\", "x" * 500
 
 
 def hostile_card(graph, name):
-    """A card with a hostile name, classes and facts, as a model file of others may have."""
+    """A card with a hostile name, classes and facts, as in a foreign model file."""
     card = card_of(graph, name)
     classes = tuple(f"{index}{(*PIECES, WHOLE)[index % len(PIECES)]}" for index in range(len(card.classes)))
     return replace(card, classes=(WHOLE, *classes[1:]), facts={"dataset": WHOLE, "seed": [WHOLE]})
 
 
 def symbols(folder: Path) -> set[str]:
-    """The names that an exported model defines, as the strictest compiler has them."""
+    """The names that an exported model defines, with the strictest compiler flags."""
     flags = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-trigraphs", "-O0", "-DTHAW_PORTABLE"]
     done = subprocess.run([CC, *flags, "-c", "model.c"], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:2000]
@@ -65,12 +65,12 @@ def written(files: dict[str, bytes], folder: Path) -> Path:
 
 
 @needs_compiler
-def test_a_hostile_name_is_no_code_in_the_exported_c(tmp_path):
+def test_hostile_name_is_escaped_in_exported_c(tmp_path):
     graph = random_int8_graph(np.random.default_rng(3))
     expected = symbols(written(export_c({"int8": graph}, card_of(graph)), tmp_path / "benign"))
     for number, name in enumerate(NAMES):
         card = hostile_card(graph, name)
-        # The folder that make works in has a hostile name too.
+        # The working folder of make also has a hostile name.
         folder = written(
             export_c({"int8": graph}, card), tmp_path / f"{number} $(touch made) `touch made`;'\" # \\" / "c"
         )
@@ -90,7 +90,7 @@ def test_a_hostile_name_is_no_code_in_the_exported_c(tmp_path):
 
 
 @needs_compiler
-def test_the_classes_of_the_exported_c_are_shown_as_one_line_each(tmp_path):
+def test_exported_c_prints_each_class_on_one_line(tmp_path):
     graph = random_int8_graph(np.random.default_rng(3))
     card = hostile_card(graph, ISSUE)
     folder = written(export_c({"int8": graph}, card), tmp_path / "c")
@@ -104,7 +104,7 @@ def test_the_classes_of_the_exported_c_are_shown_as_one_line_each(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-def test_metadata_of_models_are_read_back(monkeypatch, name):
+def test_model_metadata_round_trip(monkeypatch, name):
     onnx = pytest.importorskip("onnx")
     graph = random_int8_graph(np.random.default_rng(3))
     card = hostile_card(graph, name)
@@ -130,7 +130,7 @@ def test_metadata_of_models_are_read_back(monkeypatch, name):
 
 
 def changed(tree: Any, change) -> Any:
-    """A JSON tree with every text in it changed, but for words that the page chooses by."""
+    """A JSON tree with all strings changed, except those that the page uses as keys."""
     if isinstance(tree, dict):
         kept = {"files", "severity", "origin", "kind", "original", "augmented"}
         return {key: item if key in kept else changed(item, change) for key, item in tree.items()}
@@ -139,7 +139,7 @@ def changed(tree: Any, change) -> Any:
     return change(tree) if isinstance(tree, str) else tree
 
 
-def test_every_text_of_a_report_is_text():
+def test_report_escapes_all_text():
     metrics, history, pictures = run_of()
     plain = changed(metrics, lambda text: f"{text}a")
     hostile = changed(metrics, lambda text: f"{text}{WHOLE}")
@@ -157,7 +157,7 @@ def test_every_text_of_a_report_is_text():
     assert "injected" in seen.text
 
 
-def test_every_text_of_the_plot_is_text():
+def test_plot_escapes_all_text():
     points = [
         Point(dataset="mnist", name=name, kind="zoo", accuracy=0.9, parameters=1000 + index, macs=None, source=name)
         for index, name in enumerate(NAMES)
@@ -186,7 +186,7 @@ def source(tmp_path_factory) -> Path:
     """Two classes of twelve images; every name is hostile."""
     root = tmp_path_factory.mktemp("hostile") / ISSUE
     rng = np.random.default_rng(1)
-    # No name holds "/", or a byte that is no UTF-8 twice.
+    # Names contain neither "/" nor the same invalid UTF-8 byte twice.
     for number, name in enumerate(
         ("=cat\x1b]0;owned\x07\n\u202e| `x` <b>", "*\\ int injected(void) { return 1; } \\*")
     ):
@@ -199,7 +199,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def assert_quiet(*texts: str) -> None:
-    """Nothing in what was printed steers a terminal."""
+    """Check that printed text contains no control characters."""
     for text in texts:
         odd = {
             letter
@@ -210,7 +210,7 @@ def assert_quiet(*texts: str) -> None:
 
 
 @needs_compiler
-def test_nothing_of_a_hostile_data_set_reaches_terminal_files_or_code(call, source, tmp_path):
+def test_hostile_data_set_is_escaped_on_terminal_in_files_and_code(call, source, tmp_path):
     out_folder = "run\x1b[31m'\n$(touch made)"
     overrides = [word for each in (*TINY_OVERRIDES, "description=\x1b\u202e\udcff") for word in ("--set", each)]
     calls = {
@@ -254,7 +254,7 @@ def test_nothing_of_a_hostile_data_set_reaches_terminal_files_or_code(call, sour
     assert not list(tmp_path.rglob("made"))
 
 
-def test_help_and_a_command_that_is_none_show_nothing_raw(call):
+def test_help_and_unknown_command_escape_arguments(call):
     for arguments in (
         ("--help",),
         ("train", "--help"),
@@ -266,7 +266,7 @@ def test_help_and_a_command_that_is_none_show_nothing_raw(call):
         assert_quiet(out, err)
 
 
-def test_the_shell_runs_the_command_of_a_report_as_it_was_typed(call, source, tmp_path, monkeypatch):
+def test_shell_parses_the_command_of_a_report(call, source, tmp_path, monkeypatch):
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("needs bash")

@@ -1,4 +1,4 @@
-"""A value of any length, in any place where it can be given, ends in a message of moderate length."""
+"""Values of any length, in any position, give messages of moderate length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from thaw.recipe.recipe import load_recipe, recipe_from_dict
 
 LONG = "x" * 5000
 CHARACTERS = 1000
-"""Of a whole message about one value."""
+"""Maximum length of a message about one value."""
 
 CALLS = {
     "source": ("train", LONG),
@@ -90,12 +90,12 @@ def assert_short(code: int, out: str, err: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", CALLS.values(), ids=CALLS)
-def test_a_long_value_on_the_command_line(call, arguments):
+def test_long_value_on_the_command_line(call, arguments):
     assert_short(*call(*arguments))
 
 
 @pytest.mark.parametrize("arguments", WITH_RUN.values(), ids=WITH_RUN)
-def test_a_long_value_beside_a_run(call, finished, arguments):
+def test_long_value_with_a_run(call, finished, arguments):
     assert_short(*call(*(str(finished.path) if word == "{run}" else word for word in arguments)))
 
 
@@ -113,7 +113,7 @@ def test_a_long_value_beside_a_run(call, finished, arguments):
         lambda _: check_prefix(None),
     ],
 )
-def test_a_value_that_cannot_be_in_the_library(finished, tmp_path, monkeypatch, ask):
+def test_invalid_value_in_the_library(finished, tmp_path, monkeypatch, ask):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ThawError) as refused:
         ask(thaw.Model.load(finished.path))
@@ -132,12 +132,12 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("text", RECIPES.values(), ids=RECIPES)
-def test_a_long_value_in_a_recipe(call, tmp_path, text):
+def test_long_value_in_a_recipe(call, tmp_path, text):
     (tmp_path / "recipe.toml").write_text(text)
     assert_short(*call("train", "digits", "--recipe", "recipe.toml"))
 
 
-def test_a_recipe_with_many_faults(call, tmp_path):
+def test_recipe_with_many_faults(call, tmp_path):
     (tmp_path / "recipe.toml").write_text("".join(f"{LONG[:100]}{number} = 1\n" for number in range(5000)))
     for words in (("--recipe", "recipe.toml"), ("--set", f"unfreeze.steps=[{'1,' * 5000}]")):
         code, _, err = call("train", "digits", *words)
@@ -147,7 +147,7 @@ def test_a_recipe_with_many_faults(call, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["source", "device", "budget", "chosen", "recipe", "folds", "threads", "version"])
-def test_a_long_value_in_run_json(call, finished, tmp_path, name):
+def test_long_value_in_run_json(call, finished, tmp_path, name):
     kept = json.loads((finished.path / "run.json").read_text())
     (tmp_path / "run").mkdir()
     for value in ([LONG], {LONG: LONG}, LONG):
@@ -157,7 +157,7 @@ def test_a_long_value_in_run_json(call, finished, tmp_path, name):
 
 @given(hostile, st.integers(1, 400))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_text_is_refused_in_few_words(text, times):
+def test_any_text_is_rejected_with_a_short_message(text, times):
     long = text * times
     for refuse in (
         lambda: Budget.parse(long),
@@ -168,5 +168,5 @@ def test_any_text_is_refused_in_few_words(text, times):
     ):
         with pytest.raises(ThawError) as caught:
             refuse()
-        # Each character may be shown as an escape of ten.
+        # A character may be shown as an escape sequence of ten.
         assert max(map(len, str(caught.value).split("\n"))) <= 10 * NAME_LENGTH + 400

@@ -1,4 +1,4 @@
-"""NumPy's archives of arrays as data sets."""
+"""NumPy archives as data sets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_archives(tmp_path, names):
     assert prepare(tmp_path / "a.npz", SETTINGS, seed=1).fingerprint == data.fingerprint
 
 
-def test_whole_numbers_as_floats_in_an_archive(tmp_path):
+def test_archive_labels_as_integral_floats(tmp_path):
     path = archive(tmp_path / "a.npz", images=IMAGES, labels=(np.arange(60) % 3).astype(np.float32))
     same = archive(tmp_path / "b.npz", images=IMAGES, labels=np.arange(60) % 3)
     assert prepare(path, SETTINGS, seed=1).train.classes == ("0", "1", "2")
@@ -65,7 +65,7 @@ def test_whole_numbers_as_floats_in_an_archive(tmp_path):
             prepare(archive(tmp_path / f"{odd}.npz", images=IMAGES, labels=labels), SETTINGS, seed=1)
 
 
-def test_class_names_and_groups_in_an_archive(tmp_path):
+def test_archive_class_names_and_groups(tmp_path):
     path = archive(
         tmp_path / "a.npz", images=IMAGES, labels=np.arange(60) % 3, classes=["a", "b", "c"], groups=np.arange(60) // 6
     )
@@ -74,7 +74,7 @@ def test_class_names_and_groups_in_an_archive(tmp_path):
     assert data.grouping["count"] == 10
 
 
-def test_what_is_no_archive(tmp_path):
+def test_rejects_invalid_archives(tmp_path):
     cases = {
         "objects": (
             {"images": np.array([{}, {}], dtype=object), "labels": [0, 1]},
@@ -97,7 +97,7 @@ def test_what_is_no_archive(tmp_path):
 
 
 def damaged(whole):
-    """The archive with a header that claims more than there is memory."""
+    """The archive with a header that claims more data than fits into memory."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(buffer, "w") as new:
         for name in old.namelist():

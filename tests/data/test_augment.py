@@ -1,4 +1,4 @@
-"""The augmented view against NumPy loops and Pillow, and against the statistics that its ranges promise."""
+"""The augmented view, compared with NumPy loops, Pillow, and the statistics of its ranges."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_maps_are_rigid_in_pixels_and_fill_their_ranges(height, width):
     linear, shift = pixel_maps(settings, 4000, height, width)
     scale = np.sqrt(np.linalg.det(linear))
     rotation = linear / scale[:, None, None]
-    # A rotation and a scale: the transpose is the inverse, and no mirror image.
+    # A rotation and a scale: the transpose is the inverse up to the scale, without reflection.
     np.testing.assert_allclose(rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(2), (4000, 1, 1)), atol=1e-5)
     drawn = {
         "angle": (np.degrees(np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0])), -40.0, 40.0),
@@ -54,7 +54,7 @@ def test_maps_are_rigid_in_pixels_and_fill_their_ranges(height, width):
         assert low - 1e-4 <= values.min(), name
         assert values.max() <= high + 1e-4, name
         assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-3, name
-    # Each is drawn on its own.
+    # The values are drawn independently.
     correlations = np.corrcoef([values for values, _, _ in drawn.values()])
     assert np.abs(correlations - np.eye(4)).max() < 0.06
 
@@ -100,11 +100,11 @@ def test_zoom_multiplies_lengths_by_its_factor():
     factor = centers(made).norm(dim=1) / 10.0
     assert 0.695 < factor.min() < 0.72
     assert 1.28 < factor.max() < 1.305
-    # An area grows with the square of the factor.
+    # The area grows with the square of the factor.
     torch.testing.assert_close(made.sum(dim=(1, 2, 3)) / x[0].sum(), factor**2, rtol=0.05, atol=0.0)
 
 
-def test_translation_is_a_share_of_each_side():
+def test_translation_is_a_fraction_of_each_side():
     x = blob(40, 80, down=0.0, across=0.0).repeat(500, 1, 1, 1)
     down, across = centers(augment(x, only(translation=0.25), generator(4))).abs().unbind(1)
     assert 9.7 < down.max() < 10.1
@@ -112,7 +112,7 @@ def test_translation_is_a_share_of_each_side():
 
 
 @pytest.mark.parametrize(("down", "across"), [(0, 3), (2, 0), (-4, -1), (5, -7)])
-def test_whole_pixels_are_a_plain_shift(monkeypatch, down, across):
+def test_integer_translation_is_a_shift(monkeypatch, down, across):
     height, width = 12, 20
     x = pictures(3, 3, height, width)
     theta = torch.tensor([[1.0, 0.0, -2.0 * across / width], [0.0, 1.0, -2.0 * down / height]]).repeat(3, 1, 1)
@@ -127,13 +127,13 @@ def test_whole_pixels_are_a_plain_shift(monkeypatch, down, across):
 
 
 @pytest.mark.parametrize("fill", FILLS)
-def test_all_ranges_at_zero_leave_every_bit(fill):
+def test_zero_ranges_leave_images_unchanged(fill):
     x = pictures(5, 3, 9, 14)
     assert torch.equal(augment(x, only(fill=fill), generator()), x)
 
 
 @pytest.mark.parametrize("fill", FILLS)
-def test_the_range_stays_from_0_to_1(fill):
+def test_values_stay_in_0_to_1(fill):
     settings = AugmentSettings(rotation_degrees=180.0, zoom=0.9, translation=1.0, brightness=0.0, fill=fill)
     bright = AugmentSettings(rotation_degrees=180.0, zoom=0.9, translation=1.0, brightness=1.0, fill=fill)
     for x in (torch.ones(256, 1, 9, 13), pictures(256, 3, 9, 13), torch.zeros(256, 1, 9, 13)):
@@ -145,7 +145,7 @@ def test_the_range_stays_from_0_to_1(fill):
             assert made.max() <= 1.0
 
 
-def test_fills():
+def test_fill_modes():
     x = torch.ones(200, 1, 10, 10)
     made = {fill: augment(x, only(translation=0.5, fill=fill), generator(6)) for fill in FILLS}
     assert (made["zeros"] == 0).any()
@@ -153,7 +153,7 @@ def test_fills():
         torch.testing.assert_close(made[fill], x)
 
 
-def test_brightness_is_one_offset_an_image_in_its_range():
+def test_brightness_is_one_offset_per_image_in_its_range():
     x = pictures(3000, 3, 4, 5) * 0.2 + 0.4
     offsets = augment(x, only(brightness=0.3), generator(8)) - x
     each = offsets[:, 0, 0, 0]
@@ -166,7 +166,7 @@ def test_brightness_is_clamped_at_both_ends():
     made = augment(x, only(brightness=0.5), generator(9))
     assert made.min() == 0.0
     assert made.max() == 1.0
-    assert made[made > 0].min() > 0.02  # what is not clamped has moved
+    assert made[made > 0].min() > 0.02  # values that are not clamped have changed
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_every_image_draws_its_own_values(ranges):
     assert len({image.numpy().tobytes() for image in made}) == 32
 
 
-def test_same_seed_same_bits_and_nothing_else_is_drawn_from():
+def test_same_seed_gives_the_same_bits_and_uses_no_other_generator():
     x = pictures(16, 3, 10, 12)
     kept = x.clone()
     before = torch.get_rng_state()
@@ -203,7 +203,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", list(LIMITS))
-def test_settings_take_their_limits(name):
+def test_settings_accept_their_limits(name):
     for value in (0.0, LIMITS[name]):
         made = augment(torch.rand(4, 1, 6, 6), only(**{name: value}), generator())
         assert torch.isfinite(made).all()
@@ -211,37 +211,37 @@ def test_settings_take_their_limits(name):
 
 @pytest.mark.parametrize("name", list(LIMITS))
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf])
-def test_settings_refuse_what_is_out_of_range(name, value):
+def test_settings_reject_values_out_of_range(name, value):
     with pytest.raises(UsageError, match=f"AugmentSettings.{name} = "):
         AugmentSettings(**{name: value * LIMITS[name]})
 
 
 @pytest.mark.parametrize("fill", ["wrap", "", None])
-def test_settings_refuse_another_fill(fill):
+def test_settings_reject_unknown_fill(fill):
     with pytest.raises(UsageError, match=r"AugmentSettings\.fill.*zeros, border, reflection"):
         AugmentSettings(fill=fill)
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "mix_probability"])
-def test_mixing_is_not_for_single_images(name):
+def test_mixing_rejects_single_images(name):
     x = pictures(4, 3, 6, 6)
     assert torch.equal(augment(x, only(**{name: 1.0}), generator()), x)
 
 
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
-def test_flip_is_true_or_false(value):
+def test_flip_is_a_boolean(value):
     with pytest.raises(UsageError, match=r"AugmentSettings\.flip .*true or false"):
         AugmentSettings(flip=value)
 
 
 @pytest.mark.parametrize("value", ["wide", "", None])
-def test_settings_refuse_another_policy(value):
+def test_settings_reject_unknown_policy(value):
     with pytest.raises(UsageError, match=r"AugmentSettings\.policy.*none, trivial"):
         AugmentSettings(policy=value)
 
 
 def affine_and_brightness(x: torch.Tensor, settings: AugmentSettings, chance: torch.Generator) -> torch.Tensor:
-    """The augmented view as it was before there was anything but these two, number by number."""
+    """The augmented view with only these two changes, number by number."""
     count, _, height, width = x.shape
     draws = torch.rand((4, count), generator=chance) * 2 - 1
     offset = torch.rand((count, 1, 1, 1), generator=chance) * 2 - 1
@@ -258,7 +258,7 @@ def affine_and_brightness(x: torch.Tensor, settings: AugmentSettings, chance: to
 
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 32, 32), (3, 9, 14)])
-def test_what_is_new_moves_no_bit_when_it_is_off(channels, height, width, fill):
+def test_disabled_options_change_no_bit(channels, height, width, fill):
     x = pictures(40, channels, height, width)
     settings = AugmentSettings(fill=fill, mixup=0.2, cutmix=1.0)
     one, other = generator(3), generator(3)
@@ -268,7 +268,7 @@ def test_what_is_new_moves_no_bit_when_it_is_off(channels, height, width, fill):
 
 
 def np_reframe(image: np.ndarray, down: int, across: int, mirrored: bool, fill: str) -> np.ndarray:
-    """One image [C, H, W], mirrored or not, then with its content moved by whole pixels, down and to the right."""
+    """One image [C, H, W], mirrored or not, then shifted by integers of pixels, down and to the right."""
     _, height, width = image.shape
     out = np.zeros_like(image)
     for row in range(height):
@@ -285,7 +285,7 @@ def np_reframe(image: np.ndarray, down: int, across: int, mirrored: bool, fill: 
 
 
 def frames(image: np.ndarray, settings: AugmentSettings) -> dict[bytes, int]:
-    """What an image [C, H, W] can look like after flip and crop, and by how many equally likely draws."""
+    """All results of flip and crop of an image [C, H, W], with their numbers of equally likely draws."""
     reach_down, reach_across = (round(settings.crop * side) for side in image.shape[1:])
     return Counter(
         np_reframe(image, down, across, mirrored, settings.fill).tobytes()
@@ -309,12 +309,12 @@ def test_flip_and_crop_agree_with_loops(channels, height, width, chosen, fill):
     assert len(looks) == 1 or stats.chisquare([found[look] for look in looks], expected).pvalue > 1e-3
 
 
-def test_a_crop_that_rounds_to_no_pixel_leaves_the_image():
+def test_crop_of_zero_pixels_leaves_the_image():
     x = pictures(20, 3, 6, 6)
     assert torch.equal(augment(x, only(crop=0.05), generator()), x)
 
 
-def test_memory_order_does_not_matter_to_the_result():
+def test_memory_order_does_not_affect_the_result():
     x = pictures(30, 3, 8, 10)
     settings = AugmentSettings(flip=True, crop=0.2, policy="trivial", cutout=0.4)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -342,12 +342,12 @@ def test_cutout_is_one_square_of_the_mean_color(channels, share, side):
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_a_cutout_that_rounds_to_no_pixel_leaves_the_image():
+def test_cutout_of_zero_pixels_leaves_the_image():
     x = pictures(20, 3, 6, 6)
     assert torch.equal(augment(x, only(cutout=0.05), generator()), x)
 
 
-def test_the_order_of_the_steps():
+def test_order_of_the_steps():
     x = pictures(50, 3, 12, 16)
     settings = AugmentSettings(flip=True, crop=0.125, policy="trivial", cutout=0.3)
     chance = generator(9)
@@ -361,7 +361,7 @@ EVERYTHING = {"flip": True, "crop": 0.25, "policy": "trivial", "cutout": 0.5}
 
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 10, 17), (3, 1, 1)])
-def test_all_together_keep_shape_range_seed_and_input(channels, height, width, fill):
+def test_all_options_keep_shape_range_seed_and_input(channels, height, width, fill):
     settings = AugmentSettings(**EVERYTHING, fill=fill)
     for x in (pictures(100, channels, height, width), torch.ones(100, channels, height, width)):
         kept = x.clone()
@@ -378,7 +378,7 @@ def test_all_together_keep_shape_range_seed_and_input(channels, height, width, f
 
 
 @pytest.mark.parametrize("name", list(EVERYTHING))
-def test_one_alone_leaves_its_input(name):
+def test_single_option_does_not_modify_its_input(name):
     x = pictures(40, 3, 9, 9)
     kept = x.clone()
     made = augment(x, only(**{name: EVERYTHING[name]}), generator(1))

@@ -1,4 +1,4 @@
-"""Uneven classes: weights of the loss against scikit-learn and NumPy, and what is chosen by the mean recall."""
+"""Class imbalance: loss weights compared with scikit-learn and NumPy, and selection by mean recall."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LABELS = np.repeat(np.arange(5), [70, 12, 0, 6, 1])
 COUNTS = class_counts(LABELS, 5)
 
 
-def test_balanced_weights_are_those_of_scikit_learn():
+def test_balanced_weights_agree_with_scikit_learn():
     weights = class_weights(COUNTS, "balanced")
     present = np.unique(LABELS)
     assert weights[present] == pytest.approx(compute_class_weight("balanced", classes=present, y=LABELS), rel=1e-6)
@@ -45,7 +45,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("kind", ["balanced", "sqrt"])
-def test_the_mean_weight_of_the_images_is_one(kind):
+def test_weights_have_mean_one_over_images(kind):
     weights = class_weights(COUNTS, kind)
     assert weights[LABELS].astype(np.float64).mean() == pytest.approx(1.0, abs=1e-6)
     assert (np.diff(weights[[0, 1, 3, 4]]) > 0).all()
@@ -56,23 +56,23 @@ def test_sqrt_weights_are_between_none_and_balanced():
     assert class_weights(np.array([9, 4]), "sqrt") == pytest.approx([2 * 13 / 30, 3 * 13 / 30])
 
 
-def test_even_classes_have_no_weights():
+def test_balanced_classes_have_no_weights():
     for kind in ("none", "sqrt", "balanced", "auto"):
         assert class_weights(np.array([7, 7, 0, 7]), kind) is None
     assert class_weights(COUNTS, "none") is None
-    # An explicit kind is obeyed however little there is to make up for; "auto" leaves that alone.
+    # An explicit kind applies to any imbalance; "auto" ignores small ones.
     assert class_weights(np.array([3, 2]), "balanced") is not None
     assert class_weights(np.array([3, 2]), "auto") is None
     assert class_weights(np.array([31, 20]), "auto") is not None
 
 
-def test_what_is_uneven():
+def test_threshold_of_imbalance():
     assert not is_uneven(np.array([3, 2, 0]))
     assert is_uneven(np.array([31, 20]))
     assert imbalance(COUNTS) == 70
 
 
-def test_the_mean_recall_is_the_balanced_accuracy_of_scikit_learn():
+def test_mean_recall_agrees_with_scikit_learn():
     chance = np.random.default_rng(0)
     predicted = chance.integers(0, 5, len(LABELS))
     kept = np.isin(predicted, LABELS)  # scikit-learn warns of predictions outside the true classes
@@ -82,7 +82,7 @@ def test_the_mean_recall_is_the_balanced_accuracy_of_scikit_learn():
     assert found == pytest.approx(balanced_accuracy_score(labels, predicted))
 
 
-def test_settings_that_do_not_exist_are_refused():
+def test_rejects_unknown_settings():
     with raises("usage", "class_weights", "'much'"):
         LossSettings(class_weights="much")
     with raises("usage", ".select"):
@@ -91,7 +91,7 @@ def test_settings_that_do_not_exist_are_refused():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_the_weighted_loss_of_mixed_and_smoothed_targets(smoothing, mixed):
+def test_weighted_loss_of_mixed_and_smoothed_targets(smoothing, mixed):
     chance = np.random.default_rng(3)
     logits = chance.normal(size=(6, 4))
     labels, weights = np.array([0, 1, 1, 3, 2, 0]), np.array([0.5, 2.0, 1.0, 3.0])
@@ -110,14 +110,14 @@ def test_the_weighted_loss_of_mixed_and_smoothed_targets(smoothing, mixed):
     given = (torch.tensor(logits, dtype=torch.float32), torch.from_numpy(labels), mix)
     whole = torch.tensor(weights, dtype=torch.float32)
     assert float(cross_entropy(*given, smoothing, whole)) == pytest.approx(expected, rel=1e-5)
-    # The parts of a batch add up to the whole, which they would not if each were divided by its own weights.
+    # The losses of the parts sum to the loss of the batch. Division by the weights of each part would break this.
     targets = Targets.of(given[1], mix)
     parts = [targets[part].cross_entropy(given[0][part], smoothing, whole) for part in (slice(0, 4), slice(4, 6))]
     assert float(parts[0]) * 4 / 6 + float(parts[1]) * 2 / 6 == pytest.approx(expected, rel=1e-5)
 
 
 def stages() -> list:
-    """A stage of each kind whose loss has labels in it."""
+    """Stages of every kind whose loss contains labels."""
     dual, fit = odd_dual(dropout=0.0), OptimizerSettings(label_smoothing=0.1)
     plain = PlainSettings(epochs=1, fit=fit, view="original")
     steps = UnfreezeSettings(steps=(UnfreezeStep(unit="all", epochs=1),))
@@ -148,7 +148,7 @@ def test_every_stage_weights_its_loss(place):
         plain = losses(None)
         of_each = [losses(F.one_hot(torch.tensor(label), 10).float()) for label in range(10)]
         assert losses(torch.ones(10)) == pytest.approx(plain, rel=1e-5)
-        # The loss is linear in the weights: with weight 1 on a single class, the parts add up to the whole.
+        # The loss is linear in the weights: the losses with weight 1 on single classes sum to the whole loss.
         assert np.sum(of_each, axis=0) == pytest.approx(plain, rel=1e-4)
         assert np.dot(np.arange(10), of_each) == pytest.approx(losses(torch.arange(10.0)), rel=1e-4)
 
@@ -159,7 +159,7 @@ def uneven_digits():
     return replace(images, images=images.images[kept], labels=images.labels[kept])
 
 
-def test_a_setting_gives_every_stage_the_weights_of_its_training_images():
+def test_stages_use_the_weights_of_their_training_images():
     with branches_of(1) as parallel:
         setting = replace(method_of(parallel).context, train=uneven_digits())
         assert setting.class_weights is None, "no weights unless a recipe asks for them"
@@ -172,7 +172,7 @@ def test_a_setting_gives_every_stage_the_weights_of_its_training_images():
         assert run.score == "accuracy"
 
 
-def test_even_classes_train_to_the_same_bits_whatever_the_weights():
+def test_weights_change_no_bit_for_balanced_classes():
     even = digit_set(0, 400)
     rows = np.concatenate([np.flatnonzero(even.labels == label)[:12] for label in range(10)])
     even = replace(even, images=even.images[rows], labels=even.labels[rows])
@@ -187,13 +187,13 @@ def test_even_classes_train_to_the_same_bits_whatever_the_weights():
 
 
 @pytest.mark.parametrize(("score", "best"), [("accuracy", 1), ("balanced_accuracy", 2)])
-def test_the_figure_that_chooses_the_best_epoch(monkeypatch, score, best):
+def test_score_that_selects_the_best_epoch(monkeypatch, score, best):
     # 40 images of one class and 9 x 4 of the others.
     labels = np.concatenate([np.zeros(40, np.int64), np.repeat(np.arange(1, 10), 4)])
     images = digit_set(0, len(labels))
     validation, is_zero = replace(images, labels=labels), labels == 0
     odd = np.arange(len(labels)) % 2 == 1
-    # First the large class and nothing else; then half of it, and half of each other one.
+    # First only the large class; then half of it, and half of each other class.
     scripted = iter([({"a": is_zero}, 1.0), ({"a": odd}, 1.0)])
     monkeypatch.setattr(StageRun, "_validate", lambda self: next(scripted))
     with branches_of(1) as parallel:

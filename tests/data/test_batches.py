@@ -1,4 +1,4 @@
-"""Streams of batches: what comes, in which order and in which memory."""
+"""Streams of batches: content, order and memory layout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from thaw.seeds import derive, numpy_generator
 
 CPU = torch.device("cpu")
 STILL = AugmentSettings(rotation_degrees=0.0, zoom=0.0, translation=0.0, brightness=0.0)
-# More than two chunks, and neither a whole number of chunks nor of batches.
+# More than two chunks; not a multiple of the chunk or batch size.
 MANY = 2 * CHUNK_IMAGES + 333
 
 
 def numbered(count: int, channels: int = 1, height: int = 3, width: int = 4) -> ImageSet:
-    """Image i is evenly gray but for its first two pixels, which spell i in base 256; its label is i mod 7."""
+    """Image i is uniformly gray except for its first two pixels, which are i in base 256; its label is i mod 7."""
     index = np.arange(count)
     images = np.empty((count, height, width, channels), np.uint8)
     images[:] = (index % 200)[:, None, None, None]
@@ -51,7 +51,7 @@ def order_of(stream, view="original") -> list[int]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 100, 3000])
-def test_every_image_comes_once_with_its_label(batch_size):
+def test_epoch_contains_every_image_once_with_its_label(batch_size):
     count = 300 if batch_size == 1 else MANY
     made = source(numbered(count), batch_size)
     for stream in (made.shuffled(5), made.ordered()):
@@ -69,7 +69,7 @@ def test_ordered_keeps_the_order_of_the_set():
     assert order_of(source(numbered(MANY)).ordered()) == list(range(MANY))
 
 
-def test_the_order_depends_on_the_seed_only():
+def test_order_depends_only_on_the_seed():
     made = source(numbered(MANY))
     first = order_of(made.shuffled(1))
     torch.manual_seed(99)
@@ -85,13 +85,13 @@ def test_the_order_depends_on_the_seed_only():
 
 
 @pytest.mark.parametrize("views", [("original", "augmented"), ("augmented", "original")])
-def test_the_pair_shows_the_same_images(views):
+def test_pair_contains_the_same_images(views):
     for batch in source(numbered(MANY), views=views).shuffled(3):
         assert list(batch.views) == list(views)
         assert torch.equal(batch.views["original"], batch.views["augmented"])
 
 
-def test_the_original_stays_itself_beside_a_moving_view():
+def test_original_view_is_unchanged():
     moving = AugmentSettings(rotation_degrees=30.0, translation=0.3, brightness=0.3)
     pair = source(numbered(500), views=("augmented", "original"), augment=moving)
     alone = source(numbered(500))
@@ -102,15 +102,15 @@ def test_the_original_stays_itself_beside_a_moving_view():
     assert changed > 480
 
 
-def test_the_augmented_view_moves_with_its_own_image():
+def test_augmented_view_belongs_to_its_image():
     images = numbered(700)
-    images.images[:] = images.images[:, 2:3, 3:4]  # evenly gray: a repeated border changes nothing
+    images.images[:] = images.images[:, 2:3, 3:4]  # uniformly gray: a repeated border changes nothing
     moving = AugmentSettings(rotation_degrees=90.0, translation=0.5, brightness=0.0, fill="border")
     for batch in source(images, views=("original", "augmented"), augment=moving).shuffled(6):
         torch.testing.assert_close(batch.views["augmented"], batch.views["original"])
 
 
-def test_augmentation_depends_on_the_seed_only():
+def test_augmentation_depends_only_on_the_seed():
     made = source(numbered(CHUNK_IMAGES + 50), views=("augmented",), augment=AugmentSettings())
 
     def bits(seed: int) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_augmentation_depends_on_the_seed_only():
     assert not torch.equal(bits(2), first)
 
 
-def test_one_view_named_twice_is_made_once():
+def test_repeated_view_is_computed_once():
     made = source(numbered(50), views=("augmented", "augmented"), augment=AugmentSettings())
     assert all(list(batch.views) == ["augmented"] for batch in made.shuffled(1))
 
@@ -141,7 +141,7 @@ def test_channels_are_last_in_memory(channels, view):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channels_last_keeps_the_numbers(channels):
+def test_channels_last_keeps_the_values(channels):
     x = torch.randn(4, channels, 5, 3)
     assert torch.equal(channels_last(x), x)
 
@@ -163,7 +163,7 @@ def test_normalization_agrees_with_numpy(mean, std):
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 32, 32), (3, 5, 9)])
-def test_normalization_by_rows_has_the_bits_of_normalization_by_channels(channels, height, width, last):
+def test_normalization_by_rows_equals_normalization_by_channels(channels, height, width, last):
     x = torch.rand((50, channels, height, width), generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     input_spec = InputSpec(
@@ -189,7 +189,7 @@ MODERN = AugmentSettings(flip=True, crop=0.125, policy="trivial", cutout=0.3)
 
 @pytest.mark.parametrize("settings", [AugmentSettings(), MODERN])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_chunk_is_augmented_at_a_time_from_the_epochs_own_stream(channels, settings):
+def test_chunks_are_augmented_from_the_stream_of_the_epoch(channels, settings):
     images = colored(CHUNK_IMAGES + 70, channels)
     made = source(images, views=("augmented",), augment=settings)
     order = numpy_generator(11, "order").permutation(len(images))
@@ -207,7 +207,7 @@ MIXED = replace(MODERN, mixup=0.4, cutmix=1.0)
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_a_mixed_batch_is_made_of_the_batch_that_would_have_come(channels, kind):
+def test_mixed_batch_contains_the_images_of_the_plain_batch(channels, kind):
     images = colored(CHUNK_IMAGES + 70, channels)
     plain = source(images, views=("original", "augmented"), augment=MODERN)
     mixed = replace(plain, augment=replace(MODERN, **{kind: 1.0}))
@@ -228,10 +228,10 @@ def test_a_mixed_batch_is_made_of_the_batch_that_would_have_come(channels, kind)
         else:
             assert ((made == x) | (made == other)).all()
         seen.add(tuple(mix.shares.tolist()))
-    assert len(seen) == len(plain)  # each batch draws anew
+    assert len(seen) == len(plain)  # every batch draws new values
 
 
-def test_mixing_depends_on_the_seed_only():
+def test_mixing_depends_only_on_the_seed():
     made = source(colored(500), views=("augmented",), augment=MIXED)
 
     def bits(seed: int) -> list[torch.Tensor]:
@@ -248,13 +248,13 @@ def test_mixing_depends_on_the_seed_only():
     assert not torch.equal(first[0], bits(2)[0])
 
 
-def test_a_share_of_the_batches_is_mixed():
+def test_fraction_of_batches_is_mixed():
     made = source(colored(800), 8, views=("augmented",), augment=replace(MIXED, mix_probability=0.5))
     mixed = sum(bool(batch.mixes) for batch in made.shuffled(1))
     assert 30 <= mixed <= 70
 
 
-def test_what_is_not_mixed():
+def test_batches_that_are_not_mixed():
     images = colored(200)
     originals = source(images, augment=MIXED)
     assert not any(batch.mixes for batch in originals.shuffled(1))
@@ -264,7 +264,7 @@ def test_what_is_not_mixed():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_sample_views_show_everything_but_mixing(channels):
+def test_sample_views_apply_everything_except_mixing(channels):
     images = colored(60, channels)
     shown = sample_views(images, MIXED, count=10, seed=3)
     assert [name for _, _, name in shown] == list("abcde") * 2
@@ -276,7 +276,7 @@ def test_sample_views_show_everything_but_mixing(channels):
     assert all(np.array_equal(one[1], two[1]) for one, two in zip(shown, again, strict=True))
 
 
-def test_a_read_only_memory_map_is_taken(tmp_path):
+def test_accepts_read_only_memory_map(tmp_path):
     images = numbered(90)
     np.save(tmp_path / "images.npy", images.images)
     mapped = replace(images, images=np.load(tmp_path / "images.npy", mmap_mode="r"))

@@ -1,4 +1,4 @@
-"""The cache and the helper processes: built once, whole or not at all, and never trusted blindly."""
+"""The cache and the helper processes: built once, atomically, and verified."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def builds(monkeypatch):
-    """Counts how often images are decoded."""
+    """Count decoded images."""
     calls = []
     original = ingest._decode
     monkeypatch.setattr(ingest, "_decode", lambda *args: calls.append(args) or original(*args))
@@ -65,7 +65,7 @@ def only(root):
     return found
 
 
-def test_decoded_once_and_the_same_from_the_cache(folder, root, builds):
+def test_decodes_once_and_reads_the_same_from_the_cache(folder, root, builds):
     first, second = prepare(folder, SETTINGS, seed=1), prepare(folder, SETTINGS, seed=1)
     assert len(builds) == 1
     assert np.array_equal(first.train.images, second.train.images)
@@ -79,7 +79,7 @@ def test_decoded_once_and_the_same_from_the_cache(folder, root, builds):
     assert not only(root).name.startswith(".")
 
 
-def test_a_hit_imports_no_slow_library(folder, root):
+def test_cache_hit_imports_no_slow_library(folder, root):
     program = f"""
     import sys
     from thaw.data.prepare import prepare
@@ -94,7 +94,7 @@ def test_a_hit_imports_no_slow_library(folder, root):
 
 
 @pytest.mark.parametrize("change", ["touch", "add", "remove", "rename", "input", "fit"])
-def test_any_change_is_noticed(folder, root, builds, change):
+def test_any_change_invalidates_the_cache(folder, root, builds, change):
     prepare(folder, SETTINGS, seed=1)
     settings = SETTINGS
     if change == "touch":
@@ -115,7 +115,7 @@ def test_any_change_is_noticed(folder, root, builds, change):
 
 @pytest.mark.parametrize("file", ["images.bin", "facts.npz", "text.json", "check.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_damage_is_noticed_and_mended(folder, root, builds, file, damage):
+def test_damage_is_detected_and_repaired(folder, root, builds, file, damage):
     first = prepare(folder, SETTINGS, seed=1)
     path = only(root) / file
     data = bytearray(path.read_bytes())
@@ -124,7 +124,7 @@ def test_damage_is_noticed_and_mended(folder, root, builds, file, damage):
     elif damage == "truncate":
         path.write_bytes(data[: len(data) // 2])
     else:
-        # In check.json a changed digit is a changed sum; its first brace would do as well.
+        # In check.json a changed digit is a changed checksum.
         place = data.index(b'image_bytes": ') + 14 if file == "check.json" else len(data) // 2
         data[place] ^= 1
         path.write_bytes(data)
@@ -154,7 +154,7 @@ def test_large_stores_are_mapped_and_every_block_is_checked(folder, root, monkey
 
 
 @pytest.mark.parametrize("change", ["flip", "remove"])
-def test_images_in_memory_are_those_that_were_checked(folder, root, change):
+def test_images_in_memory_are_the_checked_ones(folder, root, change):
     found = prepare(folder, SETTINGS, seed=1)
     before = found.train.images.copy(), found.test.open().images.copy()
     path = only(root) / "images.bin"
@@ -168,7 +168,7 @@ def test_images_in_memory_are_those_that_were_checked(folder, root, change):
     assert found.is_whole()
 
 
-def test_mapped_images_that_changed_are_noticed(folder, root, monkeypatch):
+def test_changed_mapped_images_are_detected(folder, root, monkeypatch):
     monkeypatch.setattr(store, "_LOADED_BYTES", 8000)
     found = prepare(folder, SETTINGS, seed=1)
     assert found.is_whole()
@@ -178,7 +178,7 @@ def test_mapped_images_that_changed_are_noticed(folder, root, monkeypatch):
     assert not found.is_whole()
 
 
-def test_full_disk_is_told_and_leaves_nothing(folder, root, monkeypatch):
+def test_full_disk_is_reported_and_leaves_nothing(folder, root, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -188,7 +188,7 @@ def test_full_disk_is_told_and_leaves_nothing(folder, root, monkeypatch):
     assert list(root.iterdir()) == []
 
 
-def test_too_little_room_is_told_before_the_work(folder, root, monkeypatch):
+def test_insufficient_space_is_reported_before_decoding(folder, root, monkeypatch):
     monkeypatch.setattr(
         cache.shutil, "disk_usage", lambda _: os.terminal_size((0, 0)) and type("U", (), {"free": 10})()
     )
@@ -197,14 +197,14 @@ def test_too_little_room_is_told_before_the_work(folder, root, monkeypatch):
     assert list(root.iterdir()) == []
 
 
-def test_unwritable_cache_is_told(folder, tmp_path, monkeypatch):
+def test_unwritable_cache_is_reported(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("THAW_CACHE", str(tmp_path / "file"))
     with raises("data-cache", "THAW_CACHE"):
         prepare(folder, SETTINGS, seed=1)
 
 
-def test_errors_of_the_source_are_not_blamed_on_the_cache(folder, root, monkeypatch):
+def test_source_errors_are_not_reported_as_cache_errors(folder, root, monkeypatch):
     def fail(*_):
         raise OSError("Corrupt page")
 
@@ -214,7 +214,7 @@ def test_errors_of_the_source_are_not_blamed_on_the_cache(folder, root, monkeypa
     assert list(root.iterdir()) == []
 
 
-def test_an_interrupt_leaves_nothing(folder, root):
+def test_interrupt_leaves_nothing(folder, root):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
@@ -245,7 +245,7 @@ def test_ctrl_c_with_helpers_leaves_nothing(folder, root):
         os.killpg(process.pid, 0)
 
 
-def test_two_builders_at_once(folder, root):
+def test_two_concurrent_builders(folder, root):
     results, errors = [], []
 
     def run():
@@ -264,7 +264,7 @@ def test_two_builders_at_once(folder, root):
     assert only(root).is_dir()
 
 
-def test_what_killed_processes_left_is_swept(folder, root):
+def test_leftovers_of_killed_processes_are_removed(folder, root):
     old, fresh = root / ".building-old", root / ".building-fresh"
     for path in (old, fresh):
         path.mkdir(parents=True)
@@ -277,7 +277,7 @@ def test_what_killed_processes_left_is_swept(folder, root):
     assert fresh.exists()
 
 
-def test_helpers_give_the_same_in_order(folder):
+def test_helpers_return_the_same_in_order(folder):
     paths = [str(path) for path in sorted(folder.rglob("*.png"))]
     payloads = [*paths, None, b"", Path(paths[0]).read_bytes(), "missing.png"]
     batches = [payloads[start : start + 7] for start in range(0, len(payloads), 7)]
@@ -303,7 +303,7 @@ Image.open = open_image
 
 
 @pytest.mark.parametrize("is_table", [False, True])
-def test_a_decoder_that_crashes_names_its_image(tmp_path, root, monkeypatch, is_table):
+def test_crash_of_a_decoder_names_the_image(tmp_path, root, monkeypatch, is_table):
     (tmp_path / "path").mkdir()
     (tmp_path / "path/sitecustomize.py").write_text(CRASHING_PILLOW)
     monkeypatch.syspath_prepend(tmp_path / "path")
@@ -324,7 +324,7 @@ def test_a_decoder_that_crashes_names_its_image(tmp_path, root, monkeypatch, is_
     assert list(root.iterdir()) == []
 
 
-def test_leaving_early_ends_the_helpers(folder, monkeypatch):
+def test_early_exit_ends_the_helpers(folder, monkeypatch):
     started = []
 
     class Recorded(workers._Helper):
@@ -341,8 +341,8 @@ def test_leaving_early_ends_the_helpers(folder, monkeypatch):
     assert all(process.poll() is not None for process in started)
 
 
-def test_memory_stays_bounded_while_decoding(folder):
-    """No more than a few batches are asked for ahead of the one that is taken."""
+def test_memory_is_bounded_while_decoding(folder):
+    """Only a few batches are requested ahead of the current one."""
     path = str(next(folder.rglob("*.png")))
     asked = 0
 

@@ -1,4 +1,4 @@
-"""Decoding: every odd format by its stated rule, and every broken file by its reason."""
+"""Decoding: unusual formats by the documented rules, and broken files with their reasons."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ def encode(image, kind, **options):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA"])
-def test_lossless_color_comes_back(kind):
+def test_lossless_color_round_trip(kind):
     decoded = decode_image(encode(Image.fromarray(COLORS), kind))
     assert np.array_equal(decoded.pixels, COLORS)
     assert decoded.rules == ()
@@ -40,12 +40,12 @@ def test_gray_is_decided_by_content():
     assert decode_image(encode(Image.fromarray(one_off), "PNG")).pixels.shape == (6, 9, 3)
 
 
-def test_jpeg_is_what_pillow_decodes():
+def test_jpeg_agrees_with_pillow():
     data = encode(Image.fromarray(COLORS), "JPEG")
     assert np.array_equal(decode_image(data).pixels, np.asarray(Image.open(io.BytesIO(data))))
 
 
-def test_alpha_is_placed_on_white():
+def test_alpha_is_blended_with_white():
     alpha = np.random.default_rng(1).integers(0, 256, (6, 9), dtype=np.uint8)
     data = encode(Image.fromarray(np.dstack([COLORS, alpha])), "PNG")
     decoded = decode_image(data)
@@ -57,7 +57,7 @@ def test_alpha_is_placed_on_white():
     assert decoded.rules == ("alpha",)
 
 
-def test_opaque_alpha_is_not_told_and_gray_alpha_stays_gray():
+def test_opaque_alpha_is_not_reported_and_gray_alpha_stays_gray():
     opaque = np.dstack([COLORS, np.full((6, 9), 255, np.uint8)])
     assert decode_image(encode(Image.fromarray(opaque), "PNG")).rules == ()
     clear = Image.merge("LA", [Image.fromarray(GRAYS), Image.new("L", (9, 6), 0)])
@@ -66,7 +66,7 @@ def test_opaque_alpha_is_not_told_and_gray_alpha_stays_gray():
     assert (decoded.pixels == 255).all()
 
 
-def test_color_key_transparency_is_placed_on_white():
+def test_color_key_transparency_is_blended_with_white():
     pixels = np.zeros((2, 2, 3), np.uint8)
     pixels[0, 0] = (10, 20, 30)
     decoded = decode_image(encode(Image.fromarray(pixels), "PNG", transparency=(10, 20, 30)))
@@ -90,7 +90,7 @@ def test_sixteen_bits_are_kept():
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("kind", "samples"), [(GRAY, 1), (RGB, 3), (GRAY_ALPHA, 2), (RGBA, 4)])
-def test_png_files_of_sixteen_bits_lose_nothing(kind, samples, interlaced):
+def test_sixteen_bit_png_is_lossless(kind, samples, interlaced):
     rng = np.random.default_rng(2)
     values = rng.integers(0, 65536, (13, 17, samples))
     decoded = decode_image(png_file(values, 16, kind, interlaced=interlaced))
@@ -110,18 +110,18 @@ def on_white(values):
     )
 
 
-def test_a_color_key_of_sixteen_bits_is_compared_in_all_of_them():
+def test_sixteen_bit_color_key_compares_all_bits():
     values = np.array([[[300, 20, 30], [44, 20, 30], [300, 20, 31]]])
     decoded = decode_image(png_file(values, 16, RGB, transparency=struct.pack(">HHH", 300, 20, 30)))
     assert decoded.pixels.tolist() == [[[65535] * 3, [44, 20, 30], [300, 20, 31]]]
     gray = decode_image(png_file(values[..., :1], 16, GRAY, transparency=struct.pack(">H", 300)))
     assert gray.pixels.ravel().tolist() == [65535, 44, 65535]
-    # What is transparent does not widen the range.
+    # Transparent pixels do not widen the range.
     assert gray.span == (44, 44)
 
 
 def tiff_file(values, order="<", *, planes=False, deflate=False):
-    """A TIFF file of values uint16 [H, W, 3 or 4], in one strip, or in a strip for each channel."""
+    """A TIFF file of uint16 values [H, W, 3 or 4], in one strip, or in one strip per channel."""
     height, width, samples = values.shape
     parts = np.moveaxis(values, 2, 0) if planes else values[None]
     strips = [part.astype(f"{order}u2").tobytes() for part in parts]
@@ -151,7 +151,7 @@ def tiff_file(values, order="<", *, planes=False, deflate=False):
 @pytest.mark.parametrize("deflate", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("samples", [3, 4])
-def test_color_tiff_files_of_sixteen_bits_lose_nothing(samples, order, deflate):
+def test_sixteen_bit_color_tiff_is_lossless(samples, order, deflate):
     values = np.random.default_rng(3).integers(0, 65536, (7, 11, samples))
     decoded = decode_image(tiff_file(values, order, deflate=deflate))
     assert np.array_equal(decoded.pixels, values if samples == 3 else on_white(values))
@@ -162,7 +162,7 @@ def test_color_tiff_files_of_sixteen_bits_lose_nothing(samples, order, deflate):
 
 @pytest.mark.parametrize("largest", [256, 1023, 4095, 65534, 65535])
 @pytest.mark.parametrize("magic", ["P2", "P3", "P5", "P6"])
-def test_portable_maps_are_scaled_from_their_largest_value(magic, largest):
+def test_portable_maps_are_scaled_from_their_maximum(magic, largest):
     samples = 3 if magic in ("P3", "P6") else 1
     values = np.random.default_rng(4).integers(0, largest + 1, (5, 7, samples))
     values.flat[:2] = (0, largest)
@@ -179,8 +179,8 @@ def test_portable_maps_are_scaled_from_their_largest_value(magic, largest):
             decode_image(head + b"-7 " + body)
 
 
-def test_what_pillow_reduces_is_told():
-    # CMYK of 16 bits; JPEG 2000 in color of 12 bits and AVIF of 10 by what their headers say.
+def test_reduced_formats_are_reported():
+    # 16-bit CMYK; 12-bit color JPEG 2000 and 10-bit AVIF, by their headers.
     cmyk = np.random.default_rng(3).integers(0, 65536, (7, 11, 4))
     content = tiff_file(cmyk).replace(struct.pack("<HHIHH", 262, 3, 1, 2, 0), struct.pack("<HHIHH", 262, 3, 1, 5, 0))
     content = content.replace(struct.pack("<HHIHH", 338, 3, 1, 2, 0), struct.pack("<HHIHH", 339, 3, 1, 1, 0))
@@ -250,7 +250,7 @@ def test_animations_give_their_first_frame(kind):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_obeyed(orientation):
+def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(COLORS), "PNG", exif=exif)
@@ -261,13 +261,13 @@ def test_exif_orientation_is_obeyed(orientation):
     assert gray.pixels.shape == (*expected.shape[:2], 1)
 
 
-def test_nonsense_orientation_is_upright():
+def test_invalid_orientation_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 77
     assert np.array_equal(decode_image(encode(Image.fromarray(COLORS), "PNG", exif=exif)).pixels, COLORS)
 
 
-def test_broken_files_say_why(tmp_path):
+def test_broken_files_give_the_reason(tmp_path):
     whole = encode(Image.fromarray(np.tile(COLORS, (20, 20, 1))), "JPEG")
     for data, reason in (
         (b"", "empty file"),
@@ -285,7 +285,7 @@ WIDE = COLORS.astype(int) * 257
 
 
 @pytest.mark.parametrize("content", [png_file(WIDE, 16, RGB), tiff_file(WIDE, deflate=True)], ids=["PNG", "TIFF"])
-def test_damage_to_sixteen_bits_never_escapes_as_another_exception(content):
+def test_damaged_sixteen_bit_file_raises_only_the_documented_error(content):
     generator = np.random.default_rng(7)
     with quiet_decoding():
         for _ in range(200):
@@ -297,7 +297,7 @@ def test_damage_to_sixteen_bits_never_escapes_as_another_exception(content):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_damage_never_escapes_as_another_exception(kind):
+def test_damaged_file_raises_only_the_documented_error(kind):
     data = bytearray(encode(Image.fromarray(np.tile(COLORS, (5, 5, 1))), kind))
     generator = np.random.default_rng(7)
     with quiet_decoding():
@@ -310,7 +310,7 @@ def test_damage_never_escapes_as_another_exception(kind):
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
-def test_decompression_bombs_are_refused(side):
+def test_rejects_decompression_bombs(side):
     def part(kind, content):
         return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 

@@ -1,4 +1,4 @@
-"""Images for a trained model, and a look at a source before any training."""
+"""Images for a trained model, and inspection of a source before training."""
 
 import json
 
@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 # Evaluation and prediction
 
 
-def test_evaluation_takes_the_test_split_and_maps_classes_by_name(tmp_path):
+def test_evaluation_uses_the_test_split_and_maps_classes_by_name(tmp_path):
     root = tmp_path / "pets"
     write_folder(root / "train")
     write_folder(root / "test", count=3, start=500)
@@ -39,7 +39,7 @@ def test_evaluation_takes_the_test_split_and_maps_classes_by_name(tmp_path):
         open_image_set(root, input_spec, ("dog", "bird"))
 
 
-def test_evaluation_takes_bare_numbers_as_the_models_indices():
+def test_evaluation_uses_bare_numbers_as_class_indices():
     source = (picture(1, (6, 8, 8)), [0, 2, 2, 0, 2, 0])
     input_spec = InputSpec(height=8, width=8, channels=1)
     images, _ = open_image_set(source, input_spec, ("a", "b", "c"))
@@ -48,7 +48,7 @@ def test_evaluation_takes_bare_numbers_as_the_models_indices():
         open_image_set(source, input_spec, ("a", "b"))
 
 
-def test_loading_images_for_prediction(tmp_path):
+def test_load_images_for_prediction(tmp_path):
     root = write_folder(tmp_path / "pets", count=11)
     (root / "cat" / "notes.txt").write_text("x")
     input_spec = InputSpec(height=8, width=9, channels=3, fit="crop")
@@ -68,10 +68,10 @@ def test_loading_images_for_prediction(tmp_path):
         load_images([tmp_path / "void"], input_spec)
 
 
-# A look
+# Inspection
 
 
-def test_look_tells_and_draws(tmp_path):
+def test_look_reports_and_draws(tmp_path):
     root = write_folder(tmp_path / "pets", count=12)
     Image.fromarray(picture(5, (20, 40))).save(root / "dog" / "gray.png")
     (root / "cat" / "empty.png").touch()
@@ -95,7 +95,7 @@ def test_look_tells_and_draws(tmp_path):
         contact_sheet(summary, tmp_path / "sheet.png", per_class=0)
 
 
-def test_look_at_a_source_without_a_usable_image(tmp_path):
+def test_look_at_a_source_without_usable_images(tmp_path):
     (tmp_path / "bad" / "cat").mkdir(parents=True)
     (tmp_path / "bad" / "cat" / "a.png").touch()
     summary = look(tmp_path / "bad", SETTINGS)

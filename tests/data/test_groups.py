@@ -1,4 +1,4 @@
-"""Groups of images, such as those of one person: no split and no fold separates them, and what that leaves is told."""
+"""Groups of images, such as those of one person: splits and folds keep them together and report the effects."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def assert_apart(data):
 # Splits of a source
 
 
-def test_no_split_separates_a_group(tmp_path):
+def test_splits_keep_groups_together(tmp_path):
     root = write_people(tmp_path / "set")
     for seed in range(4):
         data = prepare(root, DataSettings(group_by=PERSON), seed=seed)
@@ -71,14 +71,14 @@ def test_no_split_separates_a_group(tmp_path):
     assert "person" in "".join(one.test.names)
 
 
-def test_without_groups_persons_are_separated_and_all_stays_as_it_was(tmp_path):
+def test_without_groups_persons_are_separated_and_splits_are_unchanged(tmp_path):
     root = write_people(tmp_path / "set")
     data = prepare(root, SETTINGS, seed=1)
     assert data.grouping is None
     assert people_of(data.test) & people_of(data.train)
 
 
-def test_the_fingerprint_knows_the_groups_but_not_their_names(tmp_path):
+def test_fingerprint_depends_on_groups_but_not_on_their_names(tmp_path):
     root = write_people(tmp_path / "set")
     bare, grouped, other = (
         prepare(root, DataSettings(group_by=by), seed=1).fingerprint for by in ("", PERSON, r"_(\d)\.png$")
@@ -87,7 +87,7 @@ def test_the_fingerprint_knows_the_groups_but_not_their_names(tmp_path):
     assert prepare(root, DataSettings(group_by=r"person(\d+)"), seed=2).fingerprint == grouped
 
 
-def test_a_pattern_is_searched_in_names_and_else_in_paths(tmp_path):
+def test_pattern_is_searched_in_names_then_in_paths(tmp_path):
     paths = {"train": ["cat/person1/a.png", "cat/person2/b.png", "dog/person1/c.png"]}
     for by in (r"person\d", r"(person\d)", r"/(person\d)/", r"(?:cat|dog)/(person\d)/[abc]\.png$"):
         found, problems = groups_by_pattern(paths, by)
@@ -96,7 +96,7 @@ def test_a_pattern_is_searched_in_names_and_else_in_paths(tmp_path):
     assert folders.names == ("person1", "person2")
 
 
-def test_images_that_a_pattern_does_not_match_are_an_error(tmp_path):
+def test_images_without_a_match_are_an_error(tmp_path):
     root = write_people(tmp_path / "set")
     Image.fromarray(picture(999_999)).save(root / "cat" / "nobody.png")
     with raises("data-group", "1", "cat/nobody.png"):
@@ -112,28 +112,28 @@ def test_images_that_a_pattern_does_not_match_are_an_error(tmp_path):
         ("x" * 5000, "matches none of 60 images"),
     ],
 )
-def test_patterns_that_are_wrong(tmp_path, by, message):
+def test_invalid_patterns(tmp_path, by, message):
     root = write_people(tmp_path / "set")
     with raises("usage-groups", message) as caught:
         prepare(root, DataSettings(group_by=by), seed=1)
     assert len(str(caught.value)) < 500
 
 
-def test_a_pattern_that_would_take_for_ever_is_stopped(tmp_path, monkeypatch):
+def test_slow_pattern_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(groups_module, "_SEARCH_SECONDS", 1)
     paths = {"train": [f"{'a' * 40}{row}.png" for row in range(3)]}
     with raises("usage-groups-time", "1", "3"):
         groups_by_pattern(paths, "^(a+)+$")
 
 
-def test_names_that_are_no_text_are_grouped():
+def test_names_that_are_not_utf_8_are_grouped():
     paths = {"train": ["cat/\udcff1_a.png", "cat/\udcff1_b.png", "cat/\u82b12_a.png"]}
     found, _ = groups_by_pattern(paths, "^(.*)_")
     assert found.numbers["train"].tolist() == [0, 0, 1]
     assert found.names[0] == r"\xff1"
 
 
-def test_identical_images_join_their_groups(tmp_path):
+def test_identical_images_merge_their_groups(tmp_path):
     root = write_people(tmp_path / "set")
     for person in (1, 2, 3):
         Image.fromarray(picture(31_337)).save(root / "cat" / f"person{person}_same.png")
@@ -145,7 +145,7 @@ def test_identical_images_join_their_groups(tmp_path):
 
 
 @pytest.mark.parametrize("people", [1, 2])
-def test_groups_that_are_too_large_are_refused(tmp_path, people):
+def test_too_large_groups_are_rejected(tmp_path, people):
     root = write_people(tmp_path / "set", people=people)
     with raises("data-group", "3 parts", f"6 of {6 * people} images", f"cat ({people}), dog ({people})"):
         prepare(root, DataSettings(group_by=PERSON), seed=1)
@@ -154,7 +154,7 @@ def test_groups_that_are_too_large_are_refused(tmp_path, people):
     assert problem(summary, "group").severity == "error"
 
 
-def test_a_share_that_groups_do_not_give_is_told(tmp_path):
+def test_deviation_from_the_requested_fraction_is_reported(tmp_path):
     data = prepare(write_people(tmp_path / "set", people=3), DataSettings(group_by=PERSON), seed=1)
     assert_apart(data)
     told = [problem.message for problem in data.problems if problem.severity == "warning"]
@@ -172,7 +172,7 @@ def test_groups_in_two_splits_of_the_source_are_an_error(tmp_path):
     assert len(prepare(tmp_path / "set", SETTINGS, seed=1).test) == 12
 
 
-def test_the_look_tells_groups_and_splits(tmp_path):
+def test_look_reports_groups_and_splits(tmp_path):
     root = write_people(tmp_path / "set")
     text = look(root, DataSettings(group_by=PERSON)).describe()
     assert rf"note: groups by the pattern '{PERSON}' are kept together: train 7, validation 1, test 2" in text
@@ -193,7 +193,7 @@ def test_groups_by_a_column(tmp_path):
     assert data.grouping == {"by": "column 'person'", "count": 10, "train": 7, "validation": 1, "test": 2}
 
 
-def test_a_column_that_is_called_group_is_taken_and_told(tmp_path):
+def test_column_named_group_is_used_and_reported(tmp_path):
     write_parquet(tmp_path / "a.parquet", [0, 1] * 30, extra={"group": [row // 6 for row in range(60)]})
     data = prepare(tmp_path / "a.parquet", SETTINGS, seed=1)
     assert data.grouping["count"] == 10
@@ -201,7 +201,7 @@ def test_a_column_that_is_called_group_is_taken_and_told(tmp_path):
     assert prepare(tmp_path / "a.parquet", DataSettings(group_by="none", label_column="label"), seed=1).grouping is None
 
 
-def test_images_without_a_group_stand_alone_and_are_told(tmp_path):
+def test_images_without_a_group_are_their_own_groups_and_reported(tmp_path):
     owners = [None if row < 12 else str(row // 6) for row in range(60)]
     write_parquet(tmp_path / "a.parquet", [0, 1] * 30, extra={"person": owners})
     data = prepare(tmp_path / "a.parquet", DataSettings(group_by="person"), seed=1)
@@ -223,7 +223,7 @@ def test_groups_of_arrays(owners):
 
 
 @pytest.mark.parametrize("source", ["digits", (picture(1, (60, 9, 9)), np.arange(60) % 3)])
-def test_what_has_neither_columns_nor_paths_is_not_grouped(source):
+def test_data_without_columns_and_paths_cannot_be_grouped(source):
     with raises("usage-groups"):
         prepare(source, DataSettings(group_by=PERSON), seed=1)
 
@@ -242,7 +242,7 @@ members = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7)), min_size=1, 
 
 @settings(deadline=None, max_examples=150)
 @given(members, st.sampled_from([0.1, 0.2, 0.5]), st.integers(1, 3), st.integers(0, 9))
-def test_a_cut_is_found_where_trying_all_finds_one(found, fraction, left, seed):
+def test_cut_is_found_if_brute_force_finds_one(found, fraction, left, seed):
     labels, groups = (np.array(column) for column in zip(*found, strict=True))
     kept, cut, lacking = cut_off_groups(labels, groups, fraction, seed, "test", left=left)
     assert sorted([*kept.tolist(), *cut.tolist()]) == list(range(len(labels)))
@@ -262,7 +262,7 @@ def test_a_cut_is_found_where_trying_all_finds_one(found, fraction, left, seed):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(20, 60), st.integers(2, 5), st.integers(0, 99))
-def test_many_small_groups_give_nearly_the_share(count, classes, seed):
+def test_many_small_groups_give_nearly_the_fraction(count, classes, seed):
     generator = np.random.default_rng(seed)
     groups = np.repeat(np.arange(count), generator.integers(3, 9, count))
     labels = np.concatenate([np.arange(classes), generator.integers(0, classes, len(groups) - classes)])
@@ -274,9 +274,9 @@ def test_many_small_groups_give_nearly_the_share(count, classes, seed):
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30))
-def test_joined_groups_are_the_finest_that_hold_both(pairs):
+def test_joined_groups_are_connected_components(pairs):
     one, other = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
-    # By repeated merging, without a graph.
+    # By repeated merging, without a graph algorithm.
     expected = list(range(len(pairs)))
     for _ in pairs:
         for a, b in itertools.combinations(range(len(pairs)), 2):
@@ -301,7 +301,7 @@ def test_folds_keep_groups_and_train_on_every_class():
         group_folds(labels, 5, 3, np.repeat(np.arange(4), 30))
 
 
-def test_folds_are_left_enough_groups(tmp_path):
+def test_enough_groups_remain_for_the_folds(tmp_path):
     root = write_people(tmp_path / "set", people=5)
     data = prepare(root, DataSettings(group_by=PERSON), seed=1, folds=3)
     assert data.grouping == {"by": f"the pattern '{PERSON}'", "count": 5, "train": 3, "validation": 1, "test": 1}
@@ -312,7 +312,7 @@ def test_folds_are_left_enough_groups(tmp_path):
 # A run
 
 
-def test_a_run_keeps_groups_whole_in_its_splits_and_folds_and_when_it_is_resumed(tmp_path, call, monkeypatch):
+def test_run_keeps_groups_together_in_splits_folds_and_resume(tmp_path, call, monkeypatch):
     root = write_people(tmp_path / "set", people=8)
     code, out, err = call("data", root, "--group-by", PERSON, "--json")
     assert code == 0, err
@@ -336,6 +336,6 @@ def test_a_run_keeps_groups_whole_in_its_splits_and_folds_and_when_it_is_resumed
     assert data.grouping == metrics["data"]["groups"]
 
 
-def test_the_command_that_repeats_a_run_from_python_groups_too():
+def test_command_of_a_run_from_python_includes_the_grouping():
     request = build_request("photos", recipe="paper", group_by=PERSON)
     assert request.command == f"thaw train photos --recipe paper --seed 0 --group-by '{PERSON}'"

@@ -1,4 +1,4 @@
-"""Folders as people have them: nested, wrapped, inside a repository, with masks beside the photographs."""
+"""Folders in practice: nested, wrapped, inside a repository, with masks next to the photographs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(root, *paths, count=6, suffix=".png"):
 # Depth
 
 
-def test_images_lie_at_any_depth_below_their_class(tmp_path):
+def test_images_at_any_depth_below_their_class(tmp_path):
     root = write(tmp_path / "set", "cat/indoor/2019/a", "cat/garden", "dog", "dog/x/y")
     summary = look(root, SETTINGS)
     assert summary.counts == {"train": {"cat": 12, "dog": 12}}
@@ -49,7 +49,7 @@ def test_images_lie_at_any_depth_below_their_class(tmp_path):
     assert summary.usable
 
 
-def test_the_same_sub_folders_in_every_class_are_told(tmp_path):
+def test_equal_subfolders_in_every_class_are_reported(tmp_path):
     root = write(tmp_path / "set", "cat/indoor", "cat/garden", "dog/indoor", "dog/garden")
     summary = look(root, SETTINGS)
     assert summary.counts == {"train": {"cat": 12, "dog": 12}}
@@ -59,7 +59,7 @@ def test_the_same_sub_folders_in_every_class_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [("learn", "eval"), ("fold1", "fold2"), ("part_1", "part_2"), ("dev", "holdout")])
-def test_parts_of_a_data_set_are_no_classes(tmp_path, parts):
+def test_parts_of_a_data_set_are_not_classes(tmp_path, parts):
     root = write(tmp_path / "set", *(f"{part}/{name}" for part in parts for name in ("cat", "dog")))
     with raises("data-layout", "CLASS/IMAGE", "SPLIT/CLASS/IMAGE"):
         prepare(root, SETTINGS, seed=1)
@@ -78,14 +78,14 @@ def test_split_folders_may_have_longer_names_and_wrap_their_content(tmp_path, sp
     assert [sum(counts.values()) for counts in summary.counts.values()] == [12] * len(splits)
 
 
-def test_a_wrapper_of_only_one_split_is_passed_but_a_class_is_not(tmp_path):
+def test_wrapper_of_a_single_split_is_skipped_but_a_class_is_not(tmp_path):
     root = write(tmp_path / "a", "train/cat", "train/dog", "test/images/cat", "test/images/dog")
     assert look(root, SETTINGS).counts == {"train": {"cat": 6, "dog": 6}, "test": {"cat": 6, "dog": 6}}
     root = write(tmp_path / "b", "train/cat", "train/dog", "test/cat/x", "test/cat/y")
     assert look(root, SETTINGS).counts == {"train": {"cat": 6, "dog": 6}, "test": {"cat": 12, "dog": 0}}
 
 
-def test_classes_that_begin_like_splits_are_classes(tmp_path):
+def test_class_names_that_begin_like_splits_are_classes(tmp_path):
     root = write(tmp_path / "set", "train_station/a", "bus_stop/b")
     assert look(root, SETTINGS).classes == ("bus_stop", "train_station")
     root = write(tmp_path / "tubes", "test_tube", "train_engine")
@@ -102,11 +102,11 @@ def test_split_folders_inside_class_folders(tmp_path):
     assert "CLASS/SPLIT/IMAGE" in problem(data, "layout").message
 
 
-# Another folder was meant
+# Another folder was intended
 
 
 @pytest.mark.parametrize("inner", ["photos", "Dataset", "data/raw", "a/b/c"])
-def test_the_real_folder_is_proposed(tmp_path, inner):
+def test_suggests_the_intended_folder(tmp_path, inner):
     root = write(tmp_path / "repo", f"{inner}/cat", f"{inner}/dog")
     (root / "README.md").write_text("text")
     (root / "src").mkdir()
@@ -116,7 +116,7 @@ def test_the_real_folder_is_proposed(tmp_path, inner):
     assert prepare(root / inner, SETTINGS, seed=1).train.classes == ("cat", "dog")
 
 
-def test_the_real_folder_is_proposed_past_pictures_of_a_page(tmp_path):
+def test_suggests_the_intended_folder_next_to_pictures_of_a_page(tmp_path):
     root = write(tmp_path / "repo", "Dataset/train/cat", "Dataset/train/dog", "Dataset/test/cat", "Dataset/test/dog")
     write(root, "docs/images", "assets", count=2)
     write(root, ".", count=1)
@@ -125,25 +125,25 @@ def test_the_real_folder_is_proposed_past_pictures_of_a_page(tmp_path):
 
 
 @pytest.mark.parametrize("beside", ["images", "samples", "test_images", "Screenshots"])
-def test_the_real_folder_is_proposed_past_folders_of_single_pictures(tmp_path, beside):
+def test_suggests_the_intended_folder_next_to_folders_of_single_pictures(tmp_path, beside):
     root = write(tmp_path / "repo", "Dataset/cat", "Dataset/dog", beside)
     with pytest.raises(DataError, match=rf"did you mean {root}/Dataset\?$"):
         prepare(root, SETTINGS, seed=1)
 
 
-def test_errors_come_with_the_folder_that_may_have_been_meant(tmp_path):
+def test_errors_include_the_suggested_folder(tmp_path):
     root = write(tmp_path / "repo", "Dataset/cat", "Dataset/dog")
     write(root, "misc", count=2)
     (root / "models").mkdir()
     (root / "models" / "net.pt").write_bytes(b"x")
     with pytest.raises(DataError, match=rf"few different images [^\n]*misc \(2\)\n.*did you mean {root}/Dataset\?"):
         prepare(root, SETTINGS, seed=1)
-    # An evaluation needs no three images of a class.
+    # Evaluation does not need three images per class.
     contract = InputSpec(height=8, width=8, channels=3)
     assert len(open_image_set(root, contract, ("Dataset", "misc"))[0]) == 14
 
 
-def test_nearly_all_images_in_one_folder_are_told(tmp_path):
+def test_most_images_in_one_folder_are_reported(tmp_path):
     root = write(tmp_path / "set", *(f"Dataset/{name}" for name in "abcdefghij"), count=12)
     write(root, "rest", count=6)
     told = problem(look(root, SETTINGS), "layout")
@@ -151,7 +151,7 @@ def test_nearly_all_images_in_one_folder_are_told(tmp_path):
     assert f"did you mean {root}/Dataset?" in told.message
 
 
-def test_folders_without_images_beside_class_folders_are_not_used(tmp_path):
+def test_folders_without_images_next_to_class_folders_are_ignored(tmp_path):
     root = write(tmp_path / "set", "cat", "dog")
     (root / "annotations").mkdir()
     (root / "annotations" / "cat.xml").write_text("<a/>")
@@ -192,7 +192,7 @@ def pair(root, *, photo, mask, names=("cat", "dog"), count=6):
         ("{name}/{index}.jpg", "{name}/{index}.jpg.png", "*.jpg"),
     ],
 )
-def test_a_photograph_and_its_mask_are_told_and_chosen_between(tmp_path, photo, mask, proposal):
+def test_photograph_and_mask_pairs_are_reported_and_selected(tmp_path, photo, mask, proposal):
     root = pair(tmp_path / "set", photo=photo, mask=mask)
     summary = look(root, SETTINGS)
     told = problem(summary, "pairs")
@@ -206,7 +206,7 @@ def test_a_photograph_and_its_mask_are_told_and_chosen_between(tmp_path, photo, 
     assert "12 of 24 images" in problem(data, "pattern").message
 
 
-def test_folders_of_photographs_and_of_masks_are_told(tmp_path):
+def test_folders_of_photographs_and_masks_are_reported(tmp_path):
     root = pair(tmp_path / "set", photo="images/{index}.jpg", mask="masks/{index}.png", names=("",))
     told = problem(look(root, SETTINGS), "pairs")
     assert "'data.pattern=!masks/*'" in told.message
@@ -230,18 +230,18 @@ def test_folders_of_photographs_and_of_masks_are_told(tmp_path):
         ["cat/mask_.png", "cat/1.png"],
     ],
 )
-def test_what_is_no_pair(paths):
+def test_images_that_are_not_pairs(paths):
     assert find_pairs(paths) is None
 
 
-def test_a_pattern_that_matches_nothing_says_what_is_there(tmp_path):
+def test_pattern_without_match_lists_the_files(tmp_path):
     root = pair(tmp_path / "set", photo="{name}/{index}.jpg", mask="{name}/{index}.png")
     with raises("data-pattern", "'*.bmp'", "24", "12", ".jpg"):
         prepare(root, DataSettings(pattern="*.bmp"), seed=1)
 
 
 @pytest.mark.parametrize("text", [",", "*.jpg,,*.png", "!", " , "])
-def test_an_empty_pattern_is_refused(text):
+def test_rejects_an_empty_pattern(text):
     with raises("usage"):
         DataSettings(pattern=text)
 
@@ -265,18 +265,18 @@ def test_patterns(pattern, chosen):
 @given(
     st.lists(st.text(st.sampled_from("ab./_A"), min_size=1, max_size=8), max_size=8), st.sampled_from(["*a*", "b/*"])
 )
-def test_a_pattern_and_its_opposite_divide_the_files(paths, pattern):
+def test_pattern_and_its_negation_partition_the_files(paths, pattern):
     chosen = FilePattern.parse(pattern).select(paths)
     left = FilePattern.parse(f"!{pattern}").select(paths)
     assert sorted([*chosen, *left]) == sorted(paths)
 
 
-def test_a_pattern_of_files_does_not_go_with_images_that_are_no_files():
+def test_pattern_rejects_data_without_files():
     with raises("data-pattern", "data.pattern"):
         prepare("digits", DataSettings(pattern="*.jpg"), seed=1)
 
 
-def test_evaluation_uses_the_pattern_where_it_fits(tmp_path):
+def test_evaluation_uses_the_pattern_if_it_matches(tmp_path):
     input_spec = InputSpec(height=8, width=8, channels=3)
     settings = DataSettings(pattern="*.jpg")
     root = pair(tmp_path / "set", photo="{name}/{index}.jpg", mask="{name}/{index}.png")

@@ -1,4 +1,4 @@
-"""Links in folders of images: pools linked twice, loops, links to nothing, and pointers that were not fetched."""
+"""Links in folders of images: folders linked twice, loops, broken links, and pointers that were not fetched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("THAW_DATA", raising=False)
 
 
-def test_two_splits_that_link_to_one_pool_are_both_there_and_told(tmp_path):
+def test_two_splits_linked_to_one_folder_are_used_and_reported(tmp_path):
     write_folder(tmp_path / "pool")
     (tmp_path / "set").mkdir()
     for split in ("train", "test"):
@@ -38,7 +38,7 @@ def test_two_splits_that_link_to_one_pool_are_both_there_and_told(tmp_path):
     assert "train/cat/cat0.png = test/cat/cat0.png" in told.names
 
 
-def test_class_folders_that_link_to_one_folder_are_both_there_and_told(tmp_path):
+def test_class_folders_linked_to_one_folder_are_used_and_reported(tmp_path):
     pool = write_folder(tmp_path / "pool", classes=("cat",))
     write_folder(tmp_path / "set", classes=("dog",), start=500)
     for name in ("cat", "kitten"):
@@ -50,7 +50,7 @@ def test_class_folders_that_link_to_one_folder_are_both_there_and_told(tmp_path)
     assert len(told.names) == 12
 
 
-def test_a_test_image_of_another_class_in_training_is_told_with_both(tmp_path):
+def test_test_image_in_training_with_another_class_is_reported(tmp_path):
     write_folder(tmp_path / "set" / "train")
     write_folder(tmp_path / "set" / "test", count=3, start=500)
     Image.fromarray(picture(7)).save(tmp_path / "set" / "test" / "dog" / "again.png")
@@ -58,7 +58,7 @@ def test_a_test_image_of_another_class_in_training_is_told_with_both(tmp_path):
     assert told.names == ("train/cat/cat7.png = test/dog/again.png (cat, dog)",)
 
 
-def test_links_to_a_folder_above_end(tmp_path):
+def test_links_to_a_parent_folder_end(tmp_path):
     root = write_folder(tmp_path / "set")
     (root / "cat" / "up").symlink_to("..")
     (root / "dog" / "self").symlink_to("self")
@@ -74,7 +74,7 @@ def test_links_to_a_folder_above_end(tmp_path):
     assert broken.names == ("dog/self (broken link: self does not exist)",)
 
 
-def test_links_that_multiply_end_in_an_error(tmp_path, monkeypatch):
+def test_links_that_multiply_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(walk, "_MOST_FOLDERS_AGAIN", 500)
     for level in range(40):
         (tmp_path / "set" / f"d{level}").mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_parquet_files_behind_a_link_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("others", [0, 12])
-def test_links_to_nothing_stop_the_run_by_name(tmp_path, others):
+def test_broken_links_stop_the_run_by_name(tmp_path, others):
     root = tmp_path / "set"
     for name in ("cat", "dog"):
         write_folder(root, classes=(name,), count=others, start=len(name) * ord(name[0]))
@@ -108,7 +108,7 @@ def test_links_to_nothing_stop_the_run_by_name(tmp_path, others):
         )
 
 
-def test_a_link_that_is_mended_is_read_again(tmp_path):
+def test_repaired_link_is_read_again(tmp_path):
     root = write_folder(tmp_path / "set")
     (root / "cat" / "late.png").symlink_to(tmp_path / "late.png")
     assert look(root, SETTINGS).count == 24
@@ -123,7 +123,7 @@ def test_a_link_that_is_mended_is_read_again(tmp_path):
         ("../.dvc/cache/files/md5/00/11", "fetch it with dvc pull"),
     ],
 )
-def test_links_into_stores_say_what_fetches_them(tmp_path, target, hint):
+def test_links_into_stores_name_the_command_that_fetches(tmp_path, target, hint):
     root = write_folder(tmp_path / "set")
     (root / "cat" / "x.jpg").symlink_to(target)
     assert problem(look(root, SETTINGS), "unreadable").names == (
@@ -131,7 +131,7 @@ def test_links_into_stores_say_what_fetches_them(tmp_path, target, hint):
     )
 
 
-def test_folders_that_are_links_to_nothing_stop_the_run_by_name(tmp_path):
+def test_broken_folder_links_stop_the_run_by_name(tmp_path):
     root = write_folder(tmp_path / "set")
     (root / "bird").symlink_to("/mnt/old/bird")
     (root / "v1.5").symlink_to("/mnt/old/v1.5")
@@ -144,7 +144,7 @@ def test_folders_that_are_links_to_nothing_stop_the_run_by_name(tmp_path):
     assert problem(data, "stray").names == ("cat/notes.txt (broken link: /nowhere/notes.txt does not exist)",)
 
 
-def test_nothing_but_folders_that_are_gone(tmp_path):
+def test_only_broken_folder_links(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "cat").symlink_to("/mnt/old/cat")
     with raises("data-layout", "/mnt"):
@@ -154,7 +154,7 @@ def test_nothing_but_folders_that_are_gone(tmp_path):
         open_source(tmp_path / "moved", SETTINGS)
 
 
-def test_a_broken_link_for_prediction(tmp_path):
+def test_broken_link_for_prediction(tmp_path):
     input_spec = InputSpec(height=8, width=8, channels=3)
     (tmp_path / "x.jpg").symlink_to("/nowhere/x.jpg")
     with raises("data-source", "/nowhere/x.jpg"):
@@ -173,14 +173,14 @@ def test_a_broken_link_for_prediction(tmp_path):
         (b"\n<!DOCTYPE html><html>", "a web page, not an image"),
     ],
 )
-def test_pointers_say_what_fetches_the_image(tmp_path, content, reason):
+def test_pointers_name_the_command_that_fetches(tmp_path, content, reason):
     root = write_folder(tmp_path / "set")
     (root / "cat" / "x.jpg").write_bytes(content)
     with raises("data-unreadable"):
         prepare(root, SETTINGS, seed=1)
 
 
-def test_a_folder_under_dvc_that_was_not_pulled(tmp_path):
+def test_folder_with_dvc_files_that_were_not_pulled(tmp_path):
     (tmp_path / "set" / "cat").mkdir(parents=True)
     (tmp_path / "set" / "dog").mkdir()
     (tmp_path / "set" / "images.dvc").write_text("outs:\n- md5: 00\n")
@@ -188,7 +188,7 @@ def test_a_folder_under_dvc_that_was_not_pulled(tmp_path):
         prepare(tmp_path / "set", SETTINGS, seed=1)
 
 
-def test_a_table_that_names_missing_files(tmp_path):
+def test_table_that_names_missing_files(tmp_path):
     root = write_folder(tmp_path / "set")
     paths = [f"{name}/{name}{i}.png" for i in range(12) for name in ("cat", "dog")]
     paths[3] = "dog/none.png"
@@ -202,10 +202,10 @@ def test_a_table_that_names_missing_files(tmp_path):
     assert prepare(root / "a.parquet", settings, seed=1).left_out == ()
 
 
-def test_a_file_that_may_not_be_looked_at_is_told(tmp_path):
+def test_inaccessible_file_is_reported(tmp_path):
     root = write_folder(tmp_path / "set")
     if os.geteuid() == 0:
-        pytest.skip("root may look at everything")
+        pytest.skip("root can read everything")
     (root / "cat").chmod(0o600)
     try:
         with pytest.raises(DataError, match="Permission denied"):
@@ -214,7 +214,7 @@ def test_a_file_that_may_not_be_looked_at_is_told(tmp_path):
         (root / "cat").chmod(0o700)
 
 
-def test_images_behind_links_are_the_images(tmp_path):
+def test_images_behind_links_equal_the_images(tmp_path):
     pool = write_folder(tmp_path / "pool")
     root = tmp_path / "set"
     for name in ("cat", "dog"):
@@ -226,7 +226,7 @@ def test_images_behind_links_are_the_images(tmp_path):
         assert np.array_equal(data.train.images[row], np.asarray(Image.open(root / data.train.name(row))))
 
 
-def test_a_broken_link_of_any_other_name_is_told_with_its_target(tmp_path):
+def test_other_broken_links_are_reported_with_their_target(tmp_path):
     root = write_folder(tmp_path / "pets")
     (root / "st.john").symlink_to(tmp_path / "gone")
     told = problem(look(root, SETTINGS), "stray")

@@ -1,4 +1,4 @@
-"""Tables as text that name image files: CSV and JSON lines."""
+"""Text tables that name image files: CSV and JSON Lines."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_json(path, columns):
 
 
 def assert_holds(data, labels=LABELS):
-    """Every image stands under its path with its own pixels and its own label."""
+    """Check that every image has its own pixels and label."""
     rows = {}
     for part in (data.train, data.validation, data.test.open()):
         for place in range(len(part)):
@@ -75,7 +75,7 @@ def assert_holds(data, labels=LABELS):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_csv_of_any_delimiter_and_unicode(folder, delimiter, encoding):
+def test_csv_with_any_delimiter_and_unicode(folder, delimiter, encoding):
     columns = {"image": PATHS, "kind": LABELS}
     data = prepare(write_csv(folder / "a.csv", columns, delimiter=delimiter, encoding=encoding), SETTINGS, seed=1)
     assert (data.name, data.train.classes) == ("a", ("cat", "dog"))
@@ -83,7 +83,7 @@ def test_csv_of_any_delimiter_and_unicode(folder, delimiter, encoding):
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".TSV", ".csv"])
-def test_without_a_header(folder, suffix):
+def test_csv_without_a_header(folder, suffix):
     columns = {"1": PATHS, "2": LABELS}
     path = write_csv(folder / f"a{suffix}", columns, header=False, delimiter="\t", lineterminator="\r\n")
     assert_holds(prepare(path, SETTINGS, seed=1))
@@ -102,14 +102,14 @@ def test_quotes_blanks_and_empty_lines(folder):
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_paths_start_from_the_folder_of_the_table(folder, monkeypatch, tmp_path, absolute):
+def test_paths_are_relative_to_the_folder_of_the_table(folder, monkeypatch, tmp_path, absolute):
     monkeypatch.chdir(tmp_path)
     paths = [str(folder / path) for path in PATHS] if absolute else PATHS
     write_csv(folder / "a.csv", {"file": paths, "label": LABELS})
     assert_holds(prepare("set/a.csv", SETTINGS, seed=1))
 
 
-def test_paths_of_windows_and_names_without_ending_or_folder(folder):
+def test_windows_paths_and_names_without_suffix_or_folder(folder):
     write_csv(folder / "a.csv", {"file": [path.replace("/", "\\") for path in PATHS], "label": LABELS})
     data = prepare(folder / "a.csv", SETTINGS, seed=1)
     assert sum(map(len, (data.train, data.validation, data.test))) == COUNT
@@ -120,7 +120,7 @@ def test_paths_of_windows_and_names_without_ending_or_folder(folder):
 
 
 @pytest.mark.parametrize("form", ["{}", "x{}", "00{}"])
-def test_names_without_an_ending_are_found(folder, form):
+def test_names_without_suffix_are_found(folder, form):
     for row in range(COUNT):
         (folder / "images" / f"{row}.png").rename(folder / "images" / f"{form.format(row)}-.png")
     for row in range(COUNT):
@@ -135,7 +135,7 @@ def test_names_without_an_ending_are_found(folder, form):
 
 
 @pytest.mark.parametrize("column", ["split", "part"])
-def test_a_column_of_splits(folder, column):
+def test_column_of_splits(folder, column):
     splits = ["train"] * 12 + ["Val"] * 4 + [" test "] * 6 + ["extra", ""]
     write_csv(folder / "a.csv", {"path": PATHS, "label": LABELS, column: splits})
     data = prepare(folder / "a.csv", DataSettings(split_column="" if column == "split" else column), seed=1)
@@ -145,7 +145,7 @@ def test_a_column_of_splits(folder, column):
     assert {part["origin"] for part in data.splits.values()} == {"source"}
 
 
-def test_a_column_called_split_may_be_left_alone(folder):
+def test_split_column_can_be_ignored(folder):
     splits = (["train"] * 4 + ["test", "valid"]) * 4
     write_csv(folder / "a.csv", {"path": PATHS, "label": LABELS, "split": splits})
     data = prepare(folder / "a.csv", SETTINGS, seed=1)
@@ -158,18 +158,18 @@ def test_a_column_called_split_may_be_left_alone(folder):
         prepare(folder / "a.csv", DataSettings(split_column="part"), seed=1)
 
 
-def test_missing_files_and_labels_are_told_by_name(folder):
+def test_missing_files_and_labels_are_reported_by_name(folder):
     labels = [*LABELS, "cat", ""]
     write_csv(folder / "a.csv", {"path": [*PATHS, "images/none.png", PATHS[0]], "label": labels})
     with pytest.raises(DataError) as caught:
         prepare(folder / "a.csv", SETTINGS, seed=1)
-    # A long path is cut in the middle.
+    # A long path is shortened in the middle.
     assert "images/none.png)" in str(caught.value)
     assert "1 image without a label" in str(caught.value)
     assert len(prepare(folder / "a.csv", SETTINGS, seed=1, skip_broken=True).left_out) == 2
 
 
-def test_a_file_that_comes_later_is_read(folder):
+def test_file_added_later_is_read(folder):
     write_csv(folder / "a.csv", {"path": [*PATHS, "images/late.png"], "label": [*LABELS, "cat"]})
     assert look(folder / "a.csv", SETTINGS).count == COUNT
     Image.fromarray(picture(99)).save(folder / "images" / "late.png")
@@ -191,7 +191,7 @@ def test_numbers_as_labels(folder, labels, classes):
     assert prepare(folder / "a.csv", SETTINGS, seed=1).train.classes == classes
 
 
-def test_measured_values_are_no_classes(folder):
+def test_measurements_are_not_classes(folder):
     write_csv(folder / "a.csv", {"path": PATHS, "value": [row / 10 for row in range(COUNT)]})
     with raises("data-columns"):
         prepare(folder / "a.csv", SETTINGS, seed=1)
@@ -199,7 +199,7 @@ def test_measured_values_are_no_classes(folder):
         prepare(folder / "a.csv", DataSettings(label_column="value"), seed=1)
 
 
-def test_a_column_called_label_is_not_passed_over_for_another(folder):
+def test_label_column_has_priority_over_other_columns(folder):
     columns = {
         "path": PATHS,
         "label": [row / 10 for row in range(COUNT)],
@@ -218,7 +218,7 @@ def test_a_column_called_label_is_not_passed_over_for_another(folder):
     )
 
 
-def test_a_photograph_and_its_mask_in_a_table_are_told(folder):
+def test_photograph_and_mask_in_a_table_are_reported(folder):
     for row in range(COUNT):
         Image.fromarray(picture(COUNT + row)).save(folder / "images" / f"{row}.bmp")
     paths = [path for name in PATHS for path in (name, name.replace(".png", ".bmp"))]
@@ -228,7 +228,7 @@ def test_a_photograph_and_its_mask_in_a_table_are_told(folder):
     assert told.names[0] == "images/0.png + images/0.bmp"
 
 
-def test_several_columns_that_could_be_labels(folder):
+def test_several_possible_label_columns(folder):
     columns = {
         "path": PATHS,
         "kind": LABELS,
@@ -258,7 +258,7 @@ def test_several_columns_that_could_be_labels(folder):
         (b"size,label\n1,cat\n2,dog\n", "data-columns", "size, label: name one with data.image_column"),
     ],
 )
-def test_what_is_no_table(folder, content, code, fact):
+def test_rejects_invalid_tables(folder, content, code, fact):
     (folder / "a.csv").write_bytes(content)
     with raises(code, fact):
         prepare(folder / "a.csv", SETTINGS, seed=1)
@@ -277,7 +277,7 @@ def test_any_bytes_are_a_table_or_a_data_error(tmp_path, content, suffix):
     assert len(columns.get("told", [""])[0]) < 600
 
 
-def test_hostile_names_reach_no_terminal(folder):
+def test_hostile_names_are_escaped(folder):
     write_csv(folder / "a.csv", {"path": [*PATHS, "\x1b[2J.png"], "label": [*LABELS, "\x1b]0;x\x07"]})
     text = look(folder / "a.csv", SETTINGS).describe()
     assert "\x1b" not in text
@@ -293,7 +293,7 @@ def test_json_lines(folder, suffix):
     assert_holds(data)
 
 
-def test_json_lines_end_only_where_json_says_so(folder):
+def test_json_lines_are_separated_only_by_line_feeds(folder):
     names = [f"{label}\u2028\x85{row % 2}" for row, label in enumerate(LABELS)]
     rows = [
         json.dumps({"image": path, "label": name}, ensure_ascii=False) for path, name in zip(PATHS, names, strict=True)
@@ -302,7 +302,7 @@ def test_json_lines_end_only_where_json_says_so(folder):
     assert_holds(prepare(folder / "a.jsonl", SETTINGS, seed=1), names)
 
 
-def test_a_json_list_and_missing_keys(folder):
+def test_json_list_and_missing_keys(folder):
     rows = [{"file": path, "label": label, "box": [1, 2]} for path, label in zip(PATHS, LABELS, strict=True)]
     del rows[3]["label"]
     (folder / "a.json").write_text(json.dumps(rows))
@@ -320,7 +320,7 @@ def test_a_json_list_and_missing_keys(folder):
         ('{"file": "a.png", "label": NaN}', "data-columns", ""),
     ],
 )
-def test_what_is_no_json(folder, content, code, fact):
+def test_rejects_invalid_json(folder, content, code, fact):
     (folder / "a.jsonl").write_text(content)
     with raises(code, fact):
         prepare(folder / "a.jsonl", SETTINGS, seed=1)
@@ -329,7 +329,7 @@ def test_what_is_no_json(folder, content, code, fact):
 # A folder of images and a table
 
 
-def test_a_folder_of_images_with_one_table_is_read_by_it(folder):
+def test_folder_of_images_with_one_table_uses_the_table(folder):
     write_csv(folder / "labels.csv", {"image": PATHS, "label": LABELS})
     (folder / "notes.csv").write_text("a,b\n1,2\n")
     data = prepare(folder, SETTINGS, seed=1)
@@ -341,7 +341,7 @@ def test_a_folder_of_images_with_one_table_is_read_by_it(folder):
         open_source(folder, SETTINGS)
 
 
-def test_a_folder_with_a_table_of_names_without_endings(tmp_path):
+def test_folder_with_a_table_of_names_without_suffix(tmp_path):
     (tmp_path / "set" / "train").mkdir(parents=True)
     for row in range(COUNT):
         Image.fromarray(picture(row)).save(tmp_path / "set" / "train" / f"{row}.png")
@@ -353,7 +353,7 @@ def test_a_folder_with_a_table_of_names_without_endings(tmp_path):
     assert len(data.train) + len(data.validation) + len(data.test) == COUNT
 
 
-def test_class_folders_come_before_a_table(tmp_path):
+def test_class_folders_have_priority_over_a_table(tmp_path):
     root = write_folder(tmp_path / "pets")
     write_csv(root / "labels.csv", {"image": ["cat/cat0.png"] * 2, "label": ["x", "y"]})
     data = prepare(root, SETTINGS, seed=1)
@@ -361,7 +361,7 @@ def test_class_folders_come_before_a_table(tmp_path):
     assert problem(data, "stray").names == ("labels.csv",)
 
 
-def test_piles_of_splits_with_a_table(tmp_path):
+def test_split_folders_with_a_table(tmp_path):
     root = tmp_path / "set"
     paths = []
     for split in ("train", "test"):
@@ -374,7 +374,7 @@ def test_piles_of_splits_with_a_table(tmp_path):
     assert len(data.test) == 12
 
 
-def test_evaluation_on_a_table_takes_its_test_split(folder):
+def test_evaluation_of_a_table_uses_its_test_split(folder):
     splits = ["train"] * 12 + ["test"] * 12
     write_csv(folder / "a.csv", {"image": PATHS, "label": LABELS, "split": splits})
     input_spec = InputSpec(height=10, width=12, channels=3)
@@ -383,20 +383,20 @@ def test_evaluation_on_a_table_takes_its_test_split(folder):
     assert images.labels.tolist() == [("dog", "cat").index(label) for label in LABELS[12:]]
 
 
-def test_a_pattern_chooses_rows(folder):
+def test_pattern_selects_rows(folder):
     write_csv(folder / "a.csv", {"image": PATHS, "label": LABELS})
     summary = look(folder / "a.csv", DataSettings(pattern="1*.png,!*/19.png"))
     assert summary.count == 10
     assert "14 of 24 rows" in problem(summary, "pattern").message
 
 
-def test_real_meter_digits_by_a_table_of_ones_own(data_root, tmp_path):
+def test_real_meter_digits_with_a_table(data_root, tmp_path):
     source = data_root / "meter_digits"
     if not (source / "labels.csv").is_file():
         pytest.skip("no meter_digits in the real data")
     with (source / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))[:600]
-    # 9.9 is next to 0.0, so it is a nought that has nearly turned.
+    # 9.9 is close to 0.0: a zero that has almost rotated to it.
     digits = [str(round(float(row["value"])) % 10) for row in rows]
     columns = {"image": [str(source / row["image"]) for row in rows], "value": [row["value"] for row in rows]}
     write_csv(tmp_path / "digits.csv", {**columns, "digit": digits})

@@ -1,4 +1,4 @@
-"""Mixed images and their loss, against sums worked out by hand and in NumPy."""
+"""Mixed images and their loss, compared with calculations by hand and in NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def images(count: int, channels: int = 3, height: int = 6, width: int = 9, seed:
 
 
 class Centers:
-    """A generator that puts every rectangle at one place."""
+    """A generator that puts all rectangles at one place."""
 
     def __init__(self, row: int, column: int) -> None:
         self.places = [row, column]
@@ -39,7 +39,7 @@ class Centers:
         (1, 7, (0, 4), (5, 8)),
     ],
 )
-def test_rectangles_worked_out_by_hand(row, column, down, across):
+def test_rectangles_by_hand(row, column, down, across):
     rows, columns = rectangles(np.array([0.75]), 10, 8, Centers(row, column))
     assert tuple(rows[0]) == down
     assert tuple(columns[0]) == across
@@ -54,7 +54,7 @@ def test_rectangles_at_the_ends():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_cutmix_pastes_one_rectangle_and_counts_its_pixels(channels):
     count, height, width = 200, 12, 7
-    # Image i is evenly i, so that each pixel tells whose it is.
+    # All pixels of image i are i, so that each pixel identifies its image.
     x = torch.arange(count).float().view(-1, 1, 1, 1).repeat(1, channels, height, width)
     made, mix = mix_images(x, AugmentSettings(cutmix=1.0), chance(1))
     assert sorted(mix.partners.tolist()) == list(range(count))
@@ -72,7 +72,7 @@ def test_cutmix_pastes_one_rectangle_and_counts_its_pixels(channels):
             assert theirs[top : bottom + 1, left : right + 1].all()
 
 
-def test_cutmix_takes_the_partner_in_the_same_place():
+def test_cutmix_uses_the_same_place_of_the_partner():
     x = images(50)
     made, mix = mix_images(x, AugmentSettings(cutmix=1.0), chance(2))
     assert ((made == x) | (made == x[mix.partners])).all()
@@ -87,13 +87,13 @@ def test_mixup_is_the_weighted_sum():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 10.0])
-def test_mixup_draws_its_shares_from_the_beta_distribution(alpha):
+def test_mixup_shares_have_the_beta_distribution(alpha):
     _, mix = mix_images(torch.zeros(3000, 1, 1, 1), AugmentSettings(mixup=alpha), chance(4))
     assert stats.kstest(mix.shares.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-def test_uncut_rectangles_have_the_area_that_the_beta_distribution_gave():
-    # At alpha 10 hardly any rectangle is over 0.8 of a side, so the center of a large image cuts none off.
+def test_unclipped_rectangles_have_the_area_of_the_beta_distribution():
+    # At alpha 10 hardly any rectangle exceeds 0.8 of a side, so rectangles at the center are not clipped.
     shares = chance(5).beta(10.0, 10.0, 500)
     rows, columns = rectangles(shares, 400, 600, Centers(200, 300))
     area = np.diff(rows)[:, 0] * np.diff(columns)[:, 0] / (400 * 600)
@@ -102,7 +102,7 @@ def test_uncut_rectangles_have_the_area_that_the_beta_distribution_gave():
 
 @pytest.mark.parametrize("alpha", [1e-37, 1e-6, 10.0])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_shares_are_shares_at_the_ends_of_alpha(kind, alpha):
+def test_shares_are_valid_at_the_ends_of_alpha(kind, alpha):
     made, mix = mix_images(images(300), AugmentSettings(**{kind: alpha}), chance(6))
     assert torch.isfinite(made).all()
     assert mix.partners.dtype == torch.int64
@@ -111,18 +111,18 @@ def test_shares_are_shares_at_the_ends_of_alpha(kind, alpha):
     assert mix.shares.max() <= 1.0
 
 
-def test_a_batch_draws_one_of_two_kinds():
+def test_batch_uses_one_of_two_kinds():
     settings = AugmentSettings(mixup=1.0, cutmix=1.0)
     generator, x, pasted = chance(7), images(6, channels=1), 0
     for _ in range(400):
         made, mix = mix_images(x, settings, generator)
         pasted += bool(((made == x) | (made == x[mix.partners])).all())
-    # A permutation of six without any change (1 in 720) looks pasted either way.
+    # The identity permutation of six (1 in 720) cannot be distinguished.
     assert stats.binomtest(pasted, 400).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_so_many_batches_are_mixed(probability):
+def test_fraction_of_mixed_batches(probability):
     settings = AugmentSettings(cutmix=1.0, mix_probability=probability)
     generator, x = chance(8), images(2, height=2, width=2)
     mixed = 0
@@ -133,7 +133,7 @@ def test_so_many_batches_are_mixed(probability):
     assert stats.binomtest(mixed, 500, probability).pvalue > 1e-3
 
 
-def test_off_draws_nothing():
+def test_disabled_mixing_draws_nothing():
     generator = chance(9)
     x = images(4)
     assert mix_images(x, AugmentSettings(), generator) == (x, None)
@@ -142,7 +142,7 @@ def test_off_draws_nothing():
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 @pytest.mark.parametrize(("count", "channels"), [(1, 3), (2, 1), (33, 3)])
-def test_same_seed_same_bits_and_the_input_stays(kind, count, channels):
+def test_same_seed_gives_the_same_bits_and_keeps_the_input(kind, count, channels):
     x = images(count, channels)
     kept = x.clone()
     settings = AugmentSettings(**{kind: 1.0})
@@ -161,7 +161,7 @@ def np_soft_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_the_loss_is_that_of_soft_targets(smoothing):
+def test_loss_is_that_of_soft_targets(smoothing):
     count, classes = 40, 7
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn((count, classes), generator=generator, requires_grad=True)
@@ -174,13 +174,13 @@ def test_the_loss_is_that_of_soft_targets(smoothing):
     loss = cross_entropy(logits, labels, mix, smoothing)
     assert loss.shape == ()
     assert loss.item() == pytest.approx(np_soft_cross_entropy(logits.detach().double().numpy(), targets), abs=1e-5)
-    # The gradient of a softmax: probabilities less targets, over the batch.
+    # The gradient of a softmax: (probabilities - targets) / batch size.
     loss.backward()
     expected = (torch.softmax(logits.detach(), dim=1).double().numpy() - targets) / count
     np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-6)
 
 
-def test_a_loss_worked_out_by_hand():
+def test_loss_by_hand():
     # Probabilities 3/4 and 1/4 for the first image, 1/2 and 1/2 for the second.
     logits = torch.tensor([[np.log(3.0), 0.0], [0.0, 0.0]])
     mix = Mix(torch.tensor([1, 0]), torch.tensor([0.8, 0.5]))
@@ -189,7 +189,7 @@ def test_a_loss_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_without_a_mix_it_is_the_usual_loss_to_the_bit(smoothing):
+def test_loss_without_mix_is_bit_identical_to_cross_entropy(smoothing):
     logits = torch.randn((64, 10), generator=torch.Generator().manual_seed(1))
     labels = torch.arange(64) % 10
     assert torch.equal(

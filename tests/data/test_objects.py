@@ -1,4 +1,4 @@
-"""What Python programs hold images in: paths and labels, data frames, and data sets of torch and `datasets`."""
+"""Data in memory: paths and labels, data frames, and data sets of torch and `datasets`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_paths_by_split_with_class_names(files, monkeypatch, tmp_path):
     assert contents(data) == expected(("no", "yes"))
 
 
-def test_paths_that_are_wrong(files):
+def test_rejects_invalid_paths(files):
     with raises("data-arrays", "24", "2"):
         prepare((files, [0, 1]), SETTINGS, seed=1)
     with raises("data-unreadable", "none.png", "No"):
@@ -83,7 +83,7 @@ def test_paths_that_are_wrong(files):
         prepare({"train": (files, LABELS), "test": (picture(1, (4, 8, 8)), [0, 1, 0, 1])}, SETTINGS, seed=1)
 
 
-def test_a_pattern_in_paths_groups_them(files):
+def test_pattern_groups_paths(files):
     data = prepare((files, LABELS), DataSettings(group_by=r"(\d)\.png"), seed=1)
     assert data.grouping["count"] == 10
 
@@ -125,7 +125,7 @@ def test_pictures_in_a_data_frame(form):
     assert contents(prepare(frame, SETTINGS, seed=1)) == expected()
 
 
-def test_data_frames_that_are_wrong(files):
+def test_rejects_invalid_data_frames(files):
     with raises("data-empty"):
         prepare(pd.DataFrame({"file": [], "label": []}), SETTINGS, seed=1)
     twice = pd.DataFrame([[str(files[0]), 0, 1]], columns=["file", "label", "label"])
@@ -139,7 +139,7 @@ def test_data_frames_that_are_wrong(files):
 
 
 class Items(Dataset):
-    """Items as `make(row)` gives them, and how often each was asked for."""
+    """Items made by `make(row)`, with the number of requests for each."""
 
     def __init__(self, make, count=COUNT, **facts):
         self.make, self.count, self.read = make, count, Counter()
@@ -154,7 +154,7 @@ class Items(Dataset):
 
 
 def as_tensor(pixels):
-    """What torchvision's ToTensor gives."""
+    """The result of torchvision's ToTensor."""
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255
 
 
@@ -170,13 +170,13 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("label", [int, np.int64, float, torch.tensor, lambda value: torch.tensor([float(value)])])
-def test_items_are_read_once_and_keep_every_byte(form, label):
+def test_items_are_read_once_without_loss(form, label):
     items = Items(lambda row: (FORMS[form](row), label(LABELS[row])))
     assert contents(prepare(items, SETTINGS, seed=1)) == expected()
     assert items.read == Counter(range(COUNT))
 
 
-def test_items_of_gray_tensors_texts_and_mappings():
+def test_items_as_gray_tensors_texts_and_mappings():
     gray = lambda row: picture(row, (10, 12, 1))  # noqa: E731
     for items in (
         Items(lambda row: (torch.from_numpy(gray(row)[..., 0].copy()), "ab"[LABELS[row]])),
@@ -188,7 +188,7 @@ def test_items_of_gray_tensors_texts_and_mappings():
         assert contents(data) == expected(("a", "b"), gray)
 
 
-def test_items_of_many_sizes():
+def test_items_of_several_sizes():
     sized = lambda row: picture(row, (8 + row % 3, 9, 3))  # noqa: E731
     settings = DataSettings(input="8x9x3")
     data = prepare(Items(lambda row: (sized(row), LABELS[row])), settings, seed=1)
@@ -198,7 +198,7 @@ def test_items_of_many_sizes():
     assert sum(found.values()) == COUNT
 
 
-def test_class_names_come_with_the_data_set_and_its_parts():
+def test_class_names_of_data_sets_and_subsets():
     whole = Items(lambda row: (picture(row), LABELS[row]), classes=["zebra", "ape"])
     assert contents(prepare(whole, SETTINGS, seed=1)) == expected(("zebra", "ape"))
     part = Subset(Subset(whole, range(20)), range(16))
@@ -248,12 +248,12 @@ class Stream(IterableDataset):
         (([Image.new("RGB", (4, 4))], [0, 1]), "data-arrays", "1 images and 2 labels"),
     ],
 )
-def test_items_that_are_wrong(source, code, fact):
+def test_rejects_invalid_items(source, code, fact):
     with raises(code, fact):
         prepare(source, SETTINGS, seed=1)
 
 
-def test_an_opened_source_is_read_once_more_without_its_items():
+def test_opened_source_does_not_read_items_again():
     items = Items(lambda row: (picture(row), LABELS[row]))
     opened = open_source(items, SETTINGS)
     assert open_source(opened, SETTINGS) is opened
@@ -274,7 +274,7 @@ def hub_set(start=0, count=COUNT, **columns):
     return datasets.Dataset.from_dict({"image": images, "label": LABELS[:count], **columns}, features=features)
 
 
-def test_a_dataset_of_datasets():
+def test_datasets_library_data_set():
     data = prepare(hub_set(), SETTINGS, seed=1)
     assert contents(data) == expected(("no", "yes"))
     shuffled = prepare(hub_set().shuffle(seed=3).with_format("torch"), SETTINGS, seed=1)
@@ -282,7 +282,7 @@ def test_a_dataset_of_datasets():
     assert shuffled.fingerprint != data.fingerprint
 
 
-def test_splits_columns_and_groups_of_datasets():
+def test_datasets_library_splits_columns_and_groups():
     both = datasets.DatasetDict({"train": hub_set(), "test": hub_set(500, 6), "extra": hub_set(600, 2)})
     data = prepare(both, SETTINGS, seed=1)
     assert (len(data.test), problem(data, "unused").names) == (6, ("extra",))
@@ -294,7 +294,7 @@ def test_splits_columns_and_groups_of_datasets():
         prepare(hub_set(), DataSettings(group_by="person"), seed=1)
 
 
-def test_files_that_a_dataset_names_are_its_owners(tmp_path):
+def test_datasets_library_files_are_opened(tmp_path):
     write_folder(tmp_path / "set")
     found = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), split="train")
     data = prepare(found, SETTINGS, seed=1)
@@ -303,7 +303,7 @@ def test_files_that_a_dataset_names_are_its_owners(tmp_path):
     assert prepare(found, SETTINGS, seed=1).fingerprint != data.fingerprint
 
 
-def test_evaluation_takes_them_all(files):
+def test_evaluation_accepts_all_kinds(files):
     input_spec = InputSpec(height=10, width=12, channels=3)
     frame = pd.DataFrame({"file": [str(path) for path in files], "label": LABELS})
     for source in ((files, LABELS), frame, Items(lambda row: (picture(row), LABELS[row])), hub_set()):
@@ -312,7 +312,7 @@ def test_evaluation_takes_them_all(files):
         assert np.array_equal(images.images[3], picture(3))
 
 
-def test_the_library_reads_items_once_however_often_it_looks():
+def test_library_reads_items_once():
     items = Items(lambda row: (picture(row), LABELS[row]))
     data = library.load(items, recipe="balanced", overrides=["sizing.sides=[8]"])
     assert items.read == Counter(range(COUNT))

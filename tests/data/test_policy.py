@@ -1,4 +1,4 @@
-"""The policy of random operations against Pillow and NumPy loops, and what it draws."""
+"""The policy of random operations: compared with Pillow and NumPy loops, and the distribution of its draws."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ PILLOW = {
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", list(PILLOW))
-def test_changes_of_color_agree_with_pillow(name, channels):
+def test_color_operations_agree_with_pillow(name, channels):
     (operation,) = (line for line in TRIVIAL if line.name == name)
-    # Bytes, as images come, that leave some room at both ends.
+    # Bytes, as in images, with margins at both ends.
     x = pictures(9, channels, 10, 13).mul(170).add(40).round().div(255)
     strengths = torch.linspace(operation.low, operation.high, 9)
     made = operation.change(x, strengths.view(-1, 1, 1, 1)).clamp(0, 1)
-    # Pillow rounds along the way, so up to two bytes lie between; its sharpness leaves the outermost pixels alone.
+    # Pillow rounds intermediate values, so results differ by up to two; its sharpness skips border pixels.
     inner = slice(1, -1) if name == "sharpness" else slice(None)
     for image, strength, result in zip(x, strengths.tolist(), made, strict=True):
         expected = np.asarray(PILLOW[name](as_pillow(image), strength), dtype=np.float64).reshape(10, 13, channels)
@@ -48,12 +48,12 @@ def test_changes_of_color_agree_with_pillow(name, channels):
         np.testing.assert_allclose(found[inner, inner], expected[inner, inner], atol=2.0)
 
 
-def test_sharpness_weighs_what_there_is_of_an_image_of_one_pixel():
+def test_sharpness_of_a_single_pixel():
     x = torch.full((1, 1, 1, 1), 0.3)
     torch.testing.assert_close(policy.sharpness(x, torch.full((1, 1, 1, 1), -0.9)), x)
 
 
-def test_autocontrast_leaves_an_even_image():
+def test_autocontrast_leaves_a_constant_image():
     x = torch.full((2, 3, 4, 4), 0.3)
     assert torch.equal(policy.autocontrast(x, torch.zeros(2, 1, 1, 1)), x)
 
@@ -67,7 +67,7 @@ def test_posterize_keeps_bits_exactly():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 50)])
-def test_maps_of_the_policy_in_pixels(height, width):
+def test_geometric_maps_in_pixels(height, width):
     moves = torch.diag(torch.tensor([30.0, 0.25, -0.2, 0.1, -0.3]))
     theta = policy.matrices(moves, width / height).double().numpy()
     half = np.array([width / 2, height / 2])
@@ -81,7 +81,7 @@ def test_maps_of_the_policy_in_pixels(height, width):
 
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 9, 9), (3, 7, 12)])
-def test_each_image_goes_through_the_one_operation_that_it_drew(channels, height, width, fill):
+def test_each_image_gets_its_drawn_operation(channels, height, width, fill):
     x = pictures(120, channels, height, width)
     made = apply_policy(x, fill, generator(6))
     table = trivial_table(channels)
@@ -104,7 +104,7 @@ def test_each_image_goes_through_the_one_operation_that_it_drew(channels, height
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_operations_and_strengths_are_drawn_evenly(channels):
+def test_operations_and_strengths_are_uniform(channels):
     table = trivial_table(channels)
     names = [operation.name for operation in table]
     assert len(set(names)) == len(names) == {1: 12, 3: 13}[channels]
@@ -120,9 +120,9 @@ def test_operations_and_strengths_are_drawn_evenly(channels):
             assert stats.kstest(drawn, stats.uniform(low, high - low).cdf).pvalue > 1e-3
 
 
-def test_the_policy_leaves_as_many_images_as_its_table_says():
+def test_policy_leaves_the_expected_number_of_images():
     x = pictures(6000, 3, 8, 8).mul(255).round().div(255)
     settings = only(policy="trivial", fill="reflection")
     still = int((augment(x, settings, generator(8)) == x).flatten(1).all(1).sum())
-    # The identity, and the eighth of posterize (8 to 4 bits) that keeps all 8.
+    # The identity, and the eighth of posterize (8 to 4 bits) that keeps all 8 bits.
     assert stats.binomtest(still, 6000, (1 + 1 / 8) / 13).pvalue > 1e-3

@@ -1,4 +1,4 @@
-"""What a program may give a model to predict: each form gives the pixels of the image's file, or an error in words."""
+"""Input of a prediction: every accepted form gives the pixels of the image's file; others are errors."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def modes():
 
 
 @pytest.mark.parametrize("mode", modes())
-def test_a_pillow_image_of_any_mode_is_what_its_file_is(mode):
+def test_pillow_image_of_any_mode_equals_its_file(mode):
     image, kind = modes()[mode]
     file = io.BytesIO()
     image.save(file, format=kind)
@@ -137,18 +137,18 @@ def test_a_pillow_image_of_any_mode_is_what_its_file_is(mode):
 
 @pytest.mark.parametrize("kind", ["jpeg", "tiff", "png", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_exif_orientation_of_a_pillow_image_is_obeyed(kind, orientation):
+def test_pillow_image_exif_orientation_is_applied(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
     Image.fromarray(PIXELS[0]).save(file, format=kind, exif=exif)
     image = Image.open(file)
     of_file = resize(decode_image(file.getvalue()).pixels, COLOR)
-    for _ in range(2):  # an image that was loaded before too
+    for _ in range(2):  # also for an image that is already loaded
         assert np.array_equal(read_images([image], COLOR)[0], of_file[None])
 
 
-def test_the_frame_that_a_program_chose_is_used():
+def test_pillow_image_uses_the_current_frame():
     file = io.BytesIO()
     frames = [Image.fromarray(pixels[..., 0]) for pixels in PIXELS[:3]]
     frames[0].save(file, format="gif", save_all=True, append_images=frames[1:])
@@ -162,7 +162,7 @@ def decode_pixels(image):
     return np.asarray(image.convert("RGB"))[..., :1]
 
 
-def test_a_mixed_list(folder):
+def test_mixed_list(folder):
     mixed = [
         str(folder / "1.png"),
         folder / "0.png",
@@ -193,7 +193,7 @@ def test_arrays_of_paths(folder):
         assert names == paths
 
 
-def test_no_image_in_an_array_gives_no_row():
+def test_array_without_images_gives_no_rows():
     for shape in ((0, 12, 9, 3), (0, 12, 9), (0, 12, 9, 1)):
         pixels, names, _ = read_images(np.zeros(shape, np.uint8), COLOR)
         assert (pixels.shape, pixels.dtype, names) == ((0, 8, 10, 3), np.uint8, [])
@@ -203,7 +203,7 @@ def test_no_image_in_an_array_gives_no_row():
 
 
 class Refusing:
-    """An array of another library that does not let itself be read."""
+    """An array of another library that raises when it is read."""
 
     def __array__(self, *_args, **_options):
         raise RuntimeError("memory on another device")
@@ -252,13 +252,13 @@ class Refusing:
         (Image.new("L", (0, 5)), "data-arrays", ""),
     ],
 )
-def test_what_is_no_image_is_told_in_words(images, code, fact, tmp_path, monkeypatch):
+def test_rejects_objects_that_are_not_images(images, code, fact, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with raises(code, fact):
         read_images(images, COLOR)
 
 
-def test_sixteen_bits_are_scaled_by_the_model_s_range_and_other_depths_are_told():
+def test_sixteen_bits_are_scaled_by_the_range_of_the_model_and_other_depths_are_reported():
     values = RNG.integers(29_600, 30_400, (4, 12, 9), dtype=np.uint16)
     thermal = replace(GRAY, range=(29_500, 30_300))
     of_file = np.stack([resize(each[..., None], thermal) for each in values])
@@ -267,13 +267,13 @@ def test_sixteen_bits_are_scaled_by_the_model_s_range_and_other_depths_are_told(
         pixels, _, problems = read_images(images, thermal)
         assert np.array_equal(pixels, of_file)
         assert [problem.kind for problem in problems] == ["range"]
-        # A model of 8-bit images is told.
+        # A model of 8-bit images gives a problem.
         assert "depth" in {problem.kind for problem in read_images(images, GRAY)[2]}
     assert {problem.kind for problem in read_images(PIXELS, thermal)[2]} == {"depth"}
     assert read_images(PIXELS, GRAY)[2] == ()
 
 
-def test_a_closed_pillow_image_is_told_and_may_be_left_out(folder):
+def test_closed_pillow_image_is_reported_and_can_be_skipped(folder):
     closed = Image.open(folder / "0.png")
     closed.close()
     with raises("data-unreadable", "[1]"):
@@ -287,7 +287,7 @@ def test_a_closed_pillow_image_is_told_and_may_be_left_out(folder):
             read_images(images, COLOR, skip_broken=True)
 
 
-def test_broken_files_beside_good_arrays_may_be_left_out(folder):
+def test_broken_files_with_good_arrays_can_be_skipped(folder):
     broken = folder / "broken.png"
     broken.write_bytes(b"\x89PNG nothing")
     pixels, names, problems = read_images([broken, PIXELS[0]], COLOR, skip_broken=True)

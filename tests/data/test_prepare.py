@@ -1,4 +1,4 @@
-"""From class folders to prepared data: layouts, splits, seals, faults told together, inputs."""
+"""From class folders to prepared data: layouts, splits, the sealed test set, faults, inputs."""
 
 import itertools
 import json
@@ -47,7 +47,7 @@ def test_class_folders(tmp_path):
     assert len({*data.train.names, *data.validation.names, *test.names}) == 40
 
 
-def test_the_test_set_opens_once(tmp_path):
+def test_test_set_opens_once(tmp_path):
     data = prepare(write_folder(tmp_path / "pets"), SETTINGS, seed=1)
     assert len(data.test) == len(data.test.names)
     data.test.open()
@@ -55,7 +55,7 @@ def test_the_test_set_opens_once(tmp_path):
         data.test.open()
 
 
-def test_same_seed_same_splits_and_one_fingerprint_for_all_seeds(tmp_path):
+def test_same_seed_gives_same_splits_and_fingerprint_is_independent_of_the_seed(tmp_path):
     root = write_folder(tmp_path / "pets", count=20)
     one, two, other = (prepare(root, SETTINGS, seed=seed) for seed in (1, 1, 2))
     assert one.test.names == two.test.names != other.test.names
@@ -77,7 +77,7 @@ def test_split_folders(tmp_path, splits):
     assert {part["origin"] for part in data.splits.values()} == {"source"}
 
 
-def test_a_missing_validation_split_is_cut_off_training_only(tmp_path):
+def test_missing_validation_split_is_cut_from_training_only(tmp_path):
     root = tmp_path / "pets"
     write_folder(root / "train", count=20)
     write_folder(root / "test", count=3, start=100)
@@ -89,7 +89,7 @@ def test_a_missing_validation_split_is_cut_off_training_only(tmp_path):
     assert problem(data, "unused").names == ("extra",)
 
 
-def test_classes_below_folders_of_another_name_are_refused(tmp_path):
+def test_rejects_classes_below_other_folders(tmp_path):
     for folder in ("learn", "eval"):
         write_folder(tmp_path / "pets" / folder)
     with raises("data-class", "CLASS/IMAGE", "SPLIT/CLASS/IMAGE"):
@@ -100,7 +100,7 @@ def test_classes_below_folders_of_another_name_are_refused(tmp_path):
     assert data.train.classes == ("cat", "dog")
 
 
-def test_photographs_of_unreadable_formats_are_named(tmp_path):
+def test_unreadable_photograph_formats_are_reported(tmp_path):
     root = tmp_path / "phone"
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_photographs_of_unreadable_formats_are_named(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
-def test_names_that_are_no_text_can_be_written(tmp_path):
+def test_names_that_are_not_utf_8_can_be_written(tmp_path):
     root = write_folder(tmp_path / "pets")
     Image.fromarray(picture(4321)).save(root / "cat" / os.fsdecode(b"\xff0.png"))
     (root / "dog" / os.fsdecode(b"\xfe.png")).touch()
@@ -152,7 +152,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "cached"), [("\u00c9t\u00e9", "ete"), ("\u82b1", "data"), ("x" * 240, "x" * 60), ("Pets 2", "pets-2")]
 )
-def test_the_name_stays_and_the_cache_has_a_short_one(tmp_path, folder, cached):
+def test_name_is_kept_and_cache_folder_is_short(tmp_path, folder, cached):
     data = prepare(write_folder(tmp_path / folder), SETTINGS, seed=1)
     assert data.name == folder
     (made,) = (tmp_path / "cache").iterdir()
@@ -160,12 +160,12 @@ def test_the_name_stays_and_the_cache_has_a_short_one(tmp_path, folder, cached):
 
 
 @pytest.mark.parametrize("options", [{"seed": "1"}, {"seed": None}, {"seed": 1.0}, {"folds": "5"}, {"folds": -1}])
-def test_seed_and_folds_are_whole_numbers(options):
+def test_seed_and_folds_are_integers(options):
     with raises("usage"):
         prepare("digits", SETTINGS, **{"seed": 1, **options})
 
 
-def test_a_class_may_be_called_test(tmp_path):
+def test_class_may_be_named_test(tmp_path):
     data = prepare(write_folder(tmp_path / "lab", classes=("test", "control")), SETTINGS, seed=1)
     assert data.train.classes == ("control", "test")
 
@@ -176,7 +176,7 @@ def test_classes_and_files_sort_naturally(tmp_path):
     assert data.train.classes == ("1", "9", "10")
 
 
-def test_sub_folders_belong_to_their_class_and_strays_are_told(tmp_path):
+def test_subfolders_belong_to_their_class_and_strays_are_reported(tmp_path):
     root = write_folder(tmp_path / "pets")
     (root / "cat" / "old").mkdir()
     Image.fromarray(picture(777)).save(root / "cat" / "old" / "a.png")
@@ -192,7 +192,7 @@ def test_sub_folders_belong_to_their_class_and_strays_are_told(tmp_path):
     assert problem(summary, "unused").names == ("beside.png",)
 
 
-def test_faults_are_told_together(tmp_path):
+def test_faults_are_reported_together(tmp_path):
     root = write_folder(tmp_path / "pets")
     (root / "cat" / "empty.png").touch()
     (root / "dog" / "text.jpg").write_text("not an image")
@@ -213,7 +213,7 @@ def test_faults_are_told_together(tmp_path):
         assert part in text
 
 
-def test_skip_broken_lists_what_it_left_out(tmp_path):
+def test_skip_broken_lists_skipped_images(tmp_path):
     root = write_folder(tmp_path / "pets")
     (root / "cat" / "empty.png").touch()
     with raises("data-unreadable", "1", "cat/empty.png"):
@@ -227,7 +227,7 @@ def test_long_lists_are_counted():
     assert str(Problem("x", "note", "some", tuple("abcdefgh"))) == "some: a, b, c, d, e and 3 more"
 
 
-def test_identical_images_stay_together_and_are_told(tmp_path):
+def test_identical_images_stay_together_and_are_reported(tmp_path):
     root = write_folder(tmp_path / "pets", count=20)
     for index in range(10):
         Image.fromarray(picture(index)).save(root / "cat" / f"copy{index}.bmp")
@@ -244,7 +244,7 @@ def test_identical_images_stay_together_and_are_told(tmp_path):
         assert same.setdefault(data.train.images[row].tobytes(), group) == group
 
 
-def test_duplicates_across_the_sources_own_splits_are_told(tmp_path):
+def test_duplicates_across_splits_of_the_source_are_reported(tmp_path):
     root = tmp_path / "pets"
     write_folder(root / "train", count=20)
     write_folder(root / "test", count=3, start=100)
@@ -272,7 +272,7 @@ def test_class_faults(tmp_path):
         prepare(only_test, SETTINGS, seed=1)
 
 
-def test_lopsided_classes_are_told(tmp_path):
+def test_imbalanced_classes_are_reported(tmp_path):
     root = write_folder(tmp_path / "pets", classes=("cat",), count=40)
     write_folder(root, classes=("dog",), count=3, start=999)
     assert problem(prepare(root, SETTINGS, seed=1), "balance").names == ("dog",)
@@ -290,7 +290,7 @@ def test_conversions_are_noted(tmp_path):
     assert "cat/palette.png" in problem(data, "palette").names
 
 
-# What the input becomes
+# Input
 
 
 def test_auto_input(tmp_path):
@@ -310,7 +310,7 @@ def test_auto_input(tmp_path):
     assert "differ in size" in problem(data, "input").message
 
 
-def test_one_color_image_makes_three_channels_for_all(tmp_path):
+def test_one_color_image_gives_three_channels(tmp_path):
     root = write_folder(tmp_path / "pets", shape=(20, 20), count=50)
     Image.fromarray(picture(5, (20, 20, 3))).save(root / "dog" / "zz.png")
     data = prepare(root, SETTINGS, seed=1)
@@ -321,7 +321,7 @@ def test_one_color_image_makes_three_channels_for_all(tmp_path):
 
 
 @pytest.mark.parametrize(("wanted", "fit"), [("7x5x1", "stretch"), ("16x8x3", "crop"), ("28x28x1", "crop")])
-def test_forced_input_is_the_one_definition_of_resizing(tmp_path, wanted, fit):
+def test_explicit_input_uses_the_common_resizing(tmp_path, wanted, fit):
     root = write_folder(tmp_path / "pets")
     data = prepare(root, DataSettings(input=wanted, fit=fit), seed=1)
     height, width, channels = (int(part) for part in wanted.split("x"))

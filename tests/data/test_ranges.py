@@ -1,4 +1,4 @@
-"""The range of 16-bit images: found on training images alone, the same for every kind of source, and told."""
+"""The range of 16-bit images: found on training images only, the same for every kind of source, and reported."""
 
 import dataclasses
 import io
@@ -41,7 +41,7 @@ def own_cache(tmp_path, monkeypatch):
 def thermal(seed, low=LOW, high=HIGH, side=16):
     """An image of a camera that uses all of low to high, uint16 [16, 16]."""
     values = np.random.default_rng(seed).integers(low, high + 1, (side, side))
-    # The ends in more than one pixel, as anything but a dead one has them.
+    # The extreme values are in more than one pixel, so that they are not dead pixels.
     values[0, :2], values[-1, :2] = low, high
     return values.astype(np.uint16)
 
@@ -53,7 +53,7 @@ def encoded(values, kind="PNG"):
 
 
 def write_images(root, images):
-    """Images by name, of a class a folder: a few in each of "a" and "b"."""
+    """Images by name, a few in each of the class folders "a" and "b"."""
     for name, values in images.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +81,10 @@ def kinds(problems):
     return {(each.kind, each.severity) for each in problems}
 
 
-# The range that is found
+# Finding the range
 
 
-def test_the_range_is_that_of_the_training_images_alone(tmp_path):
+def test_range_is_found_on_training_images_only(tmp_path):
     root = split_folders(tmp_path / "set", {"train": (LOW, HIGH), "val": (0, 40_000), "test": (LOW, 65_535)})
     data = prepare(root, SETTINGS, seed=0)
     assert data.input_spec.range == (LOW, HIGH)
@@ -94,7 +94,7 @@ def test_the_range_is_that_of_the_training_images_alone(tmp_path):
             assert np.array_equal(images.images[row, ..., 0], scale(values, (LOW, HIGH)))
 
 
-def test_the_range_is_found_after_the_splits_are_cut(tmp_path):
+def test_range_is_found_after_the_splits_are_cut(tmp_path):
     images = {f"{name}/{i}.png": thermal(100 * k + i) for k, name in enumerate("ab") for i in range(10)}
     images["a/0.png"] = thermal(0, 1000, HIGH)
     root = write_images(tmp_path / "set", images)
@@ -107,7 +107,7 @@ def test_the_range_is_found_after_the_splits_are_cut(tmp_path):
         assert again.fingerprint == data.fingerprint
         assert np.array_equal(again.train.images, data.train.images)
         seen.add((is_training, data.fingerprint))
-    # The bytes depend on the range, and so does what stands for them.
+    # The bytes depend on the range, and so does the fingerprint.
     assert len(seen) == 2
 
 
@@ -121,7 +121,7 @@ def test_dead_and_hot_pixels_do_not_widen_the_range(tmp_path):
     assert data.input_spec.range == (LOW, HIGH)
 
 
-def test_a_transparent_part_does_not_widen_the_range_and_becomes_white(tmp_path):
+def test_transparent_part_does_not_widen_the_range_and_becomes_white(tmp_path):
     from web_samples import GRAY_ALPHA, png_file
 
     for k, name in enumerate("ab"):
@@ -139,7 +139,7 @@ def test_a_transparent_part_does_not_widen_the_range_and_becomes_white(tmp_path)
 
 
 @pytest.mark.parametrize("value", [0, 500, 65_535])
-def test_a_constant_set_has_a_range_and_a_warning(value):
+def test_constant_set_has_a_range_and_a_warning(value):
     images = np.full((20, 8, 8), value, np.uint16)
     images[np.arange(20), 3, 3] ^= np.arange(20, dtype=np.uint16)  # no duplicates
     data = prepare((images, [0, 1] * 10), SETTINGS, seed=0)
@@ -148,7 +148,7 @@ def test_a_constant_set_has_a_range_and_a_warning(value):
     assert ("levels", "warning") in kinds(data.problems)
 
 
-def test_a_named_range_is_used_as_it_is(tmp_path):
+def test_explicit_range_is_used(tmp_path):
     root = class_folder(tmp_path / "set")
     for chosen in ((LOW, 30_000), f"{LOW},30000"):
         data = prepare(root, dataclasses.replace(SETTINGS, range=chosen), seed=0)
@@ -158,7 +158,7 @@ def test_a_named_range_is_used_as_it_is(tmp_path):
         assert "data.range" in problem(data, "range").message
 
 
-def test_eight_bit_sets_have_no_range_and_stay_as_they_were(tmp_path):
+def test_eight_bit_sets_have_no_range_and_are_unchanged(tmp_path):
     def make(seed):
         return np.random.default_rng(seed).integers(0, 256, (16, 16), dtype=np.uint8)
 
@@ -194,7 +194,7 @@ def test_all_sources_give_the_same_bytes(tmp_path):
     assert by_bytes[2] < everything
 
 
-def test_arrays_of_color_are_scaled_before_they_become_gray():
+def test_color_arrays_are_scaled_before_gray_conversion():
     images = np.random.default_rng(5).integers(LOW, HIGH + 1, (20, 9, 11, 3)).astype(np.uint16)
     data = prepare((images, [0, 1] * 10), DataSettings(input="9x11x1", range=(LOW, HIGH)), seed=0)
     input_spec = InputSpec(height=9, width=11, channels=1)
@@ -204,7 +204,7 @@ def test_arrays_of_color_are_scaled_before_they_become_gray():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_data_sets_of_torch_keep_sixteen_bits_in_images_of_several_sizes(channels):
+def test_torch_data_sets_keep_sixteen_bits_in_images_of_several_sizes(channels):
     images = [np.stack([thermal(10 * i + c, side=16 + i % 3) for c in range(channels)], axis=-1) for i in range(24)]
 
     class Images(torch.utils.data.Dataset):
@@ -221,7 +221,7 @@ def test_data_sets_of_torch_keep_sixteen_bits_in_images_of_several_sizes(channel
     assert {image.tobytes() for image in data.train.images} < expected
 
 
-def test_helpers_and_arrays_know_the_same_of_an_image(tmp_path):
+def test_helpers_and_arrays_give_the_same_facts(tmp_path):
     root = class_folder(tmp_path / "set", count=4)
     paths = [str(path) for path in sorted(root.rglob("*.png"))]
     target = Target(height=9, width=7, channels=0, fit="crop", range=(LOW, 30_000))
@@ -236,10 +236,10 @@ def test_helpers_and_arrays_know_the_same_of_an_image(tmp_path):
     assert (alone.facts.outside > 0.2).all()
 
 
-# What is told
+# Reports
 
 
-def test_it_is_told_when_data_are_looked_at(tmp_path):
+def test_look_reports_the_range(tmp_path):
     root = class_folder(tmp_path / "set")
     summary = look(root, SETTINGS)
     assert summary.input.range == (LOW, HIGH)
@@ -250,9 +250,9 @@ def test_it_is_told_when_data_are_looked_at(tmp_path):
     assert kinds(summary.problems) == {("input", "note"), ("range", "note")}
 
 
-def test_few_levels_are_a_warning_that_names_who_sets_the_ends(tmp_path):
+def test_few_levels_warn_and_name_the_extreme_images(tmp_path):
     images = {f"{name}/{i}.png": thermal(100 * k + i) for k, name in enumerate("ab") for i in range(10)}
-    # A shutter, and a frame that was lost.
+    # A closed shutter, and a lost frame.
     images["a/shutter.png"] = np.full((16, 16), 65_535, np.uint16)
     images["b/lost.png"] = np.zeros((16, 16), np.uint16)
     found = next(
@@ -270,7 +270,7 @@ def test_few_levels_are_a_warning_that_names_who_sets_the_ends(tmp_path):
     assert set(clipped.names) == {"a/shutter.png (100%)", "b/lost.png (100%)"}
 
 
-def test_images_of_two_depths_are_warned_of_and_bytes_stay(tmp_path):
+def test_mixed_depths_warn_and_bytes_are_unchanged(tmp_path):
     images = {f"{name}/{i}.png": thermal(100 * k + i) for k, name in enumerate("ab") for i in range(10)}
     eight = np.random.default_rng(1).integers(0, 256, (16, 16), dtype=np.uint8)
     images["a/eight.png"] = eight
@@ -283,7 +283,7 @@ def test_images_of_two_depths_are_warned_of_and_bytes_stay(tmp_path):
     assert any(np.array_equal(image[..., 0], eight) for image in every)
 
 
-def test_sixteen_bits_in_the_test_split_alone_set_no_range(tmp_path):
+def test_sixteen_bits_only_in_the_test_split_set_no_range(tmp_path):
     rng = np.random.default_rng(2)
     images = {}
     for name in "ab":
@@ -296,7 +296,7 @@ def test_sixteen_bits_in_the_test_split_alone_set_no_range(tmp_path):
     assert "0 to 65,535" in problem(data, "range").message
 
 
-def test_floats_of_two_scales_are_a_warning(tmp_path):
+def test_floats_of_two_scales_warn(tmp_path):
     for k, name in enumerate("ab"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(6):
@@ -308,7 +308,7 @@ def test_floats_of_two_scales_are_a_warning(tmp_path):
     assert problems["unit-float"].severity == problems["byte-float"].severity == "note"
 
 
-# A model meets other images
+# Images that differ from the training images
 
 
 def model_of(input_spec):
@@ -318,7 +318,7 @@ def model_of(input_spec):
     return Model(module=module, spec=spec, unify=None, input_spec=input_spec, classes=("a", "b"))
 
 
-def test_prediction_scales_by_the_models_range_and_warns_of_what_differs(tmp_path):
+def test_prediction_uses_the_range_of_the_model_and_warns_of_differences(tmp_path):
     write_images(
         tmp_path,
         {
@@ -345,7 +345,7 @@ def test_prediction_scales_by_the_models_range_and_warns_of_what_differs(tmp_pat
     assert "29,500 to 50,000" in found.message
 
 
-def test_evaluation_does_the_same(tmp_path):
+def test_evaluation_uses_the_range_of_the_model(tmp_path):
     root = class_folder(tmp_path / "set", count=3)
     images, problems = open_image_set(root, CONTRACT, ("a", "b"))
     values = np.asarray(Image.open(root / images.name(0)))
@@ -356,7 +356,7 @@ def test_evaluation_does_the_same(tmp_path):
     assert ("clipped", "warning") in kinds(open_image_set(root, narrow, ("a", "b"))[1])
 
 
-def test_the_library_predicts_arrays_of_sixteen_bits_and_warns():
+def test_library_predicts_sixteen_bit_arrays_and_warns():
     model = model_of(CONTRACT)
     images = np.stack([thermal(seed, side=24) for seed in range(3)])[..., None]
     expected = model.probabilities(resize(scale(images, (LOW, HIGH)), EIGHT_BIT))
@@ -378,7 +378,7 @@ def test_the_library_predicts_arrays_of_sixteen_bits_and_warns():
 
 
 @pytest.mark.parametrize("override", ["data.range=29500,30300", "data.range=[29500, 30300]"])
-def test_a_range_is_set_by_a_recipe(override):
+def test_recipe_sets_the_range(override):
     _, recipe = load_recipe("balanced", [override])
     assert recipe.data.range == (29_500, 30_300)
     assert recipe_from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
@@ -389,12 +389,12 @@ def test_a_range_is_set_by_a_recipe(override):
 @pytest.mark.parametrize(
     "text", ["5", "wide", "[1, 2, 3]", "[0.5, 7]", "[0, true]", "[9, 3]", "0,70000", "", "{a = 1}"]
 )
-def test_a_setting_that_is_no_range_is_refused(text):
+def test_rejects_invalid_range_setting(text):
     with raises("recipe"):
         load_recipe("balanced", [f"data.range={text}"])
 
 
-def test_a_range_that_is_no_range_is_refused_in_python():
+def test_rejects_invalid_range_in_python():
     for value in ((5, 5), (0, 65_536), [1], 7, None):
         with raises("usage"):
             DataSettings(range=value)

@@ -1,4 +1,4 @@
-"""Resizing and gray conversion, against a specification in plain loops, and roughly against Pillow."""
+"""Resizing and gray conversion, compared with a specification in loops, and approximately with Pillow."""
 
 from fractions import Fraction
 
@@ -96,7 +96,7 @@ def test_extreme_shapes_equal_the_specification(rows, columns, height, width):
     assert np.array_equal(resize(image, input_spec), oracle(image, height, width, 3, "stretch"))
 
 
-def test_hand_worked_numbers():
+def test_by_hand():
     row = np.array([[0, 10, 20, 30]], dtype=np.uint8)[..., None]
     # Halving averages pairs; a third of four pixels covers 4/3 each: (0*3 + 10*1)/4, (10*2 + 20*2)/4, (20*1 + 30*3)/4.
     assert resize(row, InputSpec(height=1, width=2, channels=1)).ravel().tolist() == [5, 25]
@@ -106,20 +106,20 @@ def test_hand_worked_numbers():
     assert resize(two, InputSpec(height=1, width=4, channels=1)).ravel().tolist() == [0, 25, 75, 100]
 
 
-def test_gray_keeps_gray_pixels_and_weighs_colors():
+def test_gray_keeps_gray_pixels_and_weights_colors():
     values = np.arange(256, dtype=np.uint8)
     assert np.array_equal(to_gray(np.stack([values] * 3, axis=-1))[..., 0], values)
     primaries = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)
     assert to_gray(primaries).ravel().tolist() == [77, 149, 29]
 
 
-def test_equal_size_is_the_very_same_array():
+def test_equal_size_returns_the_same_array():
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
     assert resize(images, InputSpec(height=6, width=7, channels=3)) is images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_batch_equals_its_images(channels):
+def test_batch_equals_its_images(channels):
     images = np.random.default_rng(0).integers(0, 256, (700, 37, 41, 3), dtype=np.uint8)
     input_spec = InputSpec(height=20, width=28, channels=channels, fit="crop")
     together = resize(images, input_spec)
@@ -153,11 +153,11 @@ def test_longest_side_does_not_overflow():
 
 
 @pytest.mark.parametrize(("source", "target", "filter_"), [(128, 32, "BOX"), (100, 28, "BOX"), (8, 28, "BILINEAR")])
-def test_is_close_to_pillow(source, target, filter_):
+def test_agrees_with_pillow(source, target, filter_):
     noise = np.random.default_rng(3).integers(0, 256, (source, source, 3), dtype=np.uint8)
     theirs = np.asarray(Image.fromarray(noise).resize((target, target), Image.Resampling[filter_])).astype(int)
     ours = resize(noise, InputSpec(height=target, width=target, channels=3)).astype(int)
-    # Pillow's box takes whole pixels where ours weighs the cut ones, hence the width of the second bound.
+    # Pillow's box filter uses whole pixels, ours weights partial ones; hence the second bound is wide.
     assert np.abs(ours - theirs).mean() < (0.6 if source % target == 0 or source < target else 6)
 
 
@@ -172,6 +172,6 @@ def test_window_is_centered_and_inside():
     "image",
     [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 1), np.uint8)],
 )
-def test_other_arrays_are_refused(image):
+def test_rejects_other_arrays(image):
     with pytest.raises(DataError):
         resize(image, InputSpec(height=2, width=2, channels=1))

@@ -1,4 +1,4 @@
-"""From 16-bit values to bytes, and the range of an image: against fractions, and against a loop over pixels."""
+"""16-bit values to bytes, and the range of an image, compared with fractions and a loop over pixels."""
 
 from fractions import Fraction
 from math import floor
@@ -23,7 +23,7 @@ from thaw.data.scaling import (
 
 
 def fraction_of(value, low, high):
-    """(v - low) * 255 / (high - low), rounded half up, and cut off at both ends."""
+    """(v - low) * 255 / (high - low), rounded half up and clipped at both ends."""
     share = Fraction((value - low) * 255, high - low)
     return min(255, max(0, floor(share + Fraction(1, 2))))
 
@@ -38,15 +38,15 @@ def test_every_value_is_scaled_by_the_fraction(value_range):
     assert (np.diff(found.astype(int)) >= 0).all()
 
 
-def test_without_a_range_bytes_in_sixteen_bits_come_back():
-    # 257 is what an 8-bit value is multiplied by to fill 16 bits.
+def test_bytes_in_sixteen_bits_round_trip_without_a_range():
+    # An 8-bit value times 257 fills 16 bits.
     eight = np.arange(256, dtype=np.uint16)
     assert np.array_equal(scale(eight * 257, None), eight)
     assert np.array_equal(scale(eight, (0, 255)), eight)
 
 
-def test_values_are_scaled_before_they_are_resized():
-    # A hot pixel is cut off at the range's end before it could spread: the mean of 0, 0, 0 and 255 is 64, rounded.
+def test_values_are_scaled_before_resizing():
+    # A hot pixel is clipped to the range before resizing spreads it: the mean of 0, 0, 0 and 255 is 64, rounded.
     image = np.array([[100, 100], [100, 65_535]], dtype=np.uint16)[..., None]
     input_spec = InputSpec(height=1, width=1, channels=1, range=(100, 200))
     assert resize(image, input_spec).ravel().tolist() == [64]
@@ -54,13 +54,13 @@ def test_values_are_scaled_before_they_are_resized():
     assert several[0].ravel().tolist() == [64]
 
 
-def test_bytes_are_used_as_they_are_whatever_the_range():
+def test_bytes_are_not_scaled_by_any_range():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     assert np.array_equal(resize(image, InputSpec(height=2, width=2, channels=3, range=(0, 5))), image)
 
 
 def span_by_loops(pixels, alpha):
-    """`value_span` once more, pixel by pixel."""
+    """`value_span` in a loop over pixels."""
     height, width, channels = pixels.shape
     lows, highs = [], []
     for y in range(height):
@@ -77,7 +77,7 @@ def span_by_loops(pixels, alpha):
                 value = int(pixels[y, x, channel])
                 if height == 1 or width == 1:
                     near = [value]
-                # A pixel that nothing is beside counts as if it had any value.
+                # A pixel without neighbors always counts.
                 lows.append(max(value, min(near, default=65_535)))
                 highs.append(min(value, max(near, default=0)))
     out = len(lows) // 1000
@@ -93,7 +93,7 @@ def span_by_loops(pixels, alpha):
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-def test_the_span_of_an_image_is_that_of_the_rule(height, width, channels, levels, has_alpha, seed):
+def test_span_follows_the_rule(height, width, channels, levels, has_alpha, seed):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, levels, (height, width, channels)).astype(np.uint16)
     alpha = rng.integers(0, 2 if has_alpha else 1, (height, width, 1)).astype(np.uint16)
@@ -106,7 +106,7 @@ def test_dead_and_hot_pixels_do_not_count():
     for _ in range(20):
         clean = rng.integers(29_500, 30_300, (48, 64, 1)).astype(np.uint16)
         broken = clean.copy()
-        # Places far enough from one another not to touch.
+        # Places that are not neighbors.
         places = [(int(y), int(x)) for y, x in zip(rng.permutation(range(1, 48, 3)), range(1, 64, 3), strict=False)]
         for place, value in zip(places, [0, 65_535] * 8, strict=False):
             broken[place] = value
@@ -115,7 +115,7 @@ def test_dead_and_hot_pixels_do_not_count():
         assert 30_200 < high < 30_300
 
 
-def test_a_small_object_counts_and_so_does_a_thin_line():
+def test_small_object_and_thin_line_count():
     image = np.full((32, 32, 1), 1000, np.uint16)
     image[5:7, 9:11] = 4000
     assert value_span(image) == (1000, 4000)
@@ -124,7 +124,7 @@ def test_a_small_object_counts_and_so_does_a_thin_line():
     assert value_span(line) == (1000, 5000)
 
 
-def test_the_outermost_thousandth_of_a_large_image_is_left_out():
+def test_extreme_thousandth_of_a_large_image_is_ignored():
     image = np.full((100, 100, 1), 500, np.uint16)
     image[:2, :5] = 60_000
     assert value_span(image) == (500, 500)
@@ -141,12 +141,12 @@ def test_levels_are_counted_where_most_values_are():
 
 
 @pytest.mark.parametrize("text", ["29500,30300", " 29500 , 30300 ", "[29500, 30300]", "(29500,30300)"])
-def test_a_range_is_read_from_text(text):
+def test_range_is_parsed_from_text(text):
     assert parse_range(text) == (29_500, 30_300)
 
 
 @pytest.mark.parametrize("text", ["", "5", "1,2,3", "a,b", "-1,5", "0,65536", "5,5", "9,3", "0.5,1", "²,3", "1" * 5000])
-def test_text_that_is_no_range_is_refused(text):
+def test_rejects_text_that_is_not_a_range(text):
     with raises("usage"):
         parse_range(text)
 
@@ -154,7 +154,7 @@ def test_text_that_is_no_range_is_refused(text):
 @pytest.mark.parametrize(
     "value", [(0, 0), (5, 3), (-1, 3), (0, 65_536), (0, 1.5), (True, 5), ("0", "5"), (1,), (1, 2, 3), 7, {}]
 )
-def test_what_is_no_range_is_refused_by_the_contract(value):
+def test_input_spec_rejects_invalid_ranges(value):
     with raises("usage"):
         check_range(value)
     with raises("usage"):
@@ -163,14 +163,14 @@ def test_what_is_no_range_is_refused_by_the_contract(value):
         InputSpec.from_dict({**InputSpec(height=8, width=8, channels=1).as_dict(), "range": value})
 
 
-def test_the_contract_keeps_its_range():
+def test_input_spec_keeps_its_range():
     input_spec = InputSpec(height=8, width=8, channels=1, range=(0, 1023))
     assert input_spec.as_dict()["range"] == [0, 1023]
     assert InputSpec.from_dict(input_spec.as_dict()) == input_spec
     assert "range" not in InputSpec(height=8, width=8, channels=1).as_dict()
 
 
-def test_large_images_are_done_in_parts(monkeypatch):
+def test_large_images_are_processed_in_parts(monkeypatch):
     image = np.random.default_rng(8).integers(0, 65_536, (50, 61, 3)).astype(np.uint16)
     scaled, use = scale(image, (700, 50_000)), range_use(image, (700, 50_000))
     monkeypatch.setattr(scaling, "_BLOCK_VALUES", 1000)

@@ -1,4 +1,4 @@
-"""A thermal camera from its files to the C on a device: a run keeps what its images hold, and everything says how."""
+"""Images of a thermal camera, from files to C on a device: nothing is lost, and all outputs state the range."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from thaw.graph.interpret import run as run_graph
 
 LOW, SPAN = 29_500, 800
 
-# One small network and few epochs: stripes are told apart in the first of them, if they are there.
+# One small network and few epochs: if the stripes are visible, the first epoch learns them.
 QUICK = ["sizing.network=fixed", "sizing.input=as is", "model.widths=[8,8,8]", "plain.epochs=6", "augment.flip=false"]
 
 
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> thaw.Run:
     return thaw.train(folder / "camera", recipe="balanced", overrides=QUICK, out=folder / "run")
 
 
-def test_a_network_learns_what_the_high_bytes_do_not_show(trained: thaw.Run) -> None:
+def test_network_learns_from_the_low_bytes(trained: thaw.Run) -> None:
     # 29,500 // 256 to 30,320 // 256 are four levels.
     assert len(np.unique(stripes(1, across=True)[1:15, 16:] >> 8)) <= 5
     assert trained.metrics["test"]["accuracy"] >= 0.9
@@ -62,7 +62,7 @@ def test_a_network_learns_what_the_high_bytes_do_not_show(trained: thaw.Run) -> 
     assert f"16-bit values {words} become 0 to 255" in trained.report.read_text("utf-8")
 
 
-def test_the_model_predicts_files_as_it_was_trained(trained: thaw.Run) -> None:
+def test_model_predicts_files_as_in_training(trained: thaw.Run) -> None:
     model = trained.model
     assert list(model.input_spec.range) == trained.metrics["input"]["range"]
     file = sorted((trained.path.parent / "camera" / "down").iterdir())[3]
@@ -72,7 +72,7 @@ def test_the_model_predicts_files_as_it_was_trained(trained: thaw.Run) -> None:
     assert read_graph(trained.path / "model-int8.safetensors")[1].input_spec == model.input_spec
 
 
-def test_every_artifact_says_the_range(trained: thaw.Run, tmp_path: Path) -> None:
+def test_every_artifact_contains_the_range(trained: thaw.Run, tmp_path: Path) -> None:
     wanted = trained.metrics["input"]["range"]
     exported = thaw.Run.open(trained.path).export(out=tmp_path, formats=["onnx", "litert", "c"])
     if "onnx" not in exported.missing:
@@ -89,7 +89,7 @@ def test_every_artifact_says_the_range(trained: thaw.Run, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not (shutil.which("cc") and shutil.which("make")), reason="no C compiler or no make")
 @pytest.mark.parametrize(("shape", "largest"), [((32, 32), 65_535), ((47, 60), 65_535), ((47, 60, 3), 40_000)])
-def test_the_program_in_c_answers_for_16_bit_pictures(
+def test_c_program_classifies_16_bit_pictures(
     trained: thaw.Run, tmp_path: Path, shape: tuple[int, ...], largest: int
 ) -> None:
     thaw.Run.open(trained.path).export(out=tmp_path, formats=["c"])
@@ -104,7 +104,7 @@ def test_the_program_in_c_answers_for_16_bit_pictures(
         done = subprocess.run(
             ["./example", str(tmp_path / "picture")], cwd=tmp_path / "c", check=True, capture_output=True, timeout=60
         )
-        # What the file states as its largest value is white: 65,535.
+        # The maximum in the file's header is white: 65,535.
         white = (2 * values * 65_535 + largest) // (2 * largest)
         pixels = resize(white.astype(np.uint16).reshape(*shape[:2], -1), header.input_spec)
         scores = run_graph(graph, pixels[None])[graph.outputs[-1]][0]
@@ -112,7 +112,7 @@ def test_the_program_in_c_answers_for_16_bit_pictures(
         assert done.stdout.decode().split() == [header.classes[best], f"{(int(scores[best]) + 128) / 256:.3f}"]
 
 
-def test_uint16_arrays_train_as_their_files_do(trained: thaw.Run) -> None:
+def test_uint16_arrays_train_like_their_files(trained: thaw.Run) -> None:
     images = np.stack([stripes(100 * k + i, across=bool(k)) for k in range(2) for i in range(40)])
     labels = ["down"] * 40 + ["across"] * 40
     data = thaw.load((images, labels), recipe="balanced", overrides=QUICK)

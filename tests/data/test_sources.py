@@ -1,4 +1,4 @@
-"""Arrays, the bundled digits, names, and what is no data set."""
+"""Arrays, the bundled digits, names, and invalid sources."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_array_splits_and_names():
     assert np.array_equal(data.test.open().images, resize(parts["test"][0], InputSpec(height=4, width=4, channels=1)))
 
 
-def test_arrays_that_need_no_change_are_not_copied():
+def test_unchanged_arrays_are_not_copied():
     images, labels = picture(1, (60, 9, 9, 3)), np.arange(60) % 3
     data = prepare(
         {"train": (images, labels), "test": (images[:9] ^ 1, labels[:9]), "val": (images[9:18] ^ 2, labels[:9])},
@@ -85,7 +85,7 @@ def test_arrays_that_need_no_change_are_not_copied():
         ((), "data-arrays", "tuple"),
     ],
 )
-def test_other_arrays_are_refused(source, code, fact):
+def test_rejects_other_arrays(source, code, fact):
     with raises(code, fact):
         prepare(source, SETTINGS, seed=1)
 
@@ -98,14 +98,14 @@ def test_lists_of_equal_arrays_are_an_array():
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_arrays_of_a_split_without_labels_are_not_used(split):
+def test_split_without_labels_is_ignored(split):
     images = picture(1, (60, 9, 9))
     data = prepare({"train": (images, np.arange(60) % 3), split: (images[:5], [-1] * 5)}, SETTINGS, seed=1)
     assert data.splits[split]["origin"] == "cut"
     assert f"the {split} split has no labels and is ignored" in [str(problem) for problem in data.problems]
 
 
-def test_bad_array_labels_are_told_by_place():
+def test_invalid_array_labels_are_reported_by_index():
     images = picture(1, (30, 9, 9))
     labels = np.arange(30) % 3
     labels[4] = -1
@@ -133,10 +133,10 @@ def test_digits():
     assert prepare("digits", SETTINGS, seed=1).fingerprint == data.fingerprint
 
 
-# What is no data set
+# Invalid sources
 
 
-def test_what_is_no_data_set(tmp_path):
+def test_rejects_invalid_sources(tmp_path):
     with raises("data-source"):
         open_source("minst", SETTINGS)
     write_folder(tmp_path / "flowers")
@@ -160,7 +160,7 @@ def test_what_is_no_data_set(tmp_path):
         open_source("mnist", SETTINGS, data_root=tmp_path / "missing")
 
 
-def test_images_and_tables_in_one_folder_are_not_guessed_between(tmp_path):
+def test_images_and_tables_in_one_folder_are_ambiguous(tmp_path):
     root = write_folder(tmp_path / "pets")
     write_parquet(root / ".hidden.parquet", [0, 1] * 6)
     write_parquet(root / ".cache" / "train.parquet", [0, 1] * 6)
@@ -172,7 +172,7 @@ def test_images_and_tables_in_one_folder_are_not_guessed_between(tmp_path):
     assert prepare(root / "meta.parquet", SETTINGS, seed=1).train.classes == ("0", "1")
 
 
-def test_a_folder_with_the_name_of_a_known_set_is_told(tmp_path, monkeypatch):
+def test_folder_with_the_name_of_a_known_set_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert open_source("digits", SETTINGS).problems == ()
     write_folder(tmp_path / "digits")
@@ -184,19 +184,19 @@ def test_a_folder_with_the_name_of_a_known_set_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["", "  "])
-def test_an_empty_source_is_refused(source):
+def test_rejects_an_empty_source(source):
     with raises("usage-source"):
         open_source(source, SETTINGS)
 
 
 @pytest.mark.parametrize("source", ["a\0b", "x" * 5000, "~nobody-of-this-name/x"])
-def test_impossible_paths_are_told(source):
+def test_invalid_paths_are_reported(source):
     with raises("data-source"):
         open_source(source, SETTINGS)
 
 
 @pytest.mark.parametrize("root", [3, ["a"], b"a"])
-def test_a_data_root_is_a_path(root):
+def test_data_root_is_a_path(root):
     with raises("usage-data-root"):
         open_source("mnist", SETTINGS, data_root=root)
 

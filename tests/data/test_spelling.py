@@ -1,4 +1,4 @@
-"""Class names that differ in case or Unicode form only: one class, and told."""
+"""Class names that differ only in case or Unicode form are one class, and reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(root, counts):
     return root
 
 
-def test_folders_of_one_name_are_one_class_and_told(tmp_path):
+def test_folders_with_spellings_of_one_name_are_one_class_and_reported(tmp_path):
     root = write(tmp_path / "set", {DECOMPOSED: 8, COMPOSED: 4, "Dogs": 3, "dogs": 9})
     data = prepare(root, SETTINGS, seed=1)
     assert data.train.classes == (COMPOSED, "dogs")
@@ -47,7 +47,7 @@ def test_folders_of_one_name_are_one_class_and_told(tmp_path):
     )
 
 
-def test_folders_of_one_name_in_two_splits_are_one_class(tmp_path):
+def test_folders_with_spellings_in_two_splits_are_one_class(tmp_path):
     write(tmp_path / "set" / "train", {"Cats": 12, "dogs": 12})
     write(tmp_path / "set" / "test", {"cats": 3, "DOGS": 3})
     data = prepare(tmp_path / "set", SETTINGS, seed=1)
@@ -56,7 +56,7 @@ def test_folders_of_one_name_in_two_splits_are_one_class(tmp_path):
     assert problem(data, "spelling").names == ("Cats (12) and cats (3) are Cats", "DOGS (3) and dogs (12) are dogs")
 
 
-def test_letters_stay_apart_and_so_does_everything_where_that_is_asked_for(tmp_path):
+def test_single_letters_and_disabled_merging_stay_separate(tmp_path):
     root = write(tmp_path / "letters", {"a": 6, "A": 6, "\u00e9": 3, "e\u0301": 3, "\u00c9": 6})
     data = prepare(root, SETTINGS, seed=1)
     assert data.train.classes == ("A", "a", "\u00c9", "\u00e9")
@@ -80,12 +80,12 @@ def test_letters_stay_apart_and_so_does_everything_where_that_is_asked_for(tmp_p
         ("", "", True),
     ],
 )
-def test_what_counts_as_one_name(one, other, same):
+def test_names_that_are_equal(one, other, same):
     assert (folded(one) == folded(other)) is same
 
 
 @given(st.text(max_size=12))
-def test_folding_is_the_same_for_all_forms_and_done_once(name):
+def test_folding_is_idempotent_and_equal_for_all_forms(name):
     forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
     assert folded(forms[0]) == folded(forms[1])
     if len(folded(name)) != 1:
@@ -95,7 +95,7 @@ def test_folding_is_the_same_for_all_forms_and_done_once(name):
 
 
 @given(st.dictionaries(st.text(st.sampled_from("aAbB\u00e9\u0301e"), max_size=3), st.integers(0, 5), max_size=12))
-def test_one_spelling_gives_each_group_its_most_frequent_name(counts):
+def test_one_spelling_selects_the_most_frequent_name(counts):
     names, problems = one_spelling(counts)
     groups = {}
     for name in counts:
@@ -120,7 +120,7 @@ def test_labels_of_arrays_and_tables_are_merged(tmp_path, source):
     assert problem(data, "spelling").names == ("Cat (9) and cat (18) are cat",)
 
 
-def test_declared_names_are_merged_and_keep_their_order():
+def test_declared_names_are_merged_in_order():
     found = encode_labels({"train": [0, 1, 2, 2, 1]}, {"train": list("abcde")}, ["zebra", "Cat", "cat"])
     assert found.classes == ("zebra", "Cat")
     assert found.labels["train"].tolist() == [0, 1, 1, 1, 1]
@@ -130,7 +130,7 @@ def test_declared_names_are_merged_and_keep_their_order():
     assert letters.classes == ("a", "A")
 
 
-def test_numbers_and_the_same_as_text_are_one_class():
+def test_numbers_and_their_text_are_one_class():
     found = encode_labels({"train": [1, "1", 2]}, {"train": list("abc")})
     assert (found.classes, found.labels["train"].tolist()) == (("1", "2"), [0, 0, 1])
 

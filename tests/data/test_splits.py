@@ -1,4 +1,4 @@
-"""Cuts and folds: stratified, seeded, and never between identical images."""
+"""Cuts and folds: stratified, seeded, and without separating identical images."""
 
 import numpy as np
 import pytest

@@ -63,7 +63,7 @@ def test_parquet_labels_without_names(tmp_path, labels, classes):
         assert classes[data.train.labels[row]] == str(labels[place])
 
 
-def test_missing_and_impossible_labels_are_told_by_row(tmp_path):
+def test_missing_and_invalid_labels_are_reported_by_row(tmp_path):
     labels = [0, 1] * 8 + [None, 7, -1]
     write_parquet(tmp_path / "a.parquet", labels, names=["apple", "pear"])
     with pytest.raises(DataError) as caught:
@@ -76,7 +76,7 @@ def test_missing_and_impossible_labels_are_told_by_row(tmp_path):
     assert len(data.train) + len(data.validation) + len(data.test) == 16
 
 
-def test_broken_and_missing_table_images_are_told_by_row(tmp_path):
+def test_broken_and_missing_table_images_are_reported_by_row(tmp_path):
     images = [{"bytes": png(i), "path": None} for i in range(12)]
     images[5] = {"bytes": None, "path": None}
     images[7] = {"bytes": b"rubbish", "path": None}
@@ -114,7 +114,7 @@ def test_damaged_parquet(tmp_path):
         prepare(tmp_path / "a.parquet", SETTINGS, seed=1)
 
 
-def test_a_damaged_page_is_told_by_the_files_name(tmp_path):
+def test_damaged_page_is_reported_by_file_name(tmp_path):
     path = tmp_path / "train.parquet"
     write_parquet(path, [f"class{i % 2}" for i in range(12)])
     whole = path.read_bytes()
@@ -128,7 +128,7 @@ def test_a_damaged_page_is_told_by_the_files_name(tmp_path):
         path.write_bytes(whole)
 
 
-def test_paths_in_a_table_start_from_its_folder(tmp_path, monkeypatch):
+def test_paths_in_a_table_are_relative_to_its_folder(tmp_path, monkeypatch):
     write_folder(tmp_path / "set")
     paths = [f"{name}/{name}{i}.png" for i in range(12) for name in ("cat", "dog")]
     write_parquet(tmp_path / "set" / "a.parquet", ["cat", "dog"] * 12, image="file", images=paths)
@@ -144,7 +144,7 @@ def test_paths_in_a_table_start_from_its_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("hidden", [None, -1])
-def test_a_test_split_without_labels_is_replaced(tmp_path, hidden):
+def test_test_split_without_labels_is_replaced(tmp_path, hidden):
     root = tmp_path / "contest"
     write_parquet(root / "train.parquet", [0, 1] * 12, names=["no", "yes"])
     write_parquet(root / "test.parquet", pa.array([hidden] * 6, pa.int64()), names=["no", "yes"], start=500)
@@ -155,7 +155,7 @@ def test_a_test_split_without_labels_is_replaced(tmp_path, hidden):
     assert len(data.train) + len(data.validation) + len(data.test) == 24
 
 
-def test_unused_declared_classes_are_left_out(tmp_path):
+def test_unused_declared_classes_are_removed(tmp_path):
     write_parquet(tmp_path / "a.parquet", [0, 2] * 6, names=["a", "b", "c"])
     data = prepare(tmp_path / "a.parquet", SETTINGS, seed=1)
     assert data.train.classes == ("a", "c")
@@ -233,7 +233,7 @@ def test_hub_sets_without_a_conversion(the_hub):
         prepare("someone/nothing", SETTINGS, seed=1)
 
 
-def test_a_part_of_a_hub_set_is_reported(the_hub):
+def test_partial_hub_set_is_reported(the_hub):
     write_hub_set(the_hub, "someone/large", "default", splits=("partial-train", "test"))
     data = prepare("someone/large", SETTINGS, seed=1)
     assert problem(data, "partial").severity == "warning"
@@ -241,7 +241,7 @@ def test_a_part_of_a_hub_set_is_reported(the_hub):
 
 
 @pytest.mark.parametrize("path", ["cat.png", "../cat.png", "/etc/hostname"])
-def test_hub_sets_open_no_file_of_this_machine(the_hub, monkeypatch, tmp_path, path):
+def test_hub_sets_open_no_local_file(the_hub, monkeypatch, tmp_path, path):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture(1)).save("cat.png")
     file = the_hub.root / "someone/else/main/data/train/0000.parquet"
@@ -254,7 +254,7 @@ def test_hub_sets_open_no_file_of_this_machine(the_hub, monkeypatch, tmp_path, p
         prepare("someone/else", SETTINGS, seed=1)
 
 
-def test_a_download_that_fails_leaves_nothing(the_hub, tmp_path, monkeypatch):
+def test_failed_download_leaves_nothing(the_hub, tmp_path, monkeypatch):
     def no_network(*_, **__):
         raise ConnectionError("Name or service not known")
 

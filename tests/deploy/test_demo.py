@@ -1,4 +1,4 @@
-"""`thaw demo`: what is served, to whom, and how it ends; `thaw export --to web`; and how onnxruntime-web is fetched."""
+"""`thaw demo`: served files, allowed clients, shutdown; `thaw export --to web`; the download of onnxruntime-web."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def raw(server: PageServer, request: bytes) -> bytes:
         return answer
 
 
-def test_files_come_with_their_types_and_with_a_policy(server: PageServer) -> None:
+def test_files_have_media_types_and_a_policy(server: PageServer) -> None:
     for path, name in (("/", "index.html"), ("/?question", "index.html"), *((f"/{name}", name) for name in FILES)):
         status, headers, content = ask(server, path)
         assert (status, content) == (200, FILES[name])
@@ -81,7 +81,7 @@ def test_files_come_with_their_types_and_with_a_policy(server: PageServer) -> No
     assert ask(server, "/page.js", "HEAD")[::2] == (200, b"")
 
 
-def test_the_policy_of_the_page_is_that_of_the_server(server: PageServer) -> None:
+def test_page_and_server_have_the_same_policy(server: PageServer) -> None:
     (content,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', (WEB / "index.html").read_text())
     _, headers, _ = ask(server, "/")
     assert headers["Content-Security-Policy"] == f"{content}; frame-ancestors 'none'"
@@ -109,13 +109,13 @@ def test_the_policy_of_the_page_is_that_of_the_server(server: PageServer) -> Non
         "file:///etc/passwd",
     ],
 )
-def test_nothing_but_its_own_files_is_served(server: PageServer, path: str) -> None:
+def test_serves_only_its_own_files(server: PageServer, path: str) -> None:
     status, _, content = ask(server, path, Host=f"127.0.0.1:{server.port}")
     assert (status, content) == (404, b"404 Not Found\n")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get"])
-def test_only_reading_is_allowed(server: PageServer, method: str) -> None:
+def test_only_get_and_head_are_allowed(server: PageServer, method: str) -> None:
     status, headers, _ = ask(server, "/", method)
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
@@ -140,16 +140,14 @@ def test_only_reading_is_allowed(server: PageServer, method: str) -> None:
         (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", 431),
     ],
 )
-def test_odd_requests_are_refused_plainly(server: PageServer, request_: bytes, status: int) -> None:
+def test_malformed_requests_are_rejected(server: PageServer, request_: bytes, status: int) -> None:
     answer = raw(server, request_.replace(b"{port}", str(server.port).encode()))
     assert f" {status} ".encode() in answer.split(b"\r\n")[0] or answer.startswith(f"{status} ".encode())
     assert b"<html" not in answer
-    assert ask(server, "/")[0] == 200  # and it is still there
+    assert ask(server, "/")[0] == 200  # the server is still running
 
 
-def test_a_client_that_trickles_is_dropped_when_its_time_is_up(
-    server: PageServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_client_is_dropped_at_the_deadline(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_server, "HEAD_SECONDS", 1.0)
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         began = time.monotonic()
@@ -158,7 +156,7 @@ def test_a_client_that_trickles_is_dropped_when_its_time_is_up(
         ended = False
         while not ended and time.monotonic() - began < 20:
             try:
-                connection.sendall(b"X")  # never a second without a byte
+                connection.sendall(b"X")  # sends a byte at least every second
                 ended = connection.recv(100) == b""
             except TimeoutError:
                 pass
@@ -166,7 +164,7 @@ def test_a_client_that_trickles_is_dropped_when_its_time_is_up(
                 ended = True
         assert ended
         assert 0.9 < time.monotonic() - began < 10
-    # Who is slow to take what was asked for in time is waited for.
+    # A client that requested in time and receives slowly is served.
     assert ask(server, "/")[0] == 200
 
 
@@ -187,7 +185,7 @@ def test_a_client_that_trickles_is_dropped_when_its_time_is_up(
         (":{port}", 421),
     ],
 )
-def test_another_name_that_leads_here_is_not_answered(server: PageServer, host: str, status: int) -> None:
+def test_rejects_requests_for_other_hosts(server: PageServer, host: str, status: int) -> None:
     assert ask(server, "/", Host=host.format(port=server.port))[0] == status
 
 
@@ -215,7 +213,7 @@ def test_ports_and_addresses() -> None:
 
 @needs_vendor
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_command_serves_and_stops_cleanly(
+def test_command_serves_and_stops_cleanly(
     finished: FinishedRun, tmp_path: Path, stop: signal.Signals, code: int
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")}
@@ -232,12 +230,12 @@ def test_the_command_serves_and_stops_cleanly(
         assert list(card["models"]) == ["float", "int8"]
         assert card["drawing"] == {"isBright": True}
         assert {"parameters", "macs", "test accuracy", "test accuracy in int8"} <= set(card)
-        # A connection that says nothing does not hold it up.
+        # A silent connection does not block it.
         with socket.create_connection(("127.0.0.1", int(url.group(1)))):
             until_served, began = time.monotonic() - began, time.monotonic()
             process.send_signal(stop)
             out, err = process.communicate(timeout=60)
-            # No signal waits for the interpreter to take down torch: next to nothing beside the start.
+            # A signal does not wait for the shutdown of torch: the time is small compared with the start.
             assert time.monotonic() - began < max(1.0, until_served / 4)
     finally:
         process.kill()
@@ -247,9 +245,7 @@ def test_the_command_serves_and_stops_cleanly(
 
 
 @needs_vendor
-def test_the_command_line_names_what_is_wrong(
-    call: Any, finished: FinishedRun, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_command_line_reports_errors(call: Any, finished: FinishedRun, tmp_path: Path, monkeypatch: Any) -> None:
     code, _, err = call("demo", tmp_path / "nothing")
     assert code == 1
     assert len(err.splitlines()) <= 2
@@ -270,7 +266,7 @@ def test_the_command_line_names_what_is_wrong(
 
 
 @needs_vendor
-def test_a_bare_model_file_is_served_in_float(tmp_path: Path, finished: FinishedRun) -> None:
+def test_bare_model_file_is_served_in_float(tmp_path: Path, finished: FinishedRun) -> None:
     from thaw.deploy.demo import demo_files
     from thaw.model.model import Model
 
@@ -279,8 +275,8 @@ def test_a_bare_model_file_is_served_in_float(tmp_path: Path, finished: Finished
 
 
 @needs_vendor
-def test_web_is_a_target_that_is_asked_for(call: Any, finished: FinishedRun, tmp_path: Path) -> None:
-    # A copy: what is exported is written into a run's report.
+def test_web_is_exported_on_request(call: Any, finished: FinishedRun, tmp_path: Path) -> None:
+    # A copy, since the export changes the run's report.
     run = Path(shutil.copytree(finished.path, tmp_path / "run"))
     code, out, err = call("export", run, "--to", "web", "--float", "--out", tmp_path / "out", "--json")
     assert code == 0, err
@@ -290,14 +286,14 @@ def test_web_is_a_target_that_is_asked_for(call: Any, finished: FinishedRun, tmp
     assert {path.name for path in folder.iterdir()} == {*told["web"]["files"], "export.json"}
     assert list(json.loads((folder / "model.json").read_text())["models"]) == ["float"]
     assert {path.suffix for path in folder.iterdir()} <= set(MEDIA_TYPES)
-    # Again, now both: what is there is replaced.
+    # Again, now with both: existing files are replaced.
     assert call("export", run, "--to", "web,c", "--out", tmp_path / "out")[0] == 0
     assert list(json.loads((folder / "model.json").read_text())["models"]) == ["float", "int8"]
     code, out, _ = call("export", run, "--to", "page", "--out", tmp_path / "out")
     assert code == 2
 
 
-def test_the_page_names_no_other_origin_and_has_nothing_inline() -> None:
+def test_page_has_no_other_origin_and_no_inline_code() -> None:
     names = {path.name for path in WEB.iterdir() if path.is_file()}
     assert names == set(PAGE)
     for name in names - {"onnxruntime-web.LICENSE.txt"}:
@@ -321,14 +317,14 @@ def test_the_page_names_no_other_origin_and_has_nothing_inline() -> None:
         (("T-shirt", *"123456789"), 1, 0.2, None),
     ],
 )
-def test_who_can_be_drawn_for(classes: tuple[str, ...], channels: int, mean: float, drawing: Any) -> None:
+def test_models_with_a_drawing_pad(classes: tuple[str, ...], channels: int, mean: float, drawing: Any) -> None:
     graph = paper_graph((28, 28, channels), "float")
     input_spec = InputSpec(height=28, width=28, channels=channels, mean=(mean,) * channels, std=(0.3,) * channels)
     files = export_web({"float": graph}, ModelCard(name="x", classes=classes, input_spec=input_spec))
     assert json.loads(files["model.json"])["drawing"] == drawing
 
 
-def test_without_the_runtime_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_runtime_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(to_web, "RUNTIME", {"ort.js": "missing.mjs"})
     graph = paper_graph((28, 28, 1), "float")
     with pytest.raises(MissingDependencyError, match="make web"):
@@ -337,7 +333,7 @@ def test_without_the_runtime_the_error_says_what_to_do(monkeypatch: pytest.Monke
 
 @pytest.fixture
 def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """hatch_build.py, putting its files elsewhere."""
+    """hatch_build.py with another target folder."""
     spec = importlib.util.spec_from_file_location("hatch_build", REPOSITORY / "hatch_build.py")
     assert spec is not None
     assert spec.loader is not None
@@ -365,7 +361,7 @@ def archive_of(names: tuple[str, ...]) -> bytes:
     return file.getvalue()
 
 
-def test_the_runtime_is_fetched_once_by_version_and_digest(
+def test_runtime_is_fetched_once_by_version_and_digest(
     hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = archive_of((*hook.FILES, "other.js"))
@@ -383,13 +379,13 @@ def test_the_runtime_is_fetched_once_by_version_and_digest(
     }
     (tmp_path / "bin" / "npm").unlink()
     monkeypatch.setenv("PATH", "")
-    hook.fetch_vendor()  # nothing is asked for any more
+    hook.fetch_vendor()  # nothing is requested again
     monkeypatch.setattr(hook, "VERSION", "99.0.0")
     with pytest.raises(hook.VendorError, match="npm is not installed"):
         hook.fetch_vendor()
 
 
-def test_a_build_goes_on_without_npm_or_network(
+def test_build_succeeds_without_npm_or_network(
     hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
@@ -408,7 +404,7 @@ def test_a_build_goes_on_without_npm_or_network(
 
 
 @needs_vendor
-def test_what_is_there_is_what_the_hook_pins() -> None:
+def test_installed_runtime_matches_the_hook() -> None:
     done = subprocess.run(
         [sys.executable, "hatch_build.py"],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""What docs/deploy.md tells a reader to do works as it stands there: the firmware is built and run, the names exist."""
+"""The instructions of docs/deploy.md work: the firmware is built and run, and all names exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE = (DOCS / "deploy.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
-    """The one block of code in that language."""
+    """The only code block in this language."""
     (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
     return found
 
@@ -37,13 +37,13 @@ def block(language: str) -> str:
 def exported(finished, tmp_path_factory):
     run = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(finished.path, run)
-    # The page's run is called digits.
+    # The run of the page is named digits.
     Run.open(run).export(formats=["c"], prefix="digits")
     return run
 
 
 def linker_script(ram_bytes: int) -> str:
-    """The page's board with so much RAM, its stack included."""
+    """The board of the page with `ram_bytes` of RAM, including the stack."""
     script, count = re.subn(r"(ORIGIN = 0x20000000, LENGTH = )4M", rf"\g<1>{ram_bytes}", block("ld"))
     assert count == 1
     return script
@@ -56,14 +56,14 @@ def links_within(folder: Path, build: list[str], ram_bytes: int) -> bool:
 
 @pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {' '.join(missing_tools())}")
 @pytest.mark.parametrize("number", [3, 10])
-def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, number):
+def test_documented_firmware_agrees_with_the_model(exported, tmp_path, number):
     gray = np.kron(load_digits().images[number], np.ones((9, 12))).astype(np.uint8) * 15
     photo = np.stack([gray, gray // 2, 255 - gray], axis=-1)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     for name in ("digits.h", "digits.c"):
         shutil.copy(exported / "export" / "c" / name, tmp_path)
     (tmp_path / "main.c").write_text(block("c"))
-    # The board's RAM is what the run told, so that the linker says whether that is enough.
+    # The board has the RAM that the run reports, so that the linker fails if it is too small.
     cost = json.loads((exported / "metrics.json").read_text())["cost"]
     (tmp_path / "board.ld").write_text(linker_script(cost["ram_bytes"]))
     subprocess.run([sys.executable, "-c", block("python")], cwd=tmp_path, check=True)
@@ -80,7 +80,7 @@ def test_the_firmware_of_the_page_says_what_the_model_says(exported, tmp_path, n
     try:
         said = firmware.stdout.readline()
     finally:
-        # A firmware does not end.
+        # Firmware does not end by itself.
         firmware.kill()
         firmware.communicate()
 
@@ -95,7 +95,7 @@ def test_every_name_in_deployment_json_is_documented(exported):
     Run.open(exported).verify(images=3)
     text = (DOCS / "metrics.md").read_text(encoding="utf-8")
     known = read_deployment(exported)
-    # Names of files and programs are no names of ours.
+    # Names of files and programs are not ours.
     for content in known["export"]["formats"].values():
         content["files"] = dict.fromkeys(content["files"])
         assert all(content["files"].keys())
@@ -111,7 +111,7 @@ def test_every_name_in_deployment_json_is_documented(exported):
     assert [name for name in sorted(names) if f"`{name}`" not in text] == []
 
 
-def test_every_command_of_the_page_is_one():
+def test_documented_commands_exist():
     from thaw.cli import app
 
     told = set(re.findall(r"^ {4}thaw (\w+)", PAGE, re.MULTILINE))

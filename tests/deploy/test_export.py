@@ -1,4 +1,4 @@
-"""Export, verification and timing of a real small run, with artifacts that are deliberately broken."""
+"""Export, verification and timing of a small run, with deliberately broken artifacts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAYERS = ("branch1.conv2", "head.output")
 
 @pytest.fixture(scope="module")
 def exported(finished, tmp_path_factory):
-    """A run with its artifacts; no test may change it."""
+    """A run with its artifacts, shared by tests, which must not change it."""
     run = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(finished.path, run)
     Run.open(run).export()
@@ -47,12 +47,12 @@ def exported(finished, tmp_path_factory):
 
 @pytest.fixture
 def run(exported, tmp_path):
-    """A copy of it that a test may change."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(exported, tmp_path / "run"))
 
 
 def negated(opened: Run, layer: str):
-    """The int8 graph with the weights of one layer negated, all but the first of each channel."""
+    """The int8 graph with negated weights of one layer, except the first of each channel."""
 
     def change(op):
         if op.name != layer:
@@ -70,7 +70,7 @@ def by_runtime(result):
     return {(check.format, check.precision, check.runtime): check for check in result.checks}
 
 
-def test_everything_is_written_and_told(exported):
+def test_exports_everything_and_reports_it(exported):
     found = {target: read_format(exported / "export", target) for target in ("onnx", "litert", "c")}
     for target, suffix in (("onnx", "onnx"), ("litert", "tflite")):
         assert {f"model-float.{suffix}", f"model-int8.{suffix}", "example.py"} <= set(found[target].files)
@@ -86,7 +86,7 @@ def test_everything_is_written_and_told(exported):
     assert not list(exported.rglob("*.tmp"))
 
 
-def test_the_same_run_gives_the_same_files(exported, tmp_path):
+def test_same_run_gives_the_same_files(exported, tmp_path):
     Run.open(exported).export(out=tmp_path / "again")
     for target in ("onnx", "litert", "c"):
         again, first = (read_format(out, target).files for out in (tmp_path / "again", exported / "export"))
@@ -105,7 +105,7 @@ def test_every_artifact_is_verified_on_the_whole_test_set(run):
         assert checks[key].must_be_equal
         assert checks[key].comparison.score_bytes == 10 * TEST_IMAGES
     assert len(told) >= 8
-    # The accuracies are those of the reference interpreter, counted here.
+    # The accuracies of the reference interpreter, computed here.
     opened = Run.open(run)
     test = opened._data(None).test.open()
     host = {"float": ("litert", "float", "LiteRT, XNNPACK"), "int8": ("c", "int8", "C on this machine")}
@@ -119,7 +119,7 @@ def test_every_artifact_is_verified_on_the_whole_test_set(run):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_corrupted_artifact_is_found_and_its_layer_named(run, layer):
+def test_corrupted_artifact_is_detected_and_its_layer_named(run, layer):
     opened = Run.open(run)
     broken = {"int8": negated(opened, layer)}
     for target, exporter in (("onnx", export_onnx), ("litert", export_litert), ("c", export_c)):
@@ -138,7 +138,7 @@ def test_a_corrupted_artifact_is_found_and_its_layer_named(run, layer):
     assert read_deployment(run)["verify"]["verified"] is False
 
 
-def test_one_changed_byte_in_a_file_is_found_and_its_layer_named(run):
+def test_one_changed_byte_is_detected_and_its_layer_named(run):
     graph = Run.open(run).model.graph("int8")
     layer = next(op for op in graph.ops if op.name == "branch2.conv1")
     path = run / "export" / "litert" / "model-int8.tflite"
@@ -155,7 +155,7 @@ def test_one_changed_byte_in_a_file_is_found_and_its_layer_named(run):
     assert not result.is_verified
 
 
-def test_artifacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
+def test_unusable_artifacts_are_reported_and_the_others_verified(run):
     folder = run / "export"
     for name in ("onnx/model-int8.onnx", "litert/model-int8.tflite", "c/run.c"):
         content = (folder / name).read_bytes()
@@ -176,7 +176,7 @@ def test_artifacts_that_cannot_be_used_are_told_and_the_rest_goes_on(run):
     assert "an interrupted export" in half[0].problem
 
 
-def test_the_c_has_the_prefix_that_is_asked_for_and_what_uses_it_follows(run, call):
+def test_c_has_the_requested_prefix(run, call):
     folder = run / "export" / "c"
     library.Run.open(run).export(["c"], prefix="blinker")
     assert (folder / "blinker.c").is_file()
@@ -200,7 +200,7 @@ def test_c_with_a_warning_is_timed_but_not_verified(run):
     assert ("C on this machine", "int8") in result.timings
 
 
-def test_what_is_missing_is_told_by_its_package_and_the_rest_goes_on(run, monkeypatch, call):
+def test_missing_packages_are_reported_and_the_others_exported(run, monkeypatch, call):
     def missing(*_, **__):
         raise MissingDependencyError("running ONNX models needs onnxruntime: pip install 'thaw-cnn[onnx]'")
 
@@ -223,7 +223,7 @@ def test_what_is_missing_is_told_by_its_package_and_the_rest_goes_on(run, monkey
     assert "pip install 'thaw-cnn[onnx]'" in err
 
 
-def test_without_an_export_everything_is_exported_first(finished, tmp_path):
+def test_verify_exports_first_without_an_export(finished, tmp_path):
     run = Path(shutil.copytree(finished.path, tmp_path / "run"))
     told = []
     assert Run.open(run).verify(images=3, on_event=told.append).is_verified
@@ -232,7 +232,7 @@ def test_without_an_export_everything_is_exported_first(finished, tmp_path):
     assert set(read_deployment(run)) == {"schema", "export", "verify"}
 
 
-def test_a_run_without_its_int8_graph_gets_it_back(run):
+def test_missing_int8_graph_is_created_again(run):
     file = run / "model-int8.safetensors"
     before = file.read_bytes()
     file.unlink()
@@ -242,14 +242,14 @@ def test_a_run_without_its_int8_graph_gets_it_back(run):
     assert file.read_bytes() == before
 
 
-def test_an_int8_graph_that_is_damaged_or_anothers_is_refused(run, call):
+def test_damaged_or_foreign_int8_graph_is_rejected(run, call):
     file = run / "model-int8.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     error_of(["model-int8.safetensors", "truncated"], call("export", run), 1)
     file.write_bytes(whole)
     graph, header = read_graph(file)
-    # Of other classes, and of a model of the same architecture with other weights.
+    # With other classes, and from a model of the same architecture with other weights.
     facts = {**header.facts, "model": "0" * 64}
     for other in (replace(header, classes=tuple("abcdefghij")), replace(header, facts=facts)):
         write_graph(file, graph, other)
@@ -257,7 +257,7 @@ def test_an_int8_graph_that_is_damaged_or_anothers_is_refused(run, call):
 
 
 @pytest.mark.skipif(bool(missing_tools()), reason=f"the emulator is not installed: {' '.join(missing_tools())}")
-def test_the_firmware_is_compared_too(run):
+def test_firmware_is_compared_too(run):
     result = Run.open(run).verify(boards=["cortex-m4"], images=12)
     check = by_runtime(result)["c", "int8", "cortex-m4"]
     assert (check.result, check.comparison.images, check.must_be_equal) == ("equal", 12, True)
@@ -275,7 +275,7 @@ def test_the_firmware_is_compared_too(run):
     assert broken.result == "differs"
 
 
-def test_a_board_is_given_a_thousand_images_by_default(run, monkeypatch):
+def test_board_runs_a_thousand_images_by_default(run, monkeypatch):
     given = {}
 
     def emulate(files, images, board):
@@ -293,7 +293,7 @@ def test_a_board_is_given_a_thousand_images_by_default(run, monkeypatch):
     assert result.is_verified
 
 
-def test_bench_times_all_and_writes_it_down(run):
+def test_bench_times_and_records_everything(run):
     result = Run.open(run).bench(rounds=2, repeats=3)
     assert result.is_complete
     assert {name for name, _ in result.timings} == {"torch", "onnxruntime", "LiteRT, XNNPACK", "C on this machine"}
@@ -305,7 +305,7 @@ def test_bench_times_all_and_writes_it_down(run):
     assert part["threads"] == 1
 
 
-def test_the_report_shows_what_is_known_and_keeps_the_rest(finished, tmp_path):
+def test_report_shows_results_and_keeps_the_rest(finished, tmp_path):
     run = Path(shutil.copytree(finished.path, tmp_path / "run"))
     report = run / "report.html"
 
@@ -330,7 +330,7 @@ def test_the_report_shows_what_is_known_and_keeps_the_rest(finished, tmp_path):
     assert "Relative to C" in parts()[1]
     section = parts()[1]
     Run.open(run).export(formats=["litert", "c"])
-    assert parts() == (rest, section), "the same files again: what was found of them still holds"
+    assert parts() == (rest, section), "the files are the same, so their results remain"
     Run.open(run).export(formats=["litert"], precision="float")
     assert "Relative to C" not in parts()[1]
     assert set(read_deployment(run)) == {"schema", "export"}
@@ -339,7 +339,7 @@ def test_the_report_shows_what_is_known_and_keeps_the_rest(finished, tmp_path):
     assert report.read_text() == "<html>of an older version</html>"
 
 
-def test_what_is_in_the_record_is_escaped(run):
+def test_record_is_escaped(run):
     record = read_deployment(run)
     record["export"]["formats"]["c"]["files"] = {"<script>alert(1)</script>": {"bytes": 1, "sha256": "0"}}
     record["export"]["missing"] = {"onnx": f"<img src=x>{DEPLOYMENT_END}"}
@@ -352,7 +352,7 @@ def test_what_is_in_the_record_is_escaped(run):
     assert page.count(DEPLOYMENT_END) == 1
 
 
-def test_a_damaged_record_is_refused(run):
+def test_damaged_record_is_rejected(run):
     path = run / "deployment.json"
     whole = path.read_text()
     for damaged in (whole[:-30], "[]", json.dumps({"schema": 2}), "[" * 100_000):
@@ -364,7 +364,7 @@ def test_a_damaged_record_is_refused(run):
     assert set(content) == {"schema", "export", "bench"}
 
 
-def test_overwriting_a_run_takes_its_artifacts_along_and_nobody_elses(run):
+def test_overwriting_a_run_removes_only_its_own_artifacts(run):
     (run / "export" / "c" / "board.c").write_text("mine")
     library.train("digits", overrides=TINY_OVERRIDES, out=run, overwrite=True)
     assert [path.name for path in (run / "export").rglob("*")] == ["c", "board.c"]
@@ -372,7 +372,7 @@ def test_overwriting_a_run_takes_its_artifacts_along_and_nobody_elses(run):
     assert "Not exported yet" in (run / "report.html").read_text()
 
 
-def test_a_bare_model_file_needs_its_run(run, tmp_path, call):
+def test_bare_model_file_needs_its_run(run, tmp_path, call):
     model = shutil.copy(run / "model.safetensors", tmp_path / "lone.safetensors")
     error_of(["--out"], call("export", model, "--float"), 2)
     error_of(["run.json"], call("export", model, "--out", tmp_path / "out"), 1)
@@ -388,7 +388,7 @@ def test_a_bare_model_file_needs_its_run(run, tmp_path, call):
     error_of(["does not exist"], call("verify", tmp_path / "nothing"), 1)
 
 
-def test_data_that_are_not_there_or_others_are_told(run):
+def test_missing_or_changed_data_are_reported(run):
     request = json.loads((run / "run.json").read_text())
     reseal(run / "run.json", {**request, "fingerprint": "0" * 64})
     with pytest.raises(RunError, match="have changed"):
@@ -402,7 +402,7 @@ def test_data_that_are_not_there_or_others_are_told(run):
         Run.open(run, source=(images[:500], digits.target[:500])).verify()
 
 
-def test_the_command_line(run, call):
+def test_command_line(run, call):
     error_of(["int8 only", "--float"], call("export", run, "--to", "c", "--float"), 2)
     error_of(["exclude"], call("export", run, "--int8", "--float"), 2)
     error_of(["'int'", "keyword", "'model_int'"], call("export", run, "--prefix", "int"), 2)
@@ -434,7 +434,7 @@ def test_the_command_line(run, call):
     error_of(["holds no C", "--to c"], call("verify", run, "--board", "cortex-m4"), 2)
 
 
-def test_from_python(run):
+def test_python(run):
     result = library.Run.open(run).export(["c"])
     assert [each.format for each in result.formats] == ["c"]
     assert library.Run.open(run).verify(images=2).is_verified

@@ -1,4 +1,4 @@
-"""What is exported and on how many images it is verified, by what was asked for."""
+"""Selection of formats and of the images for verification."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_images_are_spread_evenly(count, wanted):
     assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
 
 
-def test_what_is_select_formats():
+def test_rejects_invalid_format_selections():
     assert select_formats(None, None) == {"onnx": ("float", "int8"), "litert": ("float", "int8"), "c": ("int8",)}
     assert select_formats(None, "float") == {"onnx": ("float",), "litert": ("float",)}
     assert select_formats(["c", "c"], "int8") == {"c": ("int8",)}

@@ -1,4 +1,4 @@
-"""The page in a real browser: what it says is what `thaw predict` says, and what is wrong is said in the page."""
+"""The page in a real browser: predictions agree with `thaw predict`, and errors are shown on the page."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def color_files() -> dict[str, bytes]:
     return export_web({"float": graph}, card)
 
 
-def test_drawing_a_stroke_changes_the_answer(page: Page) -> None:
+def test_drawing_a_stroke_changes_the_prediction(page: Page) -> None:
     assert page.text("best") == "–"
     draw(page, [(0.5, 0.2), (0.5, 0.5), (0.5, 0.8)])
     page.until(lambda: page.text("source") == "Your drawing")
@@ -104,17 +104,17 @@ def test_drawing_a_stroke_changes_the_answer(page: Page) -> None:
     assert np.isnan(page.probabilities()).all()
 
 
-def test_every_digit_that_is_drawn_for_one_is_shown_to_the_model(page: Page) -> None:
+def test_every_example_digit_is_classified(page: Page) -> None:
     answers = set()
     for digit in range(10):
         before = page.seen()
         page.find(f"[aria-label='Draw a {digit}']").click()
         page.until(lambda before=before: not np.array_equal(page.seen(), before))
         answers.add(page.text("best")[0])
-    assert len(answers) >= 3  # the model of these tests is hardly trained
+    assert len(answers) >= 3  # the model of the tests is barely trained
 
 
-def test_one_can_draw_by_keyboard(page: Page) -> None:
+def test_keyboard_drawing(page: Page) -> None:
     from selenium.webdriver import Keys
 
     body = page.find("body")
@@ -137,19 +137,17 @@ def test_one_can_draw_by_keyboard(page: Page) -> None:
     page.until(lambda: page.text("best") == "–")
 
 
-def test_200_images_get_the_labels_and_probabilities_of_predict(
-    page: Page, finished: FinishedRun, tmp_path: Path
-) -> None:
+def test_200_images_agree_with_predict(page: Page, finished: FinishedRun, tmp_path: Path) -> None:
     paths = digit_images(tmp_path)
     model = Model.load(finished.path)
     pixels, names, problems = load_images(paths, model.input_spec)
     assert len(pixels) == 200
     del problems
-    # A name that a spreadsheet would take for a formula begins with an apostrophe in the CSV.
+    # A name that a spreadsheet would evaluate as a formula begins with an apostrophe in the CSV.
     listed = [f"'{Path(name).name}" if Path(name).name.startswith("=") else Path(name).name for name in names]
     expected = dict(zip(listed, model.predict(pixels), strict=True))
     page.give_many(paths)
-    # Some of the 200 have 16 bits a channel, which the page tells.
+    # Some of the 200 have 16 bits per channel, which the page reports.
     assert page.text("batch-state").startswith("200 images")
     rows = page.saved()
     assert [row["image"] for row in rows] != sorted(row["image"] for row in rows)
@@ -169,7 +167,7 @@ def test_200_images_get_the_labels_and_probabilities_of_predict(
     assert float(page.saved()[0]["probability"]) == min(confidences)
 
 
-def test_real_test_images_get_the_answers_of_predict(
+def test_real_test_images_agree_with_predict(
     page: Page, finished: FinishedRun, data_root: Path, tmp_path: Path
 ) -> None:
     from thaw.data.prepare import prepare
@@ -191,7 +189,7 @@ def test_real_test_images_get_the_answers_of_predict(
         assert [float(row[name]) for name in model.classes] == pytest.approx(list(prediction.probabilities), abs=1e-5)
 
 
-def test_the_int8_network_answers_when_it_is_asked(page: Page, finished: FinishedRun, tmp_path: Path) -> None:
+def test_int8_network_can_be_selected(page: Page, finished: FinishedRun, tmp_path: Path) -> None:
     run = Run.open(finished.path)
     image = np.asarray(Image.fromarray((load_digits().images[7] * 15.9).astype(np.uint8)).resize((28, 28)))
     Image.fromarray(image).save(tmp_path / "digit.png")
@@ -202,13 +200,13 @@ def test_the_int8_network_answers_when_it_is_asked(page: Page, finished: Finishe
     page.until(lambda: not page.script("return document.getElementById('precisions').disabled"))
     scores = next(iter(run_graph(run.model.graph("int8"), image[None, ..., None]).values()))[0].astype(float)
     expected = (scores + 128) / 256
-    # onnxruntime rounds in its own way, which a softmax can make more of.
+    # onnxruntime rounds differently, and a softmax can amplify this.
     assert page.probabilities() == pytest.approx(expected, abs=0.1)
     assert float(page.saved()[0]["probability"]) == pytest.approx(page.probabilities().max(), abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "content", "tolerance"), IMAGES, ids=[name for name, *_ in IMAGES])
-def test_the_model_sees_in_the_browser_what_it_sees_elsewhere(
+def test_model_input_in_the_browser_agrees_with_python(
     browser: Any,
     serve: Any,
     color_files: dict[str, bytes],
@@ -238,7 +236,7 @@ def test_the_model_sees_in_the_browser_what_it_sees_elsewhere(
     page.check_quiet()
 
 
-def test_names_are_text_and_nothing_else(
+def test_names_are_shown_as_text(
     browser: Any, serve: Any, color_files: dict[str, bytes], downloads: Path, tmp_path: Path
 ) -> None:
     page = Page(browser, serve(color_files), downloads)
@@ -269,9 +267,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), WRONG, ids=[name for name, *_ in WRONG])
-def test_what_is_wrong_with_a_file_is_said_in_the_page(
-    page: Page, tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_file_errors_are_shown_on_the_page(page: Page, tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / "good.png").write_bytes(encoded("PNG"))
     page.give(tmp_path / "good.png")
     (tmp_path / name).write_bytes(content)
@@ -284,7 +280,7 @@ def test_what_is_wrong_with_a_file_is_said_in_the_page(
     assert page.text("trouble") == ""
 
 
-def test_images_are_dropped_pasted_and_taken_by_the_folder(page: Page, tmp_path: Path) -> None:
+def test_images_can_be_dropped_pasted_and_chosen_as_a_folder(page: Page, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / "one.png").write_bytes(encoded("PNG"))
@@ -319,7 +315,7 @@ def test_images_are_dropped_pasted_and_taken_by_the_folder(page: Page, tmp_path:
     page.until(lambda: page.text("trouble") == "The clipboard does not contain an image.")
 
 
-def test_the_photograph_button_asks_for_the_camera(page: Page) -> None:
+def test_photograph_button_uses_the_camera(page: Page) -> None:
     field = page.find("#photograph")
     assert (field.get_attribute("accept"), field.get_attribute("capture")) == ("image/*", "environment")
 
@@ -357,7 +353,7 @@ return Array.from(fields).filter((each) => each.checkVisibility() && !(each.text
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (1280, "light"), (1280, "dark")])
-def test_it_fits_a_phone_and_can_be_read_in_the_dark(page: Page, tmp_path: Path, width: int, scheme: str) -> None:
+def test_page_fits_a_phone_and_has_a_dark_mode(page: Page, tmp_path: Path, width: int, scheme: str) -> None:
     page.show(width, scheme)
     page.find("[aria-label='Draw a 3']").click()
     page.until(lambda: page.text("source") == "Your drawing")
@@ -376,7 +372,7 @@ def test_it_fits_a_phone_and_can_be_read_in_the_dark(page: Page, tmp_path: Path,
     assert page.script(f"{small} e.offsetHeight < 44)") == []
 
 
-def test_a_finger_draws(page: Page) -> None:
+def test_touch_drawing(page: Page) -> None:
     page.show(390)
     page.script("document.getElementById('pad').scrollIntoView({ block: 'center' })")
     box = page.script("return document.getElementById('pad').getBoundingClientRect()")
@@ -391,11 +387,9 @@ def test_a_finger_draws(page: Page) -> None:
     assert page.script("return scrollY") == before
 
 
-def test_the_folder_is_hosted_by_any_web_server(
-    browser: Any, finished: FinishedRun, downloads: Path, tmp_path: Path
-) -> None:
-    """Below a path, with whatever types a simple server gives, and with the policy in the page alone."""
-    run = shutil.copytree(finished.path, tmp_path / "run")  # the export is recorded in it
+def test_folder_works_on_any_web_server(browser: Any, finished: FinishedRun, downloads: Path, tmp_path: Path) -> None:
+    """Below a path, with the media types of a simple server, and with the policy only in the page."""
+    run = shutil.copytree(finished.path, tmp_path / "run")  # the export changes the run
     result = Run.open(run).export(formats=["web"], out=tmp_path / "site")
     (exported,) = result.formats
     assert exported.precisions == ("float", "int8")
@@ -425,7 +419,7 @@ def test_the_folder_is_hosted_by_any_web_server(
         server.shutdown()
 
 
-def test_a_browser_without_webassembly_is_told(digits_url: str, tmp_path: Path) -> None:
+def test_browser_without_webassembly_shows_an_error(digits_url: str, tmp_path: Path) -> None:
     with chromium(tmp_path) as driver:
         script = {"source": "delete globalThis.WebAssembly"}
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)

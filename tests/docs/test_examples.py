@@ -1,4 +1,4 @@
-"""The examples in the pages: commands, options and names of the library exist."""
+"""The examples in the documentation use commands, options and library names that exist."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_command_and_option_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
-def test_every_name_of_the_library_exists(page):
+def test_every_library_name_exists(page):
     for block in re.findall(r"```(?:python|pycon)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         for name in re.findall(r"\bthaw\.(\w+)", block):
             assert name in thaw.__all__
@@ -50,7 +50,7 @@ def test_every_name_of_the_library_exists(page):
                 assert hasattr(kind, name), f"{owner}.{name}"
 
 
-def test_the_command_finder_finds_commands():
+def test_command_finder_finds_commands():
     text = (
         "    thaw train photos/ --set a.b=c  # why\nRun `thaw zoo add NAME` first.\n    thaw info \\\n        --json\n"
     )
@@ -61,7 +61,7 @@ def test_the_command_finder_finds_commands():
     ]
 
 
-def test_the_recipe_in_the_guide_is_valid(tmp_path):
+def test_recipe_in_the_guide_is_valid(tmp_path):
     page = (REPOSITORY / "docs" / "choose.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "looped.toml").write_text(block, encoding="utf-8")

@@ -34,7 +34,7 @@ def test_every_error_class_is_explained(error):
 def test_every_kind_of_data_problem_is_explained():
     kinds = names_in_code(r'Problem\(\s*"([a-z-]+)"', "data")
     assert {"duplicate", "pairs", "unreadable"} <= kinds
-    # What `16-bit` means is reported by the kind `range`.
+    # The kind `range` reports `16-bit`.
     assert [kind for kind in sorted(kinds | set(RULES) - {"16-bit"}) if f"`{kind}`" not in PAGE] == []
 
 

@@ -1,4 +1,4 @@
-"""The documentation site: every page has a place in it, and what is generated is up to date."""
+"""The documentation site: it includes every page, and generated pages are up to date."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def tool(name: str):
     return module
 
 
-def test_the_settings_page_is_up_to_date():
+def test_settings_page_is_up_to_date():
     written = (DOCS / "settings.md").read_text(encoding="utf-8")
     assert written == tool("settings_page").page(), "run python docs/tools/settings_page.py"
 
 
-def test_every_setting_is_on_the_settings_page():
+def test_settings_page_has_every_setting():
     written = (DOCS / "settings.md").read_text(encoding="utf-8")
     keys = {each.key for each in settings_reference()}
     assert {"augment.cutmix", "plain.fit.label_smoothing", "plain.fit.ema", "data.image_column"} <= keys
     assert [key for key in sorted(keys) if f"| `{key}` |" not in written] == []
 
 
-def test_the_site_builds_without_warnings(tmp_path):
+def test_site_builds_without_warnings(tmp_path):
     pytest.importorskip("mkdocs")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(build, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=200)
@@ -49,7 +49,7 @@ def test_the_site_builds_without_warnings(tmp_path):
         assert '<link rel="stylesheet" href="http' not in text, name
 
 
-def test_the_glossary_defines_each_term_once_in_alphabetical_order():
+def test_glossary_defines_each_term_once_in_alphabetical_order():
     terms = re.findall(r"^\*\*(.+?)\.\*\*", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(terms) > 30
     assert terms == sorted(set(terms), key=str.lower)

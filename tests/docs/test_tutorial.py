@@ -21,7 +21,7 @@ def tools():
     return module
 
 
-def test_the_tutorial_runs(tools, tmp_path, monkeypatch):
+def test_tutorial_runs(tools, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notebook = tools.read_notebook(NOTEBOOK)
     began = time.process_time()
@@ -35,6 +35,6 @@ def test_the_tutorial_runs(tools, tmp_path, monkeypatch):
         assert "cortex-m4" in runtimes
 
 
-def test_the_tutorial_shows_the_output_of_each_cell_that_prints(tools):
+def test_tutorial_contains_the_output_of_each_cell(tools):
     for cell in tools.code_cells(tools.read_notebook(NOTEBOOK)):
         assert bool(cell["outputs"]) == ("print(" in tools.source_of(cell)), "run python docs/tools/notebook.py"

@@ -1,4 +1,4 @@
-"""The emitted C on emulated cores gives the interpreter's bytes, within the figures that the project promises."""
+"""The exported C on emulated cores equals the reference interpreter, within the documented resources."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_tools = pytest.mark.skipif(bool(missing_tools()), reason=f"needs {' '.join
 
 @needs_tools
 @pytest.mark.parametrize("board", BOARDS)
-def test_the_papers_network_gives_the_bytes_of_the_reference_interpreter(board):
+def test_papers_network_equals_the_reference_interpreter(board):
     graph = replace(paper_graph((28, 28, 1)), outputs=("probabilities",))
     images = np.random.default_rng(4).integers(0, 256, (30, 28, 28, 1), np.uint8)
     found = emulate(export_c({"int8": graph}, card_of(graph)), images, board)
@@ -44,7 +44,7 @@ def test_the_papers_network_gives_the_bytes_of_the_reference_interpreter(board):
 
 
 @needs_tools
-def test_counts_repeat_to_the_instruction():
+def test_instruction_counts_are_reproducible():
     graph = replace(paper_graph((28, 28, 1)), outputs=("probabilities",))
     files = export_c({"int8": graph}, card_of(graph))
     images = np.random.default_rng(4).integers(0, 256, (3, 28, 28, 1), np.uint8)
@@ -54,7 +54,7 @@ def test_counts_repeat_to_the_instruction():
 
 @needs_tools
 @pytest.mark.parametrize("seed", range(10))
-def test_random_graphs_give_the_bytes_of_the_reference_interpreter(seed):
+def test_random_graphs_equal_the_reference_interpreter(seed):
     rng = np.random.default_rng(seed)
     graph = random_int8_graph(rng)
     graph = replace(graph, outputs=graph.outputs[-1:])
@@ -64,7 +64,7 @@ def test_random_graphs_give_the_bytes_of_the_reference_interpreter(seed):
     np.testing.assert_array_equal(found.scores, run(graph, images)[graph.outputs[0]])
 
 
-def test_a_wrong_board_and_missing_tools_are_told(monkeypatch):
+def test_unknown_board_and_missing_tools_are_reported(monkeypatch):
     graph = paper_graph((28, 28, 1))
     images = np.zeros((1, 28, 28, 1), np.uint8)
     with pytest.raises(UsageError, match=r"unknown board 'm4': expected one of cortex-m3"):
@@ -77,7 +77,7 @@ def test_a_wrong_board_and_missing_tools_are_told(monkeypatch):
 
 
 @needs_tools
-def test_flash_stays_within_what_a_budget_allows_for_code():
+def test_flash_is_within_the_allowance_of_a_budget():
     from thaw.graph.cost import CODE_BYTES, STACK_BYTES
 
     graph = replace(paper_graph((28, 28, 1)), outputs=("probabilities",))
@@ -99,8 +99,8 @@ def test_flash_stays_within_what_a_budget_allows_for_code():
         ("paper", "cortex-m33"),
     ],
 )
-def test_ram_is_never_more_than_what_a_budget_counts(name, board):
-    """The linker's figure of a firmware that holds image, scores and arena, and the stack that was measured."""
+def test_ram_is_within_the_allowance_of_a_budget(name, board):
+    """RAM by the linker of a firmware with image, scores and arena, plus the measured stack."""
     graph = family_graph(name, (16, 16, 1))
     graph = replace(graph, outputs=graph.outputs[-1:])
     images = random_images(np.random.default_rng(0), graph, 3)
@@ -109,13 +109,13 @@ def test_ram_is_never_more_than_what_a_budget_counts(name, board):
     counted = count_cost(family_graph(name, (16, 16, 1), precision="float"))
     assert found.ram_bytes <= counted.ram_bytes
     assert (found.image_bytes, found.score_bytes) == (counted.image_bytes, counted.score_bytes)
-    # Beside that, a firmware has its own variables only: here none but what aligns the buffers.
+    # A firmware also has its own variables: here only the alignment of buffers.
     static = firmware_static_bytes(files, board)
     assert found.ram_bytes - found.stack_bytes <= static <= found.ram_bytes - found.stack_bytes + 8
 
 
 def firmware_static_bytes(files, board) -> int:
-    """What arm-none-eabi-size finds in RAM of the whole firmware."""
+    """RAM of the whole firmware by arm-none-eabi-size."""
     with tempfile.TemporaryDirectory() as name:
         folder, board = Path(name), BOARDS[board]
         emulator._write_sources(folder, files, board)

@@ -1,4 +1,4 @@
-"""The description of the machine: true, complete, and free of names."""
+"""The description of the machine: correct, complete, and without personal names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TWO_KINDS = X86 + X86.replace("Xeon(R)", "Other")
 RASPBERRY = "processor\t: 0\nCPU part\t: 0xd08\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n"
 
 
-def test_what_it_says_is_so() -> None:
+def test_values_are_correct() -> None:
     found = environment("cpu")
     assert set(found) == {"thaw", "python", "torch", "numpy", "os", "cpu", "cores", "memory_bytes", "device"}
     assert found["thaw"] == __version__
@@ -37,7 +37,7 @@ def test_what_it_says_is_so() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_no_host_user_or_path_is_in_it() -> None:
+def test_contains_no_host_user_or_path() -> None:
     text = json.dumps(environment("cpu"))
     assert str(Path.home()) not in text
     for name in (socket.gethostname(), getpass.getuser()):
@@ -45,7 +45,7 @@ def test_no_host_user_or_path_is_in_it() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no processor affinity")
-def test_cores_are_those_that_the_process_may_use() -> None:
+def test_cores_are_those_available_to_the_process() -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -76,23 +76,23 @@ def test_processor_names_are_read_from_cpuinfo(text: str, name: str) -> None:
     assert module._cpu_model_from_cpuinfo(text) == name
 
 
-def test_without_any_name_the_architecture_stands_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unknown_processor_gives_the_architecture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "CPUINFO", tmp_path / "missing")
     monkeypatch.setattr(platform, "processor", lambda: "")
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert environment("cpu")["cpu"] == "riscv64"
 
 
-def test_free_text_in_the_kernel_release_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_text_in_the_kernel_release_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "release", lambda: "6.1.55-built-by-someone")
     assert "someone" not in environment("cpu")["os"]
     assert "6.1.55" in environment("cpu")["os"]
 
 
-def test_a_package_that_is_not_installed_has_no_version() -> None:
+def test_missing_package_has_no_version() -> None:
     assert module._version("no-such-distribution-anywhere") is None
 
 
-def test_evidence_does_not_load_torch() -> None:
+def test_evidence_does_not_import_torch() -> None:
     code = "import sys, thaw.evidence as e; e.environment('cpu'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

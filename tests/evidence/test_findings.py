@@ -1,4 +1,4 @@
-"""What a result says of itself before its accuracy: rules against worked cases, and runs that learned nothing."""
+"""Findings: rules compared with calculations by hand, and runs that learned nothing."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def result(*rows: list[int]) -> list[str]:
     return codes(result_findings(np.array(rows), CLASSES))
 
 
-def test_a_good_result_has_none():
+def test_good_result_has_no_findings():
     assert result([50, 3, 2], [4, 40, 1], [0, 2, 30]) == []
 
 
-def test_one_class_always():
+def test_model_that_always_predicts_one_class():
     found = result_findings(np.array([[70, 0, 0], [20, 0, 0], [10, 0, 0]]), CLASSES, images="test image")
     assert codes(found) == ["largest-class", "class-without-hit"]
     assert found[0].message == (
@@ -47,8 +47,8 @@ def test_one_class_always():
     assert {each.severity for each in found} == {"warning"}
 
 
-def test_answers_that_tell_classes_apart_below_the_largest_share():
-    # 65 of 100 are right, fewer than always "ant" would be, but every class is known.
+def test_model_that_distinguishes_classes_below_the_largest_share():
+    # 65 of 100 are correct, fewer than by always predicting "ant", but all classes are recognized.
     found = result_findings(np.array([[45, 15, 10], [4, 14, 2], [2, 2, 6]]), CLASSES)
     assert codes(found) == ["largest-class"]
     assert "did not learn" not in found[0].message
@@ -56,9 +56,9 @@ def test_answers_that_tell_classes_apart_below_the_largest_share():
 
 
 @pytest.mark.parametrize("hits", range(60, 90))
-def test_the_largest_class_is_beaten_by_the_binomial_test(hits):
+def test_largest_class_is_compared_by_the_binomial_test(hits):
     wrong = 100 - hits
-    # 65 ants; all mistakes are bees taken for cows, or ants taken for bees.
+    # 65 ants; all mistakes are bees classified as cows, or ants classified as bees.
     ants = min(65, hits)
     rows = [[ants, 65 - ants, 0], [0, hits - ants, 35 - (hits - ants)], [0, 0, 0]]
     assert np.sum(rows) == 100
@@ -67,7 +67,7 @@ def test_the_largest_class_is_beaten_by_the_binomial_test(hits):
     assert ("largest-class" in result(*rows)) is not beaten
 
 
-def test_few_images_are_said_to_be_few():
+def test_few_images_are_reported():
     found = result_findings(np.array([[2, 0], [0, 2]]), ("ant", "bee"))
     assert codes(found) == ["few-images"]
     assert found[0].severity == "note"
@@ -76,13 +76,13 @@ def test_few_images_are_said_to_be_few():
     assert codes(result_findings(np.array([[20, 0], [0, 20]]), ("ant", "bee"))) == []
 
 
-def test_a_class_without_images_is_in_nothing():
+def test_class_without_images_is_ignored():
     assert result([30, 2, 0], [1, 30, 0], [0, 0, 0]) == []
-    assert result([10, 1, 0], [0, 0, 0], [0, 0, 0]) == [], "a single class has nothing to be told apart from"
+    assert result([10, 1, 0], [0, 0, 0], [0, 0, 0]) == [], "a single class cannot be distinguished from others"
 
 
-def test_answers_that_do_not_look_at_the_image_never_tell_classes_apart():
-    # One-sided at 5 %: of 400 results of chance, at most about 5 % may pass.
+def test_predictions_independent_of_the_image_do_not_distinguish_classes():
+    # One-sided at 5 %: about 5 % of 400 random results may pass.
     chance, passed = np.random.default_rng(5), 0
     for _ in range(400):
         truth = chance.choice(3, 150, p=(0.6, 0.3, 0.1))
@@ -94,7 +94,7 @@ def test_answers_that_do_not_look_at_the_image_never_tell_classes_apart():
     assert passed <= 33  # the 99 % point of a binomial with n = 400, p = 0.05 is 31
 
 
-def test_names_of_classes_are_safe_and_short():
+def test_class_names_are_escaped_and_shortened():
     evil = ("ant\x1b[2J", *(f"c{n}" for n in range(9)))
     confusion = np.zeros((10, 10), int)
     confusion[:, 0] = 5
@@ -104,7 +104,7 @@ def test_names_of_classes_are_safe_and_short():
     assert found[1].message.endswith("c0 (5), c1 (5), c2 (5), c3 (5), c4 (5) and 4 more")
 
 
-def test_quality_has_the_balanced_accuracy_of_scikit_learn_and_findings():
+def test_quality_has_balanced_accuracy_and_findings():
     chance = np.random.default_rng(2)
     labels = chance.choice(3, 200, p=(0.7, 0.2, 0.1))
     probabilities = chance.dirichlet(np.ones(3), 200)
@@ -117,10 +117,10 @@ def test_quality_has_the_balanced_accuracy_of_scikit_learn_and_findings():
     assert absent.balanced_accuracy == 0.75
 
 
-def test_a_joined_network_below_its_better_submodel():
+def test_unified_network_below_its_better_submodel():
     labels = np.arange(200) % 2
     better, worse = np.arange(200) >= 20, np.arange(200) >= 100
-    # The unified network lacks 15 that the better submodel has, and has 2 that it lacks.
+    # Only the better submodel is correct on 15 images, only the unified network on 2.
     unify_spec = better.copy()
     unify_spec[20:35], unify_spec[:2] = False, True
     submodels = {"original": worse, "augmented": better}
@@ -129,7 +129,7 @@ def test_a_joined_network_below_its_better_submodel():
     assert "83.50% of the 200 validation images against 90.00% (augmented" in found[0].message
     p_value = stats.binomtest(15, 17, alternative="greater").pvalue
     assert f"p = {p_value:.2g}" in found[0].message
-    # 3 against 2 is chance; more than the submodel, or no submodels, is nothing.
+    # 3 against 2 is chance. A better unified network, or no submodels, gives no finding.
     close = better.copy()
     close[20:23], close[:2] = False, True
     assert unified_findings(close, submodels, labels, 2) == ()
@@ -137,18 +137,18 @@ def test_a_joined_network_below_its_better_submodel():
     assert unified_findings(unify_spec, {}, labels, 2) == ()
 
 
-def test_a_joined_network_with_the_better_mean_recall_is_not_worse():
+def test_unified_network_with_the_better_mean_recall_is_not_worse():
     labels = np.repeat([0, 1], [180, 20])
     only_large, all_of_small = labels == 0, labels == 1
     all_of_small[:130] = True
     assert unified_findings(all_of_small, {"original": only_large}, labels, 2) == ()
 
 
-def test_the_loss_of_a_constant_answer():
+def test_loss_of_a_constant_prediction():
     shares = np.array([0.7, 0.2, 0.1, 0.0])
     labels = np.repeat(np.arange(4), [70, 20, 10, 0])
     assert constant_loss(shares, 0.0) == pytest.approx(-np.log(shares[labels]).mean())
-    # With smoothing, by a search over constant answers.
+    # With smoothing, by a search over constant predictions.
     targets = 0.9 * np.eye(4)[labels] + 0.1 / 4
     answers = np.random.default_rng(0).dirichlet(np.ones(4) * 3, 20_000)
     losses = -(np.log(answers) @ targets.T).mean(axis=1)
@@ -156,7 +156,7 @@ def test_the_loss_of_a_constant_answer():
     assert constant_loss(shares, 0.1) == pytest.approx(losses.min(), rel=0.02)
 
 
-def test_a_loss_that_never_came_down():
+def test_loss_that_never_decreased():
     assert codes(stuck_findings({"plain": (1.39, 1.4)})) == ["loss-stuck"]
     assert stuck_findings({"plain": (1.3, 1.4)}) == ()
     assert (
@@ -165,7 +165,7 @@ def test_a_loss_that_never_came_down():
     )
 
 
-def test_classes_that_int8_lost():
+def test_classes_lost_in_int8():
     per_class = [
         {"name": "ant", "float_recall": 0.9, "recall": 0.9, "support": 10},
         {"name": "bee", "float_recall": 0.2, "recall": 0.0, "support": 10},
@@ -178,7 +178,7 @@ def test_classes_that_int8_lost():
 
 
 def noise(counts: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Images of nothing, uneven in their labels."""
+    """Images of noise with imbalanced labels."""
     labels = np.repeat(np.arange(len(counts)), counts)
     images = np.random.default_rng(seed).integers(0, 256, (len(labels), 16, 16), dtype=np.uint8)
     return images, np.array(["ant", "bee", "cow"])[labels]
@@ -187,7 +187,7 @@ def noise(counts: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarra
 QUICK = ("sizing.budget=params=1500", "plain.epochs=4")
 
 
-def test_a_run_on_noise_says_that_it_learned_nothing(tmp_path):
+def test_run_on_noise_reports_that_it_learned_nothing(tmp_path):
     run = thaw.train(noise((140, 40, 20)), overrides=QUICK, out=tmp_path / "run")
     assert run.metrics["recipe"] == "balanced"
     found = run.findings
@@ -197,7 +197,7 @@ def test_a_run_on_noise_says_that_it_learned_nothing(tmp_path):
     assert [finding.code for finding in found] == [finding["code"] for finding in stored]
     assert "--set loss.class_weights=balanced" in stored[0]["try"]
     assert 'overrides=["loss.class_weights=balanced"]' in found[0].remedies
-    assert "--recipe balanced" not in stored[0]["try"], "it is what was tried"
+    assert "--recipe balanced" not in stored[0]["try"], "the run already uses it"
     notes = [problem for problem in run.metrics["data"]["problems"] if problem["kind"] == "uneven"]
     assert len(notes) == 1
     assert "7.2 times" in notes[0]["message"], "101 of 14, in training"
@@ -215,7 +215,7 @@ def write_folders(root, images, labels) -> None:
 
 @pytest.fixture(scope="module")
 def half_known(tmp_path_factory):
-    """Two classes that brightness tells apart, and a few images of a third that look like the first."""
+    """Two classes that differ in brightness, and a few images of a third one that look like the first."""
     root = tmp_path_factory.mktemp("half")
     chance, labels = np.random.default_rng(1), np.repeat([0, 1, 2], [100, 100, 10])
     bright = np.array([40, 160, 40])[labels][:, None, None]
@@ -229,7 +229,7 @@ def half_known(tmp_path_factory):
     return root, run
 
 
-def test_a_class_that_cannot_be_learned_is_named_first(half_known, call):
+def test_class_that_cannot_be_learned_is_reported_first(half_known, call):
     root, run = half_known
     (found,) = run.findings
     assert found.code == "class-without-hit"
@@ -246,11 +246,13 @@ def test_a_class_that_cannot_be_learned_is_named_first(half_known, call):
     assert told["test"]["balanced_accuracy"] == pytest.approx(2 / 3)
 
 
-def test_the_terminal_begins_with_it(half_known, call):
+def test_terminal_shows_findings_first(half_known, call):
     root, run = half_known
     code, out, err = call("train", "--resume", root / "run")
     again = json.loads((root / "run" / "metrics.json").read_text("utf-8"))
-    assert (again["findings"], again["data"]) == (run.metrics["findings"], run.metrics["data"]), "notes stand once"
+    assert (again["findings"], again["data"]) == (run.metrics["findings"], run.metrics["data"]), (
+        "notes are not repeated"
+    )
     assert code == 0, err
     lines = out.strip().splitlines()
     assert lines[0].startswith("warning: the model recognized no test image of 1 of 3 classes")
@@ -259,7 +261,7 @@ def test_the_terminal_begins_with_it(half_known, call):
     assert lines[4].startswith("balanced accuracy ")
 
 
-def test_a_head_that_does_not_train_is_told(tmp_path):
+def test_untrained_head_is_reported(tmp_path):
     chance, labels = np.random.default_rng(1), np.repeat(np.arange(4), 60)
     images = (chance.integers(0, 60, (240, 16, 16)) + 50 * labels[:, None, None]).astype(np.uint8)
     run = thaw.train(
@@ -281,4 +283,4 @@ def test_a_head_that_does_not_train_is_told(tmp_path):
     assert 'recipe="balanced"' in run.findings[0].remedies
     assert 'recipe="balanced"' in found["worse-than-submodels"].remedies[0]
     again = thaw.Run.open(run.path, source=(images, labels)).resume()
-    assert again.findings == run.findings, "what the submodels recognized outlives them"
+    assert again.findings == run.findings, "the results of the submodels are stored"

@@ -16,7 +16,7 @@ from thaw.evidence import latency, measure_alternately, measure_latency
 
 
 class Clock:
-    """A clock that only the calls under test move on."""
+    """A clock that only the calls under test advance."""
 
     def __init__(self, steps: Iterator[int]) -> None:
         self.now = 0
@@ -46,7 +46,7 @@ def test_percentiles_and_throughput_of_known_times(monkeypatch: pytest.MonkeyPat
     assert gc.isenabled()
 
 
-def test_goes_on_until_enough_time_is_measured() -> None:
+def test_repeats_until_the_minimum_time() -> None:
     result = measure_latency(
         lambda: time.sleep(0.002), lambda: time.sleep(0.004), 8, warmup=0, repeats=1, min_seconds=0.05
     )
@@ -56,7 +56,7 @@ def test_goes_on_until_enough_time_is_measured() -> None:
     assert json.loads(json.dumps(result.as_dict()))["batch_size"] == 8
 
 
-def test_garbage_collection_is_on_again_after_an_error() -> None:
+def test_garbage_collection_is_enabled_after_an_error() -> None:
     def fail() -> None:
         raise RuntimeError("broken")
 
@@ -65,7 +65,7 @@ def test_garbage_collection_is_on_again_after_an_error() -> None:
     assert gc.isenabled()
 
 
-def test_garbage_collection_that_was_off_stays_off() -> None:
+def test_disabled_garbage_collection_stays_disabled() -> None:
     gc.disable()
     try:
         measure_latency(int, int, 1, warmup=0, repeats=1, min_seconds=0)
@@ -78,12 +78,12 @@ def test_garbage_collection_that_was_off_stays_off() -> None:
     "settings",
     [{"batch_size": 0}, {"warmup": -1}, {"repeats": 0}, {"min_seconds": -1.0}, {"min_seconds": float("inf")}],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, float]) -> None:
+def test_rejects_invalid_settings(settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="latency with"):
         measure_latency(int, int, **{"batch_size": 1, **settings})  # type: ignore[arg-type]
 
 
-def test_calls_in_turns_take_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alternating_calls_have_their_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
     now, order = 0, []
 
     def call(name: str, durations: Iterator[int]):
@@ -96,7 +96,7 @@ def test_calls_in_turns_take_what_they_take(monkeypatch: pytest.MonkeyPatch) -> 
         return run
 
     monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: now)
-    # Three rounds: one warm-up and two timed calls each; in the second round the machine is ten times as slow.
+    # Three rounds of one warm-up and two timed calls; in the second round the machine is ten times slower.
     slow, fast = ([2_000, 3_000, 5_000], [1_000, 1_000, 3_000])
     rounds = [1, 10, 1]
     times = measure_alternately(
@@ -119,13 +119,13 @@ def test_calls_in_turns_take_what_they_take(monkeypatch: pytest.MonkeyPatch) -> 
     assert gc.isenabled()
 
 
-def test_without_a_base_there_are_no_ratios() -> None:
+def test_no_base_gives_no_ratios() -> None:
     times = measure_alternately({"only": int}, rounds=1, repeats=1, warmup=0)
     assert times["only"].ratio is None
     assert measure_alternately({}, rounds=1, repeats=1) == {}
 
 
 @pytest.mark.parametrize("settings", [{"rounds": 0}, {"repeats": 0}, {"warmup": -1}, {"base": "other"}])
-def test_turns_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+def test_rejects_invalid_rounds(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
         measure_alternately({"one": int}, **settings)

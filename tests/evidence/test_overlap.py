@@ -1,4 +1,4 @@
-"""Evaluating on images that a model was trained on: which they are, and what the others alone give."""
+"""Evaluation on images that a model was trained on: their number, and the accuracy on the others."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_digests_are_those_of_the_pixels():
     assert image_digests(images[:0]).shape == (0,)
 
 
-def test_images_are_found_among_those_of_training_and_validation():
+def test_finds_training_and_validation_images():
     images = np.random.default_rng(1).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
-    # An image of both counts as one of training.
+    # An image in both counts as a training image.
     seen = SeenImages.of(images[:10], images[8:20])
     in_train, in_validation = seen.find(images[::-1])
     assert in_train[::-1].tolist() == [index < 10 for index in range(30)]
@@ -43,7 +43,7 @@ def test_images_are_found_among_those_of_training_and_validation():
     assert not np.any(seen.find(changed))
 
 
-def test_counts_and_the_accuracy_of_the_others_by_hand():
+def test_counts_and_accuracy_of_the_others_by_hand():
     correct = np.array([1, 1, 1, 0, 1, 1, 0, 1, 0, 1], bool)
     in_train, in_validation = np.arange(10) < 4, np.arange(10) == 4
     found = overlap(correct, in_train, in_validation)
@@ -63,12 +63,12 @@ def test_counts_and_the_accuracy_of_the_others_by_hand():
 
 @pytest.fixture(scope="module")
 def sets():
-    """The run's own splits, and its test images."""
+    """The splits of the run, and its test images."""
     data = library.load("digits", recipe="digits", seed=3)
     return data.train, data.validation, data.test.open()
 
 
-def test_a_run_knows_its_images(finished, sets):
+def test_run_records_its_images(finished, sets):
     train, validation, _ = sets
     seen = read_seen(library.Model.load(finished.path))
     assert set(seen.train.tolist()) == set(image_digests(train.images).tolist())
@@ -77,12 +77,12 @@ def test_a_run_knows_its_images(finished, sets):
     assert metrics(finished.path)["files"]["training_images"] == SEEN_FILE
 
 
-def test_evaluate_on_the_training_data_tells_how_many_and_measures_the_others(finished, sets, call):
+def test_evaluate_on_training_data_reports_the_overlap(finished, sets, call):
     train, validation, test = sets
     out = json.loads(call("evaluate", finished.path, "digits", "--json")[1])
     told = out["overlap"]
     assert (told["train"], told["validation"], told["others"]) == (len(train), len(validation), len(test))
-    # The others are the run's test images, on which it was measured at its end.
+    # The others are the run's test images.
     of_run = metrics(finished.path)["test"]
     assert told["accuracy"] == pytest.approx(of_run["accuracy"], abs=1e-12)
     assert told["accuracy_ci95"] == pytest.approx(of_run["accuracy_ci95"], abs=1e-12)
@@ -95,7 +95,7 @@ def test_evaluate_on_the_training_data_tells_how_many_and_measures_the_others(fi
     assert quality.count == 1797
 
 
-def test_held_out_images_and_no_others(finished, sets):
+def test_held_out_images_have_no_overlap(finished, sets):
     train, _, test = sets
     model = library.Model.load(finished.path / "model.safetensors")
     quality = model.evaluate((test.images, test.labels))
@@ -103,7 +103,7 @@ def test_held_out_images_and_no_others(finished, sets):
     assert quality.overlap.accuracy == quality.accuracy
     quality = model.evaluate((train.images[:50], train.labels[:50]))
     assert (quality.overlap.train, quality.overlap.others, quality.overlap.accuracy) == (50, 0, None)
-    # A source with a test split is measured on that alone.
+    # Only the test split of a source is used.
     both = {"train": (train.images[:50], train.labels[:50]), "test": (test.images, test.labels)}
     assert model.evaluate(both).overlap.used == 0
 
@@ -120,19 +120,19 @@ def test_copies_under_other_names_are_found(finished, sets, tmp_path):
     assert (quality.overlap.train, quality.overlap.validation, quality.overlap.others) == (3, 0, 3)
 
 
-def test_a_model_without_its_run_folder_does_not_know(finished, sets, call, tmp_path):
+def test_model_without_run_folder_has_no_overlap(finished, sets, call, tmp_path):
     shutil.copy(finished.path / "model.safetensors", tmp_path / "alone.safetensors")
     test = sets[2]
     assert library.Model.load(tmp_path / "alone.safetensors").evaluate("digits").overlap is None
     out = call("evaluate", tmp_path / "alone.safetensors", "digits")[1]
-    assert f"training images unknown: this model has no {SEEN_FILE}" in out
+    assert f"there is no {SEEN_FILE}" in out
     assert json.loads(call("evaluate", tmp_path / "alone.safetensors", "digits", "--json")[1])["overlap"] is None
-    # Nor does one that was never in a file.
+    # The same for a model without a file.
     model = library.Model.load(finished.path)
     assert replace(model, file=None).evaluate((test.images, test.labels)).overlap is None
 
 
-def test_the_images_of_another_model_say_nothing(finished, tmp_path):
+def test_images_of_another_model_are_ignored(finished, tmp_path):
     model = library.Model.load(finished.path)
     path = tmp_path / "model.safetensors"
     model.save(path)
@@ -145,17 +145,17 @@ def test_the_images_of_another_model_say_nothing(finished, tmp_path):
     assert len(read_seen(library.Model.load(path)).train) == 1
 
 
-def test_a_damaged_list_of_images_is_told(finished, call, tmp_path):
+def test_damaged_image_list_is_reported(finished, call, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished.path, run)
     content = (run / SEEN_FILE).read_bytes()
     (run / SEEN_FILE).write_bytes(content[: len(content) // 2])
     error_of([SEEN_FILE, "remove it"], call("evaluate", run, "digits"), 1)
-    # Everything else goes on.
+    # Everything else works.
     assert call("info", run)[0] == 0
 
 
-def test_a_class_without_an_image_has_no_recall(finished, sets, call, tmp_path):
+def test_class_without_images_has_no_recall(finished, sets, call, tmp_path):
     test = sets[2]
     for index in np.flatnonzero(np.isin(test.labels, (3, 5)))[:20]:
         folder = tmp_path / "some" / test.classes[int(test.labels[index])]
@@ -171,7 +171,7 @@ def test_a_class_without_an_image_has_no_recall(finished, sets, call, tmp_path):
     assert all(isinstance(entry["recall"], float) for entry in entries if entry["support"])
 
 
-def test_evaluate_takes_the_arrays_that_train_takes(finished, sets):
+def test_evaluate_accepts_the_arrays_of_train(finished, sets):
     test, model = sets[2], library.Model.load(finished.path)
     of_run = model.evaluate((test.images, test.labels)).accuracy
     for images in (test.images[..., 0], np.repeat(test.images, 3, axis=3), np.asfortranarray(test.images)):

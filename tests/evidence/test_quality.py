@@ -1,4 +1,4 @@
-"""Quality figures against scikit-learn, SciPy and numbers worked out by hand."""
+"""Quality measures, compared with scikit-learn, SciPy and calculations by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_evaluate_agrees_with_scikit_learn(count: int, classes: int) -> None:
     precision, recall, f1, support = sk.precision_recall_fscore_support(
         labels, predicted, labels=every, zero_division=np.nan
     )
-    # scikit-learn's F1 of a class that was predicted but has no image is 0; here nothing is said of such a class.
+    # scikit-learn's F1 of a predicted class without images is 0; here it is None.
     f1 = np.where(support == 0, np.nan, f1)
     assert quality.accuracy == pytest.approx(sk.accuracy_score(labels, predicted))
     assert quality.count == count
@@ -44,7 +44,7 @@ def test_evaluate_agrees_with_scikit_learn(count: int, classes: int) -> None:
     assert quality.cross_entropy == pytest.approx(sk.log_loss(labels, probabilities, labels=every))
 
 
-def test_calibration_error_is_the_loop_over_guos_bins() -> None:
+def test_calibration_error_agrees_with_a_loop() -> None:
     probabilities, labels, names = random_case(500, 4, seed=3)
     quality = evaluate(probabilities, labels, names)
     expected = 0.0
@@ -59,18 +59,18 @@ def test_calibration_error_is_the_loop_over_guos_bins() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # Two images at 0.9 of which one is right, two at 0.6 that are both right: (|0.5 - 0.9| + |1 - 0.6|) / 2.
+    # Two images at 0.9, one of them correct, and two at 0.6, both correct: (|0.5 - 0.9| + |1 - 0.6|) / 2.
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     assert evaluate(probabilities, np.array([0, 1, 0, 0]), ("a", "b")).expected_calibration_error == pytest.approx(0.4)
 
 
-def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
+def test_confidence_on_an_edge_belongs_to_the_lower_bin() -> None:
     probabilities = np.array([[0.2] * 5, [1.0, 0, 0, 0, 0]])
     parts = evaluate(probabilities, np.array([0, 0]), tuple("abcde")).calibration
     assert [index for index, part in enumerate(parts) if part.count] == [2, 14]
 
 
-def test_nothing_is_said_of_shares_of_nothing() -> None:
+def test_undefined_ratios_are_none() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0, 0.0], [0.8, 0.2, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
     quality = evaluate(probabilities, np.array([0, 1, 0]), ("seen", "missed", "absent", "only predicted"))
     seen, missed, absent, predicted = quality.per_class
@@ -95,17 +95,17 @@ def test_mistakes_are_the_most_confident_wrong_ones() -> None:
     assert first.confidence == probabilities[wrong[0]].max()
 
 
-def test_of_equals_the_first_class_counts_and_unnamed_images_get_their_index() -> None:
+def test_ties_use_the_first_class_and_unnamed_images_their_index() -> None:
     quality = evaluate(np.full((2, 2), 0.5, dtype=np.float32), np.array([0, 1], dtype=np.uint8), ("a", "b"))
     assert quality.accuracy == 0.5
     assert [mistake.name for mistake in quality.mistakes] == ["[1]"]
 
 
-def test_a_true_class_of_probability_zero_keeps_the_cross_entropy_finite() -> None:
+def test_true_class_with_probability_zero_gives_finite_cross_entropy() -> None:
     assert evaluate(np.array([[1.0, 0.0]]), np.array([1]), ("a", "b")).cross_entropy == pytest.approx(12 * np.log(10))
 
 
-def test_a_perfect_result_has_no_mistakes_and_an_interval_up_to_one() -> None:
+def test_perfect_result_has_no_mistakes_and_an_interval_up_to_one() -> None:
     quality = evaluate(np.eye(3), np.arange(3), ("a", "b", "c"))
     assert quality.mistakes == ()
     assert quality.accuracy_ci95[1] == 1.0
@@ -142,7 +142,7 @@ LABELS = np.array([0, 1])
         (GOOD, LABELS, "abc", None, UsageError, "3 class names"),
         (GOOD[:, :0], LABELS, "", None, UsageError, "class names"),
         (GOOD, LABELS[:1], "ab", None, UsageError, r"labels are int64 \[1\]"),
-        (GOOD, LABELS.astype(float), "ab", None, UsageError, "whole numbers"),
+        (GOOD, LABELS.astype(float), "ab", None, UsageError, "integers"),
         (GOOD, LABELS, "ab", ["one"], UsageError, "1 names for 2 images"),
         (GOOD[:0], LABELS[:0], "ab", None, DataError, "no images"),
         (GOOD, np.array([0, 2]), "ab", None, DataError, "labels from 0 to 2"),
@@ -151,7 +151,7 @@ LABELS = np.array([0, 1])
         (np.array([[0.5, 0.5], [0.9, 0.9]]), LABELS, "ab", None, UsageError, "row 1"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(probabilities, labels, classes, names, error, words) -> None:
+def test_rejects_invalid_input(probabilities, labels, classes, names, error, words) -> None:
     with pytest.raises(error, match=words):
         evaluate(probabilities, labels, tuple(classes), names)
 
@@ -163,7 +163,7 @@ def test_wilson_interval_agrees_with_scipy(successes: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(("successes", "count"), [(0, 0), (-1, 5), (6, 5)])
-def test_wilson_interval_of_nonsense_is_refused(successes: int, count: int) -> None:
+def test_wilson_interval_rejects_invalid_counts(successes: int, count: int) -> None:
     with pytest.raises(UsageError, match="interval"):
         wilson_interval(successes, count)
 
@@ -192,12 +192,12 @@ def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
         (np.zeros(0, bool), np.zeros(0, bool)),
     ],
 )
-def test_mcnemar_refuses_what_is_not_paired(first: np.ndarray, second: np.ndarray) -> None:
+def test_mcnemar_rejects_unpaired_input(first: np.ndarray, second: np.ndarray) -> None:
     with pytest.raises(UsageError, match="McNemar"):
         mcnemar(first, second)
 
 
-# The 97.5 % points of Student's t distribution as printed tables have them, by degrees of freedom.
+# The 97.5 % points of Student's t distribution from printed tables, by degrees of freedom.
 T_TABLE = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 30: 2.042}
 
 
@@ -211,6 +211,6 @@ def test_mean_interval_agrees_with_the_tables(degrees: int) -> None:
 
 
 @pytest.mark.parametrize("values", [(), (0.5,), (0.5, float("nan"))])
-def test_mean_interval_of_too_little_is_refused(values: tuple[float, ...]) -> None:
+def test_mean_interval_rejects_single_values(values: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="at least two finite"):
         mean_interval(values)

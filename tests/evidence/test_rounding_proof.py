@@ -1,4 +1,4 @@
-"""Runtimes that round otherwise: rounding is shown to be nothing else, and whatever is more than rounding is found."""
+"""Runtimes that round differently: rounding is accepted, and any other difference is detected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def images():
 
 
 class RoundingRunner(ReferenceRunner):
-    """Its kernels take another number now and then where one is admitted, and each goes on from what it had."""
+    """A runner whose kernels sometimes return another admitted number, which the next layers then read."""
 
     def finish(self, op, low, high):
         coin = np.random.default_rng(len(op.name)).random(low.shape)
@@ -59,7 +59,7 @@ def verified_otherwise(graph, artifact, images, labels=None):
     return verify_int8(graph, expected, artifact.run(images), artifact, images, is_exact=False, labels=labels)
 
 
-def test_rounding_is_shown_to_be_nothing_else(graph, images):
+def test_rounding_is_recognized(graph, images):
     result = verified_otherwise(graph, RoundingRunner(graph), images, np.zeros(40, int))
     assert not result.is_equal
     assert result.is_close
@@ -82,7 +82,7 @@ def test_rounding_is_shown_to_be_nothing_else(graph, images):
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "dense"])
-def test_what_is_more_than_rounding_is_told_from_rounding(graph, images, layer):
+def test_differences_beyond_rounding_are_detected(graph, images, layer):
     result = verified_otherwise(graph, RoundingRunner(corrupted(graph, layer)), images)
     assert not result.is_close
     assert result.first_difference.layer == layer
@@ -90,7 +90,7 @@ def test_what_is_more_than_rounding_is_told_from_rounding(graph, images, layer):
 
 
 class MisroundingRunner(RoundingRunner):
-    """One layer rounds in a way that no correct kernel does."""
+    """A runner with one layer that rounds incorrectly."""
 
     def __init__(self, graph: Graph, layer: str, way: str) -> None:
         super().__init__(graph)
@@ -103,21 +103,21 @@ class MisroundingRunner(RoundingRunner):
             return np.clip(low.astype(int) + 2, -128, 127).astype(np.int8)
         if self.way == "one too high":
             return np.clip(high.astype(int) + 1, -128, 127).astype(np.int8)
-        # Of every eighth number, the neighbor that is not the nearest.
+        # For every eighth number, the wrong neighbor.
         places = np.arange(low.size).reshape(low.shape) % 8 == 0
         return np.where(places, np.clip(low.astype(int) - 1, -128, 127), low).astype(np.int8)
 
 
 @pytest.mark.parametrize("way", ["off by two", "one too high", "sometimes one too low"])
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "dense"])
-def test_a_kernel_that_does_not_round_to_the_nearest_is_found(graph, images, layer, way):
+def test_incorrect_rounding_is_detected(graph, images, layer, way):
     result = verified_otherwise(graph, MisroundingRunner(graph, layer, way), images)
     assert not result.is_close
     assert result.first_difference.layer == layer
 
 
 def with_twins(op: Operation) -> Operation:
-    """The dense layer with two classes that are all but equal, so that roundings decide between them."""
+    """The dense layer with two nearly equal classes, so that rounding decides between them."""
     if op.name != "dense":
         return op
     weights, bias = op.weights.copy(), op.bias.copy()
@@ -125,8 +125,8 @@ def with_twins(op: Operation) -> Operation:
     return replace(op, weights=weights, bias=bias)
 
 
-def test_fewer_right_answers_than_by_chance_are_found(graph):
-    """Where each changed label is a loss, rounding alone is no excuse; where each is a gain, there is nothing to it."""
+def test_significantly_lower_accuracy_is_detected(graph):
+    """Rounding does not explain it if all changed labels are losses; gains are accepted."""
     graph = rebuilt(graph, with_twins)
     artifact = RoundingRunner(graph)
     images = np.random.default_rng(8).integers(0, 256, (1500, 9, 9, 1), dtype=np.uint8)
@@ -138,14 +138,14 @@ def test_fewer_right_answers_than_by_chance_are_found(graph):
         result = verified_otherwise(graph, artifact, images, labels[expected != found])
         proof = result.rounding
         assert (proof.only_reference, proof.only_runtime) == only
-        # By hand: all of so many coins fall on one side, or any number does.
+        # By hand: all of `pairs` coins fall on one side, or any number of them does.
         assert proof.p_value == pytest.approx(1.0 if is_close else 0.5**pairs)
         assert result.first_difference is None
         assert result.is_close is is_close
         assert ("accuracy is significantly lower" in result.statement) is not is_close
 
 
-def test_scores_that_come_out_otherwise_when_layers_are_read_prove_nothing(graph, images):
+def test_scores_that_change_when_layers_are_read_prove_nothing(graph, images):
     class Other(RoundingRunner):
         def run(self, images):
             return np.roll(super().run(images), 1, axis=1)
@@ -155,7 +155,7 @@ def test_scores_that_come_out_otherwise_when_layers_are_read_prove_nothing(graph
     assert result.rounding.unrepeated_images > 0
 
 
-def test_scores_out_of_reach_are_found_where_nobody_can_look_inside(graph, images):
+def test_scores_outside_the_bounds_are_detected_without_intermediate_results(graph, images):
     class Blind(ReferenceRunner):
         def tensors(self, image):
             return {"scale": trace(self.graph, image)["scale"]}
@@ -170,7 +170,7 @@ def test_scores_out_of_reach_are_found_where_nobody_can_look_inside(graph, image
     assert "conv1" in result.first_difference.fused
 
 
-def test_images_with_another_label_are_looked_into_first():
+def test_relabeled_images_are_traced_first():
     expected = np.zeros((2000, 3), np.int8)
     expected[:, 0] = np.arange(2000) % 50 + 1
     found = expected.copy()
@@ -188,7 +188,7 @@ def test_images_with_another_label_are_looked_into_first():
 
 
 def rebuilt(graph: Graph, change) -> Graph:
-    """The graph with other operations, whose tensors follow from them."""
+    """The graph with other operations and the tensors that they infer."""
     tensors = {graph.input: graph.tensor(graph.input)}
     ops = tuple(map(change, graph.ops))
     for op in ops:
@@ -258,7 +258,7 @@ def opened(runtime: str, graph: Graph):
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "XNNPACK"])
-def test_real_runtimes_round_and_do_nothing_else(runtime):
+def test_real_runtimes_only_round(runtime):
     differing = 0
     for number, graph in enumerate(
         [padded_network(), *(random_int8_graph(np.random.default_rng(s)) for s in range(8))]
@@ -280,7 +280,7 @@ def test_real_runtimes_round_and_do_nothing_else(runtime):
     [("first", wrong) for wrong in WRONG if wrong != "a ReLU"] + [("second", wrong) for wrong in WRONG],
 )
 @pytest.mark.parametrize("runtime", ["onnxruntime", "XNNPACK"])
-def test_a_model_with_a_wrong_layer_is_found_in_real_runtimes(runtime, layer, wrong):
+def test_wrong_layer_is_detected_in_real_runtimes(runtime, layer, wrong):
     graph = padded_network()
     broken = rebuilt(graph, lambda op: WRONG[wrong](op) if op.name == layer else op)
     pictures = random_images(np.random.default_rng(7), graph, 60)

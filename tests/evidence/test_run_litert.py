@@ -1,4 +1,4 @@
-"""LiteRT in a process of its own: whatever a file does to it is a `ModelFileError`."""
+"""LiteRT in a separate process: any failure due to a file is a `ModelFileError`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def written(graph):
     return write_litert(graph, card_of(graph))
 
 
-def test_what_the_runner_refuses():
+def test_runner_rejects_invalid_input():
     model = written(paper_graph(SHAPE))
     with pytest.raises(UsageError, match="threads = 0: expected at least 1"):
         LiteRtRunner(model, threads=0)
@@ -40,21 +40,21 @@ def test_what_the_runner_refuses():
     assert runner.run(np.zeros((0, *SHAPE), np.uint8)).shape == (0, 10)
 
 
-def test_nothing_is_said_on_the_terminal(capfd):
+def test_prints_nothing(capfd):
     runner = LiteRtRunner(written(paper_graph(SHAPE)))
     runner.tensors(np.zeros((1, *SHAPE), np.uint8))
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("package", ["flatbuffers", "ai_edge_litert.schema_py_generated"])
-def test_a_missing_package_is_named(monkeypatch, package):
+def test_missing_package_is_reported(monkeypatch, package):
     graph = paper_graph(SHAPE)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'thaw-cnn\[litert\]'"):
         written(graph)
 
 
-def test_a_missing_interpreter_is_named(monkeypatch):
+def test_missing_interpreter_is_reported(monkeypatch):
     model = written(paper_graph(SHAPE))
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'thaw-cnn\[litert\]'"):
@@ -62,7 +62,7 @@ def test_a_missing_interpreter_is_named(monkeypatch):
 
 
 def scored(scale, *, twice=False):
-    """A graph whose softmax reads scores on that scale; `twice`, a sum of the pixels with themselves on that scale."""
+    """A graph whose softmax reads scores on this scale; with `twice`, the sum of the pixels with themselves."""
     pixels = Quantization(scale=float(np.float32(1 / 255)), zero_point=0)
     fine = Quantization(scale=scale, zero_point=0)
     image = Tensor(name="image", shape=(1, 2, 1), dtype="uint8", quantization=pixels)
@@ -81,7 +81,7 @@ def scored(scale, *, twice=False):
     return Graph(tensors=tuple(tensors.values()), ops=tuple(ops), input="image", outputs=(ops[-1].output,))
 
 
-def test_a_crash_of_litert_is_an_error():
+def test_crash_of_litert_is_an_error():
     """LiteRT aborts on scales that `quantize` never chooses."""
     with pytest.raises(ModelFileError, match=r"LiteRT crashed on the model \(exit code -6\)"):
         LiteRtRunner(written(scored(2.0**-26)), reference=True)
@@ -94,8 +94,8 @@ def test_a_crash_of_litert_is_an_error():
     np.testing.assert_array_equal(LiteRtRunner(written(graph), reference=True).run(images), [[0, 127]])
 
 
-def test_a_quantized_graph_always_has_scales_that_litert_takes():
-    """Whatever calibration says: scores all but constant, sums far smaller than their terms."""
+def test_litert_accepts_scales_of_quantized_graphs():
+    """For any calibration: nearly constant scores, and sums far smaller than their terms."""
     for seed in range(25):
         rng = np.random.default_rng(seed)
         graph = random_graph(rng)
@@ -103,7 +103,7 @@ def test_a_quantized_graph_always_has_scales_that_litert_takes():
         ranges = calibrate(graph, images)["minmax"]
         tiny = {name: (low * 1e-12, high * 1e-12) for name, (low, high) in ranges.items()}
         model = written(quantize(graph, tiny))
-        # Within this process, which an abort would end.
+        # In this process, which an abort would end.
         for reference in (True, False):
             assert len(LiteRtModel(model, reference=reference).run(images)) == 4
 
@@ -111,13 +111,13 @@ def test_a_quantized_graph_always_has_scales_that_litert_takes():
 @pytest.mark.parametrize(
     "content", [b"", b"TFL3", b"\x1c\0\0\0TFL3", b"PK" * 40, b"\xff" * 400, b"\0\0\0\0TFL3" + b"\xff" * 99]
 )
-def test_what_is_no_litert_file_is_refused(content):
+def test_rejects_invalid_litert_files(content):
     with pytest.raises(ModelFileError):
         LiteRtRunner(content)
 
 
 def patched(model, change):
-    """The model with `change` made to its object form, written anew."""
+    """The model with `change` applied to its object form, written again."""
     import flatbuffers
 
     tree = schema.ModelT.InitFromPackedBuf(bytearray(model), 0)
@@ -170,17 +170,17 @@ def with_no_output(model):
         with_no_output,
     ],
 )
-def test_a_hostile_file_is_an_error(change):
+def test_hostile_file_is_an_error(change):
     model = written(paper_graph(SHAPE))
     assert outcome(patched(model, change)) in {"refused", "crashed"}
 
 
-def test_a_file_that_is_written_anew_runs():
+def test_rewritten_file_runs():
     assert outcome(patched(written(paper_graph(SHAPE)), lambda tree: None)) == "runs"
 
 
 def mutated(model, rng):
-    """The model cut off, or with a byte, a bit or a whole number changed in its part that is not the archive."""
+    """The model truncated, or with a byte, bit or integer changed outside the archive."""
     content, end = bytearray(model), model.rindex(b"labels.txt", 0, model.rindex(b"PK\x01\x02")) - 30
     match int(rng.integers(4)):
         case 0:
@@ -196,7 +196,7 @@ def mutated(model, rng):
 
 
 def outcome(model):
-    """Scores in a process of their own, of either kernels, or why there are none."""
+    """Scores from a separate process, for either kind of kernels, or the reason why there are none."""
     try:
         for reference in (True, False):
             runner = LiteRtRunner(model, reference=reference)
@@ -209,7 +209,7 @@ def outcome(model):
 
 
 @pytest.mark.parametrize("precision", ["float", "int8"])
-def test_a_mutated_file_runs_or_is_a_model_file_error(precision):
+def test_mutated_file_runs_or_is_a_model_file_error(precision):
     rng = np.random.default_rng(9)
     make = random_graph if precision == "float" else random_int8_graph
     outcomes = [outcome(mutated(written(make(np.random.default_rng(seed))), rng)) for seed in range(9)]

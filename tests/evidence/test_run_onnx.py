@@ -1,4 +1,4 @@
-"""The runner of ONNX models: what it takes and gives, and the files that it refuses."""
+"""The runner of ONNX models: input, output, and rejected files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
-def test_the_runner_takes_batches_of_any_size():
+def test_runner_accepts_batches_of_any_size():
     graph = paper_graphs()["float"]
     runner = OnnxRunner(exported(graph, "float"))
     images = random_images(np.random.default_rng(1), graph, 251)
@@ -32,7 +32,7 @@ def test_the_runner_takes_batches_of_any_size():
     np.testing.assert_allclose(other, one, atol=1e-6)
 
 
-def test_what_the_runner_refuses():
+def test_runner_rejects_invalid_input():
     runner = OnnxRunner(exported(paper_graphs()["float"], "float"))
     for images in (np.zeros((1, 28, 28, 3), np.uint8), np.zeros((1, 28, 28, 1), np.float32)):
         with pytest.raises(UsageError, match=r"expected uint8 \[N, 28, 28, 1\]"):
@@ -42,7 +42,7 @@ def test_what_the_runner_refuses():
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_a_missing_package_is_named(monkeypatch, package):
+def test_missing_package_is_reported(monkeypatch, package):
     content = exported(paper_graphs()["float"], "float")
     real_import = builtins.__import__
 
@@ -59,7 +59,7 @@ def test_a_missing_package_is_named(monkeypatch, package):
             exported(paper_graphs()["float"], "float")
 
 
-# Files that are not what they should be
+# Invalid files
 
 
 def changed(change):
@@ -124,21 +124,21 @@ def _float_image(model):
         (_other_domain, "expected only what `thaw export` writes"),
         (_function, "functions or sparse tensors"),
         (_second_input, "2 inputs and 1 outputs: expected one image in and one result out"),
-        (_opset, "refuses the model"),
+        (_opset, "rejects the model"),
         (_cycle, "contradicts itself"),
         (_lying_size, "contradicts itself|too large"),
         (_huge_padding, "too large|contradicts itself"),
         (_no_data, "has no raw data"),
-        (_float_image, "contradicts itself|refuses|takes tensor"),
+        (_float_image, "contradicts itself|rejects|with input tensor"),
     ],
 )
-def test_a_hostile_file_is_refused(change, message):
+def test_rejects_hostile_files(change, message):
     with pytest.raises(ModelFileError, match=message):
         OnnxRunner(changed(change))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"ONNX", b"\x08\x07", b"\xff" * 1000, b"{}" * 100])
-def test_what_is_no_onnx_file_is_refused(content):
+def test_rejects_invalid_onnx_files(content):
     with pytest.raises(ModelFileError, match="ONNX"):
         OnnxRunner(content)
 
@@ -172,8 +172,8 @@ print(refused)
 
 
 @pytest.mark.parametrize("precision", ["float", "int8"])
-def test_a_mutated_file_is_refused_or_runs(tmp_path, precision):
-    # In a process of its own, since what is guarded against could end it.
+def test_mutated_file_is_rejected_or_runs(tmp_path, precision):
+    # In a separate process, which a failure could end.
     (tmp_path / "model.onnx").write_bytes(exported(paper_graphs()[precision], precision))
     done = subprocess.run(
         [sys.executable, "-c", _MUTATE, str(tmp_path / "model.onnx")],
@@ -183,5 +183,5 @@ def test_a_mutated_file_is_refused_or_runs(tmp_path, precision):
         timeout=200,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    # All cuts are found; changed weights are weights still.
+    # All truncations are detected; changed weights are valid weights.
     assert int(done.stdout) >= 100

@@ -1,4 +1,4 @@
-"""Comparisons with the reference interpreter: counts worked out by hand, and the first layer that differs."""
+"""Comparison with the reference interpreter: counts by hand, and the first layer that differs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def images():
     return np.random.default_rng(3).integers(0, 256, (40, 9, 9, 1), dtype=np.uint8)
 
 
-def test_an_equal_artifact_is_equal(graph, images):
+def test_equal_artifact_is_equal(graph, images):
     result = check(graph, ReferenceRunner(graph), images)
     assert result.is_equal
     assert result.is_close
@@ -41,13 +41,13 @@ def test_an_equal_artifact_is_equal(graph, images):
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "dense"])
-def test_the_layer_that_is_corrupted_is_named(graph, images, layer):
+def test_corrupted_layer_is_named(graph, images, layer):
     broken = corrupted(graph, layer)
     result = check(graph, ReferenceRunner(broken), images)
     assert not result.is_equal
     first = result.first_difference
     assert (first.layer, first.fused) == (layer, ())
-    # By hand: the first image with another score, and the first place with another number in what the layer writes.
+    # By hand: the first image with another score, and the first index with another number in the layer's output.
     scores, others = (run(each, images)[PROBABILITIES] for each in (graph, broken))
     assert first.image == next(row for row in range(40) if (scores[row] != others[row]).any())
     right, wrong = (trace(each, images[first.image : first.image + 1])[first.tensor][0] for each in (graph, broken))
@@ -57,7 +57,7 @@ def test_the_layer_that_is_corrupted_is_named(graph, images, layer):
     assert json.loads(json.dumps(result.as_dict()))["first_difference"]["layer"] == layer
 
 
-def test_layers_that_nobody_can_look_into_are_named_with_the_next_that_can_be_seen(graph, images):
+def test_unavailable_layers_are_named_with_the_next_available_one(graph, images):
     result = check(graph, ReferenceRunner(corrupted(graph, "conv1"), hidden=("conv1", "scale")), images)
     assert result.first_difference.layer == "pool1"
     assert result.first_difference.fused == ("scale", "conv1")
@@ -69,7 +69,7 @@ def test_layers_that_nobody_can_look_into_are_named_with_the_next_that_can_be_se
     assert nothing_inside.differing_bytes > 0
 
 
-def test_every_layer_with_weights_of_a_random_network_is_found():
+def test_every_corrupted_layer_of_a_random_network_is_found():
     rng = np.random.default_rng(11)
     found = 0
     for _ in range(12):
@@ -91,11 +91,11 @@ def test_every_layer_with_weights_of_a_random_network_is_found():
     assert found > 50
 
 
-def test_counts_of_int8_scores_worked_out_by_hand():
+def test_counts_of_int8_scores_by_hand():
     expected = np.array([[10, -5, -128], [127, 0, 0], [3, 3, 4]], np.int8)
     found = np.array([[10, -5, -128], [-128, 0, 1], [3, 4, 4]], np.int8)
     result = compare_int8(expected, found)
-    # The second image's label is now the last; of equal scores the first counts, so the third has another label too.
+    # The second image's label is now the last class. Ties use the first class, so the third label differs too.
     assert (result.images, result.score_bytes, result.differing_bytes, result.differing_images) == (3, 9, 3, 2)
     assert result.largest_difference == 255
     assert result.agreement == pytest.approx(1 / 3)
@@ -103,7 +103,7 @@ def test_counts_of_int8_scores_worked_out_by_hand():
     assert not result.is_close
 
 
-def test_counts_of_float_scores_worked_out_by_hand():
+def test_counts_of_float_scores_by_hand():
     expected = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32)
     near = expected + np.array([[0, 5e-5, 0], [0, 0, 0]], np.float32)
     result = compare_float(expected, near)
@@ -118,7 +118,7 @@ def test_counts_of_float_scores_worked_out_by_hand():
     assert set(json.loads(json.dumps(result.as_dict()))) == {"images", "agreement", "largest_difference"}
 
 
-def test_dequantized_scores_are_taken_back_to_their_numbers():
+def test_dequantized_scores_are_converted_back():
     quantization = Quantization(scale=1 / 256, zero_point=-128)
     numbers = np.arange(-128, 128).astype(np.int8)
     real = ((numbers.astype(np.float32) + 128) / 256).astype(np.float32)
@@ -134,7 +134,7 @@ def test_dequantized_scores_are_taken_back_to_their_numbers():
     "found",
     [np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float32), np.zeros((3, 3), np.float64), np.zeros(3, np.float32)],
 )
-def test_scores_of_another_shape_or_type_are_refused(found):
+def test_rejects_scores_of_another_shape_or_type(found):
     expected = np.zeros((3, 3), np.float32)
     with pytest.raises(ModelFileError, match=r"expected float32 \[3, 3\]"):
         compare_float(expected, found)
@@ -142,19 +142,19 @@ def test_scores_of_another_shape_or_type_are_refused(found):
         compare_int8(expected.astype(np.int8), found)
 
 
-def test_scores_that_are_not_finite_are_refused():
+def test_rejects_scores_that_are_not_finite():
     expected = np.zeros((2, 3), np.float32)
     for value in (np.nan, np.inf):
         with pytest.raises(ModelFileError, match="not finite"):
             compare_float(expected, np.full((2, 3), value, np.float32))
 
 
-def test_no_images_are_no_proof():
+def test_rejects_zero_images():
     with pytest.raises(UsageError, match="no images"):
         compare_int8(np.zeros((0, 3), np.int8), np.zeros((0, 3), np.int8))
 
 
-def test_intermediate_results_of_another_size_are_refused(graph, images):
+def test_rejects_intermediate_results_of_another_size(graph, images):
     class Wrong(ReferenceRunner):
         def tensors(self, image):
             return {"conv1": np.zeros((1, 2, 2, 4), np.int8)}

@@ -1,4 +1,4 @@
-"""The emitted C gives the interpreter's bytes: on this machine with every kind of kernel, and under the sanitizers."""
+"""The exported C equals the reference interpreter, with every kind of kernel and with sanitizers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def assert_same_bytes(graph, flags, images):
 
 @pytest.mark.parametrize("flags", kernels())
 @pytest.mark.parametrize("seed", range(12))
-def test_random_graphs_give_the_bytes_of_the_reference_interpreter(seed, flags):
+def test_random_graphs_equal_the_reference_interpreter(seed, flags):
     rng = np.random.default_rng(seed)
     graph = random_int8_graph(rng)
     assert_same_bytes(graph, flags, random_images(rng, graph, 20))
@@ -65,7 +65,7 @@ def test_random_graphs_give_the_bytes_of_the_reference_interpreter(seed, flags):
 
 @pytest.mark.parametrize("flags", kernels())
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_extremes_give_the_bytes_of_the_reference_interpreter(extreme, flags):
+def test_extreme_values_equal_the_reference_interpreter(extreme, flags):
     rng = np.random.default_rng(100)
     graph = random_int8_graph(rng, extreme=extreme)
     images = np.concatenate([random_images(rng, graph, 8), np.zeros((1, *graph.tensor(graph.input).shape), np.uint8)])
@@ -74,14 +74,14 @@ def test_extremes_give_the_bytes_of_the_reference_interpreter(extreme, flags):
 
 @pytest.mark.parametrize("flags", kernels())
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
-def test_the_papers_network_gives_the_bytes_of_the_reference_interpreter(shape, flags):
+def test_papers_network_equals_the_reference_interpreter(shape, flags):
     graph = paper_graph(shape)
     images = np.random.default_rng(1).integers(0, 256, (40, *shape), np.uint8)
     assert_same_bytes(graph, flags, images)
 
 
-def test_the_sanitizers_find_nothing(tmp_path):
-    """As a program of its own, whose image lies at the end of what it allocated."""
+def test_sanitizers_find_nothing(tmp_path):
+    """A separate program whose image ends at the end of its allocation."""
     for seed, network in enumerate(
         [paper_graph((28, 28, 1)), *(random_int8_graph(np.random.default_rng(s)) for s in range(4))]
     ):
@@ -127,7 +127,7 @@ int main(void)
 }
 """
 
-# Compiler, flags: each that is here compiles the strict C; the packages are those of Debian.
+# Compilers and flags. Every installed one compiles the C with strict warnings; packages are those of Debian.
 ARM_HEADERS = "/usr/lib/arm-none-eabi/include"
 CPUS = ("cortex-m0plus", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 CROSS = [
@@ -138,7 +138,7 @@ CROSS = [
     ("clang", ("--target=aarch64-linux-gnu", "-isystem", "/usr/aarch64-linux-gnu/include")),
     ("clang", ("--target=riscv64-linux-gnu", "-isystem", "/usr/riscv64-linux-gnu/include")),
     *(("arm-none-eabi-gcc", (f"-mcpu={cpu}", "-mthumb")) for cpu in CPUS),
-    # The DSP extension without Thumb-2: the portable kernels.
+    # DSP extension without Thumb-2: portable kernels.
     *(("arm-none-eabi-gcc", (f"-mcpu={cpu}", "-marm")) for cpu in ("arm926ej-s", "arm1176jzf-s", "cortex-a7")),
     *(
         ("clang", ("--target=arm-none-eabi", f"-mcpu={cpu}", "-mthumb", "-mfloat-abi=soft", "-isystem", ARM_HEADERS))
@@ -147,12 +147,12 @@ CROSS = [
 ]  # fmt: skip
 
 
-# Between them, every kernel.
+# Together they use every kernel.
 MANY_KERNELS = [random_int8_graph(np.random.default_rng(seed)) for seed in (1, 2, 5)]
 
 
 @pytest.mark.parametrize(("compiler", "flags"), CROSS, ids=lambda value: value if isinstance(value, str) else value[:2])
-def test_it_compiles_strictly_for_every_core(compiler, flags, tmp_path):
+def test_compiles_without_warnings_for_every_core(compiler, flags, tmp_path):
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
     headers = [flag for flag in flags if flag.startswith("/usr")]
@@ -169,7 +169,7 @@ def test_it_compiles_strictly_for_every_core(compiler, flags, tmp_path):
             assert done.returncode == 0, done.stderr
 
 
-def test_the_source_needs_no_library_and_no_heap():
+def test_source_needs_no_library_and_no_heap():
     files = emit(paper_graph((28, 28, 1)))
     for name in ("model.c", "model.h"):
         text = files[name].decode()
@@ -180,7 +180,7 @@ def test_the_source_needs_no_library_and_no_heap():
         )
 
 
-def test_the_arena_is_that_of_the_plan_and_constants_those_that_were_counted(tmp_path):
+def test_arena_and_constants_have_the_planned_size(tmp_path):
     graph = score_output(paper_graph((28, 28, 1)))
     for name, content in emit(graph).items():
         (tmp_path / name).write_bytes(content)
@@ -191,7 +191,7 @@ def test_the_arena_is_that_of_the_plan_and_constants_those_that_were_counted(tmp
     assert sum(sizes[kind] * int(count) for kind, count in arrays) == constant_bytes(graph)
 
 
-def test_a_float_graph_and_a_wrong_card_are_refused():
+def test_rejects_float_graph_and_wrong_card():
     rng = np.random.default_rng(0)
     graph = random_graph(rng)
     with pytest.raises(UsageError, match="C is int8 only"):
@@ -200,7 +200,7 @@ def test_a_float_graph_and_a_wrong_card_are_refused():
         export_c({"int8": paper_graph((28, 28, 1))}, card_of(paper_graph((32, 32, 3))))
 
 
-def test_names_cannot_break_out_of_the_source():
+def test_hostile_names_are_escaped():
     graph = paper_graph((28, 28, 1))
     card = replace(
         card_of(graph),
@@ -212,19 +212,19 @@ def test_names_cannot_break_out_of_the_source():
         import ctypes
 
         names = (ctypes.c_char_p * 10).in_dll(runner.library(), "model_class_names")
-        # Control characters are written out, since whoever prints the names prints them to a terminal.
+        # Control characters are escaped, since programs print the names to a terminal.
         expected = [name.replace("\n", "\\n").replace("\x00", "\\x00").encode() for name in card.classes]
         assert [name or b"" for name in names] == expected
 
 
-def test_what_does_not_compile_is_told_in_one_line():
+def test_compile_error_has_one_line():
     graph = paper_graph((28, 28, 1))
     files = emit(graph) | {"model.c": b"int broken(void) { return }"}
     with raises("model-file-compile", "error"):
         HostCRunner(files, graph)
 
 
-def test_c_that_crashes_or_does_not_end_takes_nothing_along(monkeypatch):
+def test_crash_or_infinite_loop_is_an_error(monkeypatch):
     graph = paper_graph((28, 28, 1))
     files, images = emit(graph), np.zeros((2, 28, 28, 1), np.uint8)
     start = b"model_predict(const uint8_t *pixels, model_score *scores)\n{\n"
@@ -238,14 +238,14 @@ def test_c_that_crashes_or_does_not_end_takes_nothing_along(monkeypatch):
                     call()
 
 
-def test_a_missing_compiler_is_told_with_its_package(monkeypatch):
+def test_missing_compiler_is_reported(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(MissingDependencyError, match="apt-get install gcc"):
         find_compiler()
 
 
-def test_the_example_classifies_a_picture(tmp_path):
+def test_example_classifies_a_picture(tmp_path):
     graph = paper_graph((28, 28, 1))
     for name, content in emit(graph).items():
         (tmp_path / name).write_bytes(content)
@@ -266,6 +266,6 @@ def test_the_example_classifies_a_picture(tmp_path):
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
-def test_literals_read_back_as_they_were():
+def test_float_literals_round_trip():
     for value in (1.0, 1 / 256, 0.1, 1e-30, 3.4e38):
         assert np.float32(float_literal(value).rstrip("f")) == np.float32(value)

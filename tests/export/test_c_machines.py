@@ -1,4 +1,4 @@
-"""The emitted C gives the same scores with an int of 16 bits (AVR, in simavr) and on big-endian machines (in QEMU)."""
+"""The exported C gives the same scores with a 16-bit int (AVR, in simavr) and on big-endian machines (in QEMU)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from thaw.graph.tensors import IMAGE, LOGITS, Tensor
 AVR = "atmega1284p"
 AVR_RAM_BYTES = 16 * 1024
 
-# Compiler and emulator, with the Debian packages that they are in.
+# Compiler and emulator, with their Debian packages.
 BIG_ENDIAN = {
     "s390x": ("s390x-linux-gnu-gcc", "qemu-s390x", "gcc-s390x-linux-gnu libc6-dev-s390x-cross qemu-user"),
     "powerpc64": ("powerpc64-linux-gnu-gcc", "qemu-ppc64", "gcc-powerpc64-linux-gnu libc6-dev-ppc64-cross qemu-user"),
@@ -40,7 +40,7 @@ needs_avr = pytest.mark.skipif(
     reason="needs an emulated AVR: apt-get install gcc-avr avr-libc simavr",
 )
 
-# Sends bytes in hexadecimal, a line each: two pictures as thaw_preprocess makes pixels of them, then scores.
+# Sends lines of hexadecimal bytes: the pixels of two pictures from thaw_preprocess, then scores.
 FIRMWARE = """
 #include <avr/interrupt.h>
 #include <avr/io.h>
@@ -92,7 +92,7 @@ int main(void)
 }
 """
 
-# The two pictures, where a program has a standard output.
+# The two pictures, for machines with standard output.
 PREPROCESS = """
 #include "model.h"
 #include <stdio.h>
@@ -121,7 +121,7 @@ def scored(graph):
 
 
 def _large_weights():
-    """Two products of bright pixels with such weights add up to more than 16 bits hold; the whole sum is not large."""
+    """Two products of bright pixels with such weights exceed 16 bits, although the whole sum is not large."""
     rng = np.random.default_rng(11)
     sketch = Sketch(rng)
     sketch.tensors = {IMAGE: Tensor(name=IMAGE, shape=(8, 6, 3), dtype="uint8")}
@@ -150,7 +150,7 @@ GRAPHS = {
 
 @cache
 def sample(name):
-    """(graph, its C, images, what the reference interpreter gives)."""
+    """(graph, its C, images, results of the reference interpreter)."""
     graph = scored(GRAPHS[name]())
     images = random_images(np.random.default_rng(3), graph, 5)
     card = card_of(graph)
@@ -159,7 +159,7 @@ def sample(name):
 
 
 def program(template, images):
-    """A program with the pictures, and with the images where it takes them."""
+    """A program with the pictures and, if it uses them, the images."""
     values = {
         "PICTURE": ",".join(map(str, PICTURE.ravel())),
         "WIDE_PICTURE": ",".join(map(str, WIDE_PICTURE.ravel())),
@@ -171,7 +171,7 @@ def program(template, images):
 
 
 def pixels_of(picture, images):
-    """The picture as the model takes it."""
+    """The picture as input of the model."""
     height, width, channels = images.shape[1:]
     input_spec = InputSpec(height=height, width=width, channels=channels, fit="stretch", range=RANGE)
     return resize(picture, input_spec).tobytes()
@@ -184,7 +184,7 @@ def digest(scores):
 @needs_compiler
 @needs_avr
 @pytest.mark.parametrize("name", GRAPHS)
-def test_an_int_of_16_bits_gives_the_hash_of_this_machine(tmp_path, name):
+def test_16_bit_int_gives_the_same_results(tmp_path, name):
     graph, files, images, expected = sample(name)
     pixels, wide_pixels, *lines = run_on_avr(tmp_path, files, images)
     assert pixels == pixels_of(PICTURE, images)
@@ -195,7 +195,7 @@ def test_an_int_of_16_bits_gives_the_hash_of_this_machine(tmp_path, name):
 
 
 def run_on_avr(folder, files, images):
-    """What the firmware sends, a line as bytes each."""
+    """The lines that the firmware sends, as bytes."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / "firmware.c").write_text(program(FIRMWARE, images))
@@ -208,7 +208,7 @@ def run_on_avr(folder, files, images):
         assert done.returncode == 0, done.stderr
     size = subprocess.run(["avr-size", "firmware.elf"], cwd=folder, capture_output=True, text=True, check=True).stdout
     _, data, bss = map(int, size.splitlines()[1].split()[:3])
-    assert data + bss < AVR_RAM_BYTES - 1024, "no room for the stack: take a smaller network"
+    assert data + bss < AVR_RAM_BYTES - 1024, "no room for the stack: use a smaller network"
     done = subprocess.run(
         ["simavr", "-m", AVR, "-f", "16000000", "firmware.elf"],
         cwd=folder,
@@ -216,7 +216,7 @@ def run_on_avr(folder, files, images):
         timeout=120,
         check=True,
     )
-    # It colors what comes through the serial port, breaks long lines, and shows a line's end as a dot.
+    # simavr colors the serial output, wraps long lines, and shows line ends as dots.
     *lines, _ = re.sub(r"\x1b\[\d+m|\n", "", done.stderr.decode()).split(".")
     return [bytes.fromhex(line) for line in lines]
 
@@ -224,7 +224,7 @@ def run_on_avr(folder, files, images):
 @needs_compiler
 @pytest.mark.parametrize("machine", BIG_ENDIAN)
 @pytest.mark.parametrize("name", ["random 1", "random 7", "large weights"])
-def test_a_big_endian_machine_gives_the_hash_of_this_machine(tmp_path, name, machine):
+def test_big_endian_machine_gives_the_same_results(tmp_path, name, machine):
     compiler, emulator, packages = BIG_ENDIAN[machine]
     if shutil.which(compiler) is None or shutil.which(emulator) is None:
         pytest.skip(f"needs an emulated {machine}: apt-get install {packages}")

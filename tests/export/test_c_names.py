@@ -1,4 +1,4 @@
-"""The prefix of exported C: which ones can be, the default one, and several models in one program."""
+"""The prefix of exported C: valid prefixes, the default, and several models in one program."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ IMAGES = 3
 TURNS = 150
 
 
-# Which prefixes can be
+# Valid prefixes
 
 
 @pytest.mark.parametrize(
     "prefix", ["mnist_8k", "a", "Blinker2", "thaw", "model", "x" * MOST_LETTERS, "integer", "mains"]
 )
-def test_identifiers_are_taken_as_they_are(prefix):
+def test_identifiers_are_accepted(prefix):
     assert check_prefix(prefix) == prefix
 
 
@@ -69,7 +69,7 @@ def test_identifiers_are_taken_as_they_are(prefix):
         ("x" * (MOST_LETTERS + 1), "32 characters"),
     ],
 )
-def test_others_are_refused_in_one_line_with_one_that_can_be(prefix, reason):
+def test_invalid_prefix_is_rejected_with_a_suggestion(prefix, reason):
     with pytest.raises(UsageError, match=reason) as refused:
         check_prefix(prefix)
     (line,) = str(refused.value).splitlines()
@@ -97,11 +97,11 @@ def test_others_are_refused_in_one_line_with_one_that_can_be(prefix, reason):
         ("猫", "model_a810bf"),
     ],
 )
-def test_the_default_comes_from_the_name(name, prefix):
+def test_default_prefix_comes_from_the_name(name, prefix):
     assert prefix_of_name(name) == prefix
 
 
-def test_long_names_and_those_of_other_scripts_stay_apart():
+def test_long_names_and_other_scripts_give_distinct_prefixes():
     names = ["x" * 40 + "1", "x" * 40 + "2", "猫", "犬", "猫 1", "犬 1"]
     prefixes = [prefix_of_name(name) for name in names]
     assert len(set(prefixes)) == len(names)
@@ -110,18 +110,18 @@ def test_long_names_and_those_of_other_scripts_stay_apart():
 
 @settings(max_examples=50, deadline=None)
 @given(st.text())
-def test_every_name_has_a_prefix_that_stays_what_it_is(name):
+def test_every_name_has_a_stable_prefix(name):
     prefix = check_prefix(prefix_of_name(name))
     assert prefix_of_name(prefix) == prefix == prefix.lower()
 
 
-def test_only_names_of_ours_are_replaced():
+def test_only_own_names_are_replaced():
     text = "thaw_a THAW_B xthaw_c thaw THAW_PORTABLE THAW_TRACE THAW_TRACE_STEP(thaw_x_1) __thaw_d"
     expected = "net_a NET_B xthaw_c thaw THAW_PORTABLE THAW_TRACE NET_TRACE_STEP(net_x_1) __thaw_d"
     assert with_prefix(text, "net") == expected
 
 
-def test_an_export_tells_its_prefix_by_its_files():
+def test_prefix_is_read_from_the_file_names():
     assert prefix_of_files(["model.h", "model.c", "main.c"]) == "model"
     assert prefix_of_files(["main.c", "model.c", "net.c", "net.h", "model.h"]) == "net"
     for names in (["main.c"], ["model.h"], ["model.h", "model.c", "net.h"], ["a-b.h", "a-b.c"]):
@@ -134,7 +134,7 @@ def test_an_export_tells_its_prefix_by_its_files():
 
 @cache
 def models():
-    """Prefix -> (C, images, what the reference interpreter gives), of networks that differ in all their sizes."""
+    """Prefix -> (C, images, results of the reference interpreter), for networks of different sizes."""
     graphs = {
         "first": paper_graph((28, 28, 1)),
         "second_model": random_int8_graph(np.random.default_rng(2)),
@@ -149,7 +149,7 @@ def models():
     return made
 
 
-# Of one model: it is asked again and again, and has to give the same each time.
+# For one model: repeated predictions, which must be equal.
 ONE = """
 static const uint8_t thaw_images[][THAW_INPUT_BYTES] = {@IMAGES@};
 static thaw_score thaw_first[@COUNT@][THAW_SCORES];
@@ -206,7 +206,7 @@ int main(void)
 
 
 def write_program(folder, suffix):
-    """The three models and a program over them, which includes their headers, or for one unit their sources."""
+    """The three models and a program that includes their headers or, for a single unit, their sources."""
     parts = [f'#include "{prefix}.{"c" if suffix == "unit" else "h"}"' for prefix in models()]
     for prefix, (files, images, _) in models().items():
         for name, content in files.items():
@@ -237,7 +237,7 @@ BUILDS = {
     ("build", "flags"),
     [*((build, ("-O1", "-DTHAW_PORTABLE")) for build in BUILDS), ("one unit", ("-O1", "-march=native"))],
 )
-def test_three_models_run_in_one_program_from_two_threads(tmp_path, build, flags):
+def test_three_models_run_in_one_program_in_two_threads(tmp_path, build, flags):
     suffix, commands = BUILDS[build]
     if any(shutil.which(command[0]) is None for command in commands):
         pytest.skip("needs gcc and g++: apt-get install gcc g++")
@@ -246,13 +246,13 @@ def test_three_models_run_in_one_program_from_two_threads(tmp_path, build, flags
         done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     done = subprocess.run([tmp_path / "a.out"], capture_output=True, timeout=120, check=False)
-    assert done.returncode == 0, "a model gave something else while another ran"
+    assert done.returncode == 0, "the result of a model changed while another one ran"
     assert done.stdout == b"".join(scores.tobytes() for _, _, scores in models().values())
 
 
 @needs_compiler
 @pytest.mark.parametrize("sources", [["model.c"], ["first.c"], ["first.c", "model.c"]])
-def test_the_names_that_do_not_change_are_the_same_model(tmp_path, sources):
+def test_fixed_names_are_the_same_model(tmp_path, sources):
     files, images, expected = models()["first"]
     assert set(files) == {"first.h", "first.c", "model.h", "model.c", "main.c", "Makefile", "README.md"}
     for name, content in files.items():
@@ -276,7 +276,7 @@ def test_the_names_that_do_not_change_are_the_same_model(tmp_path, sources):
     ("first", "second", "is_refused"),
     [("net", "net", True), ("net", "Net", True), ("net", "net_2", False), ("Net", "net_2", False)],
 )
-def test_two_headers_never_share_macros_in_silence(tmp_path, first, second, is_refused):
+def test_two_headers_never_share_macros_silently(tmp_path, first, second, is_refused):
     graphs = [replace(each, outputs=each.outputs[-1:]) for each in (paper_graph((28, 28, 1)), paper_graph((32, 32, 3)))]
     for folder, prefix, graph in zip(("a", "b"), (first, second), graphs, strict=True):
         (tmp_path / folder).mkdir()
@@ -293,8 +293,8 @@ def test_two_headers_never_share_macros_in_silence(tmp_path, first, second, is_r
 
 
 @needs_compiler
-def test_no_macro_of_a_system_header_has_the_name_of_one_of_ours(tmp_path):
-    """All headers of C, with all that they can define."""
+def test_no_macro_conflicts_with_system_headers(tmp_path):
+    """All C headers, with all of their macros."""
     headers = "ctype errno float inttypes limits math setjmp signal stdarg stddef stdint stdio stdlib string time wchar"
     (tmp_path / "all.c").write_text("".join(f"#include <{name}.h>\n" for name in headers.split()))
     command = ["cc", "-D_GNU_SOURCE", "-D__STDC_WANT_IEC_60559_BFP_EXT__", "-dM", "-E", "all.c"]
@@ -309,16 +309,16 @@ def test_no_macro_of_a_system_header_has_the_name_of_one_of_ours(tmp_path):
                 check_prefix(name.removesuffix(suffix).lower())
 
 
-def test_a_model_called_model_has_no_second_names():
+def test_model_named_model_has_no_fixed_names():
     graph = paper_graph((28, 28, 1))
     assert set(export_c({"int8": graph}, card_of(graph))) == {"model.h", "model.c", "main.c", "Makefile", "README.md"}
-    # Nor has one that only capitals tell from it, as some file systems do not.
+    # The same for a name that differs only in case, since some file systems ignore case.
     capitals = export_c({"int8": graph}, card_of(graph), prefix="Model")
     assert set(capitals) == {"Model.h", "Model.c", "main.c", "Makefile", "README.md"}
 
 
 @pytest.mark.parametrize("prefix", ["first", "second_model"])
-def test_no_name_is_without_the_prefix(prefix):
+def test_every_name_has_the_prefix(prefix):
     files = models()[prefix][0]
     text = files[f"{prefix}.c"] + files[f"{prefix}.h"]
     code = re.sub(r"/\*.*?\*/|__attribute__\(\(.*?\)\)", "", text.decode(), flags=re.DOTALL)
@@ -327,7 +327,7 @@ def test_no_name_is_without_the_prefix(prefix):
     assert all(name.startswith(f"{prefix.upper()}_") for name in macros)
     assert not re.search(r"\bthaw_", code)
     assert set(re.findall(r"\bTHAW_\w+", code)) == {"THAW_PORTABLE", "THAW_TRACE"}
-    # What a line that is not indented defines: functions, variables, types.
+    # Definitions at the start of a line: functions, variables, types.
     defined = re.findall(
         r"^(?:static |typedef |extern |\}).*?\*?(\w+)(?: THAW_WORDS)?(?:\(|\[|;| =)", code, re.MULTILINE
     )
@@ -340,7 +340,7 @@ def test_no_name_is_without_the_prefix(prefix):
 
 
 @needs_compiler
-def test_a_warning_is_an_error_only_where_c_is_verified(tmp_path):
+def test_warnings_are_errors_only_in_verification(tmp_path):
     graph = replace(paper_graph((28, 28, 1)), outputs=("probabilities",))
     files = export_c({"int8": graph}, card_of(graph))
     spoilt = files | {"model.c": files["model.c"] + b"static int spare;\n"}

@@ -1,4 +1,4 @@
-"""The emitted preprocessing against `resize`, to the byte, and under the compilers' warnings and sanitizers."""
+"""The exported preprocessing is byte-identical to `resize`, without warnings and with sanitizers."""
 
 import ctypes
 import shutil
@@ -19,8 +19,8 @@ GRAY8, RGB888, RGB565, GRAY16, RGB16 = range(5)
 PIXEL_BYTES = {GRAY8: 1, RGB888: 3, RGB565: 2, GRAY16: 2, RGB16: 6}
 FULL = (0, 65535)
 
-# Height, width, channels, fit, and a range where not all 16 bits are used: square and not, one pixel, odd sizes, the
-# widest that a model may have; a thermal camera, 10 bits, the narrowest and the widest range.
+# Height, width, channels, fit, and a range: square and other shapes, one pixel, odd sizes, the largest width of a
+# model; a thermal camera, 10 bits, the narrowest and the widest range.
 TARGETS = (
     (28, 28, 1, "stretch", (29500, 30300)),
     (28, 28, 1, "crop", FULL),
@@ -50,8 +50,8 @@ COMPILERS = (
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: install gcc or clang")
 
-# Reads cases (width, height, stride, format, bytes of the source, source), and writes (result, pixels) for each. Each
-# buffer is an allocation of its own, so that the address sanitizer sees the first byte beyond it.
+# Reads cases (width, height, stride, format, size of the source, source) and writes (result, pixels) for each. Buffers
+# are separate allocations, so that the address sanitizer detects the first byte beyond them.
 PROGRAM = """
 #include <stdio.h>
 #include <stdlib.h>
@@ -99,7 +99,7 @@ def compile_c(source, output, *arguments, compiler=("cc",)):
 
 @pytest.fixture(scope="module")
 def preprocess(tmp_path_factory):
-    """A function (target, bytes, width, height, stride, format) -> (result, pixels); it compiles a target once."""
+    """A function (target, bytes, width, height, stride, format) -> (result, pixels). It compiles a target once."""
     folder = tmp_path_factory.mktemp("preprocess")
 
     @cache
@@ -122,7 +122,7 @@ def preprocess(tmp_path_factory):
 
 
 def random_source(width, height, form, padding, rng, value_range=FULL):
-    """Bytes of an image, the last row without what pads it, and the stride; 16 bits in and about the range."""
+    """Bytes of an image, without padding of the last row, and the stride; 16-bit values in and around the range."""
     stride = width * PIXEL_BYTES[form] + padding
     extremes = rng.integers(0, 2, stride * height, dtype=np.uint8) * np.uint8(255)
     data = extremes if rng.integers(4) == 0 else rng.integers(0, 256, stride * height, dtype=np.uint8)
@@ -136,7 +136,7 @@ def random_source(width, height, form, padding, rng, value_range=FULL):
 
 
 def unpack(data, width, height, stride, form):
-    """[H, W, C] of a source's bytes, uint8, or uint16 of 16 bits; RGB565 becomes 8 bits first."""
+    """The bytes of a source as uint8 or uint16 [H, W, C]; RGB565 is converted to 8 bits."""
     rows = np.concatenate([data, np.zeros(height * stride - len(data), np.uint8)]).reshape(height, stride)
     pixels = rows[:, : width * PIXEL_BYTES[form]].reshape(height, width, PIXEL_BYTES[form])
     if form in (GRAY16, RGB16):
@@ -144,7 +144,7 @@ def unpack(data, width, height, stride, form):
     if form != RGB565:
         return pixels
     bits = pixels[..., 0].astype(np.uint32) + 256 * pixels[..., 1].astype(np.uint32)
-    # 5 or 6 bits stand at the top of a byte, and again below themselves.
+    # 5 or 6 bits are the upper bits of a byte, and are repeated below.
     fields = ((bits >> 11 & 31, 5), (bits >> 5 & 63, 6), (bits & 31, 5))
     return np.stack([value << (8 - n) | value >> (2 * n - 8) for value, n in fields], axis=-1).astype(np.uint8)
 
@@ -192,7 +192,7 @@ def test_equals_resize(preprocess, target, width, height, form, padding, seed):
     "target", [(28, 28, 1, "stretch", FULL), (1, 1, 3, "crop", FULL), (32, 32, 3, "stretch", FULL)]
 )
 def test_white_stays_white_at_the_largest_sizes(preprocess, target, form):
-    # The largest sums that can occur: an overflow would change the result.
+    # The largest possible sums: an overflow would change the result.
     for width, height in ((MAX_SOURCE_SIDE, 40), (40, MAX_SOURCE_SIDE), (2039, 2039)):
         stride = width * PIXEL_BYTES[form]
         result, pixels = preprocess(target, np.full(stride * height, 255, np.uint8), width, height, stride, form)
@@ -202,7 +202,7 @@ def test_white_stays_white_at_the_largest_sizes(preprocess, target, form):
 
 @needs_compiler
 def test_expands_every_rgb565_color(preprocess):
-    # All 65,536 values, in images that no resizing changes.
+    # All 65,536 values, in images of the target size.
     values = np.arange(65536, dtype="<u2").reshape(64, 32, 32)
     for block in values:
         data = np.frombuffer(block.tobytes(), np.uint8)
@@ -216,7 +216,7 @@ def test_expands_every_rgb565_color(preprocess):
 @needs_compiler
 @pytest.mark.parametrize("value_range", [(29500, 30300), (0, 1023), FULL, (0, 1), (65534, 65535)])
 def test_scales_every_16_bit_value(preprocess, value_range):
-    # All 65,536 values, in images that no resizing changes, against the fraction rounded half up.
+    # All 65,536 values, in images of the target size, compared with the fraction rounded half up.
     low, high = value_range
     for block in np.arange(65536, dtype=np.uint16).reshape(64, 32, 32):
         data = np.frombuffer(block.tobytes(), np.uint8)
@@ -248,7 +248,7 @@ def test_scales_every_16_bit_value(preprocess, value_range):
         (4, 4, 12, -1, -3),
     ],
 )
-def test_refuses_and_leaves_the_pixels_alone(preprocess, width, height, stride, form, result):
+def test_invalid_arguments_leave_the_pixels_unchanged(preprocess, width, height, stride, form, result):
     found, pixels = preprocess((28, 28, 1, "stretch", FULL), np.zeros(48, np.uint8), width, height, stride, form)
     assert found == result
     assert (pixels == 171).all()
@@ -274,7 +274,7 @@ def test_sanitizers_find_nothing(tmp_path, target):
     sizes += [tuple(rng.integers(1, 60, 2).tolist()) for _ in range(20)]
     cases = []
     for number, (width, height) in enumerate(sizes):
-        # Of 16 bits fewer sizes: what differs is how a pixel is read.
+        # Fewer sizes for 16 bits: only reading a pixel differs.
         for form in PIXEL_BYTES if number < 5 or number % 4 == 0 else (GRAY8, RGB888, RGB565):
             data, stride = random_source(width, height, form, int(rng.integers(4)), rng, target[4])
             cases.append((data, width, height, stride, form))
@@ -290,7 +290,7 @@ def test_sanitizers_find_nothing(tmp_path, target):
 
 
 @pytest.mark.parametrize("compiler", COMPILERS, ids=" ".join)
-def test_compiles_without_a_warning(tmp_path, compiler):
+def test_compiles_without_warnings(tmp_path, compiler):
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no {compiler[0]}: install Debian's package of that name")
     if NEWLIB[-1] in compiler and not resources.files("thaw").joinpath(NEWLIB[-1]).is_dir():
@@ -301,8 +301,8 @@ def test_compiles_without_a_warning(tmp_path, compiler):
 
 
 @needs_compiler
-def test_needs_nothing_from_any_library(tmp_path):
-    # A link without libraries fails for whatever is not defined: heap, memcpy, stack protection.
+def test_needs_no_library(tmp_path):
+    # Linking without libraries fails for undefined functions: heap, memcpy, stack protection.
     arguments = ("-O2", "-fPIC", "-shared", "-fno-stack-protector", "-nostdlib", "-Wl,-z,defs")
     for target in ((28, 28, 1, "stretch", FULL), (32, 48, 3, "crop", FULL)):
         compile_c(translation_unit(target), tmp_path / "alone.so", *arguments)

@@ -1,7 +1,7 @@
-"""The emitted C at every width of a layer: strict flags and the reference's bytes.
+"""The exported C at every width of a layer: strict flags, and results equal to the reference interpreter.
 
-All of it is 40 widths times 96 ways to compile, more than an hour on two cores: THAW_FULL_SWEEPS=1 runs it. Without,
-a few are tried, among them those that gcc 12 warned of.
+The full sweep has 40 widths times 96 compilations, more than an hour on two cores: THAW_FULL_SWEEPS=1 runs it. By
+default only a few are tested, including those that gcc 12 warned about.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FEATURES = set(CPU_INFO.read_text().split()) if CPU_INFO.exists() else set()
 COMPILERS = ("gcc", "clang")
 LEVELS = ("-O0", "-O1", "-O2", "-O3", "-Os", "-Ofast")
 
-# The one instruction of VNNI that the kernels have, by others: for processors without it.
+# The VNNI instruction of the kernels, emulated for processors without it.
 VNNI = """
 #include <immintrin.h>
 #include <stdint.h>
@@ -60,7 +60,7 @@ static inline __attribute__((unused)) __m256i many_dots(__m256i sums, __m256i va
 #define _mm256_dpbusd_epi32 many_dots
 """
 
-# Flags, and the features of a processor without which the result can be compiled only.
+# Flags, and the processor features that are needed to run the result.
 KERNELS = {
     "portable": (("-DTHAW_PORTABLE",), set()),
     "no extension": ((), set()),
@@ -103,7 +103,7 @@ def images_and_scores(width: int):
 
 
 def check(folder: Path, width: int, compiler: str, level: str, kernels: str) -> None:
-    """It compiles without a warning and gives the interpreter's bytes, where this processor has what it takes."""
+    """Compile without warnings, and compare with the reference interpreter if this processor can run it."""
     graph, (flags, needed) = graph_of(width), KERNELS[kernels]
     (folder / "vnni.h").write_text(VNNI)
     flags = [level, *(str(folder / flag) if flag == "vnni.h" else flag for flag in flags)]
@@ -119,7 +119,7 @@ def check(folder: Path, width: int, compiler: str, level: str, kernels: str) -> 
 
 
 def some():
-    """What runs always: each number of blocks of eight filters, full and not, where gcc 12 warned, and a few others."""
+    """The default cases: each number of blocks of eight filters, full and partial, warnings of gcc 12, and others."""
     yield from ((width, "gcc", "-O3", "AVX2") for width in (3, 8, 9, 16, 17, 40))
     yield from ((width, "clang", "-O3", "AVX2") for width in (8, 16))
     yield from ((width, "gcc", "-O2", "VNNI by AVX2") for width in (5, 17))
@@ -132,7 +132,7 @@ def everything():
 
 
 @pytest.mark.parametrize(("width", "compiler", "level", "kernels"), list(everything() if IS_FULL else some()))
-def test_every_width_compiles_strictly_and_gives_the_bytes_of_the_reference_interpreter(
+def test_every_width_compiles_without_warnings_and_equals_the_reference_interpreter(
     tmp_path, width, compiler, level, kernels
 ):
     if "sse2" not in FEATURES:

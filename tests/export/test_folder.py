@@ -1,4 +1,4 @@
-"""The folder of artifacts: whole or visibly not, and nobody else's files touched."""
+"""The export folder: complete or marked as incomplete, and foreign files are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = {"model-float.onnx": b"float", "model-int8.onnx": b"int8", "example.py":
 BOTH = ("float", "int8")
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_round_trip(tmp_path):
     out = tmp_path / "new" / "out"
     assert read_format(out, "onnx") is None
     write_format(out, "onnx", BOTH, FILES)
@@ -31,8 +31,8 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("fails_at", range(5))
-def test_an_export_that_is_cut_short_never_looks_whole(tmp_path, monkeypatch, fails_at):
-    """The list, three files, the list again: whatever fails, the folder is not taken for an export."""
+def test_interrupted_export_never_looks_complete(tmp_path, monkeypatch, fails_at):
+    """Manifest, three files, manifest again: after any failure, the folder does not count as an export."""
     for earlier in (False, True):
         out = tmp_path / str(earlier)
         if earlier:
@@ -55,7 +55,7 @@ def test_an_export_that_is_cut_short_never_looks_whole(tmp_path, monkeypatch, fa
             with pytest.raises(ModelFileError, match="an interrupted export"):
                 read_format(out, "onnx")
         elif earlier:
-            # Nothing was touched yet.
+            # Nothing has changed yet.
             assert set(read_format(out, "onnx").files.values()) == {b"of an earlier export"}
         else:
             assert read_format(out, "onnx") is None
@@ -63,7 +63,7 @@ def test_an_export_that_is_cut_short_never_looks_whole(tmp_path, monkeypatch, fa
         assert read_format(out, "onnx").files == FILES
 
 
-def test_files_of_others_stay(tmp_path):
+def test_other_files_are_kept(tmp_path):
     folder = tmp_path / "c"
     folder.mkdir()
     (folder / "board.c").write_text("mine")
@@ -77,7 +77,7 @@ def test_files_of_others_stay(tmp_path):
     remove_exports(tmp_path)
 
 
-def test_a_file_of_the_same_name_that_is_not_ours_is_not_overwritten(tmp_path):
+def test_foreign_file_of_the_same_name_is_not_overwritten(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "main.c").write_text("mine")
     with pytest.raises(RunError, match=r"main\.c exists"):
@@ -86,7 +86,7 @@ def test_a_file_of_the_same_name_that_is_not_ours_is_not_overwritten(tmp_path):
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["main.c"]
 
 
-def test_a_link_does_not_lead_outside(tmp_path):
+def test_link_is_not_followed(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (tmp_path / "out").mkdir()
@@ -98,20 +98,20 @@ def test_a_link_does_not_lead_outside(tmp_path):
     assert [path.name for path in outside.iterdir()] == [MANIFEST]
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(RunError, match="out="):
         write_format(tmp_path / "file", "c", ("int8",), {"model.c": b"1"})
 
 
 @pytest.mark.parametrize("name", ["../model.c", "/etc/model.c", "a/b", "", ".hidden", MANIFEST, "a\nb"])
-def test_an_exporter_cannot_name_a_file_elsewhere(tmp_path, name):
+def test_exporter_cannot_write_outside_the_folder(tmp_path, name):
     with pytest.raises(AssertionError):
         write_format(tmp_path, "c", ("int8",), {name: b""})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_changed_and_missing_files_are_told(tmp_path):
+def test_changed_and_missing_files_are_reported(tmp_path):
     write_format(tmp_path, "onnx", BOTH, FILES)
     (tmp_path / "onnx" / "model-int8.onnx").write_bytes(b"int9")
     assert read_format(tmp_path, "onnx").changed == ("model-int8.onnx",)
@@ -145,7 +145,7 @@ def _changed(**changes):
         _changed(files={"model.c": None}),
     ],
 )
-def test_a_list_that_is_not_ours_is_refused(tmp_path, change):
+def test_rejects_foreign_manifest(tmp_path, change):
     write_format(tmp_path, "c", ("int8",), {"model.c": b"1"})
     path = tmp_path / "c" / MANIFEST
     changed = change(json.loads(path.read_text()))

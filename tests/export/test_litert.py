@@ -1,4 +1,4 @@
-"""The LiteRT models against the reference interpreter, to the byte, and what their files say."""
+"""The LiteRT models are byte-identical to the reference interpreter; metadata of the files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def written(graph):
 
 
 def assert_same_bytes(graph, images):
-    """Scores of all images, and every tensor of the first two, by LiteRT's reference kernels and by the interpreter."""
+    """Scores of all images, and all tensors of the first two, by LiteRT's reference kernels and our interpreter."""
     runner = LiteRtModel(written(graph), reference=True)
     scores = runner.run(images)
     expected = interpret.run(graph, images)[graph.outputs[-1]]
@@ -58,7 +58,7 @@ def assert_same_bytes(graph, images):
 
 
 def needed_tensors(graph):
-    """Names of the tensors that operations write on which the last output depends."""
+    """Names of the tensors that the last output depends on."""
     needed = {graph.outputs[-1]}
     for op in reversed(graph.ops):
         if op.output in needed:
@@ -70,14 +70,14 @@ def needed_tensors(graph):
 
 
 @pytest.mark.parametrize("extreme", [None, *EXTREMES])
-def test_random_int8_graphs_give_the_bytes_of_the_reference_kernels(extreme):
+def test_random_int8_graphs_equal_the_reference_kernels(extreme):
     for seed in range(50 if extreme is None else 12):
         rng = np.random.default_rng([seed, 77])
         graph = random_int8_graph(rng, extreme=extreme)
         assert_same_bytes(graph, random_images(rng, graph, 12))
 
 
-def test_the_papers_network_gives_the_bytes_of_the_reference_kernels_on_mnist(data_root):
+def test_papers_network_equals_the_reference_kernels_on_mnist(data_root):
     import torch
 
     data = thaw.load("mnist", data_root=str(data_root))
@@ -93,7 +93,7 @@ def test_the_papers_network_gives_the_bytes_of_the_reference_kernels_on_mnist(da
         assert_same_bytes(quantize(graph, ranges[method]), images)
 
 
-def test_random_float_graphs_are_near_the_reference_interpreter():
+def test_random_float_graphs_agree_with_the_reference_interpreter():
     for seed in range(40):
         rng = np.random.default_rng([seed, 5])
         graph = random_graph(rng)
@@ -112,7 +112,7 @@ def test_random_float_graphs_are_near_the_reference_interpreter():
                 np.testing.assert_allclose(found[name] / scale, traced[name] / scale, atol=2e-6, err_msg=name)
 
 
-def test_the_fast_kernels_are_near_the_reference_kernels():
+def test_fast_kernels_agree_with_the_reference_kernels():
     graph = paper_graph(SHAPE)
     images = random_images(np.random.default_rng(0), graph, 200)
     model = written(graph)
@@ -122,7 +122,7 @@ def test_the_fast_kernels_are_near_the_reference_kernels():
     np.testing.assert_array_equal(fast.predict_one(images[3])()[0], fast.run(images[3:4])[0])
 
 
-def test_the_comparison_can_fail():
+def test_comparison_can_fail():
     graph = paper_graph(SHAPE)
     images = random_images(np.random.default_rng(0), graph, 12)
     name = graph.ops[1].output
@@ -132,16 +132,16 @@ def test_the_comparison_can_fail():
     assert not np.array_equal(found, interpret.trace(graph, images[3:4])[name])
 
 
-def test_int8_mnist_takes_the_reference_interpreter_less_than_20_seconds():
+def test_int8_mnist_in_the_reference_interpreter_takes_less_than_20_seconds():
     graph = paper_graph(SHAPE)
     images = random_images(np.random.default_rng(0), graph, 1000)
-    # Processor time, which other programs do not lengthen; a tenth of 10,000 images.
+    # Processor time, which does not depend on other programs; a tenth of 10,000 images.
     start = time.process_time()
     interpret.run(graph, images)
     assert time.process_time() - start < 20 / 10
 
 
-def test_more_inputs_than_a_microcontroller_concatenates():
+def test_concatenation_with_too_many_inputs():
     pixels = Quantization(scale=float(np.float32(1 / 255)), zero_point=0)
     as_int8 = Quantization(scale=pixels.scale, zero_point=-128)
     image = Tensor(name="image", shape=(2, 3, 1), dtype="uint8", quantization=pixels)
@@ -180,7 +180,7 @@ def names_of(enumeration):
 
 
 def operators_of(content):
-    """(operator's name, inputs) of each."""
+    """(Operator name, inputs) of each operator."""
     model = schema.Model.GetRootAs(content, 0)
     names = names_of(schema.BuiltinOperator)
     graph = model.Subgraphs(0)
@@ -200,15 +200,15 @@ def test_files_of_the_folder():
     assert set(export_litert({"int8": graphs["int8"]}, card)) == {"model-int8.tflite", "example.py", "preprocess.py"}
 
 
-def test_the_papers_int8_network_takes_at_most_22_kilobytes():
+def test_papers_int8_network_takes_at_most_22_kilobytes():
     graph = replace(paper_graph(SHAPE))
     card = replace(card_of(graph), name="mnist-paper", classes=tuple("0123456789"), facts={"parameters": 14_862})
     assert sum(op.weights.size + op.bias.size for op in graph.ops if hasattr(op, "weights")) == 14_862
     assert len(write_litert(graph, card)) <= 22_000
 
 
-def test_only_operators_of_microcontrollers_are_written():
-    # Those that tensorflow/tflite-micro registers.
+def test_uses_only_operators_of_microcontrollers():
+    # The operators that tensorflow/tflite-micro registers.
     known = {"ADD", "ARG_MAX", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE"}
     known |= {"FULLY_CONNECTED", "MAX_POOL_2D", "MUL", "PAD", "QUANTIZE", "RELU", "RESHAPE", "SOFTMAX", "SUB"}
     seen = set()
@@ -221,7 +221,7 @@ def test_only_operators_of_microcontrollers_are_written():
     assert seen == known
 
 
-def test_the_int8_model_is_int8_throughout():
+def test_int8_model_is_int8_throughout():
     graph = paper_graph(SHAPE)
     main = schema.Model.GetRootAs(written(graph), 0).Subgraphs(0)
     names = names_of(schema.TensorType)
@@ -229,7 +229,7 @@ def test_the_int8_model_is_int8_throughout():
     types = [(tensor.Name().decode(), names[tensor.Type()]) for tensor in tensors]
     assert {dtype for _, dtype in types} == {"UINT8", "INT8", "INT32"}
     weighted = [op for op in graph.ops if hasattr(op, "weights")]
-    # Whole numbers of 32 bits are biases, one an operation, and nothing that has a name.
+    # 32-bit integers are biases, one per operation, without names.
     assert [name for name, dtype in types if dtype == "INT32"] == [""] * len(weighted)
     assert [name for name, dtype in types if dtype == "UINT8"] == ["image"]
     unnamed = [tensor for tensor in tensors if tensor.Name() == b""]
@@ -240,7 +240,7 @@ def test_the_int8_model_is_int8_throughout():
         assert not tensor.Quantization().ZeroPointAsNumpy().any()
 
 
-def test_what_the_interpreter_sees():
+def test_interpreter_sees_the_declared_tensors():
     from ai_edge_litert.interpreter import Interpreter
 
     graph = paper_graph(SHAPE)
@@ -257,14 +257,14 @@ def test_what_the_interpreter_sees():
     np.testing.assert_array_equal(run(image=pixels[3:4])["probabilities"], expected)
 
 
-def test_the_archive_holds_labels_and_card():
+def test_archive_contains_labels_and_card():
     graph = paper_graph(SHAPE)
     card = replace(card_of(graph), classes=("ä, ö", "two\nlines", *map(str, range(8))), facts={"parameters": 14_862})
     content = write_litert(graph, card)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["labels.txt", "card.json"]
-        # Readers of metadata look into the archive without unpacking it.
+        # Metadata readers read the archive without unpacking it.
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
         assert archive.read("labels.txt").decode() == "ä, ö\ntwo\\nlines\n0\n1\n2\n3\n4\n5\n6\n7\n"
         told = json.loads(archive.read("card.json"))
@@ -273,7 +273,7 @@ def test_the_archive_holds_labels_and_card():
 
 
 def slot(buffer, table, number):
-    """Where field `number` of the table at `table` lies, by the FlatBuffers format; None where it is left out."""
+    """Position of field `number` of the table at `table`, by the FlatBuffers format; None if it is omitted."""
     vtable = table - struct.unpack_from("<i", buffer, table)[0]
     if 4 + 2 * number >= struct.unpack_from("<H", buffer, vtable)[0]:
         return None
@@ -292,7 +292,7 @@ def string(buffer, table, number):
 
 
 def first_of(buffer, table, number, count=1):
-    """The first table of a vector, which has `count` of them."""
+    """The first table of a vector of `count` tables."""
     start = follow(buffer, slot(buffer, table, number))
     assert struct.unpack_from("<I", buffer, start)[0] == count
     return follow(buffer, start + 4)
@@ -304,12 +304,12 @@ def metadata_of(content):
     return {entry.Name().decode(): model.Buffers(entry.Buffer()).DataAsNumpy().tobytes() for entry in entries}
 
 
-def test_the_metadata_are_those_of_tensorflow_lite():
+def test_metadata_are_valid_tensorflow_lite_metadata():
     graph = paper_graph((32, 24, 3))
     entries = metadata_of(written(graph))
     assert entries["min_runtime_version"].rstrip(b"\0").count(b".") == 2
     about = entries["TFLITE_METADATA"]
-    # Slots and numbers as metadata_schema.fbs 1.1.0 of TensorFlow Lite Support counts them.
+    # Slots and numbers of metadata_schema.fbs 1.1.0 of TensorFlow Lite Support.
     assert about[4:8] == b"M001"
     model = follow(about, 0)
     assert string(about, model, 0) == "sample"
@@ -331,7 +331,7 @@ def test_the_metadata_are_those_of_tensorflow_lite():
 
 
 @pytest.mark.parametrize("precision", ["float", "int8"])
-def test_the_example_runs(tmp_path, precision):
+def test_example_runs(tmp_path, precision):
     graphs = {"float": paper_graph(SHAPE, "float"), "int8": paper_graph(SHAPE)}
     card = card_of(graphs["int8"])
     card = replace(card, input_spec=replace(card.input_spec, fit="crop"))

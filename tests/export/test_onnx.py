@@ -1,4 +1,4 @@
-"""The ONNX models against the reference interpreter, and what their files say; the example against the library."""
+"""The ONNX models and their metadata, compared with the reference interpreter; the example, with the library."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.parametrize("precision", ["float", "int8"])
-def test_what_the_file_says(precision):
+def test_file_contents(precision):
     graph = paper_graphs()[precision]
     model = onnx.load_from_string(exported(graph, precision))
     onnx.checker.check_model(model, full_check=True)
@@ -55,14 +55,14 @@ def test_what_the_file_says(precision):
     assert names == inner | ({"probabilities.int8"} if precision == "int8" else set())
 
 
-def test_the_same_graph_gives_the_same_bytes():
+def test_same_graph_gives_the_same_bytes():
     graphs = paper_graphs()
     first, second = (export_onnx(graphs, card_for(graphs["int8"])) for _ in range(2))
     assert first == second
     assert set(first) == {"model-float.onnx", "model-int8.onnx", "example.py", "preprocess.py"}
 
 
-def test_int8_weights_are_int8_a_scale_a_channel():
+def test_int8_weights_are_int8_with_a_scale_per_channel():
     graph = paper_graphs()["int8"]
     content = exported(graph, "int8")
     constants = {
@@ -81,7 +81,7 @@ def test_int8_weights_are_int8_a_scale_a_channel():
     assert len(content) < len(exported(paper_graphs()["float"], "float")) / 2
 
 
-def test_the_int8_model_is_int8_in_the_session(tmp_path):
+def test_int8_model_is_int8_in_the_session(tmp_path):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
@@ -91,7 +91,7 @@ def test_the_int8_model_is_int8_in_the_session(tmp_path):
     assert kinds.count("QLinearConv") == 6
     assert kinds.count("QGemm") == 2
     assert {"QLinearSoftmax", "QLinearConcat"} <= set(kinds)
-    # Real numbers are there at the very end only.
+    # Only the last tensors are real numbers.
     assert kinds.count("DequantizeLinear") == 1
     assert not {"Conv", "Gemm", "Softmax", "Concat", "QuantizeLinear"} & set(kinds)
 
@@ -116,8 +116,8 @@ def test_random_float_graphs_equal_the_reference_interpreter():
 
 
 @pytest.mark.parametrize("extreme", [None, *EXTREMES])
-def test_layers_of_random_int8_graphs_are_the_reference_interpreters_or_one_off(extreme):
-    """Each layer on what onnxruntime itself gave it: equal, or rounded to the neighbor where a half was near."""
+def test_layers_of_random_int8_graphs_are_within_one_of_the_reference_interpreter(extreme):
+    """Each layer, on its input from onnxruntime: equal, or rounded to the other neighbor near a half."""
     equal = total = 0
     for seed in range(40 if extreme is None else 6):
         rng = np.random.default_rng(seed)
@@ -132,14 +132,14 @@ def test_layers_of_random_int8_graphs_are_the_reference_interpreters_or_one_off(
             expected = op.execute(reads, [found[name] for name in op.inputs])
             values = found[op.output]
             assert (values.dtype, values.shape) == (expected.dtype, expected.shape)
-            # Sums above 2**24 are rounded on their way through float32, so a step is a share of them.
+            # Sums above 2**24 are rounded in float32, so the error is relative to them.
             most = 1 if extreme is None else 2
             assert np.abs(values.astype(int) - expected).max() <= most, f"seed {seed}: {op.kind} {op.name}"
             equal, total = equal + (values == expected).sum(), total + values.size
     assert equal / total > 0.98
 
 
-def test_int8_probabilities_are_within_steps_of_the_reference_interpreters():
+def test_int8_probabilities_are_close_to_the_reference_interpreter():
     graph = paper_graphs()["int8"]
     images = random_images(np.random.default_rng(1), graph, 500)
     expected = (interpret.run(graph, images)["probabilities"].astype(np.float32) + 128) / 256
@@ -148,13 +148,13 @@ def test_int8_probabilities_are_within_steps_of_the_reference_interpreters():
     steps = np.abs(found - expected).max(axis=1) * 256
     assert (steps <= 1).mean() > 0.9
     assert steps.max() <= 8
-    # Where two classes come out equal to the byte, either may be named.
+    # If two classes have equal bytes, either one is valid.
     clear = np.partition(expected, -2)[:, -1] - np.partition(expected, -2)[:, -2] > 4 / 256
     np.testing.assert_array_equal(found.argmax(1)[clear], expected.argmax(1)[clear])
 
 
 def relu_graph():
-    """ReLUs after which the zero point is not the least number: a sum and a dense layer tied to negative values."""
+    """ReLUs with a zero point above the minimum: a sum and a dense layer on the scale of negative values."""
     scale = Scale(name="scale", inputs=("image",), output="scale", mean=(0.5,), std=(0.5,))
     flat = Reshape(name="flat", inputs=("scale",), output="flat", shape=(4,))
     rng = np.random.default_rng(0)
@@ -172,7 +172,7 @@ def relu_graph():
     return Graph(tensors=tuple(tensors.values()), ops=ops, input="image", outputs=("end",))
 
 
-def test_relu_where_the_zero_point_is_not_the_least_number():
+def test_relu_with_a_zero_point_above_the_minimum():
     graph = relu_graph()
     made = quantize(graph, dict.fromkeys(("one", "two", "both", "total"), (-3.0, 5.0)))
     images = random_images(np.random.default_rng(0), graph, 20)
@@ -204,7 +204,7 @@ def preprocess():
     return module
 
 
-def test_the_example_resizes_as_the_library():
+def test_example_resizes_like_the_library():
     rng = np.random.default_rng(0)
     for _ in range(600):
         height, width, rows, columns = (int(rng.integers(1, rng.choice([3, 12, 70]))) for _ in range(4))
@@ -229,7 +229,7 @@ def test_the_example_resizes_as_the_library():
     "mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16", "I;16 with key", "TIFF", "P with transparency"]
 )
 @pytest.mark.parametrize("orientation", [None, 3, 6])
-def test_the_example_reads_files_as_the_library(tmp_path, mode, orientation):
+def test_example_reads_files_like_the_library(tmp_path, mode, orientation):
     rng = np.random.default_rng(1)
     colors = Image.fromarray(rng.integers(0, 256, (9, 14, 4), dtype=np.uint8), "RGBA")
     path = tmp_path / ({"CMYK": "image.jpg", "TIFF": "image.tif"}.get(mode, "image.png"))
@@ -257,15 +257,15 @@ def test_the_example_reads_files_as_the_library(tmp_path, mode, orientation):
 
 
 @pytest.mark.parametrize(("kind", "samples"), [(RGB, 3), (RGBA, 4), (GRAY_ALPHA, 2)])
-def test_the_example_refuses_what_it_would_reduce(tmp_path, kind, samples):
+def test_example_rejects_formats_that_would_be_reduced(tmp_path, kind, samples):
     content = png_file(np.random.default_rng(3).integers(0, 65_536, (5, 6, samples)), 16, kind)
     (tmp_path / "wide.png").write_bytes(content)
-    with pytest.raises(ValueError, match="gray of 16 bits"):
+    with pytest.raises(ValueError, match="16-bit gray"):
         preprocess().read_image(tmp_path / "wide.png")
 
 
 @pytest.mark.parametrize("precision", ["float", "int8"])
-def test_the_example_runs(tmp_path, precision):
+def test_example_runs(tmp_path, precision):
     graphs = paper_graphs()
     for name, content in export_onnx(graphs, card_for(graphs["int8"], fit="crop")).items():
         (tmp_path / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""The page's modules: to the byte what training and `thaw predict` do with pixels and with PNG files."""
+"""The page's modules treat pixels and PNG files byte-identically to training and `thaw predict`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def resize_cases() -> list[tuple[np.ndarray, InputSpec]]:
 
 
 def wide_cases() -> list[tuple[np.ndarray, InputSpec]]:
-    """Images of 16 bits, in and about the range of a model; and all 65,536 values, which no resizing changes."""
+    """16-bit images in and around the range of a model, and all 65,536 values in an image of the target size."""
     rng = np.random.default_rng(12)
     cases = []
     for number, value_range in enumerate([(29500, 30300), (0, 1023), None, (0, 1), (65534, 65535), (7, 60001)]):
@@ -73,7 +73,7 @@ def wide_cases() -> list[tuple[np.ndarray, InputSpec]]:
     return cases
 
 
-def test_resizing_is_equal_to_the_byte(tmp_path: Path) -> None:
+def test_resizing_is_byte_identical(tmp_path: Path) -> None:
     cases = resize_cases()
     given = [
         {
@@ -94,7 +94,7 @@ def test_resizing_is_equal_to_the_byte(tmp_path: Path) -> None:
         assert np.array_equal(result, resize(image, input_spec)), (image.shape, input_spec)
 
 
-def test_the_page_warns_of_another_depth_or_range(tmp_path: Path) -> None:
+def test_page_warns_of_another_depth_or_range(tmp_path: Path) -> None:
     script = """
 import { depthWarning } from "./resize.js";
 const cases = [
@@ -171,7 +171,7 @@ def png_cases() -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_png_files_are_read_to_the_byte(tmp_path: Path) -> None:
+def test_png_decoding_is_byte_identical(tmp_path: Path) -> None:
     cases = png_cases()
     given = [{"bytes": content} for content in cases.values()]
     found = images_by_node(tmp_path, PNG, "return decodePng(bytesOf(`in-${number}`));", given)
@@ -185,7 +185,7 @@ def test_png_files_are_read_to_the_byte(tmp_path: Path) -> None:
             if type(result) is not type(expected):
                 differing.append((name, str(result)[:40], str(expected)[:40]))
             continue
-        # An image whose channels are equal is gray there; what becomes of it is the same.
+        # An image with equal channels is gray there; the result is the same.
         if expected.shape[2] != result.shape[2]:
             expected = expected.repeat(3, axis=2)
         if result.dtype != expected.dtype or not np.array_equal(result, expected):
@@ -193,7 +193,7 @@ def test_png_files_are_read_to_the_byte(tmp_path: Path) -> None:
     assert differing == []
 
 
-def test_damaged_png_files_are_refused_in_words(tmp_path: Path) -> None:
+def test_rejects_damaged_png_files(tmp_path: Path) -> None:
     whole = png_file(np.random.default_rng(0).integers(0, 256, (40, 40, 3)), 8, RGB)
     header = whole[:33]
     damaged = {
@@ -213,7 +213,7 @@ def test_damaged_png_files_are_refused_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turning_is_that_of_the_decoder(tmp_path: Path, orientation: int) -> None:
+def test_rotation_agrees_with_the_decoder(tmp_path: Path, orientation: int) -> None:
     image = np.random.default_rng(3).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     given = [{"bytes": image.tobytes(), "shape": {"height": 4, "width": 6, "channels": 3}}]
     answer = f"return orient({{ ...each.shape, data: bytesOf(`in-${{number}}`) }}, {orientation});"
@@ -221,7 +221,7 @@ def test_turning_is_that_of_the_decoder(tmp_path: Path, orientation: int) -> Non
     assert np.array_equal(result, orient(image, orientation))
 
 
-def test_the_csv_is_that_of_predict(tmp_path: Path) -> None:
+def test_csv_equals_that_of_predict(tmp_path: Path) -> None:
     names = ["plain.png", 'quote".png', "a,b.png", "two\nlines.png", "мышь 鼠.png", "", " space.png", "-1.png", "\t=1"]
     names += PIECES
     classes = ["cat", 'the "dog"', "=a,b"]
@@ -246,7 +246,7 @@ def test_the_csv_is_that_of_predict(tmp_path: Path) -> None:
     assert done.stdout.decode() == "".join(expected)
 
 
-def test_a_drawing_is_centered_as_mnist_is_and_keeps_its_pen(tmp_path: Path) -> None:
+def test_drawing_is_centered_like_mnist_and_keeps_its_pen(tmp_path: Path) -> None:
     imports = 'import { centered, rendered } from "./strokes.js"; import { resize } from "./resize.js";'
     strokes = {
         "small in a corner": [[[0.05, 0.05], [0.1, 0.2], [0.15, 0.05]]],
@@ -272,7 +272,7 @@ def test_a_drawing_is_centered_as_mnist_is_and_keeps_its_pen(tmp_path: Path) -> 
         assert ink.sum() > 0
         rows, columns = np.nonzero(ink > 8)
         middle_y, middle_x = ((np.arange(side) + 0.5) @ ink.sum(axis=axis) for side, axis in ((height, 1), (width, 0)))
-        # Ink that crosses itself counts once in the image and twice along the strokes.
+        # Crossing strokes count once in the image and twice along the strokes.
         assert middle_y / ink.sum() == pytest.approx(height / 2, abs=0.8)
         assert middle_x / ink.sum() == pytest.approx(width / 2, abs=0.8)
         if case["strokes"] != strokes["a dot"]:

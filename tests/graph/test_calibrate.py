@@ -1,4 +1,4 @@
-"""Calibration against brute force: what was seen, and the cut with the least error that real rounding gives."""
+"""Calibration, compared with brute force: the observed range, and the range with the smallest rounding error."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def images_of(rows):
 
 
 def squared_error(values, span):
-    """Of values that are written as int8 on the scale of that range and read back."""
+    """The error of values that are quantized to int8 on the scale of this range."""
     quantization = quantization_of(span)
     numbers = np.clip(np.rint(values / quantization.scale) + quantization.zero_point, -128, 127)
     return float(((quantization.scale * (numbers - quantization.zero_point) - values) ** 2).sum())
 
 
-def test_minmax_is_what_was_seen():
+def test_minmax_is_the_observed_range():
     graph = one_layer([[1, 0, 0, 0], [0, -1, 0, 0]])
     images = images_of([[7, 3, 0, 0], [250, 90, 0, 0], [30, 111, 5, 5]])
     low, high = calibrate(graph, images)["minmax"]["y"]
@@ -66,9 +66,9 @@ def test_minmax_spans_all_batches_of_random_graphs(monkeypatch):
 
 
 @pytest.mark.parametrize("spread", ["normal", "laplace", "one outlier", "relu", "uniform", "negative"])
-def test_the_cut_is_nearly_the_best_there_is(spread):
+def test_mse_range_is_nearly_optimal(spread):
     rng = np.random.default_rng(5)
-    # Each output is a pixel pair's weighted sum: 256 gray levels times 1 and 1/256 give values of any distribution.
+    # An output is the weighted sum of two pixels: 256 gray levels times 1 and 1/256 give values of any distribution.
     wanted = {
         "normal": rng.normal(0, 1000, 4000),
         "laplace": rng.laplace(0, 500, 4000),
@@ -94,7 +94,7 @@ def test_the_cut_is_nearly_the_best_there_is(spread):
         np.testing.assert_allclose(ranges["mse"]["y"], (low, high), rtol=0.02)
 
 
-def test_the_same_images_give_the_same_ranges():
+def test_same_images_give_the_same_ranges():
     rng = np.random.default_rng(2)
     graph = random_graph(rng)
     images = random_images(rng, graph, 20)
@@ -103,7 +103,7 @@ def test_the_same_images_give_the_same_ranges():
 
 @pytest.mark.parametrize("level", [0, 1, 200])
 @pytest.mark.parametrize("bias", [0.0, 1e-30, -5.0, 1e20])
-def test_a_tensor_of_one_value(level, bias):
+def test_constant_tensor(level, bias):
     graph = one_layer([[1, 0, 0, 0]], bias=[bias])
     ranges = calibrate(graph, images_of([[level] * 4] * 3))
     expected = np.float32(level + bias)
@@ -111,16 +111,16 @@ def test_a_tensor_of_one_value(level, bias):
         np.testing.assert_allclose(ranges[method]["y"], (expected, expected), rtol=1e-6)
 
 
-def test_no_images_are_refused():
+def test_rejects_zero_images():
     with pytest.raises(UsageError, match="at least one image"):
         calibrate(one_layer([[1, 0, 0, 0]]), np.zeros((0, 1, 4, 1), np.uint8))
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("last", [1e38, -1e38])
-def test_values_that_are_not_finite_are_refused_wherever_they_are(monkeypatch, last):
+def test_rejects_values_that_are_not_finite(monkeypatch, last):
     monkeypatch.setattr("thaw.graph.calibrate.BATCH", 1)
-    # Infinity, and infinity less infinity; the first image and the last are fine.
+    # Infinity, and infinity minus infinity; the first and the last image are valid.
     graph = one_layer([[1e38, last, 0, 0]])
     with pytest.raises(UsageError, match="tensor 'y' has values that are not finite"):
         calibrate(graph, images_of([[0, 0, 0, 0], [255, 255, 0, 0], [0, 0, 0, 0]]))

@@ -1,4 +1,4 @@
-"""Costs against sums worked out by hand; the arithmetic stands beside each."""
+"""Costs, compared with calculations by hand."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_totals_of_the_28x28x1_network():
     assert cost.parameters == 2 * (100 + 1820 + 5010) + 672 + 330 == 14_862
     branch_macs = 26 * 26 * 9 * 1 * 10 + 11 * 11 * 9 * 10 * 20 + 5 * 5 * 20 * 10  # 60,840 + 217,800 + 5,000
     assert cost.macs == 2 * branch_macs + 20 * 32 + 32 * 10 == 568_240
-    # At the first pooling: the scaled image, which the second branch needs, and what convolution and pooling write.
+    # At the first pooling: the scaled image, which the second branch needs, and the outputs of convolution and pooling.
     peak_values = 28 * 28 + 26 * 26 * 10 + 13 * 13 * 10
     assert cost.peak_activation_bytes_float32 == 4 * peak_values == 36_936
     assert cost.peak_activation_bytes_int8 == peak_values == 9_234
@@ -101,7 +101,7 @@ def test_totals_of_the_32x32x3_network():
     assert cost.peak_activation_bytes_int8 == peak_values == 14_322
 
 
-def test_layers_add_up_and_name_their_bytes():
+def test_layers_sum_to_totals_and_name_their_bytes():
     cost = table((28, 28, 1))
     assert sum(layer.parameters for layer in cost.layers) == cost.parameters
     assert sum(layer.macs for layer in cost.layers) == cost.macs
@@ -124,7 +124,7 @@ def test_parameters_are_those_of_the_module():
 
 
 def two_branches():
-    """A (4, 4, 1) image through two small branches with global pooling; every size can be worked out by hand."""
+    """A (4, 4, 1) image through two small branches with global pooling; all sizes can be calculated by hand."""
     ops = (
         Scale(name="scale", inputs=("image",), output="s", mean=(0.0,), std=(1.0,)),
         Conv2d(name="conv_a", inputs=("s",), output="a1", weights=ones(2, 3, 3, 1), bias=ones(2), activation="relu"),
@@ -152,7 +152,7 @@ def graph_of(ops, image_shape, outputs):
 
 
 def test_peak_memory_by_hand():
-    # Values alive, the raw image in brackets since it counts a byte a value whatever the rest counts:
+    # Live values; the raw image is in brackets, since it always counts one byte per value:
     #   scale   (16) + s 16
     #   conv_a  s 16 + a1 8
     #   pool_a  s 16 + a1 8 + a2 2            s is read again by conv_b
@@ -166,8 +166,8 @@ def test_peak_memory_by_hand():
     assert peak_activation_bytes(graph, 1) == 66
 
 
-def test_peak_memory_where_the_image_counts():
-    # A gray image of 6x6 is shrunk at once: while it is scaled, 36 raw bytes and 36 values are there.
+def test_peak_memory_including_the_image():
+    # A gray image of 6x6 is reduced at once: while it is scaled, 36 raw bytes and 36 values are live.
     ops = (
         Scale(name="scale", inputs=("image",), output="s", mean=(0.0,), std=(1.0,)),
         MaxPool2d(name="pool", inputs=("s",), output="p", kernel=(3, 3), stride=(3, 3)),
@@ -177,8 +177,8 @@ def test_peak_memory_where_the_image_counts():
     assert peak_activation_bytes(graph, 1) == 36 + 36
 
 
-def test_an_output_lives_to_the_end():
-    # s is an output, so it is still there beside b 4 and c 4 at the last operation: 16 + 4 + 4 values.
+def test_output_lives_to_the_end():
+    # s is an output, so it is live with b 4 and c 4 at the last operation: 16 + 4 + 4 values.
     ops = (
         Scale(name="scale", inputs=("image",), output="s", mean=(0.0,), std=(1.0,)),
         MaxPool2d(name="pool", inputs=("s",), output="a", kernel=(2, 2), stride=(2, 2)),
@@ -219,16 +219,16 @@ def test_products_with_padding_count():
     assert count_cost(graph_of((scale, conv), (4, 4, 1), ("y",))).macs == 4 * 4 * 9 * 2
 
 
-def test_layer_table_draws_no_random_numbers_and_makes_no_weights():
+def test_layer_table_draws_no_random_numbers_and_allocates_no_weights():
     state = torch.get_rng_state()
     began = time.perf_counter()
     cost = layer_table(PaperSpec(filters=(4096, 4096)), UnifySpec(hidden=65536), (1024, 1024, 3), 1000)
-    assert cost.parameters > 5e11  # two terabytes, were they made
+    assert cost.parameters > 5e11  # two terabytes, if they were allocated
     assert time.perf_counter() - began < 5
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_layer_table_refuses_what_the_network_does_not_take():
+def test_layer_table_rejects_invalid_shapes():
     with pytest.raises(UsageError, match="at least 10x10"):
         table((9, 28, 1))
     with pytest.raises(UsageError, match="at least 2"):

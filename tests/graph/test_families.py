@@ -50,7 +50,7 @@ def sharing(graph):
 
 @pytest.mark.parametrize("fused", [False, True], ids=["alone", "unified"])
 @networks
-def test_the_float_graph_is_the_module(name, shape, fused):
+def test_float_graph_equals_the_module(name, shape, fused):
     graph = family_graph(name, shape, fused=fused, precision="float")
     images = random_images(np.random.default_rng(1), graph, 9)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_the_float_graph_is_the_module(name, shape, fused):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_passes_share_the_weights_of_the_first_of_their_loop():
+def test_passes_share_the_weights_of_the_first_pass():
     shares = {op.name: op.shares for op in sharing(family_graph("looped", (16, 16, 1), precision="float"))}
     assert shares == {
         "stage1.loop.pass2": "stage1.loop.pass1",
@@ -89,7 +89,7 @@ def test_passes_share_the_weights_of_the_first_of_their_loop():
     ],
     ids=str,
 )
-def test_parameters_are_those_that_training_learned(spec, shape):
+def test_parameters_are_those_of_training(spec, shape):
     for unify_spec in (None, UnifySpec(hidden=3)):
         module = spec.build(shape, 7) if unify_spec is None else build_unified(spec, unify_spec, shape, 7)
         cost = layer_table(spec, unify_spec, shape, 7)
@@ -100,9 +100,9 @@ def test_parameters_are_those_that_training_learned(spec, shape):
         assert count_cost(trained) == cost
 
 
-def test_the_parameters_of_a_loop_by_hand():
+def test_parameters_of_a_loop_by_hand():
     layers = {layer.name: layer.parameters for layer in layer_table(SPECS["looped"], None, (16, 16, 1), 5).layers}
-    # Weights and, of each pass, a scale and an offset for each of 4 channels.
+    # Weights and, for each pass, a scale and an offset for each of 4 channels.
     assert layers["stage1.loop.pass1"] == 4 * 4 * 9 + 2 * 4
     assert layers["stage1.loop.pass2"] == 2 * 4
     assert layers["stem"] == 4 * 9 + 4
@@ -113,7 +113,7 @@ def test_the_parameters_of_a_loop_by_hand():
     assert (cost.parameters, cost.weight_bytes_int8) == (weights + others, weights + 4 * others)
 
 
-def test_a_network_too_large_to_be_made_is_counted():
+def test_network_too_large_to_allocate_is_counted():
     cost = layer_table(ResidualSpec(widths=(4096,) * 8, blocks=(8,) * 8), None, (128, 128, 3), 10)
     assert cost.parameters > 1e10
     looped = layer_table(LoopedSpec(stem=4096, widths=(4096,) * 3, passes=(9, 9, 9)), None, (128, 128, 3), 10)
@@ -124,7 +124,7 @@ def test_a_network_too_large_to_be_made_is_counted():
 
 
 @pytest.mark.parametrize("name", LOOPED)
-def test_int8_numbers_are_shared_bit_for_bit_and_stand_for_each_pass(name):
+def test_shared_int8_numbers_are_identical_and_represent_each_pass(name):
     floats, int8 = (family_graph(name, (16, 16, 1), precision=precision) for precision in ("float", "int8"))
     assert [op.shares for op in sharing(int8)] == [op.shares for op in sharing(floats)]
     by_name = {op.name: op for op in int8.ops}
@@ -137,7 +137,7 @@ def test_int8_numbers_are_shared_bit_for_bit_and_stand_for_each_pass(name):
 
 
 @networks
-def test_int8_is_near_float(name, shape):
+def test_int8_agrees_with_float(name, shape):
     floats, int8 = (family_graph(name, shape, precision=precision) for precision in ("float", "int8"))
     images = random_images(np.random.default_rng(3), floats, 40)[3:]
     quantization = int8.tensor("logits").quantization
@@ -154,7 +154,7 @@ def test_int8_is_near_float(name, shape):
         *((name, SHAPES[0], True, ("-O1", "-march=native")) for name in SPECS),
     ],
 )
-def test_the_c_gives_the_bytes_of_the_reference_interpreter(name, shape, fused, flags):
+def test_c_equals_the_reference_interpreter(name, shape, fused, flags):
     graph = scores_only(family_graph(name, shape, fused=fused))
     images = random_images(np.random.default_rng(4), graph, 12)
     with HostCRunner(export_c({"int8": graph}, card_of(graph)), graph, flags=flags) as runner:
@@ -165,7 +165,7 @@ def test_the_c_gives_the_bytes_of_the_reference_interpreter(name, shape, fused, 
 
 
 @networks
-def test_litert_s_reference_kernels_give_the_bytes_of_the_reference_interpreter(name, shape):
+def test_litert_reference_kernels_equal_the_reference_interpreter(name, shape):
     pytest.importorskip("ai_edge_litert")
     from thaw.evidence.litert_process import LiteRtModel
     from thaw.export.to_litert import write_litert
@@ -197,7 +197,7 @@ def test_onnx_runs_both_precisions(name, shape):
 
 @needs_emulator
 @pytest.mark.parametrize("name", ["looped", "residual"])
-def test_an_emulated_core_gives_the_bytes_of_the_reference_interpreter(name):
+def test_emulated_core_equals_the_reference_interpreter(name):
     graph = scores_only(family_graph(name, (16, 16, 1)))
     images = random_images(np.random.default_rng(7), graph, 4)
     found = emulate(export_c({"int8": graph}, card_of(graph)), images, "cortex-m4")
@@ -206,11 +206,11 @@ def test_an_emulated_core_gives_the_bytes_of_the_reference_interpreter(name):
     assert found.flash_bytes <= count_cost(graph).flash_bytes
 
 
-# What sharing saves
+# Savings by sharing
 
 
 @pytest.mark.parametrize("name", LOOPED)
-def test_the_c_keeps_shared_weights_once(name):
+def test_c_stores_shared_weights_once(name):
     graph = scores_only(family_graph(name, (16, 16, 1)))
     text = export_c({"int8": graph}, card_of(graph))["model.c"].decode()
     sizes = {"int8_t": 1, "int32_t": 4}
@@ -220,12 +220,12 @@ def test_the_c_keeps_shared_weights_once(name):
     assert sum(what == "weights" for _, what, _ in arrays) == weighted - len(sharing(graph))
     alone = replace(graph, ops=tuple(replace(op, shares="") if isinstance(op, Weighted) else op for op in graph.ops))
     saved = constant_bytes(alone) - constant_bytes(graph)
-    # Channels are even in number, and so are the taps of a kernel's row.
+    # The numbers of channels and of taps per row are even.
     assert saved == sum(op.weights.size + op.weights.size % 2 for op in sharing(graph)) or name == "looped, wide"
     assert saved > 0
 
 
-def test_the_first_step_has_the_weights_where_steps_are_reordered():
+def test_first_step_owns_the_weights_after_reordering():
     graph = scores_only(family_graph("looped", (16, 16, 1)))
     plan = plan_memory(graph)
     swapped = replace(plan, steps=plan.steps[::-1], scratch_offsets=plan.scratch_offsets[::-1])
@@ -239,7 +239,7 @@ def test_the_first_step_has_the_weights_where_steps_are_reordered():
 
 
 @pytest.mark.parametrize("name", LOOPED)
-def test_litert_keeps_shared_weights_once(name):
+def test_litert_stores_shared_weights_once(name):
     pytest.importorskip("ai_edge_litert")
     from thaw.export.to_litert import write_litert
 
@@ -249,11 +249,11 @@ def test_litert_keeps_shared_weights_once(name):
         assert content.count(op.weights.tobytes()) == 1
 
 
-# Training in int8
+# Quantization-aware training
 
 
 @pytest.mark.parametrize("name", ["looped", "looped, one convolution", "residual", "separable"])
-def test_training_in_int8_gives_the_bytes_of_the_reference_interpreter_and_keeps_weights_shared(name):
+def test_int8_training_equals_the_reference_interpreter_and_keeps_weights_shared(name):
     floats = family_graph(name, (12, 12, 3), precision="float")
     images = random_images(np.random.default_rng(8), floats, 24)
     module = TrainableGraph(floats, calibrate(floats, images)["minmax"])
@@ -277,11 +277,11 @@ def test_training_in_int8_gives_the_bytes_of_the_reference_interpreter_and_keeps
         np.testing.assert_array_equal(values.numpy(), expected, err_msg=tensor)
 
 
-def test_shared_weights_train_with_the_gradients_of_the_float_network():
-    """Against torch's own gradients through the loop, whose weight is one tensor and whose scales are the factors."""
+def test_shared_weights_have_the_gradients_of_the_float_network():
+    """Compared with torch's gradients through the loop: one weight tensor, and scales as factors."""
     floats = family_graph("looped", (12, 12, 3), precision="float")
     images = random_images(np.random.default_rng(9), floats, 64)
-    # Ranges that cut nothing off.
+    # Ranges without clipping.
     ranges = {name: (2 * low, 2 * high) for name, (low, high) in calibrate(floats, images)["minmax"].items()}
     module = TrainableGraph(floats, ranges)
     model = family_module("looped", (12, 12, 3))
@@ -290,7 +290,7 @@ def test_shared_weights_train_with_the_gradients_of_the_float_network():
     loop = model.get_submodule("stage2.loop")
     model.zero_grad()
     (model(as_batch(images)) * direction).sum().backward()
-    # The weights of the first pass are the convolution's, times the first normalization's factors.
+    # The weights of the first pass are those of the convolution times the factors of the first normalization.
     factors = [norm.affine()[0].detach() for norm in loop.norms]
     expected = loop.conv.weight.grad.permute(0, 2, 3, 1) / factors[0].view(-1, 1, 1, 1)
     found = module.weights[module.places["stage2.loop.pass1"]].grad
@@ -300,11 +300,11 @@ def test_shared_weights_train_with_the_gradients_of_the_float_network():
     assert len(module.weights[module.places["stage2.loop.pass2"]]) == 6
 
 
-def test_every_family_is_here():
+def test_every_family_is_tested():
     assert {type(spec) for spec in SPECS.values()} == {PaperSpec, ResidualSpec, LoopedSpec, SeparableSpec}
 
 
-def test_stages_pool_as_their_spec_says():
+def test_stages_pool_as_in_their_spec():
     x = torch.tensor([[[[1.0, 2.0, 9.0], [3.0, 6.0, 9.0]]]])
     assert Halve("max")(x).tolist() == [[[[6.0]]]]
     assert Halve("average")(x).tolist() == [[[[3.0]]]]

@@ -1,4 +1,4 @@
-"""Graphs as files: what was written comes back, and nothing that was changed does."""
+"""Graph files: round trip, and rejection of changed files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def refused(path, content: bytes) -> str:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_what_is_written_comes_back(tmp_path, seed):
+def test_round_trip(tmp_path, seed):
     rng = np.random.default_rng(seed)
     graph = random_graph(rng) if seed % 2 else random_int8_graph(rng)
     path = tmp_path / "graph.safetensors"
@@ -76,20 +76,20 @@ def test_what_is_written_comes_back(tmp_path, seed):
         assert run(found, images)[name].tobytes() == value.tobytes()
 
 
-def test_the_same_graph_gives_the_same_bytes(tmp_path, written):
+def test_same_graph_gives_the_same_bytes(tmp_path, written):
     graph, header = read_graph(written)
     write_graph(tmp_path / "again", graph, header)
     assert (tmp_path / "again").read_bytes() == written.read_bytes()
 
 
-def test_a_file_cut_anywhere_is_refused(written):
+def test_truncated_file_is_rejected(written):
     content = written.read_bytes()
     for length in [*range(64), *range(64, len(content), 7)]:
         refused(written, content[:length])
     refused(written, content + b"\0")
 
 
-def test_a_changed_bit_is_found_wherever_it_is(written):
+def test_flipped_bit_is_detected(written):
     content = written.read_bytes()
     graph, header = read_graph(written)
     chance = np.random.default_rng(0)
@@ -103,7 +103,7 @@ def test_a_changed_bit_is_found_wherever_it_is(written):
             found, other = read_graph(written)
         except ModelFileError:
             continue
-        # White space of the container, at most: what is read is what was written.
+        # Only white space of the container may change without effect.
         assert other == header
         assert found.tensors == graph.tensors
         for op, expected in zip(found.ops, graph.ops, strict=True):
@@ -225,14 +225,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", list(CHANGES))
-def test_a_header_that_lies_is_refused_in_words(written, change):
+def test_invalid_header_is_rejected(written, change):
     apply, words = CHANGES[change]
     header, arrays = parts_of(written.read_bytes())
     apply(header, arrays)
     assert words in refused(written, sealed(header, arrays))
 
 
-def test_an_unchanged_header_passes_the_same_way(written):
+def test_unchanged_header_is_accepted(written):
     before = read_graph(written)[1]
     written.write_bytes(sealed(*parts_of(written.read_bytes())))
     assert read_graph(written)[1] == before
@@ -241,7 +241,7 @@ def test_an_unchanged_header_passes_the_same_way(written):
 ODD_VALUES = (None, True, -1, 0, 2**31, 10**30, 1.5, -0.0, "", "x", "../x", [], [[]], {}, {"a": 1}, [None], ["x"] * 3)
 
 
-def test_any_value_in_any_place_gives_a_graph_or_a_refusal(written):
+def test_any_value_in_any_place_gives_a_graph_or_an_error(written):
     content = written.read_bytes()
     chance = np.random.default_rng(1)
     for _ in range(1500):
@@ -293,11 +293,11 @@ def with_metadata(text: str, body: bytes = b"") -> bytes:
         b"\x80\x04\x95" + b"\0" * 200,
     ],
 )
-def test_what_is_no_graph_is_refused(tmp_path, content):
+def test_rejects_files_that_are_not_graphs(tmp_path, content):
     refused(tmp_path / "file", content)
 
 
-def test_sizes_that_lie_take_no_memory(tmp_path):
+def test_false_sizes_allocate_no_memory(tmp_path):
     import resource
 
     outer = {
@@ -310,14 +310,14 @@ def test_sizes_that_lie_take_no_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
-def test_a_missing_file_or_a_folder_is_told(tmp_path):
+def test_missing_file_or_folder_is_reported(tmp_path):
     with pytest.raises(ModelFileError, match="does not exist"):
         read_graph(tmp_path / "nothing")
     with pytest.raises(ModelFileError):
         read_graph(tmp_path)
 
 
-def test_what_could_not_be_read_is_not_written(tmp_path):
+def test_unreadable_graph_is_not_written(tmp_path):
     graph = a_graph()
     header = header_of(graph)
     path = tmp_path / "graph"

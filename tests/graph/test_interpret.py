@@ -1,4 +1,4 @@
-"""The interpreter: float32 against torch in float64, int8 against loops over Python's integers and examples by hand."""
+"""The interpreter: float32 compared with torch in float64, int8 with loops over Python integers and by hand."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_random_float_graphs_equal_torch():
             assert found[op.output].dtype == graph.tensor(op.output).dtype
             assert found[op.output].shape == (5, *graph.tensor(op.output).shape)
             if op.kind == "argmax" and not np.array_equal(found[op.output], expected[op.output]):
-                # Between scores that float32 cannot tell apart.
+                # Scores that are equal in float32.
                 scores = expected[op.inputs[0]]
                 picked = np.take_along_axis(scores, found[op.output], 1)
                 np.testing.assert_allclose(picked, scores.max(1, keepdims=True), rtol=1e-4, atol=1e-4)
@@ -91,14 +91,14 @@ def test_random_float_graphs_equal_torch():
 
 
 @pytest.mark.parametrize("scores", ["softmax", "logits"])
-def test_a_lowered_network_equals_its_module_on_real_images(scores):
+def test_lowered_network_equals_its_module_on_real_images(scores):
     digits = load_digits()
     images = np.rint(digits.images[:300, ..., None] * (255 / 16)).astype(np.uint8)
     images = images.repeat(3, axis=1).repeat(3, axis=2)  # 24x24, large enough for two poolings
     torch.manual_seed(1)
     module = build_unified(PaperSpec(), UnifySpec(scores=scores), (24, 24, 1), 10).eval()
     with torch.inference_mode():
-        # Kernels of the size that training gives them: the random ones of a new network let little through.
+        # Kernels with magnitudes as after training: random ones of a new network attenuate too much.
         for parameter in module.parameters():
             parameter.mul_(3.0)
         graph = lower(module, shape=(24, 24, 1), mean=(0.3,), std=(0.35,), classes=10)
@@ -120,14 +120,14 @@ def assert_equals_oracle(graph, images):
 
 
 @pytest.mark.parametrize("extreme", [None, *EXTREMES])
-def test_random_int8_graphs_equal_plain_loops(extreme):
+def test_random_int8_graphs_equal_loops(extreme):
     for seed in range(30 if extreme is None else 6):
         rng = np.random.default_rng(1000 + seed)
         graph = random_int8_graph(rng, extreme=extreme)
         assert_equals_oracle(graph, random_images(rng, graph, 2))
 
 
-def test_a_batch_is_its_images_one_by_one():
+def test_batch_equals_single_images():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         graph = random_int8_graph(rng)
@@ -143,7 +143,7 @@ def test_a_batch_is_its_images_one_by_one():
 
 @settings(max_examples=500, deadline=None)
 @given(INT32, INT32, st.integers(0, 31))
-def test_primitives_equal_gemmlowp_as_it_is_written(a, b, exponent):
+def test_primitives_equal_gemmlowp(a, b, exponent):
     if not a == b == -(2**31):
         found = fixed_point.saturating_rounding_doubling_high_mul(np.array([a], np.int64), b)
         assert found[0] == int8_oracle.high_mul(a, b)
@@ -153,7 +153,7 @@ def test_primitives_equal_gemmlowp_as_it_is_written(a, b, exponent):
 
 @pytest.mark.parametrize("multiplier", [2**30, 2**30 + 1, 2**31 - 1, 1518500250])
 @pytest.mark.parametrize("shift", [-31, -9, -1, 0, 1, 7])
-def test_products_round_as_gemmlowp_where_halves_are(multiplier, shift):
+def test_products_round_halves_like_gemmlowp(multiplier, shift):
     values = [sign * (step + odd) for step in (0, 1, 2, 256, 2**15, 2**22) for odd in (-1, 0, 1) for sign in (-1, 1)]
     found = fixed_point.multiply_by_quantized_multiplier(np.array(values, np.int64), multiplier, shift)
     np.testing.assert_array_equal(found, [int8_oracle.multiply(value, multiplier, shift) for value in values])
@@ -162,7 +162,7 @@ def test_products_round_as_gemmlowp_where_halves_are(multiplier, shift):
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        # 2 a b / 2**32 = a / 2 where b is 2**30: halves go up.
+        # 2 a b / 2**32 = a / 2 for b = 2**30: halves round up.
         (3, 2**30, 2),
         (-3, 2**30, -1),
         (1, 2**30, 1),
@@ -204,7 +204,7 @@ def test_multipliers_by_hand(real, expected):
     assert fixed_point.quantize_multiplier(real) == expected
 
 
-def test_the_exponential_equals_the_loop_and_is_one():
+def test_exponential_equals_the_loop():
     steps = np.unique(np.concatenate([np.arange(0, -(2**31), -1_234_567), -(1 << np.arange(31))])).astype(np.int64)
     found = fixed_point.exp_on_negative_values(steps)
     np.testing.assert_array_equal(found, [int8_oracle.exponential(int(step)) for step in steps])
@@ -213,7 +213,7 @@ def test_the_exponential_equals_the_loop_and_is_one():
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(-128, 127), min_size=1, max_size=20), st.floats(1e-6, 60.0))
-def test_softmax_equals_the_loop_and_is_one(scores, scale):
+def test_softmax_equals_the_loop(scores, scale):
     scale = float(np.float32(scale))
     found = fixed_point.softmax(np.array([scores], np.int64), scale)[0]
     np.testing.assert_array_equal(found, int8_oracle.softmax(scores, scale))
@@ -246,25 +246,25 @@ def int8_parts(weights, bias, scales, *, scale=1.0, zero_point=0):
 
 
 def test_dense_by_hand():
-    # Inputs less 2: 8 and -5. Sums: 8 - 10 + 5 = 3 and -8 - 15 + 20 = -3. Times 1/2: 1.5 -> 2 and -1.5 -> -1; plus 10.
+    # Inputs minus 2: 8 and -5. Sums: 8 - 10 + 5 = 3 and -8 - 15 + 20 = -3. Times 1/2: 1.5 -> 2 and -1.5 -> -1; plus 10.
     parts = int8_parts([[1, 2], [-1, 3]], [5, 20], [0.5, 0.5], scale=0.5, zero_point=10)
     assert written(Dense, [whole(2, scale=0.5, zero_point=2)], [[10, -3]], **parts) == [12, 9]
 
 
 @pytest.mark.parametrize(("activation", "expected"), [("none", [-128, 127, 0]), ("relu", [-5, 127, 0])])
-def test_dense_saturates_and_relu_cuts_at_the_zero_point(activation, expected):
+def test_dense_saturates_and_relu_clips_at_the_zero_point(activation, expected):
     parts = int8_parts([[-127], [127], [0]], [0, 0, 5], [1, 1, 1], zero_point=-5)
     assert written(Dense, [whole(1)], [[100]], **parts, activation=activation) == expected
 
 
-def test_int32_sums_wrap_round():
-    # 2**31 - 1 + 127 wraps to -2**31 + 126, which saturates downwards.
+def test_int32_sums_wrap_around():
+    # 2**31 - 1 + 127 wraps to -2**31 + 126, which saturates at the minimum.
     parts = int8_parts([[1], [1]], [2**31 - 1, 0], [1, 1], scale=1.0)
     assert written(Dense, [whole(1)], [[127]], **parts) == [-128, 127]
 
 
 def test_convolution_by_hand():
-    # A 2x2 window of ones over 3, 4 (less the zero point 1: 2, 3), padded above and to the left.
+    # A 2x2 window of ones over 3, 4 (minus the zero point 1: 2, 3), padded above and to the left.
     parts = int8_parts(np.ones((1, 2, 2, 1)), [1], [1.0], scale=2.0)
     # Sums with the bias 3 and 6 -> 1.5 and 3; 1.5 -> 2.
     found = written(Conv2d, [whole(1, 2, 1, zero_point=1)], [[[[3], [4]]]], **parts, padding=(1, 0, 1, 0))
@@ -289,7 +289,7 @@ def test_average_pooling_rounds_halves_away_from_0(values, expected):
     assert written(AveragePool2d, [whole(2, 2, 1)], [square], kernel=(2, 2), stride=(1, 1)) == [[[expected]]]
 
 
-def test_max_pooling_leaves_out_what_fills_no_window():
+def test_max_pooling_ignores_incomplete_windows():
     found = written(MaxPool2d, [whole(2, 3, 1)], [[[[1], [-5], [99]], [[-7], [4], [98]]]], kernel=(2, 2), stride=(2, 2))
     assert found == [[[4]]]
 
@@ -309,7 +309,7 @@ def test_small_operations_by_hand():
     assert written(ArgMax, [whole(4)], [[3, 9, 9, -1]]) == [1]
     reads = [whole(2, name="a"), whole(1, name="b")]
     assert written(Concat, reads, [[1, 2], [3]]) == [1, 2, 3]
-    # Two equal scores share 256 steps; one alone is 1, of which 255/256 can be told.
+    # Two equal scores share 256 steps; a single one is 1, represented as 255/256.
     assert written(Softmax, [whole(2)], [[7, 7]]) == [0, 0]
     assert written(Softmax, [whole(1)], [[7]]) == [127]
     assert written(Softmax, [whole(2)], [[100, -100]]) == [127, -128]
@@ -318,7 +318,7 @@ def test_small_operations_by_hand():
 def test_requantize_by_hand():
     quantization = Quantization(scale=1.0, zero_point=-128)
     pixels = whole(1, 4, 1, scale=0.5, zero_point=0, dtype="uint8")
-    # Halves go up: 1/2 -> 1, 3/2 -> 2.
+    # Halves round up: 1/2 -> 1, 3/2 -> 2.
     found = written(Requantize, [pixels], [[[[0], [1], [3], [255]]]], quantization=quantization)
     assert found == [[[-128], [-127], [-126], [0]]]
 
@@ -334,10 +334,10 @@ def test_sums_too_long_for_float32_are_exact():
     assert op_written == [int8_oracle.multiply(total + 1, 2**30, -17), int8_oracle.multiply(total, 2**30, -17)]
 
 
-# What is refused, what is kept
+# Errors and traces
 
 
-def test_images_that_do_not_fit_are_refused():
+def test_rejects_invalid_images():
     graph = random_graph(np.random.default_rng(0))
     shape = graph.tensor("image").shape
     for images in (
@@ -355,7 +355,7 @@ def test_no_images_give_empty_outputs():
         assert values.shape == (0, *graph.tensor(name).shape)
 
 
-def test_trace_keeps_what_it_is_asked_for():
+def test_trace_keeps_the_requested_tensors():
     rng = np.random.default_rng(4)
     graph = random_graph(rng)
     images = random_images(rng, graph, 2)
@@ -367,14 +367,14 @@ def test_trace_keeps_what_it_is_asked_for():
     assert len(kept) < len(everything)
 
 
-def test_a_float_operation_has_no_multipliers():
+def test_float_operation_has_no_multipliers():
     graph = random_graph(np.random.default_rng(0))
     dense = next(op for op in graph.ops if isinstance(op, Dense))
     with pytest.raises(UsageError, match="has no scales"):
         dense.output_multipliers(graph.tensor(dense.inputs[0]))
 
 
-def test_the_oracle_can_fail():
+def test_oracle_can_fail():
     rng = np.random.default_rng(7)
     graph = random_int8_graph(rng)
     last = max(index for index, op in enumerate(graph.ops) if isinstance(op, Dense))

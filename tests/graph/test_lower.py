@@ -1,4 +1,4 @@
-"""A lowered graph gives the numbers of the module, as an interpreter of plain loops works them out."""
+"""A lowered graph, executed by loops, gives the results of the module."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def activate(op, values):
 
 
 def strong(module):
-    """The module with larger weights, so that its scores differ well between classes."""
+    """The module with larger weights, so that its scores differ between classes."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(2.0)
@@ -95,7 +95,7 @@ def assert_equal_outputs(module, shape, classes, seed=0):
         np.testing.assert_allclose(values["logits"], logits[index].numpy(), rtol=0, atol=1e-5)
         expected = torch.softmax(logits[index], dim=0).numpy()
         np.testing.assert_allclose(values["probabilities"], expected, rtol=0, atol=1e-5)
-    assert len({round(float(value), 4) for value in logits.flatten()}) > classes, "the scores tell nothing"
+    assert len({round(float(value), 4) for value in logits.flatten()}) > classes, "the scores are too similar"
     return graph
 
 
@@ -145,7 +145,7 @@ def test_padding_and_channels_last_memory():
     assert_equal_outputs(strong(module).to(memory_format=torch.channels_last), (9, 7, 2), 5)
 
 
-def test_weights_are_copies_as_float32():
+def test_weights_are_copied_as_float32():
     module = build_unified(PaperSpec(), UnifySpec(), (10, 10, 1), 3).double()
     graph = lower(module, shape=(10, 10, 1), mean=(0,), std=(1,), classes=3)
     weighted = [op for op in graph.ops if isinstance(op, Conv2d | Dense)]
@@ -191,13 +191,13 @@ def nested(*units):
             "'first': its weights are for 1 channels",
         ),
         (classifier(), {"classes": 5}, r"scores of shape \(4,\): expected \(5,\)"),
-        (classifier(), {"mean": (0, 0)}, r"scale 'scale'\.std has 1 numbers: expected one for each of 2 channels"),
+        (classifier(), {"mean": (0, 0)}, r"scale 'scale'\.std has 1 numbers: expected one per channel \(2\)"),
         (classifier(), {"mean": (0, 0), "std": (1, 1)}, "scale 'scale': 2 means and deviations for 1 channels"),
         (classifier(), {"std": (0,)}, r"std\[0\] = 0.*: expected a number from 1e-09"),
         (classifier(groups=2), {}, "one group"),
         (classifier(dilation=(2, 2)), {}, "no dilation"),
-        (classifier(padding="same"), {}, "zero padding given in numbers"),
-        (classifier(padding_mode="reflect"), {}, "zero padding given in numbers"),
+        (classifier(padding="same"), {}, "numeric zero padding"),
+        (classifier(padding_mode="reflect"), {}, "numeric zero padding"),
         (classifier(bias=None), {}, "first has no bias"),
         (nested(DenseClassifier((1, 8, 7), 4, 0.0)), {}, r"0 takes 56 values, but its input is \(8, 8, 1\)"),
         (
@@ -208,13 +208,13 @@ def nested(*units):
         (nested(nested()), {}, r"scores of shape \(8, 8, 1\): expected \(4,\)"),
     ],
 )
-def test_what_cannot_be_lowered_is_refused(module, change, message):
+def test_rejects_modules_without_lowering(module, change, message):
     arguments = {"shape": (8, 8, 1), "mean": (0.0,), "std": (1.0,), "classes": 4}
     with pytest.raises(UsageError, match=message):
         lower(module, **{**arguments, **change})
 
 
-def test_weights_that_are_not_finite_are_refused():
+def test_rejects_weights_that_are_not_finite():
     module = classifier()
     with torch.no_grad():
         module[0].conv.weight[0, 0, 1, 1] = float("nan")
@@ -223,7 +223,7 @@ def test_weights_that_are_not_finite_are_refused():
 
 
 @pytest.mark.parametrize("name", ["scale", "image", "logits", "softmax"])
-def test_a_unit_under_a_name_that_is_taken_is_refused(name):
+def test_rejects_a_unit_with_a_used_name(name):
     module = nn.Sequential()
     module.add_module(name, ConvReluPool(1, 2))
     module.add_module("last", ConvClassifier((2, 3, 3), 4, 0.5))
@@ -231,7 +231,7 @@ def test_a_unit_under_a_name_that_is_taken_is_refused(name):
         lower(module, shape=(8, 8, 1), mean=(0.0,), std=(1.0,), classes=4)
 
 
-def test_the_last_unit_may_be_named_logits():
+def test_last_unit_may_be_named_logits():
     torch.manual_seed(6)
     module = nn.Sequential()
     module.add_module("first", ConvReluPool(1, 2))

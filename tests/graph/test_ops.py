@@ -1,4 +1,4 @@
-"""A Graph takes only parts that fit, and says which do not."""
+"""A Graph accepts only consistent parts, and errors name the others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def feature_map(*shape, name="x"):
     return Tensor(name=name, shape=shape, dtype="float32")
 
 
-def test_a_tensor_is_found_by_name():
+def test_tensor_is_found_by_name():
     assert GRAPH.tensor("map") == TENSORS[2]
     assert GRAPH.tensor("map").elements == 12
     with pytest.raises(UsageError, match=r"no tensor 'mop': expected one of 'image', 'scaled'"):
@@ -52,7 +52,7 @@ def test_kinds_are_unique():
     assert all(operation.kind == kind for kind, operation in OPERATIONS.items())
 
 
-def test_weights_cannot_be_written():
+def test_weights_are_read_only():
     with pytest.raises(ValueError, match="read-only"):
         GRAPH.ops[1].weights[0] = 0
 
@@ -109,7 +109,7 @@ def test_shapes_are_inferred(op, reads, shape):
         ),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(op, reads, message):
+def test_rejects_incompatible_inputs(op, reads, message):
     with pytest.raises(UsageError, match=message):
         op.infer(reads)
 
@@ -131,7 +131,7 @@ def test_inputs_that_do_not_fit_are_refused(op, reads, message):
         ({"name": ""}, "conv2d has name ''"),
     ],
 )
-def test_a_convolution_of_wrong_parts_is_refused(change, message):
+def test_rejects_invalid_convolutions(change, message):
     with pytest.raises(UsageError, match=message):
         replace(CONV, **change)
 
@@ -139,7 +139,7 @@ def test_a_convolution_of_wrong_parts_is_refused(change, message):
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (Scale, {"mean": (0.0, 0.0), "std": (1.0,)}, "expected one for each of 2 channels"),
+        (Scale, {"mean": (0.0, 0.0), "std": (1.0,)}, r"expected one per channel \(2\)"),
         (Scale, {"mean": (float("nan"),), "std": (1.0,)}, r"mean\[0\] = nan: expected a number from -1e\+09"),
         (Scale, {"mean": (0.0,), "std": (0.0,)}, r"std\[0\] = 0.0: expected a number from 1e-09"),
         (
@@ -152,7 +152,7 @@ def test_a_convolution_of_wrong_parts_is_refused(change, message):
         (Dense, {"weights": ones(3, 1, 1, 2), "bias": ones(3)}, "expected 2 axes"),
     ],
 )
-def test_wrong_settings_are_refused(kind, arguments, message):
+def test_rejects_invalid_settings(kind, arguments, message):
     with pytest.raises(UsageError, match=message):
         kind(name="x", inputs=("a",), output="b", **arguments)
 
@@ -167,7 +167,7 @@ def test_wrong_settings_are_refused(kind, arguments, message):
         ({"dtype": "float64"}, "'float64': expected one of uint8, int8, int32, float32"),
     ],
 )
-def test_a_wrong_tensor_is_refused(change, message):
+def test_rejects_invalid_tensors(change, message):
     with pytest.raises(UsageError, match=message):
         replace(IMAGE, **change)
 
@@ -196,6 +196,6 @@ def test_a_wrong_tensor_is_refused(change, message):
         ({"outputs": ("logits", "logits")}, "outputs: the name 'logits' is used twice"),
     ],
 )
-def test_a_graph_whose_parts_do_not_fit_is_refused(change, message):
+def test_rejects_inconsistent_graphs(change, message):
     with pytest.raises(UsageError, match=message):
         replace(GRAPH, **change)

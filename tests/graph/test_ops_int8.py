@@ -1,4 +1,4 @@
-"""The operations that came with int8, and what an int8 graph's tensors and weights have to be."""
+"""Int8 operations, and constraints on tensors and weights of int8 graphs."""
 
 from __future__ import annotations
 
@@ -90,20 +90,20 @@ def test_shapes_of_float_operations(op, reads, shape):
         (named(Requantize, quantization=OTHER), [whole(2, 3, 4)], (2, 3, 4), OTHER),
     ],
 )
-def test_what_int8_operations_write(op, reads, shape, quantization):
+def test_outputs_of_int8_operations(op, reads, shape, quantization):
     assert op.infer(reads) == Tensor(name="y", shape=shape, dtype="int8", quantization=quantization)
 
 
-def test_the_softmax_has_256_steps_from_0_to_1():
+def test_softmax_has_256_steps_from_0_to_1():
     assert Quantization(scale=1 / 256, zero_point=-128) == SOFTMAX_QUANTIZATION
 
 
 @pytest.mark.parametrize("read", [real(4), whole(4)])
-def test_argmax_writes_one_whole_number(read):
+def test_argmax_writes_one_integer(read):
     assert named(ArgMax).infer([read]) == Tensor(name="y", shape=(1,), dtype="int32")
 
 
-def test_requantize_reads_pixels_that_have_a_scale():
+def test_requantize_needs_pixels_with_a_scale():
     op = named(Requantize, quantization=OTHER)
     pixels = Tensor(name="x", shape=(2, 2, 3), dtype="uint8", quantization=Quantization(scale=0.5, zero_point=255))
     assert op.infer([pixels]) == whole(2, 2, 3, name="y", quantization=OTHER)
@@ -144,7 +144,7 @@ def test_requantize_reads_pixels_that_have_a_scale():
         (named(Concat, inputs=("x", "z")), [whole(4), real(4)], "differ in dtype or scale"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(op, reads, message):
+def test_rejects_incompatible_inputs(op, reads, message):
     with pytest.raises(UsageError, match=message):
         op.infer(reads)
 
@@ -159,19 +159,19 @@ def test_inputs_that_do_not_fit_are_refused(op, reads, message):
         ),
         ({"bias": np.zeros(2, np.float32)}, "bias are float32: expected a int32 array"),
         ({"weight_scales": None}, "weight_scales and quantization go together"),
-        ({"weight_scales": np.ones(3, np.float32)}, "expected 2 numbers above 0, one an output"),
+        ({"weight_scales": np.ones(3, np.float32)}, "expected 2 numbers above 0, one per output"),
         ({"weight_scales": np.array([1, 0], np.float32)}, "expected 2 numbers above 0"),
         ({"weight_scales": np.array([1, np.nan], np.float32)}, "weight_scales contain values that are not finite"),
         ({"weight_scales": np.ones(2)}, "weight_scales are float64"),
         ({"quantization": None}, "weights are int8: expected a float32 array"),
     ],
 )
-def test_int8_weights_of_wrong_parts_are_refused(change, message):
+def test_rejects_invalid_int8_weights(change, message):
     with pytest.raises(UsageError, match=message):
         replace(CONV8, **change)
 
 
-def test_weight_scales_in_a_float_graph_are_refused():
+def test_rejects_weight_scales_in_a_float_graph():
     with pytest.raises(UsageError, match="expected both or neither"):
         replace(DEPTHWISE, weight_scales=np.ones(4, np.float32))
 
@@ -186,12 +186,12 @@ def test_weight_scales_in_a_float_graph_are_refused():
         ({"weights": np.ones((1, 3, 2, 4), np.float32)}, "expected 3 axes"),
     ],
 )
-def test_a_depthwise_convolution_of_wrong_parts_is_refused(change, message):
+def test_rejects_invalid_depthwise_convolutions(change, message):
     with pytest.raises(UsageError, match=message):
         replace(DEPTHWISE, **change)
 
 
-def test_an_add_knows_its_activations():
+def test_add_checks_its_activation():
     with pytest.raises(UsageError, match="activation 'sigmoid': expected one of none, relu"):
         named(Add, inputs=("x", "z"), activation="sigmoid")
 
@@ -209,7 +209,7 @@ def test_an_add_knows_its_activations():
         ({"scale": 0.5, "zero_point": True}, "zero point True"),
     ],
 )
-def test_a_wrong_quantization_is_refused(arguments, message):
+def test_rejects_invalid_quantization(arguments, message):
     with pytest.raises(UsageError, match=message):
         Quantization(**arguments)
 
@@ -218,19 +218,19 @@ def test_a_wrong_quantization_is_refused(arguments, message):
     ("dtype", "quantization", "message"),
     [
         ("int8", None, "tensor 'x' is int8 without a scale and a zero point"),
-        ("float32", HALF, "tensor 'x' is float32, which has no scale"),
-        ("int32", HALF, "which has no scale"),
+        ("float32", HALF, "tensor 'x' is float32: expected no scale"),
+        ("int32", HALF, "expected no scale"),
         ("int8", Quantization(scale=1.0, zero_point=128), "zero point 128: expected -128 to 127, the range of int8"),
         ("int8", Quantization(scale=1.0, zero_point=-129), "expected -128 to 127"),
         ("uint8", Quantization(scale=1.0, zero_point=-1), "zero point -1: expected 0 to 255, the range of uint8"),
         ("uint8", Quantization(scale=1.0, zero_point=256), "expected 0 to 255"),
     ],
 )
-def test_a_tensor_whose_scale_does_not_fit_is_refused(dtype, quantization, message):
+def test_rejects_tensors_with_incompatible_scale(dtype, quantization, message):
     with pytest.raises(UsageError, match=message):
         Tensor(name="x", shape=(4,), dtype=dtype, quantization=quantization)
 
 
 @pytest.mark.parametrize("zero_point", [-128, 127])
-def test_zero_points_may_lie_at_both_ends(zero_point):
+def test_zero_points_may_be_at_both_ends(zero_point):
     assert whole(4, quantization=Quantization(scale=0.5, zero_point=zero_point)).quantization.zero_point == zero_point

@@ -1,4 +1,4 @@
-"""The memory plan: what runs, in which order, where things lie, and that nothing lies on what is still needed."""
+"""The memory plan: steps, order, placement, and no overlap of live buffers."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def scores_only(graph):
     return replace(graph, outputs=graph.outputs[-1:])
 
 
-def test_the_papers_network_is_planned_as_worked_out_by_hand():
+def test_plan_of_the_papers_network_by_hand():
     graph = scores_only(paper_graph((28, 28, 1)))
     plan = plan_memory(graph)
     # Two branches of convolution + pooling, convolution + pooling, classifier, softmax; then two dense layers, softmax.
-    # The scores of both branches are written where the concatenation has them, which is no step.
+    # The scores of both branches are written to their place in the concatenation, which is not a step.
     assert [step.op.kind for step in plan.steps].count("concat") == 0
     assert len(plan.steps) == 2 * 4 + 3
     assert [step.op.name for step in plan.steps if step.pool is not None] == [
         "branch1.conv1", "branch1.conv2", "branch2.conv1", "branch2.conv2",
     ]  # fmt: skip
-    # The second convolution of the second branch needs most: 13 * 13 * 10 = 1,690 of input, over which it writes its
-    # own result; 10 scores of the first branch; gathered inputs of 4 positions, 4 * 90 * 2 = 720; rounded up to words.
+    # The second convolution of the second branch needs most: 13 * 13 * 10 = 1,690 of input, which it overwrites with
+    # its result; 10 scores of the first branch; gathered inputs of 4 positions, 4 * 90 * 2 = 720; rounded up to words.
     assert plan.arena_bytes == 1690 + 10 + 720
     # 14,400 + 40 + 4 weights: 2 * (3 * (3 + 1) * 10 + 90 * 20 + 500 * 10) + 20 * 32 + 32 * 10 = 14,800, and 9 bytes
     # for each of 2 * (10 + 20 + 10) + 32 + 10 = 122 channels.
     assert constant_bytes(graph) == 14_800 + 9 * 122
 
 
-def test_a_float_graph_is_planned_as_the_int8_graph_that_it_becomes():
+def test_float_graph_has_the_plan_of_its_int8_graph():
     for shape in [(28, 28, 1), (32, 32, 3)]:
         float_plan = plan_memory(scores_only(paper_graph(shape, "float")))
         int8_plan = plan_memory(scores_only(paper_graph(shape)))
@@ -51,8 +51,8 @@ def test_a_float_graph_is_planned_as_the_int8_graph_that_it_becomes():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_nothing_lies_on_what_is_still_needed(seed):
-    """Checked without the planner's own notion of lifetimes: who reads what after which step."""
+def test_live_buffers_do_not_overlap(seed):
+    """Checked independently of the planner's lifetimes, by the readers of each tensor after each step."""
     graph = scores_only(random_int8_graph(np.random.default_rng(seed)))
     plan = plan_memory(graph)
     produced = {graph.input}
@@ -88,7 +88,7 @@ def overlap(first, second):
 
 
 def parts_written(graph, plan, produced):
-    """Tensors that no step writes because they are others under another name, or others side by side."""
+    """Tensors that no step writes, because they are other tensors under another name, or concatenated ones."""
     known = set(produced)
     for op in graph.ops:
         if isinstance(op, Reshape | Concat) and set(op.inputs) <= known | plan.pixels:
@@ -97,7 +97,7 @@ def parts_written(graph, plan, produced):
 
 
 def needed_later(graph, later, written, plan):
-    """What has been written and is read by a later step, be it under another name."""
+    """Tensors that are written and read by a later step, possibly under another name."""
     names, by_steps = set(later), {step.writes for step in plan.steps}
     for op in reversed(graph.ops):
         if isinstance(op, Reshape | Concat) and op.output in names - by_steps:
@@ -106,7 +106,7 @@ def needed_later(graph, later, written, plan):
 
 
 def is_part(graph, name, whole):
-    """Whether `whole` joins `name` or is it under another name."""
+    """Whether `whole` contains `name` or is the same under another name."""
     writers = {op.output: op for op in graph.ops}
     pending = [whole]
     while pending:
@@ -118,8 +118,8 @@ def is_part(graph, name, whole):
     return False
 
 
-def test_branches_run_in_the_order_that_takes_least():
-    """Of a large and a small branch, the large one runs first: its result is small and can wait."""
+def test_branches_run_in_the_order_with_least_memory():
+    """The larger of two branches runs first, since its small result can wait."""
 
     def branch(number, filters):
         weights = np.ones((filters, 3, 3, 1), np.float32)
@@ -154,7 +154,7 @@ def test_branches_run_in_the_order_that_takes_least():
 
 
 def planned(spec, shape):
-    """The plan of a family's submodel alone, whose weights need not be made."""
+    """The plan of a family's submodel, without allocating weights."""
     with torch.device("meta"):
         module = spec.build(shape, 10)
     graph = lower(module, shape=shape, mean=(0.0,) * shape[2], std=(1.0,) * shape[2], classes=10)
@@ -162,11 +162,11 @@ def planned(spec, shape):
 
 
 @pytest.mark.parametrize(("blocks", "leads"), [((1, 1, 1), 1), ((3, 3, 3), 2)])
-def test_a_residual_network_takes_two_maps(blocks, leads):
-    """A block keeps its input; its convolutions write over one another, and the sum over the second's result."""
+def test_residual_network_needs_two_maps(blocks, leads):
+    """A block keeps its input; convolutions overwrite their input, and the sum overwrites the second result."""
     plan = planned(ResidualSpec(blocks=blocks), (32, 32, 3))
-    # 32 * 32 * 16 a map, twice; each result a row and a position, 33 * 16, before what it overwrites, whether the
-    # one place or, from block to block, both; gathered inputs of 4 positions, 4 * 144 * 2.
+    # Two maps of 32 * 32 * 16; every result begins a row and a position, 33 * 16, before the map that it overwrites,
+    # in one place or, between blocks, in both; gathered inputs of 4 positions, 4 * 144 * 2.
     assert plan.arena_bytes == 2 * 16_384 + leads * 33 * 16 + 1_152
     for step in plan.steps:
         if isinstance(step.op, Add):
@@ -174,12 +174,12 @@ def test_a_residual_network_takes_two_maps(blocks, leads):
             assert plan.offsets[step.writes] == plan.offsets[second] != plan.offsets[shortcut]
 
 
-def test_a_loop_and_a_separable_block_take_two_maps():
+def test_loop_and_separable_block_need_two_maps():
     looped = planned(LoopedSpec(stem=16, widths=(16, 16), passes=(4, 4), mixed=3), (32, 32, 3))
     assert looped.arena_bytes == 2 * 16_384 + 1_152
-    # The depthwise convolution reads the shortcut; the pointwise one writes over its result: 4 * 24 * 2 are gathered.
+    # The depthwise convolution reads the shortcut; the pointwise one overwrites its result: 4 * 24 * 2 are gathered.
     assert planned(SeparableSpec(blocks=(2, 1, 1)), (32, 32, 3)).arena_bytes == 2 * 24_576 + 4 * 24 * 2
-    # Without a shortcut it also writes over its input, a row and two positions before it: a channel is written before
+    # Without a shortcut it also overwrites its input, a row and two positions before it: a channel is written before
     # the next one is read.
     widths = planned(SeparableSpec(widths=(8, 12), blocks=(1, 1)), (32, 32, 3))
     (depthwise,) = (step for step in widths.steps if step.op.name == "stage2.block1.depthwise")
@@ -189,8 +189,8 @@ def test_a_loop_and_a_separable_block_take_two_maps():
     )
 
 
-def test_an_addition_writes_over_what_nobody_reads_any_more():
-    """Over the second input where the first is read again, and over neither where both are."""
+def test_addition_overwrites_a_dead_input():
+    """It overwrites the second input if the first is read again, and neither if both are."""
     weights, bias = np.ones((1, 1, 1, 1), np.float32), np.ones(1, np.float32)
     start = [
         Scale(name="s", inputs=("image",), output="s", mean=(0.0,), std=(1.0,)),
@@ -211,7 +211,7 @@ def test_an_addition_writes_over_what_nobody_reads_any_more():
         assert same == ({over} if over else set())
 
 
-def test_overlapping_windows_are_pooled_apart():
+def test_overlapping_windows_are_pooled_separately():
     conv = Conv2d(
         name="c", inputs=("s",), output="c", weights=np.ones((2, 3, 3, 1), np.float32), bias=np.ones(2, np.float32)
     )
@@ -228,7 +228,7 @@ def test_overlapping_windows_are_pooled_apart():
         assert [step.pool is not None for step in plan_memory(graph).steps] == ([True] if fused else [False, False])
 
 
-def test_places_do_not_collide_and_reach_the_lower_bound_where_they_can():
+def test_placement_has_no_overlap_and_reaches_the_lower_bound():
     rng = np.random.default_rng(0)
     for _ in range(50):
         buffers = []
@@ -245,15 +245,15 @@ def test_places_do_not_collide_and_reach_the_lower_bound_where_they_can():
                 assert at + one.size <= place_of or place_of + other.size <= at
 
 
-def test_a_result_may_lie_over_what_has_been_read():
+def test_output_may_overlap_the_input_already_read():
     whole = Buffer(name="in", size=100, first=0, last=1)
     result = Buffer(name="out", size=60, first=1, last=2, over=("in", 4))
     assert place([whole, result])[1] == 104
     assert place([whole, replace(result, over=None)])[1] == 160
 
 
-def test_a_chain_of_results_over_one_another_keeps_to_two_places():
-    """Five of 100 bytes, each over the one before it, beside what each second one keeps."""
+def test_chain_of_overlapping_outputs_uses_two_places():
+    """Five buffers of 100 bytes, each overlapping the previous one, with a kept buffer for every second one."""
     buffers = []
     for index in range(5):
         kept = Buffer(name=f"kept{index}", size=100, first=2 * index, last=2 * index + 2)
@@ -265,13 +265,13 @@ def test_a_chain_of_results_over_one_another_keeps_to_two_places():
         assert after + 10 <= at or after >= at + one.size, (one, other)
 
 
-def test_weights_lie_as_the_kernels_read_them():
+def test_weights_have_the_layout_of_the_kernels():
     weights = np.arange(1, 3 * 2 * 3 + 1, dtype=np.int8).reshape(3, 2, 3, 1)
     op = Conv2d(
         name="c", inputs=("x",), output="y", weights=weights, bias=np.zeros(3, np.int32),
         weight_scales=np.ones(3, np.float32), quantization=paper_graph((28, 28, 1)).ops[0].quantization,
     )  # fmt: skip
-    # Filters 0 and 1, then 2 and none; rows of three taps are filled up to four.
+    # Filters 0 and 1, then 2 and none; rows of three taps are padded to four.
     expected = [1, 7, 2, 8, 3, 9, 0, 0, 4, 10, 5, 11, 6, 12, 0, 0]
     expected += [13, 0, 14, 0, 15, 0, 0, 0, 16, 0, 17, 0, 18, 0, 0, 0]
     assert op.packed_weights().tolist() == expected

@@ -1,4 +1,4 @@
-"""Admitted roundings against exact fractions, and intervals against graphs that are executed with other roundings."""
+"""Admitted roundings, compared with exact fractions; intervals, compared with graphs executed with other roundings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thaw.graph.tensors import Quantization
 
 
 def real_values(op, reads, arrays):
-    """What an operation gives before it is rounded: fractions in steps of its output, {place: value}, for one image."""
+    """The output of an operation before rounding, in fractions of an output step, {index: value}, for one image."""
     scales = [Fraction(read.quantization.scale) for read in reads]
     zeros = [read.quantization.zero_point for read in reads]
     written = getattr(op, "quantization", None)
@@ -69,8 +69,8 @@ def convolution_sums(op, reads, centered):
 ROUNDING = {"conv2d", "depthwise_conv2d", "dense", "requantize", "add", "average_pool2d"}
 
 
-def test_what_is_admitted_lies_around_the_exact_result():
-    """Both neighbors at a half, the specification's own number, and nothing that is further than its slack allows."""
+def test_admitted_numbers_surround_the_exact_result():
+    """Both neighbors of a half, the specification's number, and nothing outside the slack."""
     narrow = total = 0
     kinds = set()
     for seed in range(14):
@@ -91,7 +91,7 @@ def test_what_is_admitted_lies_around_the_exact_result():
                 clamped = {min(max(number, least, -128), 127) for number in nearest}
                 assert min(clamped) >= low[at]
                 assert max(clamped) <= high[at]
-                # Slacks are at most 1/4, and for a change of scale 3/4.
+                # Slacks are at most 1/4, or 3/4 for a change of scale.
                 reach = Fraction(5, 4) if op.kind == "requantize" else Fraction(3, 4)
                 inside = min(max(real, least, -128), 127)
                 assert max(abs(int(low[at]) - inside), abs(int(high[at]) - inside)) <= reach + Fraction(1, 100)
@@ -101,7 +101,7 @@ def test_what_is_admitted_lies_around_the_exact_result():
 
 
 def executed_otherwise(graph, image, choose):
-    """Every number of every layer is `choose`n among those that are admitted."""
+    """Execute a graph; `choose` selects every number of every layer from the admitted ones."""
     values = {graph.input: image}
     for op in graph.ops:
         arrays = [values[name] for name in op.inputs]
@@ -109,7 +109,7 @@ def executed_otherwise(graph, image, choose):
     return values[graph.outputs[-1]]
 
 
-def test_intervals_hold_whatever_admitted_roundings_give():
+def test_intervals_contain_all_admitted_roundings():
     moved, coin = 0, np.random.default_rng(0)
 
     def either(low, high):
@@ -129,7 +129,7 @@ def test_intervals_hold_whatever_admitted_roundings_give():
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.2, 1.0])
-def test_a_softmax_of_uncertain_scores_holds_every_combination(scale):
+def test_softmax_interval_contains_every_combination(scale):
     graph = next(
         g for g in map(random_int8_graph, map(np.random.default_rng, range(50))) if g.ops[-1].kind == "softmax"
     )
@@ -149,12 +149,12 @@ def test_a_softmax_of_uncertain_scores_holds_every_combination(scale):
         )
         assert (every >= least).all()
         assert (every <= most).all()
-        # And the ends are reached, up to the rounding of one number.
+        # The ends are reached, up to the rounding of one number.
         assert (every.min(axis=0).astype(int) - least <= 1).all()
         assert (most.astype(int) - every.max(axis=0) <= 1).all()
 
 
-def test_known_inputs_and_operations_that_do_not_round_leave_no_choice():
+def test_exact_operations_with_known_inputs_give_one_number():
     rng = np.random.default_rng(1)
     seen = set()
     for seed in range(40):

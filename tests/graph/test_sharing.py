@@ -1,4 +1,4 @@
-"""Operations that share weights: what a graph refuses, what int8 makes of them, and how files keep them."""
+"""Operations that share weights: checks of a graph, quantization, and storage in files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SCALED = SHARED * FACTORS[:, None, None, None]
 
 
 def three_passes(*, biases=(None, None, None), factors=(FACTORS, 1 / FACTORS)):
-    """A stem, and one convolution three times, of which the second and third share the first one's weights."""
+    """A stem, and one convolution three times: the second and third share the weights of the first."""
     scale = Scale(name="scale", inputs=(IMAGE,), output="scale", mean=(0.4,) * CHANNELS, std=(0.3, 0.25, 0.2))
     ops = [
         scale,
@@ -80,7 +80,7 @@ def by_name(graph):
     return {op.name: op for op in graph.ops}
 
 
-# What a graph refuses
+# Checks of a graph
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def by_name(graph):
         ({"weights": SHARED * np.float32(1 + 1e-5)}, None),
     ],
 )
-def test_weights_that_are_not_shared_are_refused(changed, expected):
+def test_rejects_weights_that_are_not_shared(changed, expected):
     graph = three_passes()
     ops = tuple(replace(op, **changed) if op.name == "pass2" else op for op in graph.ops)
     if expected is None:
@@ -107,7 +107,7 @@ def test_weights_that_are_not_shared_are_refused(changed, expected):
         replace(graph, ops=ops)
 
 
-def test_another_kind_shape_and_a_chain_are_refused():
+def test_rejects_another_kind_shape_or_chain():
     graph = three_passes()
     chained = tuple(replace(op, shares="pass2") if op.name == "pass3" else op for op in graph.ops)
     with pytest.raises(UsageError, match="'pass3' shares the weights of 'pass2', which are those of 'pass1'"):
@@ -120,16 +120,16 @@ def test_another_kind_shape_and_a_chain_are_refused():
         replace(graph, ops=tuple(depthwise if op.name == "pass2" else op for op in graph.ops))
 
 
-def test_int8_numbers_that_differ_are_refused():
+def test_rejects_different_int8_numbers():
     int8 = int8_of(three_passes())
     op = by_name(int8)["pass2"]
     weights = op.weights.copy()
     weights[0, 0, 0, 0] ^= 1
-    with pytest.raises(UsageError, match="'pass2' shares the weights of 'pass1', but has other numbers"):
+    with pytest.raises(UsageError, match="'pass2' shares the weights of 'pass1', but has other values"):
         replace(int8, ops=tuple(replace(each, weights=weights) if each is op else each for each in int8.ops))
 
 
-def test_factors_are_found_and_take_no_memory_where_nothing_was_made():
+def test_factors_are_found_without_allocating_memory():
     graph = by_name(three_passes())
     np.testing.assert_allclose(channel_factors(graph["pass2"], graph["pass1"]), FACTORS, rtol=1e-6)
     shape = (4096, 3, 3, 4096)
@@ -142,7 +142,7 @@ def test_factors_are_found_and_take_no_memory_where_nothing_was_made():
 # Int8
 
 
-def test_the_numbers_are_the_base_s_and_the_factors_are_in_the_scales():
+def test_numbers_are_those_of_the_base_and_factors_are_in_the_scales():
     ops = by_name(int8_of(three_passes()))
     for name, factors in (("pass2", FACTORS), ("pass3", 1 / FACTORS)):
         assert ops[name].shares == "pass1"
@@ -153,15 +153,15 @@ def test_the_numbers_are_the_base_s_and_the_factors_are_in_the_scales():
 @pytest.mark.parametrize(
     ("biases", "expected"),
     [
-        # A bias of 1e9 is no number below 2**28 on the scale of such weights: that operation has numbers of its own.
+        # A bias of 1e9 exceeds 2**28 on the scale of these weights, so this operation has its own int8 weights.
         ((None, [1e9, 0, 0], None), {"pass2": "", "pass3": "pass1"}),
         ((None, None, [0, -1e9, 0]), {"pass2": "pass1", "pass3": ""}),
-        # The first one's numbers are coarse then, and the others share those of the second.
+        # The weights of the first are then coarse, and the others share those of the second.
         (([1e9, 0, 0], None, None), {"pass2": "", "pass3": "pass2"}),
         (([1e9, 0, 0], [1e9, 0, 0], None), {"pass2": "", "pass3": ""}),
     ],
 )
-def test_what_a_bias_makes_coarse_is_not_shared(biases, expected):
+def test_weights_made_coarse_by_a_bias_are_not_shared(biases, expected):
     graph = three_passes(biases=biases)
     ranges = dict.fromkeys(("stem", "pass1", "pass2", "pass3", LOGITS), (-9.0, 9.0))
     int8 = quantize(graph, ranges)
@@ -170,7 +170,7 @@ def test_what_a_bias_makes_coarse_is_not_shared(biases, expected):
     for op in int8.ops:
         if isinstance(op, Weighted):
             assert np.abs(op.bias.astype(np.int64)).max() <= 2**28 + 1
-    # What is not coarse keeps the numbers that it would have alone.
+    # The others have the same int8 weights as without sharing.
     alone = quantize(
         replace(graph, ops=tuple(replace(op, shares="") if isinstance(op, Weighted) else op for op in graph.ops)),
         ranges,
@@ -180,7 +180,7 @@ def test_what_a_bias_makes_coarse_is_not_shared(biases, expected):
         assert np.abs(difference).max() <= 1
 
 
-def test_channels_of_zeros_share_too():
+def test_channels_of_zeros_are_shared():
     factors = np.array([1.0, 2.0, 3.0], np.float32)
     graph = three_passes(factors=(factors, factors))
     empty = SHARED.copy()
@@ -189,7 +189,7 @@ def test_channels_of_zeros_share_too():
     ops = tuple(replace(op, weights=changed[op.name]) if op.name in changed else op for op in graph.ops)
     int8 = by_name(int8_of(replace(graph, ops=ops)))
     assert [int8[name].shares for name in ("pass2", "pass3")] == ["pass1", "pass1"]
-    # A channel of the second whose weights are 0 cannot have the numbers of the first.
+    # A channel of zeros in the second cannot have the int8 weights of the first.
     gone = np.array([1.0, 0.0, 1.0], np.float32)[:, None, None, None]
     ops = tuple(replace(op, weights=SHARED * gone) if op.name == "pass2" else op for op in graph.ops)
     int8 = by_name(int8_of(replace(graph, ops=ops)))
@@ -198,14 +198,14 @@ def test_channels_of_zeros_share_too():
 
 
 def pixels_and_map(std):
-    """Two convolutions that share weights, of which one reads pixels and the other a map."""
+    """Two convolutions that share weights: one reads pixels, the other a map."""
     scale = Scale(name="scale", inputs=(IMAGE,), output="scale", mean=(0.4,) * CHANNELS, std=std)
     first = conv("pass1", "scale", SHARED)
     return graph_of(scale, first, conv("pass2", "pass1", SCALED, shares="pass1"))
 
 
-def test_weights_into_which_the_pixels_scaling_was_folded_are_not_shared():
-    """Unless it is one for all channels, which is a factor."""
+def test_weights_with_folded_pixel_scaling_are_not_shared():
+    """A scaling that is equal for all channels is a factor."""
     for std, shares in [((0.3, 0.2, 0.1), ""), ((0.3, 0.3, 0.3), "pass1")]:
         graph = pixels_and_map(std)
         int8 = quantize(graph, {"pass1": (-9.0, 9.0), "pass2": (-9.0, 9.0)})
@@ -217,7 +217,7 @@ def test_weights_into_which_the_pixels_scaling_was_folded_are_not_shared():
         assert np.corrcoef(real.ravel(), inner.ravel())[0, 1] > 0.99
 
 
-def test_depthwise_and_dense_layers_share_as_well():
+def test_depthwise_and_dense_layers_are_shared():
     scale = Scale(name="scale", inputs=(IMAGE,), output="scale", mean=(0.4,) * CHANNELS, std=(0.3,) * CHANNELS)
     kernel, matrix = numbers(5, 3, 3, CHANNELS), numbers(6, CHANNELS, CHANNELS)
     settings = {"padding": (1, 1, 1, 1), "bias": numbers(7, CHANNELS)}
@@ -246,7 +246,7 @@ def test_depthwise_and_dense_layers_share_as_well():
         np.testing.assert_array_equal(runner.run(images), run(int8, images)[LOGITS])
 
 
-def test_a_factor_trains_and_stays_above_zero():
+def test_factor_is_trained_and_stays_above_zero():
     graph = three_passes()
     images = random_images(np.random.default_rng(4), graph, 20)
     module = TrainableGraph(graph, calibrate(graph, images)["minmax"])
@@ -276,7 +276,7 @@ def header_and_names(content):
 
 
 @pytest.mark.parametrize("is_int8", [False, True], ids=["float", "int8"])
-def test_a_file_keeps_who_shares_and_int8_weights_once(tmp_path, is_int8):
+def test_file_stores_sharing_and_int8_weights_once(tmp_path, is_int8):
     graph = int8_of(three_passes()) if is_int8 else three_passes()
     write_graph(tmp_path / "model", graph, header_of(graph))
     found, _ = read_graph(tmp_path / "model")
@@ -287,13 +287,13 @@ def test_a_file_keeps_who_shares_and_int8_weights_once(tmp_path, is_int8):
     header, names = header_and_names((tmp_path / "model").read_bytes())
     described = header["graph"]["ops"]
     places = {op["name"]: place for place, op in enumerate(described)}
-    # An operation that shares nothing is described as it was before there was sharing.
+    # The description of an operation without sharing has no key for it.
     assert [op["name"] for op in described if "shares" in op] == ["pass2", "pass3"]
     assert (f"{places['pass2']}.weights" in names) != is_int8
     assert f"{places['pass1']}.weights" in names
 
 
-def test_a_file_that_lies_about_sharing_is_refused(tmp_path):
+def test_rejects_file_with_false_sharing(tmp_path):
     from graph_files import parts_of, sealed
 
     path = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""A graph that trains: to the byte what the reference interpreter computes, with the gradients of the float graph."""
+"""Trainable graphs are byte-identical to the reference interpreter, with the gradients of the float graph."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_graph(tensor: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_number_is_the_reference_interpreters(seed):
+def test_numbers_equal_the_reference_interpreter(seed):
     rng = np.random.default_rng(seed)
     graph = random_graph(rng)
     ranges = calibrate(graph, random_images(rng, graph, 8))[("minmax", "mse")[seed % 2]]
@@ -41,7 +41,7 @@ def test_every_number_is_the_reference_interpreters(seed):
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_every_number_is_the_reference_interpreters_at_extremes(extreme):
+def test_numbers_equal_the_reference_interpreter_at_extreme_values(extreme):
     for seed in range(6):
         rng = np.random.default_rng(seed)
         graph, ranges = random_ranges(rng, extreme)
@@ -53,7 +53,7 @@ def test_every_number_is_the_reference_interpreters_at_extremes(extreme):
             np.testing.assert_array_equal(as_graph(found[name]), expected, err_msg=f"{seed} {name}")
 
 
-def test_normalized_images_give_the_reference_interpreters_logits():
+def test_logits_of_normalized_images_equal_the_reference_interpreter():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         graph = random_graph(rng)
@@ -73,11 +73,11 @@ def test_normalized_images_give_the_reference_interpreters_logits():
         )
 
 
-def test_multiplying_is_the_reference_interpreters_for_every_shift_and_sign():
+def test_multiplication_equals_the_reference_interpreter_for_every_shift_and_sign():
     rng = np.random.default_rng(3)
     ends = np.array([-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 1])
     for shift in range(-31, 31):
-        # What is shifted to the left has to stay within int32, as it does where multipliers are made.
+        # Values shifted to the left must stay within int32, as the multipliers guarantee.
         most = 2 ** (31 - max(shift, 0)) - 1
         values = np.clip(np.concatenate([ends, rng.integers(-most, most, 500)]), -most, most)
         halves = np.arange(-33, 34) * 2 ** max(-shift - 1, 0)
@@ -89,7 +89,7 @@ def test_multiplying_is_the_reference_interpreters_for_every_shift_and_sign():
 
 
 def two_layers() -> tuple[Graph, dict]:
-    """A convolution and a dense layer whose ranges cut nothing off."""
+    """A convolution and a dense layer with ranges that do not clip."""
     rng = np.random.default_rng(1)
     image = Tensor(name="image", shape=(5, 5, 1), dtype="uint8")
     ops = (
@@ -117,7 +117,7 @@ def two_layers() -> tuple[Graph, dict]:
     return graph, {"conv": (-20.0, 20.0), "logits": (-40.0, 40.0)}
 
 
-def test_gradients_are_those_of_the_float_network_but_for_rounding():
+def test_gradients_are_those_of_the_float_network_up_to_rounding():
     graph, ranges = two_layers()
     module = TrainableGraph(graph, ranges)
     images = random_images(np.random.default_rng(2), graph, 64)
@@ -136,7 +136,7 @@ def test_gradients_are_those_of_the_float_network_but_for_rounding():
         assert parameter.grad.norm() / other.grad.norm() == pytest.approx(1.0, abs=0.02)
 
 
-def test_what_is_cut_off_gets_no_gradient():
+def test_clipped_values_get_no_gradient():
     graph, ranges = two_layers()
     module = TrainableGraph(graph, {**ranges, "conv": (0.0, 1e-6)})
     images = np.full((4, 5, 5, 1), 255, np.uint8)
@@ -147,8 +147,8 @@ def test_what_is_cut_off_gets_no_gradient():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_training_goes_through_every_operation(seed):
-    """Every parameter gets a finite gradient, and a step changes both graphs and keeps them together."""
+def test_training_reaches_every_operation(seed):
+    """Every parameter gets a finite gradient, and both graphs agree after a step."""
     rng = np.random.default_rng(seed)
     graph = random_graph(rng)
     module = TrainableGraph(graph, calibrate(graph, random_images(rng, graph, 8))["minmax"])

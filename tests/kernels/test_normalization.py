@@ -1,4 +1,4 @@
-"""Normalization with what comes after it, in compiled C: what torch computes, but for rounding."""
+"""Normalization, addition and ReLU in compiled C agree with torch up to rounding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from thaw.training.compute import ComputeSettings, autocast, resolve_normalizati
 
 CPU = torch.device("cpu")
 AFTER = ("nothing", "relu", "add relu", "relu add")
-# Rounding of one result: to 24 bits, and to 8.
+# Rounding error of one result, with 24 bits and with 8 bits.
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 
 try:
@@ -44,7 +44,7 @@ def channels_last(*shape, dtype, seed=0, mean=0.0):
 
 
 def in_torch(x, weight, bias, after, shortcut):
-    """float64 [B, C, H, W]: what the C is to compute, in operations of torch alone."""
+    """The expected result in operations of torch, float64 [B, C, H, W]."""
     y = F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
     match after:
         case "nothing":
@@ -65,7 +65,7 @@ def in_torch(x, weight, bias, after, shortcut):
     [(3, 1, 5, 7), (4, 16, 8, 8), (5, 20, 6, 6), (2, 33, 3, 3), (2, 511, 2, 2), (2, 4096, 2, 2), (64, 12, 16, 16)],
     ids=str,
 )
-def test_values_and_gradients_are_those_of_torch(shape, dtype, after):
+def test_values_and_gradients_agree_with_torch(shape, dtype, after):
     x = channels_last(*shape, dtype=dtype, mean=0.7)
     shortcut = channels_last(*shape, dtype=dtype, seed=1) if "add" in after else None
     dy = channels_last(*shape, dtype=dtype, seed=2)
@@ -85,7 +85,7 @@ def test_values_and_gradients_are_those_of_torch(shape, dtype, after):
     weight, bias = exact[-2:]
     expected = in_torch(exact[0], weight, bias, after, exact[1] if shortcut is not None else None)
     if dtype == torch.bfloat16:
-        # What a ReLU stops and what it lets through is not judged where rounding decides.
+        # Values that are 0 up to rounding are ignored, since rounding decides whether ReLU passes them.
         gate = in_torch(exact[0], weight, bias, "nothing", None)
         gate = gate + exact[1] if after == "add relu" else gate
         dy = torch.where(gate.abs() < 2e-2, 0.0, dy.double()).to(dtype)
@@ -99,7 +99,7 @@ def test_values_and_gradients_are_those_of_torch(shape, dtype, after):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-def test_running_statistics_are_those_of_torch(dtype):
+def test_running_statistics_agree_with_torch(dtype):
     norms = [Norm(6), Norm(6)]
     norms[1].fused = True
     for seed in range(3):
@@ -111,7 +111,7 @@ def test_running_statistics_are_those_of_torch(dtype):
 
 
 @needs_compiler
-def test_a_variance_that_is_small_beside_the_mean_keeps_its_size():
+def test_small_variance_with_a_large_mean_is_accurate():
     x = channels_last(8, 4, 16, 16, dtype=torch.float32) + 100.0
     norm = Norm(4)
     norm.fused = True
@@ -120,7 +120,7 @@ def test_a_variance_that_is_small_beside_the_mean_keeps_its_size():
 
 @needs_compiler
 @pytest.mark.parametrize("place", [(0, slice(None), 0, 0), (slice(None), slice(None), 0, 0)], ids=["one", "a corner"])
-def test_first_rows_that_are_like_no_other_do_not_spoil_statistics(place):
+def test_outliers_in_the_first_rows_do_not_spoil_statistics(place):
     x = channels_last(64, 16, 32, 32, dtype=torch.float32)
     x[place] = 100.0
     norm = Norm(16)
@@ -141,14 +141,14 @@ def test_gradients_in_any_layout():
     assert all(
         map(torch.equal, torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], dy.contiguous()), wanted)
     )
-    # A mean's gradient is one number that is shown at every place.
+    # The gradient of a mean is one number that is broadcast.
     mean = torch.autograd.grad(norm(x, "add relu", shortcut).mean((2, 3)).sum(), [x, shortcut])
     ones = torch.full_like(dy, 1 / 15)
     wanted = torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], ones)
     assert all(torch.allclose(mine, its, atol=1e-6) for mine, its in zip(mean, wanted, strict=True))
 
 
-def test_a_shortcut_is_given_where_one_is_added():
+def test_shortcut_is_required_if_and_only_if_one_is_added():
     x = channels_last(2, 4, 3, 3, dtype=torch.float32)
     for after, shortcut in (("add relu", None), ("relu add", None), ("relu", x), ("nothing", x)):
         with pytest.raises(AssertionError, match="a shortcut is given if and only if"):
@@ -156,7 +156,7 @@ def test_a_shortcut_is_given_where_one_is_added():
 
 
 @needs_compiler
-def test_what_is_constant_and_what_is_no_number():
+def test_constant_input_and_nan():
     norm = Norm(2)
     norm.fused = True
     constant = torch.full((2, 2, 4, 4), 3.0).to(memory_format=torch.channels_last)
@@ -165,7 +165,7 @@ def test_what_is_constant_and_what_is_no_number():
         broken = channels_last(2, 2, 4, 4, dtype=dtype)
         broken[0, 0, 0, 0] = float("nan")
         for after in ("nothing", "relu"):
-            # A loss that is not finite has to be seen.
+            # A loss that is not finite must be visible.
             assert norm(broken, after)[:, 0].isnan().all()
 
 
@@ -179,7 +179,7 @@ FAMILIES = {
 @needs_compiler
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_network_trains_the_same_with_and_without(family, dtype, monkeypatch):
+def test_network_trains_equally_with_and_without_fusion(family, dtype, monkeypatch):
     torch.manual_seed(0)
     modules = [FAMILIES[family].build((16, 16, 3), 5).to(memory_format=torch.channels_last)]
     modules.append(copy.deepcopy(modules[0]))
@@ -202,7 +202,7 @@ def test_a_network_trains_the_same_with_and_without(family, dtype, monkeypatch):
 
 
 @needs_compiler
-def test_evaluation_is_torchs():
+def test_evaluation_uses_torch():
     norm = Norm(4).eval()
     x = channels_last(2, 4, 3, 3, dtype=torch.float32)
     before = norm(x, "relu")
@@ -210,7 +210,7 @@ def test_evaluation_is_torchs():
     assert torch.equal(norm(x, "relu"), before)
 
 
-def test_what_the_c_does_not_take_is_left_to_torch():
+def test_unsupported_input_uses_torch():
     x = channels_last(2, 4, 3, 3, dtype=torch.float32)
     assert can_fuse(x, None)
     assert can_fuse(x, x)
@@ -224,7 +224,7 @@ def test_what_the_c_does_not_take_is_left_to_torch():
 
 
 @needs_compiler
-def test_a_layout_that_the_c_does_not_take_gives_the_same():
+def test_unsupported_layout_gives_the_same_result():
     norm = Norm(4)
     norm.fused = True
     x = channels_last(3, 4, 6, 5, dtype=torch.float32)
@@ -236,7 +236,7 @@ def test_settings():
         ComputeSettings(normalization="fast")
     assert not resolve_normalization("torch", CPU, torch.float32, threads=1)
     assert not resolve_normalization("auto", torch.device("cuda"), torch.float32, threads=1)
-    # The C has one thread, where torch's operations have as many as there are.
+    # The C has one thread, torch's operations have several.
     assert not resolve_normalization("auto", CPU, torch.float32, threads=8)
     with pytest.raises(UsageError, match="not available on cuda"):
         resolve_normalization("fused", torch.device("cuda"), torch.float32, threads=1)
@@ -254,7 +254,7 @@ def nothing_compiled():
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-def test_without_a_compiler(monkeypatch, tmp_path):
+def test_missing_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert not resolve_normalization("auto", CPU, torch.bfloat16, threads=1)
@@ -264,7 +264,7 @@ def test_without_a_compiler(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("script", ["echo 'error: no such target' >&2; exit 1", "touch normalization.so"])
-def test_with_a_compiler_that_is_none(monkeypatch, tmp_path, script):
+def test_broken_compiler(monkeypatch, tmp_path, script):
     compiler = tmp_path / "cc"
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
@@ -276,7 +276,7 @@ def test_with_a_compiler_that_is_none(monkeypatch, tmp_path, script):
 
 @needs_compiler
 @pytest.mark.usefixtures("nothing_compiled")
-def test_a_compiler_that_does_not_know_this_processor_is_asked_again(monkeypatch, tmp_path):
+def test_unknown_processor_flags_are_retried(monkeypatch, tmp_path):
     compiler = tmp_path / "cc"
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {find_compiler()} "$@"\n')
     compiler.chmod(0o755)
@@ -284,7 +284,7 @@ def test_a_compiler_that_does_not_know_this_processor_is_asked_again(monkeypatch
     assert resolve_normalization("fused", CPU, torch.float32, threads=9)
 
 
-def test_the_numbers_of_what_comes_after_are_those_of_the_c():
+def test_constants_agree_with_the_c_source():
     source = (SOURCES / "normalization.c").read_text("utf-8")
     assert "enum { NOTHING, RELU, ADD_RELU, RELU_ADD };" in source
     assert [after.upper().replace(" ", "_") for after in kernel.NUMBERS] == [
@@ -310,7 +310,7 @@ qat_threshold = 100
 
 
 @needs_compiler
-def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
+def test_run_records_its_implementation_and_repeats_its_bits(call, tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     weights, said = {}, {}
     for name, normalization in (("first", "auto"), ("second", "fused"), ("third", "torch")):
@@ -326,8 +326,8 @@ def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
     assert abs(said["first"]["validation"]["accuracy"] - said["third"]["validation"]["accuracy"]) < 0.1
 
 
-def test_the_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("thaw.training.compute.compiled", lambda _: pytest.fail("compiled for nothing"))
+def test_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("thaw.training.compute.compiled", lambda _: pytest.fail("compiled although nothing uses it"))
     overrides = ["dual.epochs=1", 'unfreeze.steps=[{unit="head", epochs=1}]', "quantize.qat_threshold=100"]
     options = [word for override in overrides for word in ("--set", override)]
     code, _, err = call("train", "digits", *options, "--out", "run")
@@ -337,7 +337,7 @@ def test_the_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize("kept", ["fused", "torch"])
-def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
+def test_resumed_run_uses_the_same_implementation(tmp_path, monkeypatch, kept):
     (tmp_path / "small.toml").write_text(RECIPE)
     name, recipe = load_recipe(str(tmp_path / "small.toml"), [f"compute.normalization={kept}"])
     request = TrainRequest(source="digits", recipe_name=name, recipe=recipe)
@@ -345,7 +345,7 @@ def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
     begun = start_run(request, out=tmp_path / "begun")
     next(event for event in begun if isinstance(event, EpochDone))
     begun.close()
-    # What a machine would choose now does not matter.
+    # The choice of the current machine does not matter.
     other = kept != "fused"
     monkeypatch.setattr("thaw.run.context.resolve_normalization", lambda *_, **__: other)
     list(resume_run(tmp_path / "begun"))

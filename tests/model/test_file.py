@@ -1,4 +1,4 @@
-"""The model as a file: what it keeps, what it predicts, and what it refuses."""
+"""Model files: content, predictions, and rejected files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def digit_files(tmp_path_factory):
     return folder, pixels
 
 
-def test_the_header_says_everything(finished):
+def test_header_is_complete(finished):
     with safe_open(finished.path / "model.safetensors", "pt") as file:
         header = json.loads(file.metadata()[HEADER])
     run = metrics(finished.path)
@@ -56,7 +56,7 @@ def test_the_header_says_everything(finished):
     assert header["architecture"]["model"]["filters"] == [10, 20]
 
 
-def test_a_run_folder_and_its_file_are_the_same_model(finished, model):
+def test_run_folder_and_its_file_are_the_same_model(finished, model):
     other = thaw.Model.load(finished.path / "model.safetensors")
     pixels = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
     assert np.array_equal(model.probabilities(pixels), other.probabilities(pixels))
@@ -64,7 +64,7 @@ def test_a_run_folder_and_its_file_are_the_same_model(finished, model):
     assert sum(parameter.numel() for parameter in model.module.parameters()) == 14862
 
 
-def test_a_saved_model_comes_back(model, tmp_path):
+def test_round_trip(model, tmp_path):
     model.save(tmp_path / "copy.safetensors")
     copy = thaw.Model.load(tmp_path / "copy.safetensors")
     assert copy.input_spec == model.input_spec
@@ -75,7 +75,7 @@ def test_a_saved_model_comes_back(model, tmp_path):
         assert torch.equal(tensor, copy.module.state_dict()[name])
 
 
-def test_it_predicts_what_was_measured_at_the_end_of_training(finished, model):
+def test_predictions_agree_with_the_end_of_training(finished, model):
     data = thaw.load("digits", recipe="digits", seed=3)
     run = metrics(finished.path)
     test = data.test.open()
@@ -111,7 +111,7 @@ def test_files_and_pixels_give_the_same(model, digit_files):
     ]
 
 
-def test_a_batch_does_not_change_an_image_s_probabilities(model):
+def test_batch_does_not_change_probabilities(model):
     pixels = np.random.default_rng(1).integers(0, 256, (1030, 28, 28, 1), dtype=np.uint8)
     whole = model.probabilities(pixels)
     for index in (0, 511, 512, 1029):
@@ -131,7 +131,7 @@ def test_a_batch_does_not_change_an_image_s_probabilities(model):
     ],
     ids=["floats", "no channel", "one image", "channels first", "three channels", "scalar", "list"],
 )
-def test_pixels_of_another_kind_are_refused(model, pixels):
+def test_rejects_pixels_of_another_kind(model, pixels):
     with pytest.raises(UsageError, match=r"expected uint8 \[N, 28, 28, 1\]"):
         model.probabilities(pixels)
 
@@ -152,16 +152,16 @@ def test_broken_images(model, digit_files, tmp_path):
         model.predict(tmp_path / "nowhere.png")
 
 
-def test_a_missing_model_is_told(tmp_path, call):
+def test_missing_model_is_reported(tmp_path, call):
     with pytest.raises(ModelFileError, match="does not exist"):
         thaw.Model.load(tmp_path / "nowhere")
-    with pytest.raises(ModelFileError, match="training has not finished, or it is no run folder"):
+    with pytest.raises(ModelFileError, match="training has not finished, or it is not a run folder"):
         thaw.Model.load(tmp_path)
     error_of(["does not exist"], call("predict", tmp_path / "nowhere", "x.png"), 1)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.999])
-def test_a_truncated_model_is_told(finished, tmp_path, call, share):
+def test_truncated_model_is_reported(finished, tmp_path, call, share):
     content = (finished.path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[: int(len(content) * share)])
     error_of(["model.safetensors is truncated"], call("predict", tmp_path, "x.png"), 1)
@@ -238,13 +238,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("how", list(HOSTILE))
-def test_a_file_that_lies_is_refused(finished, tmp_path, how):
+def test_rejects_inconsistent_files(finished, tmp_path, how):
     path = tmp_path / "model.safetensors"
     with safe_open(finished.path / "model.safetensors", "pt") as file:
         header = json.loads(file.metadata()[HEADER])
     tensors = load_file(finished.path / "model.safetensors")
     HOSTILE[how](header, tensors)
-    # Whether its digest fits or not, what cannot be is refused, and in the same words.
+    # Invalid values are rejected with the same message, with or without a matching digest.
     save_file(tensors, path, {HEADER: json.dumps(header)})
     told = refusal_of(path)
     with contextlib.suppress(ValueError):
@@ -301,7 +301,7 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("words", list(NUMBERS))
-def test_a_number_that_cannot_be_is_told_by_its_name(finished, tmp_path, words):
+def test_invalid_number_is_reported_by_name(finished, tmp_path, words):
     path = tmp_path / "model.safetensors"
     tensors, header = read_tensors(finished.path / "model.safetensors", version=1)
     NUMBERS[words](header, tensors)
@@ -309,7 +309,7 @@ def test_a_number_that_cannot_be_is_told_by_its_name(finished, tmp_path, words):
     assert words in refusal_of(path)
 
 
-def test_no_flipped_bit_changes_an_answer(finished, tmp_path, model):
+def test_flipped_bit_never_changes_a_prediction(finished, tmp_path, model):
     path = tmp_path / "model.safetensors"
     content = (finished.path / "model.safetensors").read_bytes()
     pixels = np.random.default_rng(3).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
@@ -326,7 +326,7 @@ def test_no_flipped_bit_changes_an_answer(finished, tmp_path, model):
 
 @pytest.fixture
 def overflowing(finished, tmp_path) -> Path:
-    """The run with weights that are finite and give NaN for every image."""
+    """The run with finite weights that give NaN for every image."""
     run = Path(shutil.copytree(finished.path, tmp_path / "overflowing"))
     tensors, header = read_tensors(run / "model.safetensors", version=1)
     large = {name: torch.full_like(tensor, 3e38) for name, tensor in tensors.items()}
@@ -334,7 +334,7 @@ def overflowing(finished, tmp_path) -> Path:
     return run
 
 
-def test_what_is_not_finite_is_an_error_and_not_the_first_class(overflowing, digit_files, call):
+def test_nan_is_an_error_and_not_the_first_class(overflowing, digit_files, call):
     for words in (
         ["predict", overflowing, digit_files[0]],
         ["predict", overflowing, digit_files[0], "--json"],
@@ -351,7 +351,7 @@ def test_what_is_not_finite_is_an_error_and_not_the_first_class(overflowing, dig
         thaw.Model.load(overflowing).probabilities(digit_files[1][:2])
 
 
-def test_names_from_a_file_cannot_steer_the_terminal(finished, tmp_path, call, digit_files):
+def test_names_from_a_file_are_escaped_on_the_terminal(finished, tmp_path, call, digit_files):
     model = thaw.Model.load(finished.path)
     evil = ("\x1b[2J\x1b]0;owned\x07", "[red]a[/red]\n", "[/x]", ":smile:", *"456789")
     object.__setattr__(model, "classes", evil)
@@ -364,7 +364,7 @@ def test_names_from_a_file_cannot_steer_the_terminal(finished, tmp_path, call, d
     assert "[/x]" in call("info", "evil.safetensors")[1]
 
 
-def test_models_of_three_channels_and_other_sizes(tmp_path):
+def test_models_with_three_channels_and_other_sizes(tmp_path):
     chance = np.random.default_rng(0)
     labels = np.arange(120) % 3
     images = (chance.integers(0, 120, (120, 20, 26, 3)) + labels[:, None, None, None] * 60).astype(np.uint8)
@@ -381,7 +381,7 @@ def test_models_of_three_channels_and_other_sizes(tmp_path):
     assert quality.accuracy == (model.probabilities(images).argmax(1) == labels).mean()
 
 
-def test_images_in_memory_get_what_their_files_get(model, digit_files):
+def test_images_in_memory_agree_with_their_files(model, digit_files):
     folder, pixels = digit_files
     files = model.predict(folder)
     for images in (pixels, pixels[..., 0], list(pixels), [Image.fromarray(each[..., 0]) for each in pixels]):

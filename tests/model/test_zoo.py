@@ -1,4 +1,4 @@
-"""Models that ship with the package: how they are made, named and used, and that each is what its card says."""
+"""Models that ship with the package: creation, names, use, and agreement with their cards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from thaw.recipe.recipe import recipe_names
 
 SHIPPED = [folder.name for folder in zoo_folders()]
 SEEDS = (1, 2, 3)
-# A float network adds up in the order that BLAS likes on a machine; on the brink, that may turn an answer.
+# The order of float additions depends on the machine's BLAS, which can change a close prediction.
 FLOAT_SLACK_IMAGES = 2
 
 
@@ -55,7 +55,7 @@ def edit(path: Path, **changes: object) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Path]:
-    """Small runs on the digits that differ in their seed; no test may change them."""
+    """Small runs on the digits with different seeds, shared by tests, which must not change them."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in SEEDS:
         library.train("digits", overrides=TINY_OVERRIDES, seed=seed, out=folder / f"seed{seed}")
@@ -64,7 +64,7 @@ def runs(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def made(runs, tmp_path_factory) -> Path:
-    """A zoo with one model; no test may change it."""
+    """A zoo with one model, shared by tests, which must not change it."""
     root = tmp_path_factory.mktemp("zoo")
     add_model("tiny-digits", runs, out=root)
     return root
@@ -72,18 +72,18 @@ def made(runs, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def zoo(made, monkeypatch) -> ZooCard:
-    """That zoo in place of the package's own."""
+    """This zoo in place of the one in the package."""
     monkeypatch.setattr(zoo_file, "zoo_root", lambda: made)
     return read_card(made / "tiny-digits")
 
 
 @pytest.fixture
 def copies(runs, tmp_path) -> list[Path]:
-    """Copies of two of the runs, which a test may change."""
+    """Copies of two of the runs that a test may change."""
     return [Path(shutil.copytree(run, tmp_path / run.name)) for run in runs[:2]]
 
 
-def test_the_run_that_is_best_on_validation_images_is_taken(runs, made):
+def test_selects_the_best_run_on_validation_images(runs, made):
     card, found = read_card(made / "tiny-digits"), {run: metrics(run) for run in runs}
     best = max(runs, key=lambda run: found[run]["validation"]["accuracy"])
     for name in ("model.safetensors", "model-int8.safetensors"):
@@ -96,8 +96,8 @@ def test_the_run_that_is_best_on_validation_images_is_taken(runs, made):
     assert card.environment == found[best]["environment"]
 
 
-def test_an_entry_that_is_replaced_halfway_is_no_entry(runs, made, tmp_path, monkeypatch):
-    """A kill after the first model leaves no card of the old entry beside it; the same call mends it."""
+def test_partially_replaced_entry_is_not_an_entry(runs, made, tmp_path, monkeypatch):
+    """After a kill, the old entry's card is gone, and the same call completes the entry."""
     shutil.copytree(made / "tiny-digits", tmp_path / "tiny-digits")
 
     def killed(path: Path, content: bytes) -> None:
@@ -113,7 +113,7 @@ def test_an_entry_that_is_replaced_halfway_is_no_entry(runs, made, tmp_path, mon
     assert add_model("tiny-digits", runs[:1], out=tmp_path).seed == SEEDS[0]
 
 
-def test_the_card_holds_every_seed_and_their_mean(runs, made):
+def test_card_contains_every_seed_and_the_mean(runs, made):
     card, found = read_card(made / "tiny-digits"), [metrics(run) for run in runs]
     assert [each.seed for each in card.seeds] == list(SEEDS)
     assert [each.accuracy for each in card.seeds] == [each["test"]["accuracy"] for each in found]
@@ -123,7 +123,7 @@ def test_the_card_holds_every_seed_and_their_mean(runs, made):
         assert (mean.mean, mean.ci95_half_width) == mean_interval(values)
 
 
-def test_the_command_of_a_card_makes_the_same_model(runs, made, tmp_path, monkeypatch, call):
+def test_command_of_a_card_gives_the_same_model(runs, made, tmp_path, monkeypatch, call):
     import shlex
 
     card = read_card(made / "tiny-digits")
@@ -134,30 +134,30 @@ def test_the_command_of_a_card_makes_the_same_model(runs, made, tmp_path, monkey
     assert library.Model.load(tmp_path / "again").digest == library.Model.load(made / "tiny-digits").digest
 
 
-def test_one_seed_has_no_interval(runs, tmp_path):
+def test_single_seed_has_no_interval(runs, tmp_path):
     card = add_model("one", runs[:1], out=tmp_path)
     assert (card.mean.mean, card.mean.ci95_half_width) == (card.seeds[0].accuracy, None)
     assert json.loads((tmp_path / "one" / "card.json").read_text())["mean"]["ci95_half_width"] is None
 
 
-def test_a_card_is_read_as_it_was_written(made):
+def test_card_round_trip(made):
     card = read_card(made / "tiny-digits")
     assert card_of(json.loads(json.dumps(card.as_dict())), made) == card
     assert json.loads((made / "tiny-digits" / "card.json").read_text()).keys() == {*card.as_dict(), DIGEST}
 
 
-def test_hits_are_whole_images():
+def test_hits_are_integers():
     assert Measured(accuracy=0.9919, accuracy_ci95=(0.0, 1.0), count=10_000).hits == 9919
 
 
 @pytest.mark.parametrize("name", ["", "Big", "a/b", "../up", "a b", "-a", "é", "x" * 41, *RESERVED])
-def test_names_that_cannot_be_are_refused(name, runs, tmp_path):
+def test_rejects_invalid_names(name, runs, tmp_path):
     with pytest.raises(UsageError, match="expected lower-case letters"):
         add_model(name, runs, out=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_that_do_not_belong_together_are_refused(copies, tmp_path):
+def test_rejects_runs_that_do_not_belong_together(copies, tmp_path):
     first, second = copies
     with pytest.raises(RunError, match="same seed"):
         add_model("x", [first, first], out=tmp_path / "zoo")
@@ -180,7 +180,7 @@ def test_runs_that_do_not_belong_together_are_refused(copies, tmp_path):
     assert not (tmp_path / "zoo").exists()
 
 
-def test_what_nobody_could_repeat_is_refused(copies, tmp_path):
+def test_rejects_runs_that_cannot_be_repeated(copies, tmp_path):
     run = copies[0]
     kept, request = metrics(run), json.loads((run / "run.json").read_text())
     edit(run / "metrics.json", recipe="mine")
@@ -194,12 +194,12 @@ def test_what_nobody_could_repeat_is_refused(copies, tmp_path):
     with pytest.raises(RunError, match="expected one of digits, mnist"):
         add_model("x", [run], out=tmp_path / "zoo")
     edit(run / "run.json", **request)
-    # What a recipe says of itself may change.
+    # The description of a recipe may change.
     edit(run / "run.json", recipe={**request["recipe"], "description": "in other words"})
     assert add_model("x", [run], out=tmp_path / "zoo").name == "x"
 
 
-def test_runs_that_are_not_finished_are_refused(copies, tmp_path):
+def test_rejects_unfinished_runs(copies, tmp_path):
     (copies[0] / "metrics.json").unlink()
     with pytest.raises(RunError, match="is not a finished run"):
         add_model("x", copies, out=tmp_path / "zoo")
@@ -210,7 +210,7 @@ def test_runs_that_are_not_finished_are_refused(copies, tmp_path):
         add_model("x", copies[1:], out=tmp_path / "file")
 
 
-def test_the_commands_list_and_show(zoo, call):
+def test_commands_list_and_show(zoo, call):
     code, out, err = call("zoo")
     assert (code, err) == (0, "")
     assert "zoo:tiny-digits" in out
@@ -225,14 +225,14 @@ def test_the_commands_list_and_show(zoo, call):
         assert json.loads(call("zoo", *words)[1])["name"] == "tiny-digits"
 
 
-def test_the_script_adds_a_model(zoo, runs, monkeypatch, capsys, tmp_path):
+def test_script_adds_a_model(zoo, runs, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["zoo_add.py", "other", *map(str, runs), "--out", str(tmp_path)])
     zoo_add()
     assert read_card(tmp_path / "other").seeds == zoo.seeds
     assert capsys.readouterr().out.startswith(f"zoo:other: seed {zoo.seed}, ")
 
 
-def test_a_name_that_is_not_there_is_told_with_what_is(zoo, call, monkeypatch, tmp_path):
+def test_unknown_name_is_reported_with_the_known_ones(zoo, call, monkeypatch, tmp_path):
     for command in (["zoo", "tiny-digit"], ["info", "zoo:tiny-digit"], ["export", "zoo:tiny-digit"]):
         error_of(["'zoo:tiny-digit'", "did you mean zoo:tiny-digits?", "expected one of"], call(*command), 1)
     with pytest.raises(ModelFileError, match="expected one of tiny-digits"):
@@ -244,13 +244,13 @@ def test_a_name_that_is_not_there_is_told_with_what_is(zoo, call, monkeypatch, t
         library.Model.load("zoo:tiny-digits")
 
 
-def test_paths_are_no_names():
+def test_paths_are_not_names():
     for path in ("runs/x", Path("model.safetensors"), "./zoo:x/y", "zoo"):
         if not str(path).startswith(ZOO_PREFIX):
             assert zoo_folder(path) is None
 
 
-def test_a_model_is_used_by_its_name(zoo, call, tmp_path):
+def test_model_is_used_by_name(zoo, call, tmp_path):
     model = library.Model.load("zoo:tiny-digits")
     assert model.digest == library.Model.load(zoo_folder("zoo:tiny-digits")).digest
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "black.png")
@@ -265,7 +265,7 @@ def test_a_model_is_used_by_its_name(zoo, call, tmp_path):
     assert json.loads(out)["parameters"] == zoo.parameters
 
 
-def test_a_model_is_exported_and_verified_by_its_name(zoo, made, call, tmp_path):
+def test_model_is_exported_and_verified_by_name(zoo, made, call, tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
@@ -287,19 +287,19 @@ def test_a_model_is_exported_and_verified_by_its_name(zoo, made, call, tmp_path)
     assert {check["accuracy"] for check in told["checks"] if check["format"] == "c"} == {zoo.int8.accuracy}
     result = Model.load("zoo:tiny-digits").bench(rounds=1, repeats=1)
     assert result.is_complete
-    # What is installed is never written to.
+    # Installed files are never written to.
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
     assert library.Model.load("zoo:tiny-digits").export(["c"], out=tmp_path / "c").is_complete
     assert library.Model.load("zoo:tiny-digits").verify(images=5).is_verified
 
 
-def test_data_that_are_others_are_refused(zoo, monkeypatch):
+def test_rejects_changed_data(zoo, monkeypatch):
     monkeypatch.setattr(origin, "read_card", lambda _: replace(zoo, fingerprint="0" * 64))
     with pytest.raises(RunError, match="the data of zoo:tiny-digits have changed"):
         Model.load("zoo:tiny-digits").verify()
 
 
-def test_an_int8_graph_of_another_model_is_refused(zoo, made, runs, tmp_path, monkeypatch):
+def test_rejects_int8_graph_of_another_model(zoo, made, runs, tmp_path, monkeypatch):
     root = Path(shutil.copytree(made, tmp_path / "zoo"))
     monkeypatch.setattr(zoo_file, "zoo_root", lambda: root)
     other = next(run for run in runs if metrics(run)["seed"] != zoo.seed)
@@ -314,7 +314,7 @@ def test_an_int8_graph_of_another_model_is_refused(zoo, made, runs, tmp_path, mo
 @pytest.mark.parametrize(
     ("content", "words"), [("{", "not a JSON object"), ("[]", "not a JSON object"), ('{"schema": 1}', "has no digest")]
 )
-def test_a_card_that_cannot_be_is_told(content, words, tmp_path):
+def test_invalid_card_is_reported(content, words, tmp_path):
     (tmp_path / "card.json").write_text(content)
     with pytest.raises(ModelFileError, match=words):
         read_card(tmp_path)
@@ -337,7 +337,7 @@ CARD_FAULTS = {
 
 
 @pytest.mark.parametrize("key", list(CARD_FAULTS))
-def test_a_forged_card_is_told_by_the_name_of_what_is_wrong(key, made, tmp_path):
+def test_forged_card_is_reported_by_field(key, made, tmp_path):
     value, words = CARD_FAULTS[key]
     path = Path(shutil.copytree(made / "tiny-digits", tmp_path / "x")) / "card.json"
     edit(path, **{key: value})
@@ -345,7 +345,7 @@ def test_a_forged_card_is_told_by_the_name_of_what_is_wrong(key, made, tmp_path)
         read_card(path.parent)
 
 
-def test_an_edited_card_is_refused_until_it_is_sealed(made, tmp_path):
+def test_edited_card_is_rejected_until_it_is_sealed(made, tmp_path):
     path = Path(shutil.copytree(made, tmp_path / "zoo")) / "tiny-digits" / "card.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "command": "thaw train digits --seed 7"}))
@@ -360,7 +360,7 @@ def test_an_edited_card_is_refused_until_it_is_sealed(made, tmp_path):
         seal_card("nothing", out=tmp_path / "zoo")
 
 
-def test_every_recipe_of_a_record_has_a_model_in_the_zoo():
+def test_every_record_has_a_model_in_the_zoo():
     records = {name.removeprefix("best-") for name in recipe_names() if name.startswith("best-")}
     missing = sorted(records - set(SHIPPED))
     assert not missing, (
@@ -370,7 +370,7 @@ def test_every_recipe_of_a_record_has_a_model_in_the_zoo():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_model_costs_what_its_card_says(name):
+def test_cost_of_a_shipped_model_agrees_with_its_card(name):
     model, card = Model.load(f"zoo:{name}"), read_card(zoo_folder(f"zoo:{name}"))
     cost = layer_table(model.spec, model.unify, model.input_spec.shape, len(model.classes))
     assert (card.parameters, card.macs) == (cost.parameters, cost.macs)
@@ -385,7 +385,7 @@ def test_a_shipped_model_costs_what_its_card_says(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_model_is_small_and_names_no_path(name):
+def test_shipped_model_is_small_and_contains_no_path(name):
     for path in zoo_folder(f"zoo:{name}").iterdir():
         content = path.read_bytes()
         assert len(content) < 200_000, path
@@ -393,7 +393,7 @@ def test_a_shipped_model_is_small_and_names_no_path(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_model_is_as_accurate_as_its_card_says(name, data_root):
+def test_accuracy_of_a_shipped_model_agrees_with_its_card(name, data_root):
     model, card = Model.load(f"zoo:{name}"), read_card(zoo_folder(f"zoo:{name}"))
     # Without the training images, whose decoding takes longer than the rest; `thaw verify zoo:NAME` checks them all.
     (source,) = (data_root / card.dataset).glob("test-*.parquet")
@@ -410,12 +410,12 @@ def test_a_shipped_model_is_as_accurate_as_its_card_says(name, data_root):
 
 
 @needs_vendor
-def test_a_model_of_the_zoo_has_its_page(zoo):
+def test_every_zoo_model_is_documented(zoo):
     files = demo_files(Model.load("zoo:tiny-digits"))
     assert sorted(json.loads(files["model.json"])["models"]) == ["float", "int8"]
 
 
-def test_runs_that_were_computed_by_another_are_not_averaged(runs, tmp_path):
+def test_runs_with_different_implementations_are_not_averaged(runs, tmp_path):
     copies = [Path(shutil.copytree(run, tmp_path / run.name)) for run in runs]
     edit(copies[0] / "metrics.json", normalization="fused")
     with pytest.raises(RunError, match="has normalization"):

@@ -1,4 +1,4 @@
-"""Layers, unification and parameter counts against NumPy loops and numbers worked out by hand."""
+"""Layers, unification and parameter counts, compared with NumPy loops and calculations by hand."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def np_pool(x: np.ndarray) -> np.ndarray:
 
 
 def np_block(x: np.ndarray, conv: nn.Conv2d) -> np.ndarray:
-    # In the order of the paper: ReLU first, then pooling.
+    # In the order of the paper: ReLU, then pooling.
     return np_pool(np.maximum(np_conv(x, numbers(conv.weight), numbers(conv.bias)), 0.0))
 
 
@@ -148,13 +148,13 @@ def test_dual_model_agrees_with_loops(shape, classes):
     classes=st.integers(2, 100),
     seed=st.integers(0, 2**31),
 )
-def test_dense_and_convolution_are_equal_to_rounding(features, classes, seed):
+def test_dense_and_convolution_agree_up_to_rounding(features, classes, seed):
     torch.manual_seed(seed)
     dense = DenseClassifier(features, classes, dropout=0.3).eval()
     conv = ConvClassifier.from_dense(dense).eval()
     x = torch.randn((5, *features))
     expected, made = dense(x), conv(x)
-    # n products and n sums, each rounded to half a unit in the last place; both sides may err by that.
+    # n products and n sums, rounded to half a unit in the last place, on both sides.
     magnitude = x.flatten(1).abs() @ dense.dense.weight.abs().T + dense.dense.bias.abs()
     bound = 2 * (x[0].numel() + 2) * torch.finfo(torch.float32).eps * magnitude
     assert made.shape == expected.shape
@@ -162,7 +162,7 @@ def test_dense_and_convolution_are_equal_to_rounding(features, classes, seed):
     assert conv.dropout.probability == dense.dropout.probability
 
 
-def test_convolution_holds_the_dense_weights_by_feature():
+def test_convolution_has_the_dense_weights():
     dense = DenseClassifier((2, 3, 4), 5, dropout=0.0)
     conv = ConvClassifier.from_dense(dense)
     for k in range(5):
@@ -173,7 +173,7 @@ def test_convolution_holds_the_dense_weights_by_feature():
     assert torch.equal(conv.conv.bias, dense.dense.bias)
 
 
-# Worked by hand: a 3x3 convolution has 9 C F weights and F biases; of 28 rows 13 and then 5 are left, of 32 15 and 6.
+# By hand: a 3x3 convolution has 9 C F weights and F biases; 28 rows become 13 and then 5, 32 rows become 15 and 6.
 LAYERS = {
     (28, 28, 1): {
         "conv1": 9 * 1 * 10 + 10,
@@ -198,7 +198,7 @@ def count(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("shape", list(LAYERS))
-def test_parameters_of_the_paper_layer_by_layer(shape):
+def test_parameters_of_the_paper_by_layer(shape):
     model = build_unified(PaperSpec(), UnifySpec(), shape, 10)
     expected = LAYERS[shape]
     for branch in model.branches:
@@ -211,23 +211,23 @@ def test_parameters_of_the_paper_layer_by_layer(shape):
 
 
 @pytest.mark.parametrize("shape", list(LAYERS))
-def test_dual_model_has_the_branches_parameters(shape):
+def test_dual_model_has_the_parameters_of_its_branches(shape):
     expected = 2 * sum(LAYERS[shape][name] for name in ("conv1", "conv2", "dense"))
     assert count(build_dual(PaperSpec(), shape, 10)) == expected
 
 
 @pytest.mark.parametrize("shape", [(9, 10, 1), (10, 9, 3), (1, 1, 1), (3, 400, 1)])
-def test_image_too_small_is_refused(shape):
+def test_rejects_images_that_are_too_small(shape):
     with pytest.raises(UsageError, match=f"{shape[0]}x{shape[1]}.*at least 10x10"):
         PaperSpec().build(shape, 10)
 
 
-def test_smallest_image_is_taken():
+def test_accepts_the_smallest_image():
     assert PaperSpec().build((10, 10, 3), 2).eval()(images((10, 10, 3))).shape == (3, 2)
 
 
 @pytest.mark.parametrize("classes", [1, 0])
-def test_one_class_is_refused(classes):
+def test_rejects_a_single_class(classes):
     with pytest.raises(UsageError, match="at least 2"):
         PaperSpec().build((28, 28, 1), classes)
 
@@ -248,7 +248,7 @@ def test_one_class_is_refused(classes):
         (lambda: UnifySpec(join="vote"), r"UnifySpec.join = 'vote': expected one of"),
     ],
 )
-def test_specs_refuse_what_cannot_be(make, field):
+def test_specs_reject_invalid_values(make, field):
     with pytest.raises(UsageError, match=field):
         make()
 
@@ -271,7 +271,7 @@ def a_dual(kind: str) -> DualModel:
 
 
 @pytest.mark.parametrize("kind", ["paper", "odd"])
-def test_nothing_is_shared(kind):
+def test_branches_share_nothing(kind):
     dual = a_dual(kind)
     unified = unify(dual, UnifySpec())
     parts = [*dual.branches, *unified.branches, unified.head]
@@ -295,7 +295,7 @@ def test_submodels_that_start_alike_share_nothing(spec):
 
 
 @pytest.mark.parametrize("kind", ["paper", "odd"])
-def test_an_average_is_the_mean_of_both(kind):
+def test_average_is_the_mean_of_both(kind):
     torch.manual_seed(8)
     dual = a_dual(kind)
     with torch.no_grad():
@@ -305,7 +305,7 @@ def test_an_average_is_the_mean_of_both(kind):
     averaged = average(dual)
     for name, tensor in averaged.state_dict().items():
         first, second = (before[f"branches.{index}.{name}"] for index in (0, 1))
-        # A count of batches is no number to average.
+        # The number of batches is not averaged.
         expected = (numbers(first) + numbers(second)) / 2 if tensor.is_floating_point() else first.numpy()
         np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6)
     assert all(torch.equal(before[name], tensor) for name, tensor in dual.state_dict().items())
@@ -313,7 +313,7 @@ def test_an_average_is_the_mean_of_both(kind):
     assert isinstance(averaged[-1], DenseClassifier)
 
 
-def test_an_average_by_hand():
+def test_average_by_hand():
     dual = DualModel(*(nn.Sequential(nn.Linear(2, 1)) for _ in range(2)))
     for branch, weights, bias in zip(dual.branches, ([1.0, -2.0], [4.0, 6.0]), (0.5, 0.25), strict=True):
         with torch.no_grad():
@@ -324,14 +324,14 @@ def test_an_average_by_hand():
     assert averaged[0].bias.tolist() == [0.375]
 
 
-def test_an_average_of_equal_submodels_is_each_of_them():
+def test_average_of_equal_submodels_equals_them():
     dual = build_dual(PaperSpec(), (16, 16, 1), 10, alike=True)
     x = images((16, 16, 1), 4)
     assert torch.equal(average(dual).eval()(x), dual.branches[1].eval()(x))
 
 
 @pytest.mark.parametrize("kind", ["paper", "odd"])
-def test_training_the_unified_model_leaves_the_dual_one(kind):
+def test_training_the_unified_model_leaves_the_dual_model(kind):
     torch.manual_seed(3)
     dual = a_dual(kind)
     for _, dropout in dropouts(dual):
@@ -346,13 +346,13 @@ def test_training_the_unified_model_leaves_the_dual_one(kind):
     assert all(not torch.equal(at_first[name], tensor) for name, tensor in unified.named_parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in dual.state_dict().items())
     assert all(parameter.grad is None for parameter in dual.parameters())
-    # The streams of random numbers are copies too.
+    # The random streams are also copies.
     for state, (_, dropout) in zip(states, dropouts(dual), strict=True):
         assert torch.equal(state, dropout.generator.get_state())
 
 
 @pytest.mark.parametrize("kind", ["paper", "odd"])
-def test_unification_keeps_the_branches_numbers(kind):
+def test_unification_keeps_the_results_of_the_branches(kind):
     torch.manual_seed(4)
     dual = a_dual(kind).eval()
     unified = unify(dual, UnifySpec(scores="logits")).eval()
@@ -363,7 +363,7 @@ def test_unification_keeps_the_branches_numbers(kind):
         assert isinstance(dual.branches[index][-1], DenseClassifier)
 
 
-def test_unify_refuses_a_branch_without_a_dense_end():
+def test_unify_rejects_a_branch_without_dense_classifier():
     branch = nn.Sequential(nn.Conv2d(1, 2, 3))
     with pytest.raises(TypeError, match="DenseClassifier"):
         unify(DualModel(branch, copy.deepcopy(branch)), UnifySpec())
@@ -381,13 +381,13 @@ def test_unfreezing_order():
     assert list(units(odd)) == list(odd.units())
 
 
-def test_the_unfreezing_order_of_one_submodel():
+def test_unfreezing_order_of_one_submodel():
     submodel = a_dual("odd").branches[0]
     assert unit_names(submodel) == ("attic", "mixer", "stem")
     assert dict(units(submodel)) == {"attic": submodel.attic, "mixer": submodel.mixer, "stem": submodel.stem}
 
 
-def test_a_head_thaws_first_where_there_is_one():
+def test_head_is_unfrozen_first():
     names = PaperSpec.units
     assert UnifySpec().unfreezing_order(names) == ("head", "dense", "conv2", "conv1")
     assert UnifySpec(join="average").unfreezing_order(names) == ("dense", "conv2", "conv1")
@@ -406,7 +406,7 @@ def test_dropout_rate_and_mean(probability):
     assert float(made.mean()) == pytest.approx(1.0, abs=5 * (probability / (1 - probability) / count) ** 0.5)
 
 
-def test_dropout_draws_from_its_seed_only():
+def test_dropout_depends_only_on_its_seed():
     first, second = Dropout(0.5).train(), Dropout(0.5).train()
     x = torch.ones(4, 100)
     torch.manual_seed(0)
@@ -429,7 +429,7 @@ def test_dropout_is_off_in_evaluation_and_at_zero():
     assert torch.equal(Dropout(0.0).train()(x), x)
 
 
-def test_dropout_passes_gradients_where_it_keeps():
+def test_dropout_passes_gradients_of_kept_values():
     dropout = Dropout(0.4).train()
     dropout.reseed(6, CPU)
     x = torch.ones(1000, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Budgets: how they are read, what they refuse and when, and whether the C keeps to the allowances."""
+"""Budgets: parsing, rejection of networks, and the allowances for C."""
 
 import json
 import re
@@ -28,7 +28,7 @@ from thaw.run import resolve
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import with_network
 
-# The paper's network for 28x28x1 images of 10 classes; parameters and MACs are worked out in test_graph_cost.py.
+# The paper's network for 28x28x1 images of 10 classes; tests/graph/test_cost.py derives parameters and MACs.
 PAPER = layer_table(PaperSpec(), UnifySpec(), (28, 28, 1), 10)
 NEEDS = {"params": 14_862, "ram": PAPER.ram_bytes, "flash": PAPER.flash_bytes, "macs": 568_240}
 RECIPE = load_recipe("paper")[1]
@@ -50,7 +50,7 @@ RECIPE = load_recipe("paper")[1]
         ("image = excluded , ram=8KB", (None, 8_192, None, None)),
     ],
 )
-def test_reads(text, limits):
+def test_parses(text, limits):
     budget = Budget.parse(text)
     assert (budget.params, budget.ram, budget.flash, budget.macs) == limits
     assert budget.counts_image == ("excluded" not in text)
@@ -91,7 +91,7 @@ def test_reads(text, limits):
         ("params=" + "9" * 400, "expected a count"),
     ],
 )
-def test_refuses_text_in_one_line(text, told):
+def test_rejects_invalid_text_in_one_line(text, told):
     with pytest.raises(UsageError, match=re.escape(told)) as caught:
         Budget.parse(text)
     assert str(caught.value).startswith(("budget ", "budget."))
@@ -124,13 +124,13 @@ def test_any_text_is_a_budget_or_a_usage_error(text):
         {"ram": 5, "image": "excluded "},
     ],
 )
-def test_refuses_what_run_json_cannot_hold(kept):
+def test_rejects_invalid_values_in_run_json(kept):
     with pytest.raises(UsageError, match="budget"):
         Budget.from_dict(kept)
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_what_is_just_enough_fits_and_one_less_does_not(name):
+def test_exact_limit_fits_and_one_less_does_not(name):
     with_network(RECIPE, Budget(**{name: NEEDS[name]}), (28, 28, 1), 10)
     with pytest.raises(BudgetError) as caught:
         with_network(RECIPE, Budget(**{name: NEEDS[name] - 1}), (28, 28, 1), 10)
@@ -141,7 +141,7 @@ def test_what_is_just_enough_fits_and_one_less_does_not(name):
     assert f"limit {NEEDS[name] - 1:,}" in lines[1]
 
 
-def test_every_broken_limit_is_told_with_where_most_of_it_is():
+def test_every_exceeded_limit_is_reported_with_its_largest_part():
     with pytest.raises(BudgetError) as caught:
         with_network(RECIPE, Budget.parse("params=1k,ram=1KB,flash=8KB,macs=1k"), (28, 28, 1), 10)
     text = str(caught.value)
@@ -155,8 +155,8 @@ def test_every_broken_limit_is_told_with_where_most_of_it_is():
     assert 'recipe="balanced", which fits its network to the budget' in text
 
 
-def test_ram_counts_the_image_unless_the_budget_says_otherwise():
-    """64 KB of RAM at 64x64x3: the caller's 12 KB are part of it."""
+def test_ram_includes_the_image_unless_excluded():
+    """64 KB of RAM at 64x64x3 include the caller's 12 KB."""
     shape, all_of_it = (64, 64, 3), "ram=64KB,flash=128KB"
     recipe = load_recipe("balanced")[1]
     with_image, without = (
@@ -176,14 +176,14 @@ def no_images(*args, **kwargs):
 
 
 @pytest.mark.parametrize("more", [(), ("--set", "data.input=20x20x1"), ("--set", "data.input=64x64x3")])
-def test_refuses_before_any_image_is_decoded(call, monkeypatch, tmp_path, more):
+def test_rejects_before_any_image_is_decoded(call, monkeypatch, tmp_path, more):
     monkeypatch.setattr(resolve, "prepare", no_images)
     told = call("train", "digits", "--recipe", "digits", "--budget", "ram=600", *more)
     error_of(("10 classes", "ram: needs", "image "), told, 2, lines=3)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_fits_with_two_classes_only_is_refused_when_the_classes_are_known(call, tmp_path):
+def test_rejects_too_many_classes_when_they_are_known(call, tmp_path):
     two = layer_table(PaperSpec(), UnifySpec(), (28, 28, 1), 2)
     assert two.parameters < 14_000
     told = call("train", "digits", "--recipe", "digits", "--budget", "params=14k")
@@ -191,7 +191,7 @@ def test_what_fits_with_two_classes_only_is_refused_when_the_classes_are_known(c
     assert not list(tmp_path.iterdir())
 
 
-def test_refuses_arrays_whose_size_has_to_be_seen(tmp_path, monkeypatch):
+def test_rejects_arrays_after_reading_their_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 16, 12), dtype=np.uint8)
@@ -200,12 +200,12 @@ def test_refuses_arrays_whose_size_has_to_be_seen(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_budget_that_cannot_be_is_told_on_the_command_line(call):
+def test_invalid_budget_is_reported_on_the_command_line(call):
     error_of(("budget ram=8Q",), call("train", "digits", "--budget", "ram=8Q"), 2, lines=1)
     error_of(("budget ''",), call("train", "digits", "--budget", ""), 2, lines=1)
 
 
-def test_does_not_go_with_resume(call):
+def test_budget_cannot_be_combined_with_resume(call):
     error_of(("--resume",), call("train", "--resume", "run", "--budget", "ram=8KB"), 2)
 
 
@@ -219,7 +219,7 @@ def within(tmp_path_factory):
 LIMITS = {"params": 15_000, "ram": None, "flash": 32_768, "macs": None}
 
 
-def test_a_run_keeps_its_budget(within):
+def test_run_stores_its_budget(within):
     assert json.loads((within.path / "run.json").read_text())["budget"] == LIMITS
     assert within.metrics["budget"] == LIMITS
     assert "--budget params=15k,flash=32KB" in within.metrics["command"]
@@ -233,7 +233,7 @@ def test_a_run_keeps_its_budget(within):
     assert "32,768" in section
 
 
-def test_a_resumed_run_keeps_to_its_budget(within, call, tmp_path):
+def test_resumed_run_keeps_its_budget(within, call, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(within.path, copy)
     (copy / "metrics.json").unlink()
@@ -245,7 +245,7 @@ def test_a_resumed_run_keeps_to_its_budget(within, call, tmp_path):
     error_of(("params: needs 14,862", "limit 100"), call("train", "--resume", copy), 2, lines=3)
 
 
-def test_a_run_json_without_a_budget_or_with_a_broken_one_is_refused(within):
+def test_rejects_run_json_with_missing_or_invalid_budget(within):
     kept = json.loads((within.path / "run.json").read_text())
     assert TrainRequest.from_dict(kept).budget == Budget.parse("params=15k,flash=32KB")
     for wrong in ({"params": -1}, {"rom": 5}, [1], "ram=8KB"):
@@ -257,12 +257,12 @@ def test_a_run_json_without_a_budget_or_with_a_broken_one_is_refused(within):
         TrainRequest.from_dict(kept)
 
 
-def test_a_request_without_a_budget_says_so():
+def test_request_without_a_budget_round_trip():
     request = TrainRequest(source="digits", recipe_name="paper", recipe=RECIPE)
     assert request.as_dict()["budget"] is None
 
 
-def test_info_tells_what_the_c_needs(call):
+def test_info_shows_the_cost_of_the_c(call):
     code, out, _ = call("info", "--recipe", "paper")
     assert code == 0
     assert f"RAM for the int8 C {PAPER.ram_bytes:,} bytes: arena {PAPER.arena_bytes:,}, image 784, scores 10" in out
@@ -272,7 +272,7 @@ def test_info_tells_what_the_c_needs(call):
     assert [described[name] for name in names] == [PAPER.ram_bytes, PAPER.flash_bytes, 784, 10]
 
 
-def test_the_documentation_tells_the_allowances():
+def test_documentation_states_the_allowances():
     for page in ("docs/train.md", "docs/metrics.md"):
         text = (REPOSITORY / page).read_text()
         assert f"{CODE_BYTES:,} bytes" in text
@@ -281,7 +281,7 @@ def test_the_documentation_tells_the_allowances():
 
 @pytest.fixture(scope="module", params=[(28, 28, 1), (32, 32, 3)], ids=str)
 def emitted(request, tmp_path_factory):
-    """The folder of C of the paper's network with any weights, and its cost; sizes do not depend on weights."""
+    """The C of the paper's network with random weights, and its cost. Sizes do not depend on weights."""
     shape = request.param
     statistics = {"mean": (0.0,) * shape[2], "std": (1.0,) * shape[2]}
     module = build_unified(PaperSpec(), UnifySpec(), shape, 10).eval()
@@ -301,8 +301,8 @@ def emitted(request, tmp_path_factory):
 )
 @pytest.mark.parametrize("core", ["cortex-m0plus", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"])
 @pytest.mark.parametrize("level", ["-Os", "-O2"])
-def test_the_c_keeps_to_the_allowances(emitted, core, level):
-    # Linked with what it takes of the compiler's library: division, on a core that has no instruction for it.
+def test_c_is_within_the_allowances(emitted, core, level):
+    # Linked with functions of the compiler's library: division, on a core without such an instruction.
     folder, cost = emitted
     flags = ["-mthumb", f"-mcpu={core}", level, "-std=c99", "-ffunction-sections", "-fdata-sections"]
     link = ["--specs=nano.specs", "-nostartfiles", "-Wl,--gc-sections,-e,model_predict,-u,model_preprocess"]
@@ -314,5 +314,5 @@ def test_the_c_keeps_to_the_allowances(emitted, core, level):
     text, data, bss = map(int, sizes.splitlines()[1].split()[:3])
     assert data == 0
     assert bss == -(-cost.arena_bytes // 4) * 4
-    # More than the constants, else they were not linked; at most what the budget counts.
+    # More than the constants, otherwise they were not linked; at most the amount in the budget.
     assert cost.flash_bytes - CODE_BYTES < text <= cost.flash_bytes

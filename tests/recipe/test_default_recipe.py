@@ -1,4 +1,4 @@
-"""The recipe that stranger's images get when none is named: what it makes of sets of any size and shape."""
+"""The default recipe, on sets of any size and shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thaw.training.stages import PlainSettings
 
 
 def images_of(classes: int, each: int, shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Images whose brightness tells their class; the names of the classes are words."""
+    """Images whose class is their brightness; class names are words."""
     labels = np.arange(classes * each) % classes
     chance = np.random.default_rng(seed)
     levels = (labels * 200 // max(1, classes - 1)).reshape(-1, *(1 for _ in shape))
@@ -44,13 +44,13 @@ def test_any_set_has_a_network_within_the_budget(classes, each, shape):
     assert request.recipe_name == "balanced"
     network = request.recipe.model.build(data.input_spec.shape, classes)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    assert parameters <= 20_100, "normalizations fold away"
+    assert parameters <= 20_100, "normalization is folded"
     assert data.input_spec.channels == (3 if shape[-1] == 3 else 1)
     assert request.recipe.plain.epochs == 60
     assert request.recipe.augment.flip
 
 
-def test_digits_of_ones_own_are_not_mirrored():
+def test_digits_are_not_mirrored():
     images, _ = images_of(10, 6, (28, 28))
     request, data = prepared((images, np.arange(60) % 10))
     assert not request.recipe.augment.flip
@@ -68,21 +68,21 @@ def test_large_sets_have_fewer_epochs(images, batch_size, most_steps, epochs):
     assert settled.settled(10 * images) == settled
 
 
-def test_a_negative_number_of_steps_is_refused():
+def test_rejects_a_negative_number_of_steps():
     with pytest.raises(UsageError, match="most_steps"):
         PlainSettings(most_steps=-1)
 
 
-def test_fewer_epochs_are_told_and_kept(tmp_path):
+def test_fewer_epochs_are_reported_and_stored(tmp_path):
     source = images_of(2, 40, (8, 8))
     request, data = prepared(source, "plain.most_steps=6")
-    # 58 images are left for training: two steps of 32.
+    # 58 images remain for training: two steps of 32.
     assert len(data.train) == 58
     assert request.recipe.plain.epochs == 3
     (note,) = [problem for problem in data.problems if problem.kind == "epochs"]
     assert note.message.startswith("3 epochs instead of 60: on 58 training images")
     request, data = prepared(source, "plain.most_steps=6", "plain.epochs=60")
-    assert request.recipe.plain.epochs == 60, "what was asked for is obeyed"
+    assert request.recipe.plain.epochs == 60, "an override applies"
     assert not [problem for problem in data.problems if problem.kind == "epochs"]
     run = thaw.train(source, overrides=["plain.most_steps=6", "sizing.budget=params=1000"], out=tmp_path / "run")
     assert run.metrics["recipe"] == "balanced"
@@ -93,7 +93,7 @@ def test_fewer_epochs_are_told_and_kept(tmp_path):
     assert again.metrics["stages"] == run.metrics["stages"]
 
 
-def test_the_command_line_has_the_same_default(tmp_path, call):
+def test_command_line_has_the_same_default(tmp_path, call):
     from PIL import Image
 
     images, labels = images_of(2, 12, (12, 12))

@@ -1,4 +1,4 @@
-"""Recipes: those that ship, overrides, and the report of all faults at once."""
+"""Recipes: shipped ones, overrides, and the report of all faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def faults(overrides, recipe="paper") -> str:
     return str(caught.value)
 
 
-def test_what_ships():
+def test_shipped_recipes():
     assert recipe_names()[:1] == ("balanced",)
     assert recipe_names()[-2:] == ("digits", "paper")
     assert all(name.startswith("best-") for name in recipe_names()[1:-2])
@@ -35,7 +35,7 @@ def test_what_ships():
         assert list(recipe.stage_epochs()) == (two_stages if name in {"digits", "paper"} else ["plain"])
 
 
-def test_the_paper_recipe_is_the_paper_s():
+def test_paper_recipe_has_the_values_of_the_paper():
     recipe = load_recipe("paper")[1]
     assert recipe.model == PaperSpec(filters=(10, 20), dropout=recipe.model.dropout)
     assert recipe.unify.hidden == 32
@@ -44,7 +44,7 @@ def test_the_paper_recipe_is_the_paper_s():
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_resolved_recipe_comes_back_from_toml(name):
+def test_resolved_recipe_round_trips_through_toml(name):
     recipe = load_recipe(name, ["dual.epochs=7", "model.dropout=0.25"])[1]
     tree = tomllib.loads(recipe.as_toml())
     assert tree == recipe.as_dict()
@@ -53,7 +53,7 @@ def test_a_resolved_recipe_comes_back_from_toml(name):
     assert set(tree) == {field.name for field in dataclasses.fields(Recipe)}
 
 
-def test_a_recipe_file_has_its_own_name(tmp_path):
+def test_recipe_file_has_its_own_name(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[dual]\nepochs = 4\n[model]\nfamily = 'paper'\nfilters = [4, 8]\n")
     name, recipe = load_recipe(str(path))
@@ -92,7 +92,7 @@ def test_overrides_of_every_type():
     assert recipe.description == ""
 
 
-def test_the_last_override_of_a_setting_counts():
+def test_last_override_of_a_setting_applies():
     assert load_recipe("paper", ["dual.epochs=5", "dual.epochs=6"])[1].dual.epochs == 6
 
 
@@ -102,11 +102,11 @@ def test_the_last_override_of_a_setting_counts():
         ("dual.epoch=5", "dual.epoch is unknown; did you mean epochs?"),
         ("duel.epochs=5", "duel is unknown; did you mean dual?"),
         ("xyzzy=5", "xyzzy is unknown; known here: description, method, data, augment"),
-        ("dual.epochs=five", "dual.epochs = 'five': expected a whole number"),
-        ("dual.epochs=5.0", "dual.epochs = 5.0: expected a whole number"),
-        ("dual.epochs=true", "dual.epochs = True: expected a whole number"),
-        ("dual.epochs=", "dual.epochs = '': expected a whole number"),
-        ("dual.epochs=0", "dual.epochs = 0: expected a whole number of at least 1"),
+        ("dual.epochs=five", "dual.epochs = 'five': expected an integer"),
+        ("dual.epochs=5.0", "dual.epochs = 5.0: expected an integer"),
+        ("dual.epochs=true", "dual.epochs = True: expected an integer"),
+        ("dual.epochs=", "dual.epochs = '': expected an integer"),
+        ("dual.epochs=0", "dual.epochs = 0: expected an integer of at least 1"),
         ("dual.epochs=-3", "dual.epochs = -3"),
         ("dual.learning_rate=nan", "dual.learning_rate = nan: expected a finite number"),
         ("dual.learning_rate=inf", "dual.learning_rate = inf: expected a finite number"),
@@ -121,8 +121,8 @@ def test_the_last_override_of_a_setting_counts():
         ("model.family=resnet", "model.family = 'resnet': expected one of paper"),
         ("model.family=[1]", "model.family = [1]: expected one of paper"),
         ("model.filters=[10]", "model.filters"),
-        ("model.filters=[10, 20.5]", "model.filters[1] = 20.5: expected a whole number"),
-        ("model.filters=[0, 5]", "model.filters[0] = 0: expected a whole number from 1 to 4,096"),
+        ("model.filters=[10, 20.5]", "model.filters[1] = 20.5: expected an integer"),
+        ("model.filters=[0, 5]", "model.filters[0] = 0: expected an integer from 1 to 4,096"),
         ("model.filters=[10, 999999]", "model.filters"),
         ("model.dropout=1", "model.dropout = 1: expected a number from 0 to below 1"),
         ("data.fit=squeeze", "data.fit = 'squeeze': expected one of stretch, crop"),
@@ -143,7 +143,7 @@ def test_the_last_override_of_a_setting_counts():
         ("=5", 'overrides=["=5"]: expected section.key=value'),
         ("dual..epochs=5", "expected section.key=value"),
         ("", "expected section.key=value"),
-        (f"dual.epochs={'[' * 5000}", "expected a whole number"),
+        (f"dual.epochs={'[' * 5000}", "expected an integer"),
     ],
 )
 def test_one_fault(override, words):
@@ -194,19 +194,19 @@ def test_all_faults_are_reported_together():
         (".", "unknown recipe '.'"),
     ],
 )
-def test_a_recipe_that_is_not_there(name, words):
+def test_missing_recipe(name, words):
     assert words in faults([], recipe=name)
 
 
 @pytest.mark.parametrize("content", [b"dual = ", b"\xff\xfe\x00", b"a = [" + b"[" * 5000])
-def test_a_file_that_is_not_toml(tmp_path, content):
+def test_file_that_is_not_toml(tmp_path, content):
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
     message = faults([], recipe=str(path))
     assert str(path) in message
 
 
-def test_the_recipe_of_a_source():
+def test_default_recipe_of_a_source():
     assert default_recipe("digits") == "digits"
     for source in ("mnist", "fashion_mnist", "cifar10"):
         assert default_recipe(source) == "paper"
@@ -216,14 +216,14 @@ def test_the_recipe_of_a_source():
         assert default_recipe(source) == "balanced"
 
 
-def test_a_recipe_without_stage_two_is_refused():
+def test_rejects_a_recipe_without_stage_two():
     with pytest.raises(UsageError):
         Recipe(unfreeze=UnfreezeSettings(steps=()))
     with pytest.raises(UsageError):
         Recipe(unify=UnifySpec(join="average"))
 
 
-def test_the_order_of_unfreezing_is_judged_once_the_network_is_known():
+def test_unfreezing_order_is_checked_when_the_network_is_valid():
     wrong = 'unfreeze.steps=[{unit="conv1", epochs=1}]'
     message = faults([wrong, "model.dropout=2", "augment.zoom=7"])
     assert message.startswith("2 faults in the recipe:")
@@ -232,10 +232,10 @@ def test_the_order_of_unfreezing_is_judged_once_the_network_is_known():
 
 @pytest.mark.parametrize("info", settings_reference(), ids=lambda info: f"{info.family} {info.key}")
 def test_every_setting_is_strict(info):
-    """A value of another type is refused, never converted, and the fault has the setting's full name."""
+    """A value of another type is rejected, not converted, and the fault has the setting's full name."""
     if "[]" in info.key or info.key in {"model.family", "unfreeze.steps", "data.range"}:
         return
-    wrong = {"text": "5", "true or false": "1", "whole number": "true", "number": "true"}.get(info.type, "3")
+    wrong = {"text": "5", "true or false": "1", "integer": "true", "number": "true"}.get(info.type, "3")
     family = [f"model.family={info.family}"] if info.family else []
     recipe = "paper" if info.family in {"", "paper"} else {"looped": "best-cifar10-15k"}.get(info.family, "balanced")
     if info.family == "separable":

@@ -1,4 +1,4 @@
-"""The recipes of the records: each stays within the parameters of its row."""
+"""The recipes of the records are within the parameters of their rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_row_has_its_recipe():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_record_stays_within_its_parameters(name):
+def test_records_are_within_their_parameters(name):
     limit, shape = ROWS[name]
     _, recipe = load_recipe(name)
     cost = layer_table(recipe.model, recipe.unify_spec, shape, 10)
@@ -31,7 +31,7 @@ def test_a_record_stays_within_its_parameters(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_flipped_may_be_flipped(name):
-    """A mirrored digit is another sign; a mirrored shoe or car is not."""
+def test_flips_are_used_only_for_symmetric_classes(name):
+    """A mirrored digit is another character; a mirrored shoe or car is still one."""
     _, recipe = load_recipe(name)
     assert recipe.augment.flip == (not name.startswith("best-mnist"))

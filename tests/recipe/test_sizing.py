@@ -1,4 +1,4 @@
-"""Networks as large as a budget allows: the search, what is told, and runs that leave their size open."""
+"""The largest network within a budget: the search, its reports, and runs that leave their size open."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def cost(spec, shape=SHAPE, classes=3, unify_spec=None):
 
 
 def grid(spec, widest):
-    """Every member of a family with free widths up to `widest`, by brute force."""
+    """All networks of a family with widths up to `widest`, by brute force."""
     step = spec.width_step
     for widths in itertools.product(range(step, widest + 1, step), repeat=len(spec.tunable_widths)):
         yield spec.with_widths(widths)
 
 
-# One stage: nothing but the width to choose, so that the largest is the largest of all.
+# With one stage, only the width is free, so the result is the largest of all.
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def grid(spec, widest):
     ],
     ids=str,
 )
-def test_the_largest_of_one_width_is_the_largest_that_there_is(spec, budget):
+def test_largest_of_one_width_agrees_with_brute_force(spec, budget):
     fitting = [member for member in grid(spec, 64) if not budget.exceeded(cost(member))]
     expected = max(fitting, key=lambda member: cost(member).parameters)
     assert expected.tunable_widths[0] < 64
@@ -78,7 +78,7 @@ def test_the_largest_of_one_width_is_the_largest_that_there_is(spec, budget):
 @pytest.mark.parametrize(
     "spec", [ResidualSpec(widths=(8, 16), blocks=(1, 1)), SeparableSpec(widths=(8, 16), blocks=(1, 1))]
 )
-def test_of_two_widths_nothing_wider_fits_and_most_of_the_limit_is_used(spec, limit):
+def test_two_widths_use_most_of_the_limit(spec, limit):
     budget = Budget(params=limit)
     found = largest_variant(spec, budget, SHAPE, 3, None)
     needed = cost(found).parameters
@@ -98,7 +98,7 @@ def test_of_two_widths_nothing_wider_fits_and_most_of_the_limit_is_used(spec, li
 
 
 @pytest.mark.parametrize("limit", [5_000, 14_862, 40_000])
-def test_the_paper_s_family_goes_filter_by_filter(limit):
+def test_papers_family_grows_by_one_filter(limit):
     unify_spec, shape = UnifySpec(), (28, 28, 1)
     found = largest_variant(PaperSpec(), Budget(params=limit), shape, 10, unify_spec)
     first, second = found.filters
@@ -110,20 +110,20 @@ def test_the_paper_s_family_goes_filter_by_filter(limit):
 
 
 @pytest.mark.parametrize(("side", "limit"), [(32, 10_000), (32, 19_622), (32, 50_000), (64, 20_000), (64, 50_000)])
-def test_a_limit_on_parameters_is_used_to_within_a_few_per_cent(limit, side):
+def test_parameter_limit_is_used_to_within_a_few_percent(limit, side):
     spec = ResidualSpec().with_extra_stages((side, side, 3), 11)
     found = largest_variant(spec, Budget(params=limit), (side, side, 3), 10, None)
     assert 0.9 * limit <= cost(found, (side, side, 3), 10).parameters <= limit
 
 
-def test_a_limit_that_binds_one_stage_does_not_bind_the_others():
+def test_limit_on_one_stage_does_not_limit_the_others():
     budget = Budget(params=20_000, ram=6_000)
     found = largest_variant(ResidualSpec(), budget, (32, 32, 3), 10, None)
     assert not budget.exceeded(cost(found, (32, 32, 3), 10))
     assert found.widths[0] < 4 < found.widths[-1]
 
 
-def test_a_budget_that_no_network_fits_is_refused_with_the_figures_of_the_smallest():
+def test_budget_below_the_smallest_network_is_rejected_with_its_cost():
     budget = Budget(params=50, macs=10**9)
     assert largest_variant(ResidualSpec(), budget, SHAPE, 3, None) is None
     with pytest.raises(BudgetError) as caught:
@@ -143,7 +143,7 @@ def test_stages_follow_the_image():
         assert deep.widths == (*spec.widths, *(28,) * 8)[:stages]
         assert len(deep.blocks) == stages
         deep.build((side, side, 3), 4)
-    # A side that is short cannot be pooled away.
+    # A short side is not pooled to nothing.
     assert len(spec.with_extra_stages((8, 512, 3), 11).widths) == 4
     spec.with_extra_stages((8, 512, 3), 11).build((8, 512, 3), 4)
     assert LoopedSpec().with_extra_stages((64, 64, 3), 11).passes == (2, 4, 4, 4)
@@ -151,7 +151,7 @@ def test_stages_follow_the_image():
     assert PaperSpec().with_extra_stages((64, 64, 3), 11) == PaperSpec()
 
 
-def test_free_widths_put_back_give_the_same():
+def test_tunable_widths_round_trip():
     for spec in (
         PaperSpec(),
         ResidualSpec(),
@@ -186,18 +186,18 @@ def test_free_widths_put_back_give_the_same():
         ("sizing.stems=['half']", "expected one of none, pool, stride"),
         ("sizing.sides=[]", "sizing.sides = []: expected at least 1 entry"),
         ("sizing.sides=[64, 32]", "in ascending order"),
-        ("sizing.sides=[4, 32]", "sizing.sides[0] = 4: expected a whole number from 8 to 1,024"),
+        ("sizing.sides=[4, 32]", "sizing.sides[0] = 4: expected an integer from 8 to 1,024"),
         ("data.input=64xauto", "expected HEIGHTxWIDTHxCHANNELS"),
         ("data.input=auto x1", "expected HEIGHTxWIDTHxCHANNELS"),
     ],
 )
-def test_settings_that_cannot_be(override, words):
+def test_rejects_invalid_settings(override, words):
     with pytest.raises(RecipeError, match=r"(?s).*") as caught:
         load_recipe("balanced", [override])
     assert words in str(caught.value)
 
 
-def test_an_input_may_leave_the_channels_open():
+def test_input_may_leave_the_channels_open():
     assert parse_input("64x48xauto") == (64, 48, 0)
     assert parse_input("64x48x3") == (64, 48, 3)
     DataSettings(input="64x48xauto")
@@ -205,16 +205,16 @@ def test_an_input_may_leave_the_channels_open():
         DataSettings(input="0x48xauto")
 
 
-def test_the_recipe_of_a_budget_is_balanced():
+def test_default_recipe_with_a_budget_is_balanced():
     assert default_recipe("digits", has_budget=True) == default_recipe("photos", has_budget=True) == "balanced"
     assert BALANCED.sizing == SizingSettings(network="largest", input="largest")
     assert load_recipe("paper")[1].sizing == SizingSettings()
 
 
-# What a recipe becomes
+# Resolved recipes
 
 
-def test_a_network_that_was_chosen_is_told_and_settled():
+def test_chosen_network_is_reported_and_stored():
     recipe, notes = with_network(BALANCED, Budget(params=19_622), (32, 32, 3), 10)
     parameters = cost(recipe.model, (32, 32, 3), 10).parameters
     widths = ", ".join(map(str, recipe.model.widths))
@@ -229,14 +229,14 @@ def test_a_network_that_was_chosen_is_told_and_settled():
     assert recipe_from_dict(tomllib.loads(recipe.as_toml())) == recipe
 
 
-def test_without_a_budget_the_recipe_s_own_holds():
+def test_recipe_budget_applies_without_a_budget():
     recipe, notes = with_network(BALANCED, None, (32, 32, 3), 10)
     assert "within params=20,000, ram=262,144, macs=20,000,000 (" in notes[0].message
     assert cost(recipe.model, (32, 32, 3), 10).parameters <= 20_000
 
 
-def test_only_the_limits_that_are_named_bind():
-    """params=200000 gave 21,657 parameters, since 20 million multiply-accumulates bound where nobody had named them."""
+def test_only_named_limits_apply():
+    """params=200000 gave 21,657 parameters, because a default of 20 million multiply-accumulates also applied."""
     budget = Budget.parse("params=200000,ram=256KB,flash=512KB")
     recipe, notes = with_network(BALANCED, budget, (64, 64, 3), 6)
     found = cost(recipe.model, (64, 64, 3), 6)
@@ -248,17 +248,17 @@ def test_only_the_limits_that_are_named_bind():
     assert notes[0].message.endswith("any wider exceeds macs")
 
 
-def test_a_budget_without_a_bound_on_the_network_s_size_is_told():
+def test_budget_without_a_limit_on_size_is_reported():
     notes = with_network(BALANCED, Budget.parse("ram=8KB"), (16, 16, 1), 3)[1]
     assert any(note.kind == "budget" and "flash" in note.message for note in notes)
 
 
-def test_two_stages_keep_the_stages_that_their_steps_name():
+def test_two_stages_keep_the_stages_of_their_steps():
     recipe = load_recipe("paper", ["sizing.network=largest"])[1]
     assert with_network(recipe, Budget(params=14_862), (28, 28, 1), 10)[0].model.filters == (10, 20)
 
 
-def test_a_fixed_network_over_the_budget_hears_of_balanced():
+def test_fixed_network_over_the_budget_suggests_balanced():
     recipe = load_recipe("best-mnist-8k")[1]
     with pytest.raises(BudgetError, match=r'overrides=\["model.widths=.* use recipe="balanced"'):
         with_network(recipe, Budget(params=1_000), (28, 28, 1), 10)
@@ -267,7 +267,7 @@ def test_a_fixed_network_over_the_budget_hears_of_balanced():
 # The command line
 
 
-def test_info_tells_what_balanced_would_make(call):
+def test_info_shows_the_network_of_balanced(call):
     arguments = ("info", "--recipe", "balanced", "--budget", "params=5000", "--input", "48x48x3", "--classes", "5")
     code, out, _ = call(*arguments)
     assert code == 0
@@ -282,7 +282,7 @@ def test_info_tells_what_balanced_would_make(call):
     error_of(("apply to --recipe",), call("info", "run", "--budget", "params=100"), 2)
 
 
-def test_a_named_source_keeps_its_usual_input_and_is_refused_early(call, monkeypatch):
+def test_named_source_keeps_its_usual_input_and_is_rejected_early(call, monkeypatch):
     def no_images(*args, **kwargs):
         raise AssertionError("images were decoded")
 
@@ -306,10 +306,10 @@ def open_run(request, tmp_path_factory):
     )
 
 
-def test_a_run_that_leaves_its_size_open_tells_what_was_chosen(open_run):
+def test_run_with_open_size_reports_its_choice(open_run):
     run, _, channels = open_run
     notes = {problem["kind"]: problem["message"] for problem in run.metrics["data"]["problems"]}
-    assert notes["input"].startswith(f"chosen input 24x24x{channels}: of 16, 24 pixels a side, the largest")
+    assert notes["input"].startswith(f"chosen input 24x24x{channels}: from sides of 16, 24 pixels, the largest")
     assert notes["network"].startswith("chosen network residual, widths ")
     assert f"({run.metrics['parameters']:,} parameters)" in notes["network"]
     assert 2_000 < run.metrics["parameters"] <= 2_500
@@ -324,7 +324,7 @@ def test_a_run_that_leaves_its_size_open_tells_what_was_chosen(open_run):
     assert "at least 8 channels" in notes["width"]
 
 
-def test_its_recipe_holds_what_was_chosen(open_run):
+def test_recipe_of_a_run_contains_the_choice(open_run):
     run, photos, channels = open_run
     resolved = load_recipe(str(run.path / "recipe.toml"))[1]
     assert resolved.data.input == f"24x24x{channels}"
@@ -337,7 +337,7 @@ def test_its_recipe_holds_what_was_chosen(open_run):
     assert same.input_spec == again.input_spec
 
 
-def test_a_resume_does_not_search_again(open_run, monkeypatch, tmp_path):
+def test_resume_does_not_search_again(open_run, monkeypatch, tmp_path):
     run, _, _ = open_run
 
     def no_search(*args, **kwargs):
@@ -352,7 +352,7 @@ def test_a_resume_does_not_search_again(open_run, monkeypatch, tmp_path):
     assert resumed.metrics["parameters"] == run.metrics["parameters"]
 
 
-def test_notes_in_run_json_that_cannot_be_are_refused(open_run):
+def test_rejects_invalid_notes_in_run_json(open_run):
     kept = json.loads((open_run[0].path / "run.json").read_text())
     assert len(TrainRequest.from_dict(kept).chosen) == 3
     assert TrainRequest.from_dict({**kept, "chosen": None}).chosen == ()
@@ -361,7 +361,7 @@ def test_notes_in_run_json_that_cannot_be_are_refused(open_run):
             TrainRequest.from_dict({**kept, "chosen": wrong})
 
 
-def test_a_recipe_from_python_may_leave_its_size_open(tmp_path):
+def test_recipe_from_python_may_leave_its_size_open(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (45, 20, 20, 1), dtype=np.uint8)
     recipe = dataclasses.replace(load_recipe("balanced", QUICK)[1], sizing=SizingSettings(network="largest"))
     run = thaw.train((images, np.arange(45) % 3), recipe=recipe, budget="params=1500", out=tmp_path / "run")

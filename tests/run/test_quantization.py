@@ -1,4 +1,4 @@
-"""From a trained model to its int8 graph: what it is calibrated on, how it is chosen, when it is trained on."""
+"""From a trained model to its int8 graph: calibration, selection, quantization-aware training."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def setting_of(data, parallel: ParallelBranches, seed: int = 3) -> TrainingConte
 
 
 def to_its_end(steps):
-    """(what a generator yielded, what it returned)."""
+    """(Yielded values, returned value) of a generator."""
     yielded = []
     while True:
         try:
@@ -68,7 +68,7 @@ def accuracy_of(graph, images) -> float:
     return float((scores.argmax(axis=1) == images.labels).mean())
 
 
-def test_calibration_images_are_training_images_that_the_seed_chooses(data):
+def test_calibration_images_are_seeded_training_images(data):
     chosen = calibration_images(data.train, 50, seed=1)
     assert chosen.shape == (50, *data.train.shape)
     rows = {image.tobytes() for image in data.train.images}
@@ -78,7 +78,7 @@ def test_calibration_images_are_training_images_that_the_seed_chooses(data):
     assert len(calibration_images(data.train, 10**6, seed=1)) == len(data.train)
 
 
-def test_the_better_of_both_methods_on_validation_is_taken(model, data):
+def test_better_method_on_validation_images_is_selected(model, data):
     with branches_of(1) as parallel:
         records, found = to_its_end(
             quantize_model(model, setting_of(data, parallel), QuantizeSettings(qat_threshold=100.0), AugmentSettings())
@@ -95,7 +95,7 @@ def test_the_better_of_both_methods_on_validation_is_taken(model, data):
     assert found.chosen.squared_error == pytest.approx((((scores + 128.0) / 256.0 - expected) ** 2).mean())
 
 
-def test_of_equal_accuracies_the_nearer_to_float_is_taken():
+def test_equal_accuracies_select_the_closer_to_float():
     far, near, better = (
         quantization.Candidate(
             method=name,
@@ -116,7 +116,7 @@ def test_of_equal_accuracies_the_nearer_to_float_is_taken():
 
 @pytest.fixture
 def spoilt(monkeypatch):
-    """Calibration that cuts off most of what tensors hold."""
+    """Calibration that clips most values of tensors."""
 
     def narrow(graph, images):
         found = calibrate(graph, images)
@@ -131,7 +131,7 @@ def spoilt(monkeypatch):
 QAT = QuantizeSettings(qat=QatSettings(epochs=3, batch_size=32, learning_rate=0.002))
 
 
-def test_what_loses_too_much_is_trained_on_and_the_better_graph_kept(model, data, spoilt):
+def test_large_loss_starts_fine_tuning_and_keeps_the_better_graph(model, data, spoilt):
     with branches_of(2) as parallel:
         records, found = to_its_end(quantize_model(model, setting_of(data, parallel), QAT, AugmentSettings()))
     before = max(each.scores.accuracy for each in found.candidates[:2])
@@ -143,7 +143,7 @@ def test_what_loses_too_much_is_trained_on_and_the_better_graph_kept(model, data
     assert found.chosen.scores.accuracy == accuracy_of(found.graph, data.validation)
 
 
-def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt):
+def test_fine_tuning_that_lowers_accuracy_is_discarded(model, data, spoilt):
     hasty = dataclasses.replace(QAT, qat=dataclasses.replace(QAT.qat, epochs=1, learning_rate=5.0))
     with branches_of(1) as parallel:
         records, found = to_its_end(quantize_model(model, setting_of(data, parallel), hasty, AugmentSettings()))
@@ -152,7 +152,7 @@ def test_training_on_that_makes_things_worse_is_thrown_away(model, data, spoilt)
     assert found.chosen.method in ("minmax", "mse")
 
 
-def test_training_on_that_is_not_finite_costs_nothing_but_itself(model, data, spoilt):
+def test_diverged_fine_tuning_is_discarded(model, data, spoilt):
     settings = QuantizeSettings(qat_threshold=0.0, qat=QatSettings(epochs=3, learning_rate=1e30))
     with ParallelBranches(1, CPU) as parallel:
         _, found = to_its_end(quantize_model(model, setting_of(data, parallel), settings, AugmentSettings()))
@@ -161,7 +161,7 @@ def test_training_on_that_is_not_finite_costs_nothing_but_itself(model, data, sp
     assert found.qat is None or found.qat.epochs < 3
 
 
-def test_it_gives_the_same_bits_again_on_any_number_of_lanes(model, data, spoilt):
+def test_same_bits_on_any_number_of_parallel_branches(model, data, spoilt):
     once, graphs = dataclasses.replace(QAT, qat=dataclasses.replace(QAT.qat, epochs=1)), []
     for count in (1, 2, 2):
         with branches_of(count) as parallel:
@@ -177,7 +177,7 @@ def test_it_gives_the_same_bits_again_on_any_number_of_lanes(model, data, spoilt
                 assert first.quantization == other.quantization
 
 
-def test_the_stage_validates_what_the_referee_computes(model, data):
+def test_validation_equals_the_reference_interpreter(model, data):
     graph = float_graph(model)
     module = TrainableGraph(graph, calibrate(graph, data.train.images[:100])["minmax"])
     with branches_of(1) as parallel:
@@ -189,7 +189,7 @@ def test_the_stage_validates_what_the_referee_computes(model, data):
     assert any(not torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
-def test_a_stage_goes_on_from_its_state_to_the_same_bits(model, data):
+def test_stage_resumes_from_its_state_with_the_same_bits(model, data):
     graph = float_graph(model)
     ranges = calibrate(graph, data.train.images[:100])["mse"]
     with branches_of(1) as parallel:
@@ -207,7 +207,7 @@ def test_a_stage_goes_on_from_its_state_to_the_same_bits(model, data):
         assert torch.equal(tensor, second.stage.module.state_dict()[name]), name
 
 
-def test_a_run_says_what_its_int8_graph_gives(finished):
+def test_run_reports_its_int8_results(finished):
     found = metrics(finished.path)["int8"]
     graph, header = read_graph(finished.path / "model-int8.safetensors")
     test = library.load("digits", overrides=SMALL[1:4:2], seed=3).test.open()
@@ -232,7 +232,7 @@ def test_a_run_says_what_its_int8_graph_gives(finished):
     assert header.facts["method"] == found["method"]
 
 
-def test_a_run_without_an_int8_file_is_quantized_anew(finished, tmp_path):
+def test_missing_int8_file_is_quantized_again(finished, tmp_path):
     run_path = shutil.copytree(finished.path, tmp_path / "run")
     kept = (run_path / "model-int8.safetensors").read_bytes()
     expected = Run.open(run_path).model.graph("int8")
@@ -249,7 +249,7 @@ def test_a_run_without_an_int8_file_is_quantized_anew(finished, tmp_path):
     assert (run_path / "model-int8.safetensors").read_bytes() == kept
 
 
-def test_a_recipe_without_the_section_has_the_usual_settings():
+def test_recipe_without_the_section_has_the_defaults():
     tree = load_recipe("paper")[1].as_dict()
     assert tree.pop("quantize")["calibration_images"] == 1000
     assert recipe_from_dict(tree).quantize == QuantizeSettings()
@@ -258,21 +258,21 @@ def test_a_recipe_without_the_section_has_the_usual_settings():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("quantize.calibration_images=0", "quantize.calibration_images = 0: expected a whole number of at least 1"),
-        ("quantize.calibration_images=many", "expected a whole number"),
+        ("quantize.calibration_images=0", "quantize.calibration_images = 0: expected an integer of at least 1"),
+        ("quantize.calibration_images=many", "expected an integer"),
         ("quantize.qat_threshold=-1", "quantize.qat_threshold = -1: expected a number of at least 0"),
         ("quantize.qat_treshold=1", "did you mean qat_threshold?"),
-        ("quantize.qat.epochs=0", "quantize.qat.epochs = 0: expected a whole number of at least 1"),
+        ("quantize.qat.epochs=0", "quantize.qat.epochs = 0: expected an integer of at least 1"),
         ("quantize.qat.view=odd", "quantize.qat.view = 'odd': expected one of original, augmented"),
         ("quantize.qat=3", "quantize.qat: expected a section"),
     ],
 )
-def test_a_wrong_setting_is_told(override, words):
+def test_invalid_setting_is_reported(override, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe("paper", [override])
     assert words in str(caught.value)
 
 
-def test_settings_from_python_are_checked_too():
+def test_settings_from_python_are_checked():
     with pytest.raises(UsageError, match="view"):
         QatSettings(view="sideways")

@@ -1,4 +1,4 @@
-"""The report: what it says, what it escapes, and how a real browser shows it."""
+"""The report: content, escaping, and rendering in a real browser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from thaw.run.report import ReportPictures, render_report, write_report
 from thaw.run.report_plots import accuracy_curves, curves_panel, heat_paths, loss_curves, stage_starts
 
 
-def test_the_page_says_what_the_metrics_say(tmp_path: Path) -> None:
+def test_page_agrees_with_the_metrics(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('name = "paper"\n[dual]\nepochs = 15\n', encoding="utf-8")
     metrics, history, pictures = run_of()
     path = write_report(tmp_path, json.loads(json.dumps(metrics)), history, pictures)
@@ -54,7 +54,7 @@ def test_the_page_says_what_the_metrics_say(tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == len(metrics["test"]["mistakes"]) + 16
 
 
-def test_a_report_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics, history, pictures = run_of()
     (tmp_path / "report.html").write_text("before", encoding="utf-8")
 
@@ -71,12 +71,12 @@ def test_a_report_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_missing_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
     with raises("run-write"):
         write_report(tmp_path / "missing", *run_of())
 
 
-def test_metrics_that_lack_a_part_are_refused_by_name() -> None:
+def test_rejects_incomplete_metrics_by_name() -> None:
     metrics, history, pictures = run_of()
     del metrics["cost"]["weight_bytes_int8"]
     with raises("run-metrics", "weight_bytes_int8"):
@@ -98,7 +98,7 @@ def test_names_are_escaped() -> None:
     assert "49 мышь" not in page
 
 
-def test_what_has_to_be_known_stands_first() -> None:
+def test_findings_come_first() -> None:
     metrics, history, pictures = run_of()
     assert '<aside class="findings"' not in render_report(metrics, history, pictures)
     finding = {"code": "class-without-hit", "severity": "warning", "message": f"no image of {EVIL}"}
@@ -133,7 +133,7 @@ def test_pictures_are_checked() -> None:
         [("dual", "dual", 400), ("head", "unfreeze", 1), ("dense", "unfreeze", 1), ("conv1", "unfreeze", 1)],
     ],
 )
-def test_every_label_and_dot_of_a_plot_lies_inside_it(plan: list[tuple[str, str, int]]) -> None:
+def test_labels_and_dots_are_inside_the_plot(plan: list[tuple[str, str, int]]) -> None:
     metrics, history, pictures = run_of(plan=plan)
     page = render_report(metrics, history, pictures)
     if not plan:
@@ -187,7 +187,7 @@ def test_every_name_is_documented_and_the_example_is_json() -> None:
     assert keys_of(line) == keys_of(history) - {"unified"}
 
 
-def test_heat_paths_hold_every_count_once() -> None:
+def test_heat_paths_contain_every_count_once() -> None:
     confusion = [[90, 10, 0], [1, 98, 1], [0, 0, 0]]
     hits, errors = ("".join(path for _, path in heat_paths(confusion, right=right)) for right in (True, False))
     assert re.findall(r"M(\d) (\d)", hits) == [("0", "0"), ("1", "1")]
@@ -196,7 +196,7 @@ def test_heat_paths_hold_every_count_once() -> None:
 
 
 def accurate() -> tuple[dict[str, Any], list[dict[str, Any]], ReportPictures]:
-    """A run whose axis of accuracies has decimals, and with them its longest labels."""
+    """A run whose accuracy axis has decimals, and so the longest labels."""
     metrics, history, pictures = run_of()
     metrics["test"]["accuracy"] = 0.99
     for number, record in enumerate(history):
@@ -229,7 +229,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         *((case, *screen) for case in CASES for screen in ((390, "dark"), (1280, "light"))),
     ],
 )
-def test_a_real_browser_shows_it(browser: Any, tmp_path: Path, case: str, width: int, scheme: str) -> None:
+def test_real_browser_renders_the_page(browser: Any, tmp_path: Path, case: str, width: int, scheme: str) -> None:
     (tmp_path / "recipe.toml").write_text('name = "paper"\n' + "long = " + "9" * 300 + "\n", encoding="utf-8")
     path = write_report(tmp_path, *CASES[case]())
     features = [{"name": "prefers-color-scheme", "value": scheme}]

@@ -1,4 +1,4 @@
-"""What a run settles by its data before it trains, besides its size."""
+"""Settings that a run derives from its data, except for the size."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_digits_and_letters_are_not_mirrored(overrides, classes, flips):
     assert any(problem.kind == "flip" for problem in data.problems) == (not flips and not overrides)
 
 
-def test_a_source_is_opened_once_and_read_once(tmp_path, monkeypatch):
+def test_source_is_opened_and_read_once(tmp_path, monkeypatch):
     photos = draw_photos(tmp_path / "photos", [(30, 40), (28, 26)], each=20)
     opened, read = [], []
 
@@ -62,4 +62,4 @@ def test_a_source_is_opened_once_and_read_once(tmp_path, monkeypatch):
     assert (len(opened), len(read)) == (1, 1)
     assert not settled.recipe.sizing.is_open
     assert settled.recipe.data.input == str(data.input_spec)
-    assert settled.source == photos, "for the record and for a resume"
+    assert settled.source == photos, "stored for a resume"

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted, out of disk or out of numbers, and what becomes of them."""
+"""Runs that are killed, interrupted, on a full disk, or whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def kill(process: Launched) -> None:
 
 
 def assert_whole_files(run: Path) -> None:
-    """Whatever stands under a final name can be read to its end."""
+    """Check that every file with a final name is complete."""
     for path in run.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             if path.name == "model-int8.safetensors":
@@ -83,14 +83,14 @@ def assert_whole_files(run: Path) -> None:
                 assert path.read_text().rstrip().endswith("</html>")
 
 
-def test_a_run_killed_in_every_stage_ends_with_the_same_bits(finished, tmp_path):
+def test_run_killed_in_every_stage_ends_with_the_same_bits(finished, tmp_path):
     run = tmp_path / "run"
     begin = ("train", "digits", *SMALL, "--out", run)
     resume = ("train", "--resume", run)
     chance = random.Random(5)
     for place, stage in enumerate(STAGES):
         process = start(*(resume if place else begin), cwd=tmp_path)
-        # After the stage's first epoch, somewhere in its second.
+        # After the first epoch of the stage, during the second.
         wait_for(lambda stage=stage: (history(run) or [{"stage": ""}])[-1]["stage"] == stage, process)
         time.sleep(chance.uniform(0, 0.1))
         kill(process)
@@ -125,7 +125,7 @@ def test_kills_at_random_moments_lose_nothing(finished, tmp_path):
     assert_same_run(run, finished.path)
 
 
-# It writes a file over and over, each time with other content of another length.
+# It writes a file repeatedly, with different content and length.
 WRITER = """
 import sys
 from pathlib import Path
@@ -137,7 +137,7 @@ while True:
 """
 
 
-def test_a_kill_in_the_middle_of_writing_leaves_whole_files(tmp_path):
+def test_kill_during_a_write_leaves_complete_files(tmp_path):
     path = tmp_path / "checkpoints" / "last.safetensors"
     path.parent.mkdir()
     chance = random.Random(time.time_ns())
@@ -154,18 +154,18 @@ def test_a_kill_in_the_middle_of_writing_leaves_whole_files(tmp_path):
         interrupted += len(list(path.parent.glob(".*.tmp")))
         with locked(RunFolder(tmp_path)):
             assert [left.name for left in path.parent.iterdir()] == [path.name], (
-                "what a killed process had begun is swept away"
+                "temporary files of a killed process are removed"
             )
-    assert interrupted, "no kill came in the middle of a write"
+    assert interrupted, "no kill during a write"
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_resume(finished, tmp_path, stop, code):
+def test_signal_saves_and_reports_how_to_resume(finished, tmp_path, stop, code):
     run = tmp_path / "a run"
     process = start("train", "digits", *SMALL, "--out", run, "--json", cwd=tmp_path)
     wait_for(lambda: len(history(run)) >= 2, process)
     process.send_signal(stop)
-    # More of them, while it ends, change nothing.
+    # Further signals during the shutdown have no effect.
     for _ in range(60):
         process.send_signal(stop)
         time.sleep(0.002)
@@ -181,7 +181,7 @@ def test_a_signal_saves_and_says_how_to_resume(finished, tmp_path, stop, code):
 
 @pytest.fixture(scope="module")
 def copied(finished, tmp_path_factory):
-    """A function that gives a fresh copy of the finished run."""
+    """A function that returns a new copy of the finished run."""
 
     def copy() -> Path:
         return Path(shutil.copytree(finished.path, tmp_path_factory.mktemp("copied") / "run"))
@@ -189,7 +189,7 @@ def copied(finished, tmp_path_factory):
     return copy
 
 
-def test_a_finished_run_is_measured_again_but_not_trained(finished, copied):
+def test_finished_run_is_measured_again_but_not_trained(finished, copied):
     run = copied()
     for name in ("metrics.json", "report.html", "model.safetensors", "model-int8.safetensors", "history.jsonl"):
         (run / name).unlink()
@@ -201,7 +201,7 @@ def test_a_finished_run_is_measured_again_but_not_trained(finished, copied):
     assert_same_run(run, finished.path)
 
 
-def test_two_processes_do_not_share_a_run(copied, call):
+def test_two_processes_cannot_share_a_run(copied, call):
     run = copied()
     with locked(RunFolder(run)):
         error_of(["another process is using", str(run)], call("train", "--resume", run), 1)
@@ -210,7 +210,7 @@ def test_two_processes_do_not_share_a_run(copied, call):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other shapes", "no checkpoint"])
-def test_a_damaged_checkpoint_is_told(copied, call, damage):
+def test_damaged_checkpoint_is_reported(copied, call, damage):
     run = copied()
     path = run / "checkpoints" / "last.safetensors"
     if damage == "truncated":
@@ -242,7 +242,7 @@ RUN_DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", list(RUN_DAMAGE))
-def test_a_damaged_run_json_is_told(tmp_path, call, damage):
+def test_damaged_run_json_is_reported(tmp_path, call, damage):
     text, words = RUN_DAMAGE[damage]
     run = tmp_path / "run"
     run.mkdir()
@@ -269,7 +269,7 @@ def test_a_damaged_run_json_is_told(tmp_path, call, damage):
         ("budget", {"params": "many"}, "params"),
     ],
 )
-def test_a_run_json_with_a_wrong_value_is_told(copied, call, key, value, words):
+def test_invalid_value_in_run_json_is_reported(copied, call, key, value, words):
     run = copied()
     kept = json.loads((run / "run.json").read_text())
     reseal(run / "run.json", {**kept, key: value})
@@ -278,7 +278,7 @@ def test_a_run_json_with_a_wrong_value_is_told(copied, call, key, value, words):
     assert outcome[0] in (1, 2)
 
 
-def test_resuming_what_is_no_run_is_told(tmp_path, call):
+def test_resuming_another_folder_is_reported(tmp_path, call):
     error_of(["not a run folder", "run.json"], call("train", "--resume", tmp_path), 1)
     error_of(["not a run folder"], call("train", "--resume", tmp_path / "nowhere"), 1)
 
@@ -294,7 +294,7 @@ def write_class_folders(root: Path, shade: int = 0) -> None:
             Image.fromarray(pixels).save(root / name / f"{index}.png")
 
 
-def test_a_run_whose_data_changed_is_not_resumed(tmp_path, call):
+def test_run_with_changed_data_is_not_resumed(tmp_path, call):
     write_class_folders(tmp_path / "images")
     code, _, err = call("train", "images", *PAPER, *TINY, "--out", "run")
     assert code == 0, err
@@ -303,7 +303,7 @@ def test_a_run_whose_data_changed_is_not_resumed(tmp_path, call):
     error_of(["have changed", "start a new run"], call("train", "--resume", "run"), 1)
 
 
-def test_a_run_is_resumed_from_another_folder_and_past_a_folder_of_the_same_name(tmp_path, call, monkeypatch):
+def test_run_is_resumed_from_another_folder_with_a_folder_of_the_same_name(tmp_path, call, monkeypatch):
     (tmp_path / "digits").mkdir()
     write_class_folders(tmp_path / "images")
     for source in ("digits", "images"):
@@ -323,7 +323,7 @@ def digit_arrays() -> tuple[np.ndarray, np.ndarray]:
 
 
 def full_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
-    """The disk is full after so many files."""
+    """Make the disk full after `writes` files."""
     left = [writes]
 
     def fsync(_descriptor: int) -> None:
@@ -335,7 +335,7 @@ def full_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
 
 
 @pytest.mark.parametrize("writes", [0, 1, 4, 6, 9, 10, 11, 12])
-def test_a_full_disk_stops_a_run_on_arrays_that_goes_on_later(tmp_path, monkeypatch, writes):
+def test_full_disk_stops_a_run_on_arrays_that_resumes_later(tmp_path, monkeypatch, writes):
     monkeypatch.chdir(tmp_path)
     arrays = digit_arrays()
     run = tmp_path / "runs" / "arrays-paper-1"
@@ -361,18 +361,18 @@ def test_a_full_disk_stops_a_run_on_arrays_that_goes_on_later(tmp_path, monkeypa
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 26 MB, where the system lets us mount one."""
+    """A disk of 26 MB, if the system can mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=26m", "tmpfs", str(disk)]
     can_mount = os.geteuid() == 0 and shutil.which("mount") is not None
     if not can_mount or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a small disk here: that takes root and a system that allows it")
+        pytest.skip("cannot mount a small disk: this needs root")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_up_stops_the_run_cleanly(finished, small_disk):
+def test_disk_that_fills_up_stops_the_run_cleanly(finished, small_disk):
     run = small_disk / "run"
     process = start("train", "digits", *SMALL, "--out", run, cwd=small_disk)
     wait_for(lambda: len(history(run)) >= 2, process)
@@ -392,14 +392,14 @@ def test_a_disk_that_fills_up_stops_the_run_cleanly(finished, small_disk):
     assert_same_run(run, finished.path)
 
 
-def test_a_disk_that_is_nearly_full_is_told_before_training(small_disk, call):
+def test_nearly_full_disk_is_reported_before_training(small_disk, call):
     (small_disk / "ballast").write_bytes(bytes(10 << 20))
     outcome = call("train", "digits", *TINY, "--out", small_disk / "run")
     assert not (small_disk / "run").exists()
     error_of(["MB are free", "a run needs 20 MB", "--out"], outcome, 1)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, call):
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, call):
     steps = 'unfreeze.steps=[{unit="head", epochs=2, learning_rate=1e38}]'
     code, out, err = call("train", "digits", "--set", "dual.epochs=1", "--set", steps, "--out", "run")
     error = err[err.index("error: ") :]
@@ -407,10 +407,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, call):
     kept, header = read_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors", version=1)
     assert header["method"]["run"]["stage"] == "dual"
     assert all(np.isfinite(tensor.numpy()).all() for tensor in kept.values())
-    assert "Traceback" not in call("train", "--resume", "run")[2], "it fails again, in words"
+    assert "Traceback" not in call("train", "--resume", "run")[2], "it fails again with a message"
 
 
-def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
+def test_folds_do_not_affect_the_model_and_survive_a_kill(tmp_path):
     write_class_folders(tmp_path / "images")
     plain, folded, killed = (tmp_path / name for name in ("plain", "folded", "killed"))
     longer = ("--set", "dual.epochs=20", "--set", "dual.patience=20")
@@ -430,7 +430,7 @@ def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
     assert result["count"] == len(result["accuracies"]) == 3
     assert result["mean"] == pytest.approx(np.mean(result["accuracies"]))
     assert result["balanced_mean"] == pytest.approx(np.mean(result["balanced_accuracies"]))
-    # The classes have equally many images, in every fold too.
+    # Classes have equal numbers of images, also in every fold.
     assert result["balanced_accuracies"] == pytest.approx(result["accuracies"], abs=0.1)
     assert result["std"] == pytest.approx(np.std(result["accuracies"], ddof=1))
     low, high = result["ci95"]
@@ -439,7 +439,7 @@ def test_folds_leave_the_model_alone_and_survive_a_kill(tmp_path):
     assert_same_run(plain, folded)
 
 
-def test_writing_is_interrupted_without_a_trace(tmp_path, monkeypatch):
+def test_interrupted_write_leaves_no_trace(tmp_path, monkeypatch):
     def interrupt(_descriptor: int) -> None:
         raise KeyboardInterrupt
 

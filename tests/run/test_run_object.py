@@ -16,7 +16,7 @@ from thaw.run.events import EpochDone, Finished, Started
 from thaw.run.notebook import summary_html
 
 
-def test_a_finished_run_has_everything(finished):
+def test_finished_run_is_complete(finished):
     run = thaw.Run.open(finished.path)
     assert run.is_finished
     assert run.metrics == stored(finished.path / "metrics.json")
@@ -28,7 +28,7 @@ def test_a_finished_run_has_everything(finished):
     assert run.evaluate("digits").count == 1797
 
 
-def test_the_history_is_columns_that_can_be_plotted(finished):
+def test_history_is_columns_for_plotting(finished):
     lines, columns = history(finished.path), thaw.Run.open(finished.path).history
     assert {len(column) for column in columns.values()} == {len(lines)}
     assert columns["stage"].tolist() == [line["stage"] for line in lines]
@@ -38,7 +38,7 @@ def test_the_history_is_columns_that_can_be_plotted(finished):
         np.testing.assert_array_equal(columns[f"losses.{name}"], expected)
 
 
-def test_a_notebook_shows_summary_and_curves(finished, tmp_path):
+def test_notebook_shows_summary_and_curves(finished, tmp_path):
     page = thaw.Run.open(finished.path)._repr_html_()
     assert page.count("<svg") == page.count("</svg>") == 2
     assert "14,862" in page
@@ -49,14 +49,14 @@ def test_a_notebook_shows_summary_and_curves(finished, tmp_path):
     assert "<b>" not in page
 
 
-def test_a_notebook_shows_every_finding_first(finished):
+def test_notebook_shows_every_finding_first(finished):
     run = thaw.Run.open(finished.path)
     found = [{"severity": "warning", "message": message} for message in ("no <hit> for a class", "worse than before")]
     page = summary_html({**run.metrics, "findings": found}, run.history)
     assert page.index("no &lt;hit&gt; for a class") < page.index("worse than before") < page.index("test accuracy")
 
 
-def test_an_interrupted_run_is_resumed(tmp_path):
+def test_interrupted_run_is_resumed(tmp_path):
     class StopHereError(Exception):
         pass
 
@@ -96,7 +96,7 @@ def test_decoding_is_an_event(tmp_path):
     assert events[-1] == Decoding(24, 24)
 
 
-def test_predictions_of_everything_an_image_can_be(finished, tmp_path):
+def test_predicts_every_kind_of_image(finished, tmp_path):
     run = thaw.Run.open(finished.path)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
     Image.fromarray(pixels[0, :, :, 0]).save(tmp_path / "0.png")
@@ -112,7 +112,7 @@ def test_predictions_of_everything_an_image_can_be(finished, tmp_path):
     assert repr(found) == f"Prediction({found.label!r}, {found.probability:.2%}, name='[0]')"
 
 
-def test_what_is_shown_is_one_line(finished):
+def test_repr_is_one_line(finished):
     run, data = thaw.Run.open(finished.path), thaw.load("digits", recipe="digits")
     shown = [run, run.model, data, data.train, data.test, thaw.estimate("paper"), thaw.summarize("digits")]
     for each in shown:
@@ -147,6 +147,6 @@ def test_overrides_of_tables_and_numbers():
         thaw.load_recipe("paper", [5])
 
 
-def test_an_estimate_is_what_a_model_costs(finished):
+def test_estimate_is_the_cost_of_a_model(finished):
     cost = thaw.Run.open(finished.path).model.cost
     assert thaw.estimate("digits", input="28x28x1", classes=10).cost == cost

@@ -1,4 +1,4 @@
-"""The short trainings that choose among networks: what is compared, on what, how the choice is made."""
+"""Short trainings that select a network: candidates, data, and selection."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settled(photos):
-    """The events of one comparison, the settled request and its data."""
+    """The events of a comparison, the resolved request and its data."""
     return drain(settle_run(request_of(photos)))
 
 
-# What is compared
+# Candidates
 
 
-def test_all_that_is_compared_fits_and_is_told(settled):
+def test_compared_networks_fit_and_are_reported(settled):
     (plan, *trials), request, data = settled
     assert isinstance(plan, TrialPlan)
     assert len(trials) == len(plan.candidates) >= 2
@@ -77,7 +77,7 @@ def test_all_that_is_compared_fits_and_is_told(settled):
     assert all(note in data.problems for note in request.chosen)
 
 
-def test_trials_see_neither_test_images_nor_what_they_train_on(photos, settled):
+def test_trials_use_neither_test_images_nor_training_images_for_scores(photos, settled):
     plan = settled[0][0]
     data = prepare_run(request_of(photos, "sizing.trials=0"))[1]
     size = data.input_spec.shape
@@ -92,7 +92,7 @@ def test_trials_see_neither_test_images_nor_what_they_train_on(photos, settled):
     assert not (trained | judged) & pixels(data.test.open())
 
 
-def test_the_same_seed_gives_the_same_trials_and_another_may_not(photos, settled):
+def test_same_seed_gives_the_same_trials(photos, settled):
     again = drain(settle_run(request_of(photos)))
     for one, other in zip(settled[0][1:], again[0][1:], strict=True):
         assert one.candidate == other.candidate
@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_trials_and_another_may_not(photos, settled
     assert other_seed is None or other_seed.candidates == settled[0][0].candidates
 
 
-def test_a_comparison_keeps_to_its_share_of_the_training(photos):
+def test_comparison_is_within_its_fraction_of_the_training(photos):
     data = prepare_run(request_of(photos, "sizing.trials=0"))[1]
     few = [made_candidate(16, 100, macs, 1.0) for macs in (50, 40, 30, 20)]
     recipe = load_recipe("balanced")[1]
@@ -119,7 +119,7 @@ def test_a_comparison_keeps_to_its_share_of_the_training(photos):
     assert plan_trials(few[:1], recipe, data, 0) is None
 
 
-def test_switched_off_the_first_in_rank_is_trained(photos):
+def test_disabled_comparison_uses_the_first_candidate(photos):
     events, request, data = drain(settle_run(request_of(photos, "sizing.trials=0")))
     assert not events
     first = find_candidates(
@@ -131,7 +131,7 @@ def test_switched_off_the_first_in_rank_is_trained(photos):
     assert ": the largest within ram=6,144, flash=16,384 (" in notes["network"]
 
 
-# The choice
+# Selection
 
 
 def trial(hits, macs, number=1, weights=None):
@@ -141,12 +141,12 @@ def trial(hits, macs, number=1, weights=None):
     return Trial(candidate=found, hits=hits, weights=equal, number=number, count=3, seconds=1.0)
 
 
-def test_the_most_accurate_is_chosen_and_within_the_noise_the_cheapest():
+def test_selects_the_cheapest_within_the_noise_of_the_best():
     best = trial([1] * 90 + [0] * 10, 100)
-    # 16 images less, all of which the best recognizes: 16 > sqrt(16).
+    # 16 images fewer, all of which the best one classifies correctly: 16 > sqrt(16).
     worse = trial([1] * 74 + [0] * 26, 50)
     assert best_trial([worse, best]) is best
-    # One image less of one on which they differ is within the noise; so are 4 of 16.
+    # 1 image fewer of 1 that differs is within the noise; so are 4 of 16.
     for hits in ([1] * 89 + [0] * 11, [0] * 10 + [1] * 80 + [1] * 6 + [0] * 4):
         cheaper = trial(hits, 50)
         assert best_trial([best, cheaper]) is cheaper
@@ -155,7 +155,7 @@ def test_the_most_accurate_is_chosen_and_within_the_noise_the_cheapest():
     assert best_trial([best, trial([1] * 88 + [0] * 12, 50)]) is best
 
 
-def test_uneven_classes_are_compared_by_balanced_accuracy(tmp_path):
+def test_imbalanced_classes_are_compared_by_balanced_accuracy(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.array([0] * 90 + [1] * 30 + [2] * 15)
     source = (rng.integers(0, 256, (len(labels), 24, 24, 3), np.uint8), labels)
@@ -165,7 +165,7 @@ def test_uneven_classes_are_compared_by_balanced_accuracy(tmp_path):
     recalls = [first.hits[judged == label].mean() for label in np.unique(judged)]
     assert first.score == pytest.approx(np.mean(recalls))
     assert first.weights.sum() == pytest.approx(1.0)
-    # Of two classes, one of 90 images and one of 10: one image of the small one is worth nine of the other.
+    # Two classes with 90 and 10 images: an image of the small one weighs as much as nine of the other.
     weights = [1 / 180] * 90 + [1 / 20] * 10
     best, worse = trial([1] * 100, 100, weights=weights), trial([1] * 98 + [0] * 2, 50, weights=weights)
     assert best.score - worse.score == pytest.approx(0.1)
@@ -173,7 +173,7 @@ def test_uneven_classes_are_compared_by_balanced_accuracy(tmp_path):
     assert best_trial([best, trial([0] * 1 + [1] * 99, 50, weights=weights)]).candidate.cost.macs == 50
 
 
-def test_a_trial_that_fails_recognizes_nothing(photos, settled, monkeypatch):
+def test_failed_trial_has_no_hits(photos, settled, monkeypatch):
     def fail(self):
         raise TrainingError("not finite")
 
@@ -194,7 +194,7 @@ def compared_run(photos, tmp_path_factory):
     return run, events
 
 
-def test_a_run_tells_its_trials_first_and_then_how_long_it_will_take(compared_run, settled):
+def test_run_reports_trials_before_the_time_estimate(compared_run, settled):
     run, events = compared_run
     names = [type(event).__name__ for event in events]
     count = len(settled[0]) - 1
@@ -208,15 +208,15 @@ def test_a_run_tells_its_trials_first_and_then_how_long_it_will_take(compared_ru
     assert not load_recipe(str(run.path / "recipe.toml"))[1].sizing.is_open
 
 
-def test_trials_leave_the_bits_of_the_run_alone(compared_run, photos, tmp_path):
-    """The run's own recipe, in which nothing is open, trains to the same weights."""
+def test_trials_do_not_change_the_bits_of_the_run(compared_run, photos, tmp_path):
+    """The resolved recipe of the run trains to the same weights."""
     run, _ = compared_run
     again = thaw.train(photos, recipe=str(run.path / "recipe.toml"), out=tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").is_file()
     assert again.model.digest == run.model.digest
 
 
-def test_a_resume_compares_nothing_and_ends_the_same(compared_run, monkeypatch):
+def test_resume_compares_nothing_and_ends_the_same(compared_run, monkeypatch):
     run, _ = compared_run
 
     def never(*args, **kwargs):
@@ -235,7 +235,7 @@ def test_a_resume_compares_nothing_and_ends_the_same(compared_run, monkeypatch):
     )
 
 
-def test_a_load_gives_the_images_that_the_run_has(compared_run, photos):
+def test_load_gives_the_images_of_the_run(compared_run, photos):
     run, _ = compared_run
     data = thaw.load(photos, overrides=SHORT, budget=BUDGET)
     assert data.fingerprint == run.metrics["data"]["fingerprint"]

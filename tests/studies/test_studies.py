@@ -1,4 +1,4 @@
-"""`thaw reproduce` and `thaw ablate`, small: what they train, what they keep, and the pages that they write."""
+"""Small `thaw reproduce` and `thaw ablate`: runs, stored results, and pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from thaw.studies.reproduce import PUBLISHED, _page, parse_seeds
 from thaw.studies.runs import StudyRun, mean_over_seeds, read_runs
 from thaw.training.stages import UnfreezeSettings, UnfreezeStep
 
-# Half of the digits are kept for the test, which leaves less to train on.
+# Half of the digits are test images, which leaves fewer for training.
 EPOCHS = (
     *("--set", "dual.epochs=2", "--set", 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'),
     *("--set", "data.test_fraction=0.5", "--set", "quantize.qat_threshold=100"),
@@ -35,7 +35,7 @@ def test_seeds(text, seeds):
 
 
 @pytest.mark.parametrize("text", ["", ",", "1,", "a", "-1", "1.5", "1,1", "1,01", "1;2", "²"])
-def test_what_are_no_seeds(text):
+def test_rejects_invalid_seeds(text):
     with pytest.raises(UsageError, match="such as 0,1,2"):
         parse_seeds(text)
 
@@ -48,7 +48,7 @@ SHAPE, CLASSES = (28, 28, 1), 10
 
 
 def dense_parameters(filters, shape, classes):
-    """The parameters of a submodel, by hand: two 3x3 convolutions, each pooled by half, and a dense layer."""
+    """The parameters of a submodel, by hand: two 3x3 convolutions with 2x2 pooling, and a dense layer."""
     height, width, channels = shape
     first, second = filters
     rows, columns = (((side - 2) // 2 - 2) // 2 for side in (height, width))
@@ -78,13 +78,13 @@ def test_plain_networks_are_as_large_as_their_widths_allow(filters, shape):
         ([("all", 5)], 1, [("all", 6)]),
     ],
 )
-def test_the_head_s_epochs_go_to_the_unit_that_follows_it(listed, more, expected):
+def test_epochs_of_the_head_go_to_the_next_unit(listed, more, expected):
     steps = tuple(UnfreezeStep(unit=name, epochs=epochs) for name, epochs in listed)
     made = without_head(UnfreezeSettings(steps=steps), "dense", more)
     assert [(step.unit, step.epochs) for step in made.steps] == expected
 
 
-def test_the_arms_of_the_parts_study_have_equal_passes_and_parameters():
+def test_arms_of_the_parts_study_have_equal_passes_and_parameters():
     arms = {arm.name: arm.recipe for arm in arms_of("parts", PAPER, SHAPE, CLASSES)}
     assert list(arms) == ["plain", "head-only", "both-original", "both-augmented", "unfrozen-at-once", "whole"]
     stages = {name: recipe.stage_epochs() for name, recipe in arms.items()}
@@ -101,11 +101,11 @@ def test_the_arms_of_the_parts_study_have_equal_passes_and_parameters():
         assert 0.97 * 14_862 <= size <= 14_862, name
 
 
-def test_the_arms_of_the_unify_study_have_equal_passes_and_parameters():
+def test_arms_of_the_unify_study_have_equal_passes_and_parameters():
     steps = 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'
     recipe = load_recipe("paper", ["dual.epochs=3", steps])[1]
     arms = {arm.name: arm.recipe for arm in arms_of("unify", recipe, SHAPE, CLASSES)}
-    # Two of three epochs of stage 1 train two networks of the whole size for one epoch; the third goes to stage 2.
+    # Two of three epochs of stage 1 train two networks of full size for one epoch; the third goes to stage 2.
     assert {name: each.stage_epochs() for name, each in arms.items()} == {
         "plain": {"plain": 5},
         "concatenate": {"dual": 3, "head": 1, "all": 1},
@@ -119,13 +119,13 @@ def test_the_arms_of_the_unify_study_have_equal_passes_and_parameters():
     assert (whole, macs) == (14_862, 568_240)
     for name in ("plain", "average", "distil"):
         assert 0.97 * whole <= costs[name].parameters <= whole
-    # A half is one of the two submodels: the unified model less its head (1,002 parameters, 960 products), halved.
+    # A half is one of the two submodels: the unified model without its head (1,002 parameters, 960 products), halved.
     for name in ("plain-half", "distil-half"):
         assert (costs[name].parameters, costs[name].macs) == ((whole - 1_002) // 2, (macs - 960) // 2)
 
 
 @pytest.mark.parametrize("study", ["parts", "unify"])
-def test_the_overrides_of_an_arm_make_its_recipe(study):
+def test_overrides_of_an_arm_give_its_recipe(study):
     given = ["dual.patience=1", "unfreeze.patience=1", "dual.fit.optimizer=adamw", "plain.most_steps=7"]
     base = load_recipe("paper", given)[1]
     arms = arms_of(study, base, SHAPE, CLASSES)
@@ -145,7 +145,7 @@ def test_the_overrides_of_an_arm_make_its_recipe(study):
         ("parts", "sizing.network=largest", "sizing.network=fixed"),
     ],
 )
-def test_recipes_from_which_no_arms_can_be_made_are_refused(study, override, words, call):
+def test_rejects_recipes_without_arms(study, override, words, call):
     error_of([words], call("ablate", "digits", "--study", study, "--set", override), 2)
 
 
@@ -154,7 +154,7 @@ def test_recipes_from_which_no_arms_can_be_made_are_refused(study, override, wor
 
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory):
-    """A small study of one seed: its folder, and what the command printed."""
+    """A small study of one seed: its folder, and the output of the command."""
     from command_line import thaw
 
     folder = tmp_path_factory.mktemp("ablation")
@@ -163,7 +163,7 @@ def ablation(tmp_path_factory):
     return folder / "runs" / "unify-digits", done
 
 
-def test_a_study_compares_its_runs(ablation):
+def test_study_compares_its_runs(ablation):
     folder, done = ablation
     result = json.loads(done.stdout)
     assert result == stored(folder / "unify.json")
@@ -201,7 +201,7 @@ def test_finished_runs_are_not_trained_again(ablation, call):
     assert json.loads(out)["arms"] == json.loads(done.stdout)["arms"]
 
 
-def test_the_command_of_an_arm_trains_it_alone(ablation, call, tmp_path):
+def test_command_of_an_arm_trains_it_alone(ablation, call, tmp_path):
     run = ablation[0] / "average-seed4"
     words = shlex.split(metrics(run)["command"])
     code, _, err = call(*words[1:], "--out", tmp_path / "again")
@@ -209,14 +209,14 @@ def test_the_command_of_an_arm_trains_it_alone(ablation, call, tmp_path):
     assert_same_run(run, tmp_path / "again")
 
 
-def test_runs_of_another_recipe_are_not_mixed(ablation, call):
+def test_rejects_runs_of_another_recipe(ablation, call):
     folder, _ = ablation
     for override, what in (("dual.batch_size=64", "recipe"), ("data.fit=crop", "recipe")):
         arguments = ("--study", "unify", *EPOCHS, "--seeds", "4", "--set", override, "--out", folder)
         error_of([f"another {what}", "--out"], call("ablate", "digits", *arguments), 1)
 
 
-def test_a_study_that_cannot_be_written_is_reported(call, tmp_path):
+def test_unwritable_study_is_reported(call, tmp_path):
     (tmp_path / "file").write_text("")
     code, out, err = call("ablate", "digits", *EPOCHS, "--out", "file")
     assert (code, out) == (1, "")
@@ -224,7 +224,7 @@ def test_a_study_that_cannot_be_written_is_reported(call, tmp_path):
     assert "--out" in err.splitlines()[-1]
 
 
-def test_the_interval_over_seeds():
+def test_interval_over_seeds():
     assert mean_over_seeds([0.5]) == (0.5, None)
     mean, half = mean_over_seeds([0.9, 0.96])
     # t(0.975) with one degree of freedom is 12.7062.
@@ -232,7 +232,7 @@ def test_the_interval_over_seeds():
 
 
 @pytest.mark.parametrize("name", ["precision", "normalization", "device"])
-def test_runs_that_were_computed_differently_are_not_compared(ablation, tmp_path, name):
+def test_rejects_runs_that_were_computed_differently(ablation, tmp_path, name):
     runs = [StudyRun(title="", path=tmp_path / each, request=None) for each in ("plain-seed4", "distil-seed4")]
     for run in runs:
         shutil.copytree(ablation[0] / run.path.name, run.path)
@@ -252,7 +252,7 @@ def test_points_have_a_sign():
 
 @pytest.fixture(scope="module")
 def small_root(tmp_path_factory):
-    """A data root that holds a small mnist, in the layout of the real one."""
+    """A data root with a small mnist, in the layout of the real one."""
     pa = pytest.importorskip("pyarrow")
     import io
 
@@ -278,12 +278,12 @@ def small_root(tmp_path_factory):
 
 @pytest.fixture
 def tiny_recipe(monkeypatch):
-    """The reproduction with hardly any training."""
+    """The reproduction with minimal training."""
     _, recipe = load_recipe("paper", TINY_OVERRIDES)
     monkeypatch.setattr("thaw.studies.reproduce.load_recipe", lambda _name: ("paper", recipe))
 
 
-def test_reproduce_goes_on_where_it_was_stopped(call, small_root, tiny_recipe, monkeypatch, tmp_path):
+def test_reproduce_resumes(call, small_root, tiny_recipe, monkeypatch, tmp_path):
     arguments = ("reproduce", "--dataset", "mnist", "--dataset", "mnist", "--seeds", "0,1", "--data-root", small_root)
     from thaw.training.trainer import MultiStageTrainer
 
@@ -307,7 +307,7 @@ def test_reproduce_goes_on_where_it_was_stopped(call, small_root, tiny_recipe, m
     code, out, err = call(*arguments, "--out", "table", "--json")
     assert code == 0, err
     assert calls[:5] == ["dual", "head", "all", "dual", "head"]
-    assert calls[5:] == ["head", "all"], "what was saved is not trained again"
+    assert calls[5:] == ["head", "all"], "saved epochs are not trained again"
     assert (tmp_path / "table" / "mnist-seed0" / "model.safetensors").stat().st_mtime_ns == first
     result = json.loads(out)
     assert result == stored(tmp_path / "table" / "reproduce.json")
@@ -326,7 +326,7 @@ def test_reproduce_goes_on_where_it_was_stopped(call, small_root, tiny_recipe, m
     assert "14,862 (14,862)" in out
 
 
-def test_reproduce_does_not_mix_recipes(call, small_root, tiny_recipe, monkeypatch, tmp_path):
+def test_reproduce_rejects_other_recipes(call, small_root, tiny_recipe, monkeypatch, tmp_path):
     arguments = ("reproduce", "--dataset", "mnist", "--seeds", "3", "--data-root", small_root, "--out", "table")
     assert call(*arguments)[0] == 0
     _, other = load_recipe("paper", [*TINY_OVERRIDES, "dual.batch_size=64"])
@@ -334,7 +334,7 @@ def test_reproduce_does_not_mix_recipes(call, small_root, tiny_recipe, monkeypat
     error_of(["another recipe", "--out"], call(*arguments), 1)
 
 
-def test_the_page_of_a_reproduction():
+def test_page_of_a_reproduction():
     def row(name, accuracies, half):
         return {
             "dataset": name,
@@ -365,7 +365,7 @@ def test_the_page_of_a_reproduction():
     assert "`thaw reproduce`" in text
 
 
-def test_what_was_published():
+def test_published_results():
     assert {name: (row.accuracy, row.parameters) for name, row in PUBLISHED.items()} == {
         "mnist": (0.99, 14_862),
         "fashion_mnist": (0.89, 14_862),

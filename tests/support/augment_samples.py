@@ -1,4 +1,4 @@
-"""Images, settings and a sampling oracle, for the tests of the augmented view."""
+"""Images, settings and a sampling oracle for the tests of the augmented view."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) 
 
 
 def reflected(position: float, side: int) -> float:
-    """Mirror at the outer edges of the first and the last pixel until it is inside; then the nearest center."""
+    """Reflect at the outer edges of the first and the last pixel until inside; then the nearest center."""
     while not -0.5 <= position <= side - 0.5:
         position = -1.0 - position if position < -0.5 else 2.0 * side - 1.0 - position
     return min(max(position, 0.0), side - 1.0)

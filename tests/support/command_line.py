@@ -19,12 +19,12 @@ from safetensors.numpy import load_file
 SECONDS = 120
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Five stages of two epochs and more, so that there is a middle of each to be killed in.
+# Five stages of at least two epochs, so that each can be killed in the middle.
 STAGES = ("dual", "head", "dense", "conv2", "conv1")
 STEPS = ", ".join(f'{{unit="{name}", epochs=2, learning_rate=0.02}}' for name in STAGES[1:])
 SMALL = ("--set", "dual.epochs=3", "--set", f"unfreeze.steps=[{STEPS}]", "--seed", "3")
 
-# As little training as a run can do: three epochs.
+# Minimal training: three epochs.
 TINY_STEPS = 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'
 TINY_OVERRIDES = ("dual.epochs=1", TINY_STEPS)
 TINY = tuple(word for override in TINY_OVERRIDES for word in ("--set", override))
@@ -70,14 +70,14 @@ def start_interpreter(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def wait_for(condition: Callable[[], bool], process: Launched | subprocess.Popen[str]) -> None:
-    """Until the condition holds; a process that ends before it is a failure."""
+    """Wait until the condition holds; fail if the process ends before it."""
     end = time.monotonic() + SECONDS
     while not condition():
         if process.poll() is not None:
             raise AssertionError(f"it ended before it could be stopped: {process.communicate()}")
         if time.monotonic() > end:
             process.kill()
-            raise AssertionError("it did not come so far")
+            raise AssertionError("timeout")
         time.sleep(0.002)
 
 
@@ -87,7 +87,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def without_times(value: Any) -> Any:
-    """Metrics or history without what differs from one run to the next: times, the command, and so the digest."""
+    """Metrics or history without values that differ between runs: times, the command, and the digest."""
     if isinstance(value, dict):
         left_out = (*TIMES, DIGEST, "latency", "command")
         return {key: without_times(item) for key, item in value.items() if key not in left_out}
@@ -101,19 +101,19 @@ def metrics(run: Path) -> dict[str, Any]:
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """What a JSON document of thaw says beside its digest."""
+    """The content of a JSON document of thaw, without its digest."""
     return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key != DIGEST}
 
 
 def reseal(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON document as somebody would who knows how its digest is made: over all else, keys sorted."""
+    """Write a JSON document with a valid digest: over all other keys, sorted."""
     plain = {key: value for key, value in content.items() if key != DIGEST}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps({**plain, DIGEST: digest}), "utf-8")
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    """The same weights to the bit, the same history and the same metrics, times apart."""
+    """Check for bit-identical weights and equal history and metrics, except times."""
     weights, others = load_file(run / "model.safetensors"), load_file(other / "model.safetensors")
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
@@ -126,7 +126,7 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 
 def error_of(words: Sequence[str], outcome: tuple[int, str, str], code: int, lines: int = 2) -> str:
-    """The message of a command that has to fail in words: no traceback, nothing on standard output, few lines."""
+    """The message of a failed command: no traceback, nothing on standard output, few lines."""
     found, out, err = outcome
     assert found == code, (words, outcome)
     assert out == ""
@@ -140,7 +140,7 @@ def error_of(words: Sequence[str], outcome: tuple[int, str, str], code: int, lin
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that `thaw train ... --json` made, and what it printed."""
+    """A run of `thaw train ... --json`, and its output."""
 
     path: Path
     stdout: str

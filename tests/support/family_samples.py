@@ -1,4 +1,4 @@
-"""Small networks of every family with random weights, for the tests of what deploys them."""
+"""Small networks of every family with random weights, for the tests of deployment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHAPES = ((12, 12, 3), (16, 16, 1), (28, 28, 1))
 
 
 def randomize(module, seed=0):
-    """Other statistics, scales and factors than those of a new network, so that nothing folds into 1 and 0."""
+    """Set statistics, scales and factors that differ from those of a new network, so that folding matters."""
     draw = torch.Generator().manual_seed(seed)
 
     def uniform(tensor, low, high):
@@ -64,7 +64,7 @@ def randomize(module, seed=0):
 
 @lru_cache(maxsize=64)
 def family_module(name, shape, *, fused=False, seed=0):
-    """The submodel alone, or a unified model of two, in evaluation mode."""
+    """A submodel, or a unified model of two, in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         spec = SPECS[name]
@@ -74,7 +74,7 @@ def family_module(name, shape, *, fused=False, seed=0):
 
 @lru_cache(maxsize=64)
 def family_graph(name, shape, *, fused=False, precision="int8"):
-    """What `family_module` becomes, as "float" or "int8"."""
+    """The "float" or "int8" graph of `family_module`."""
     module = family_module(name, shape, fused=fused)
     channels = shape[2]
     graph = lower(module, shape=shape, mean=MEAN[:channels], std=STD[:channels], classes=CLASSES)
@@ -84,7 +84,7 @@ def family_graph(name, shape, *, fused=False, precision="int8"):
 
 
 def as_batch(images):
-    """uint8 [N, H, W, C] -> what a module takes, float32 [N, C, H, W]."""
+    """uint8 [N, H, W, C] -> input of a module, float32 [N, C, H, W]."""
     channels = images.shape[-1]
     scaled = (images / 255.0 - np.array(MEAN[:channels])) / np.array(STD[:channels])
     return torch.from_numpy(scaled.astype(np.float32)).permute(0, 3, 1, 2)

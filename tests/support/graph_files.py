@@ -1,4 +1,4 @@
-"""Graph files taken apart and put together without the code under test."""
+"""Reads and writes graph files without the code under test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parts_of(content: bytes) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def sealed(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
-    """A file whose digest is right, so that what lies behind it is reached."""
+    """A file with a valid digest, so that later checks are reached."""
     header = {key: value for key, value in header.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(arrays):

@@ -45,9 +45,9 @@ EXTREMES = (
 
 
 def random_graph(rng: np.random.Generator) -> Graph:
-    """A float32 graph of 3 to some 20 operations, from uint8 (H, W, C) with sides from 1 to 12 and C = 1 or 3.
+    """A float32 graph of 3 to about 20 operations, from uint8 (H, W, C) with sides from 1 to 12 and C = 1 or 3.
 
-    Its outputs are those of a lowered network, "logits" and "probabilities", with fewer or more after them now and then
+    The outputs are those of a lowered network, "logits" and "probabilities", in some graphs with fewer or more outputs
     (logits only, or the index of the largest score).
     """
     sketch = Sketch(rng)
@@ -67,7 +67,7 @@ def random_int8_graph(rng: np.random.Generator, *, extreme: str | None = None) -
 
 
 def random_ranges(rng: np.random.Generator, extreme: str | None = None) -> tuple[Graph, dict[str, tuple[float, float]]]:
-    """What `random_int8_graph` quantizes: a float32 graph, and the ranges of its tensors."""
+    """The input of `random_int8_graph`: a float32 graph, and the ranges of its tensors."""
     graph = random_graph(rng)
     if extreme in _CHANGED_WEIGHTS:
         graph = _with_weights(graph, rng, _CHANGED_WEIGHTS[extreme])
@@ -115,7 +115,7 @@ class Sketch:
         return op.output
 
     def normal(self, *shape, spread: float = 1.0):
-        """Float32, each channel (first axis) of another size."""
+        """Float32 with a different magnitude per channel (first axis)."""
         sizes = 2.0 ** self.rng.uniform(-2, 2, (shape[0], *[1] * (len(shape) - 1)))
         return (self.rng.normal(0, spread, shape) * sizes).astype(np.float32)
 
@@ -130,7 +130,7 @@ class Sketch:
         return self.pick(((1, 1), (1, 1), (2, 2), (2, 1), (1, 3)))
 
     def geometry(self) -> tuple[tuple[int, int], dict]:
-        """A kernel, and padding and stride under which at least one window fits."""
+        """A kernel, padding and stride, with at least one window."""
         kernel = self.pick((self.window(), (1, 1), (3, 3)))
         stride = self.stride()
         sides = []
@@ -176,7 +176,7 @@ class Sketch:
         return self.add(Conv2d, weights=weights, bias=bias, activation=self.activation())
 
     def residual(self) -> str:
-        """A branch that is added to what it came from, or to a second branch, or a tensor to itself."""
+        """A branch that is added to its input or to a second branch, or a tensor that is added to itself."""
         start, channels = self.now, self.shape[2]
         way = int(self.rng.integers(3))
         first = start if way == 0 else self.pointwise(channels)
@@ -185,7 +185,7 @@ class Sketch:
         return self.add(Add, inputs=(first, second), activation=self.activation())
 
     def branches(self) -> str:
-        """One to three branches from one tensor, of different scales, one after another along the channels."""
+        """One to three branches from one tensor with different scales, concatenated along the channels."""
         start, ends = self.now, []
         for _ in range(int(self.rng.integers(1, 4))):
             self.now = start
@@ -215,7 +215,7 @@ class Sketch:
         return self.add(Dense, output=output, weights=weights, bias=bias, activation=activation)
 
     def finish(self) -> Graph:
-        """Scores in one of a few ways: dense; a concatenation of the probabilities of two; a sum of two vectors."""
+        """Scores: dense, a concatenation of two probability vectors, or a sum of two vectors."""
         self.flatten()
         start, classes = self.now, self.pick((1, 2, 3, 7, 10))
         way = int(self.rng.integers(4))
@@ -262,7 +262,7 @@ def _one_channel_zero(rng, op):
 
 
 def _alike(rng, op):
-    # All weights are +-127 then.
+    # All weights are then +-127.
     return replace(op, weights=np.full_like(op.weights, rng.choice([-0.5, 0.5])))
 
 

@@ -1,4 +1,4 @@
-"""Texts that mean something in some language, for the tests of everything that writes names into files."""
+"""Strings that are special in some language, for the tests of code that writes names into files."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ PIECES = (
 )
 
 ISSUE = "photos*\\ int injected(void) {...} \\*"
-"""The folder's name that was C."""
+"""A folder name that was valid C."""
 
 hostile = st.lists(st.one_of(st.sampled_from(PIECES), st.characters()), max_size=8).map("".join)
 
 
-# Joiners that scripts and emoji need, and the Arabic signs of this category, which are seen.
+# Joiners that scripts and emoji need, and visible Arabic signs of this category.
 SEEN = {"\u200c", "\u200d", *map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2))}
 SEEN |= {chr(code) for code in (0x110BD, 0x110CD, *range(0x13430, 0x13440))}
 
@@ -50,7 +50,7 @@ def is_unsafe(letter: str) -> bool:
 
 
 class Seen(HTMLParser):
-    """What a reader of HTML sees: tags with attributes, and the text between them."""
+    """Parsed HTML: tags with attributes, and the text between them."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)

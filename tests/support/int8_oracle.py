@@ -1,4 +1,4 @@
-"""The LiteRT (TFLite) int8 specification once more, in plain Python: loops over unbounded integers.
+"""The LiteRT (TFLite) int8 specification in plain Python: loops over unbounded integers.
 
 Divisions and shifts are written as gemmlowp and the reference kernels write them (C divides toward zero). Nothing is
 shared with `thaw.graph.fixed_point` or `thaw.graph.interpret`. Maps are nested as NumPy indexes them, (H, W, C).
@@ -14,13 +14,13 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 
 def divide(a: int, b: int) -> int:
-    """C's division, which truncates."""
+    """Truncating division, as in C."""
     quotient = abs(a) // abs(b)
     return quotient if (a < 0) == (b < 0) else -quotient
 
 
 def wrapped(x: int) -> int:
-    """What an int32 holds of it."""
+    """The value as int32."""
     return (x + 2**31) % 2**32 - 2**31
 
 
@@ -66,7 +66,7 @@ def multiply(x: int, multiplier: int, shift: int) -> int:
 
 
 def double(real: float) -> Fraction:
-    """The value of a quotient or product that C computes in double."""
+    """The value of a quotient or product in double precision, as in C."""
     return Fraction(float(real))
 
 
@@ -76,7 +76,7 @@ def limits(op, written):
 
 
 def weighted(op, read, x):
-    """Convolutions and dense layers: int8 array without a batch axis -> the same of what they write."""
+    """Convolutions and dense layers: int8 input without a batch axis -> int8 output without a batch axis."""
     written = op.quantization
     least, most = limits(op, written)
     kind = type(op).__name__
@@ -213,7 +213,7 @@ def softmax(scores, scale: float):
 
 
 def execute(op, reads, arrays):  # noqa: PLR0911 (one a kind of operation)
-    """What one operation of an int8 graph writes for one image, [...] without a batch axis."""
+    """The output of one operation of an int8 graph for one image, [...] without a batch axis."""
     x = arrays[0]
     quantization = reads[0].quantization
     match op.kind:
@@ -236,4 +236,4 @@ def execute(op, reads, arrays):  # noqa: PLR0911 (one a kind of operation)
         case "requantize":
             return requantized(op, quantization, x)
         case _:
-            raise AssertionError(f"{op.kind} is no int8 operation")
+            raise AssertionError(f"{op.kind} is not an int8 operation")

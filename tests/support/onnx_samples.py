@@ -1,4 +1,4 @@
-"""Graphs and cards that the tests of ONNX models share."""
+"""Graphs and cards for the tests of ONNX models."""
 
 from __future__ import annotations
 

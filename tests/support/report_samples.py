@@ -1,4 +1,4 @@
-"""Parts of the metrics of a run that never was."""
+"""Parts of the metrics of a fictitious run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thaw.run.report import ReportPictures
 
 
 def int8_of(quality: Quality) -> dict[str, Any]:
-    """The `int8` part of metrics.json for an int8 network that answers as the float one does."""
+    """The `int8` part of metrics.json for an int8 network with the predictions of the float network."""
     return {
         "method": "mse",
         "candidates": [
@@ -59,7 +59,7 @@ HOSTILE = (EVIL, LONG, "x" * 200, "ネズミ", "]]></style><img src=x onerror=al
 
 
 def history_of(plan: list[tuple[str, str, int]], seed: int = 0) -> list[dict[str, Any]]:
-    """A line an epoch for stages (name, kind, epochs), with losses that fall."""
+    """One line per epoch for stages (name, kind, epochs), with decreasing losses."""
     rng = np.random.default_rng(seed)
     records: list[dict[str, Any]] = []
     for name, kind, epochs in plan:
@@ -108,7 +108,7 @@ def run_of(
     side: int = 28,
     channels: int = 1,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], ReportPictures]:
-    """Metrics, history and pictures of a run that never was."""
+    """Metrics, history and pictures of a fictitious run."""
     rng = np.random.default_rng(7)
     scores = rng.normal(0, 1.5, (count, len(classes)))
     scores[np.arange(count), rng.integers(0, len(classes), count)] += rng.normal(11, 4, count)

@@ -1,4 +1,4 @@
-"""A small int8 network, wrong forms of it, and a runner that computes what a graph says."""
+"""A small int8 network, incorrect variants of it, and a runner that executes a graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thaw.graph.tensors import IMAGE, LOGITS, PROBABILITIES, Quantization, Tenso
 
 
 class ReferenceRunner:
-    """An artifact that computes what a graph says, and shows only some of what lies inside it."""
+    """A runner that executes a graph and returns only some of its intermediate results."""
 
     def __init__(self, graph: Graph, hidden: tuple[str, ...] = ()) -> None:
         self.graph = graph
@@ -27,7 +27,7 @@ class ReferenceRunner:
 
 
 def network(rng: np.random.Generator) -> Graph:
-    """Requantize, convolution, pooling, convolution, flattening, dense, softmax; int8 of a 9x9 image."""
+    """Requantize, convolution, pooling, convolution, flatten, dense, softmax; int8, for a 9x9 image."""
 
     def scale(value: float, zero: int = 0) -> Quantization:
         return Quantization(scale=float(np.float32(value)), zero_point=zero)
@@ -56,7 +56,7 @@ def network(rng: np.random.Generator) -> Graph:
 
 
 def corrupted_weights(op: Operation) -> Operation:
-    """The operation with the other sign for its largest weight."""
+    """The operation with its largest weight negated."""
     weights = op.weights.copy()
     place = np.unravel_index(np.abs(weights).argmax(), weights.shape)
     weights[place] = -weights[place]
@@ -64,5 +64,5 @@ def corrupted_weights(op: Operation) -> Operation:
 
 
 def corrupted(graph: Graph, layer: str) -> Graph:
-    """The same graph, but the largest weight of that layer has the other sign."""
+    """The same graph with the largest weight of one layer negated."""
     return replace(graph, ops=tuple(corrupted_weights(op) if op.name == layer else op for op in graph.ops))

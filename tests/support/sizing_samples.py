@@ -1,4 +1,4 @@
-"""Photographs and candidates for the tests of what a budget chooses."""
+"""Photographs and candidates for the tests of budgets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thaw.recipe.candidates import Candidate
 
 
 def draw_photos(folder, sizes, *, gray=False, each=10):
-    """Class folders of noise with a tint a class."""
+    """Class folders of noise, with a tint per class."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("one", "three", "two")):
         (folder / name).mkdir(parents=True)

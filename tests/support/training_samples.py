@@ -1,4 +1,4 @@
-"""Small data and a family of submodels of their own, for the tests of training."""
+"""Small data and a family of submodels for the tests of training."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def source(images: ImageSet, batch_size: int = 32, views=("original",), **ranges
 
 
 def odd_submodel(classes: int = 10, dropout: float = 0.25) -> nn.Sequential:
-    """A family that the package does not know: normalized units, other names, a dropout in the middle; for 16x16x1."""
+    """A family outside the package: normalized units, other names, a dropout in the middle; for 16x16x1."""
     stem = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.LeakyReLU())
     mixer = nn.Sequential(
         Dropout(dropout), nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6), nn.LeakyReLU()
@@ -75,7 +75,7 @@ def method_of(
     model: FamilySpec | None = None,
     seed: int = 0,
 ) -> MultiStageTrainer:
-    """A method on 160 digits with hardly any training: one epoch of stage 1, one each of two units' thawing."""
+    """A trainer on 160 digits with minimal training: one epoch of stage 1, and one epoch per unfrozen unit."""
     spec = PaperSpec(filters=(4, 6), dropout=0.2) if model is None else model
     unify_spec = UnifySpec(join=join, hidden=12)
     order = unify_spec.unfreezing_order(spec.units)[:2]
@@ -108,14 +108,14 @@ def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def unit_of(name: str) -> str:
-    """The thawing unit that a tensor of a network belongs to: "branches.1.conv2.conv.weight" is of conv2."""
+    """The unit of a tensor: "branches.1.conv2.conv.weight" belongs to conv2."""
     parts = name.split(".")
     return parts[2] if parts[0] == "branches" else parts[0]
 
 
 @contextlib.contextmanager
 def branches_of(count: int) -> Iterator[ParallelBranches]:
-    """Parallel branches as on a machine of `count` cores: 1 makes none, and 2 one thread for each."""
+    """Parallel branches as on a machine with `count` cores: no threads for 1, one thread per branch for 2."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""The page as a test drives it, and images to give it."""
+"""Drives the web page in a browser, and makes images for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBABILITIES = "return Array.from(document.querySelectorAll('#probabilities dat
 
 
 class Page:
-    """The page in the browser, and what a person does with it."""
+    """The page in the browser, with the actions of a user."""
 
     def __init__(self, driver: Any, url: str, downloads: Path) -> None:
         self.driver, self.url, self.downloads = driver, url, downloads
@@ -62,7 +62,7 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def give(self, path: Path) -> None:
-        """Choose an image, and wait for what is said of it."""
+        """Choose an image, and wait for the result."""
         self.script("document.getElementById('source').textContent = ''")
         self.find("#choose").send_keys(str(path))
         self.until(lambda: self.text("source").startswith(path.name) or self.text("trouble"))
@@ -79,7 +79,7 @@ class Page:
             self.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
 
     def seen(self) -> np.ndarray:
-        """uint8 [h, w, 3]: what the model sees."""
+        """The model input, uint8 [h, w, 3]."""
         shape = self.script("const { height, width } = document.getElementById('seen'); return [height, width]")
         return np.array(self.script(SEEN), np.uint8).reshape(*shape, 4)[..., :3]
 
@@ -95,7 +95,7 @@ class Page:
         return list(csv.DictReader(io.StringIO(target.read_bytes().decode())))
 
     def check_quiet(self, *, besides: str = "") -> None:
-        """No error in the console, and no request that left the origin."""
+        """Check that the console has no errors, and that no request left the origin."""
         told = [each for each in self.driver.get_log("browser") if each["level"] in {"SEVERE", "WARNING"}]
         assert [each for each in told if not besides or besides not in each["message"]] == []
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
@@ -107,7 +107,7 @@ class Page:
 
 
 def draw(page: Page, points: list[tuple[float, float]]) -> None:
-    """A stroke with the mouse: places in the frame, 0 to 1."""
+    """Draw a stroke with the mouse, through points in the frame, 0 to 1."""
     from selenium.webdriver import ActionChains
 
     pad = page.find("#pad")
@@ -121,7 +121,7 @@ def draw(page: Page, points: list[tuple[float, float]]) -> None:
 
 
 def digit_images(folder: Path) -> list[Path]:
-    """200 PNG files of bundled digits: of odd sizes, modes and names."""
+    """200 PNG files of bundled digits with unusual sizes, modes and names."""
     rng = np.random.default_rng(8)
     paths = []
     for number, digit in enumerate(load_digits().images[-200:]):
@@ -158,7 +158,7 @@ def huge_png() -> bytes:
 
 
 LOSSY = 3
-"""Levels by which two decoders of JPEG or WebP may differ, once an image is made smaller."""
+"""Maximum difference, in levels, of two JPEG or WebP decoders after an image is reduced."""
 
 IMAGES = [
     ("photo.jpg", encoded("JPEG", quality=90), LOSSY),

@@ -1,4 +1,4 @@
-"""For the tests of the web page: its modules under node, its page in a browser, and PNG files of every kind."""
+"""Helpers for the tests of the web page: modules in node, the page in a browser, and PNG files of every kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 SAMPLES = {GRAY: 1, RGB: 3, PALETTE: 1, GRAY_ALPHA: 2, RGBA: 4}
 PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
-# Pieces of a case: where what is read and written lies; both are files of bytes.
+# Input and output of a case are files of bytes.
 _PRELUDE = """
 import { readFileSync, writeFileSync } from "node:fs";
 const cases = JSON.parse(readFileSync("cases.json", "utf-8"));
@@ -52,9 +52,9 @@ writeFileSync("told.json", JSON.stringify(told));
 
 
 def images_by_node(folder: Path, imports: str, answer: str, cases: list[dict[str, Any]]) -> list[np.ndarray | str]:
-    """What the page's modules make of the cases: uint8 or uint16 [H, W, C], or the message of an error.
+    """Results of the page's modules for the cases: uint8 or uint16 [H, W, C], or the message of an error.
 
-    `answer` is the body of `async (each, number) => image`; a case's "bytes" lie in the file `in-<number>`.
+    `answer` is the body of `async (each, number) => image`; a case's "bytes" are in the file `in-<number>`.
     """
     for module in WEB.glob("*.js"):
         shutil.copy(module, folder)
@@ -88,7 +88,7 @@ def png_file(
     xmp: str = "",
     seed: int = 0,
 ) -> bytes:
-    """A PNG file of samples [H, W, S] below 2 ** depth, each row with a filter drawn at random."""
+    """A PNG file of samples [H, W, S] below 2 ** depth, with a random filter per row."""
     height, width, _ = pixels.shape
     rng = np.random.default_rng(seed)
     step = max(1, pixels.shape[2] * depth // 8)
@@ -135,7 +135,7 @@ def _filtered(part: np.ndarray, depth: int, step: int, rng: np.random.Generator)
 
 @contextmanager
 def chromium(profile: Path, downloads: Path | None = None) -> Iterator[Any]:
-    """Debian's Chromium without a window, which keeps what the console and the network say."""
+    """Headless Chromium of Debian that records console and network messages."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: no look at the page")
     if not CHROMIUM or not CHROMEDRIVER:
         pytest.skip("chromium and chromedriver are not both installed: no look at the page in a browser")

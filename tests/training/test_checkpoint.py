@@ -1,4 +1,4 @@
-"""Model files: what goes in comes out, a failed write harms nothing, and what is broken is refused in words."""
+"""Model files and checkpoints: round trips, failed writes, and rejection of damaged files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def a_file(path: Path, fill: float = 1.0, count: int = 8) -> bytes:
     return path.read_bytes()
 
 
-def test_tensors_of_every_kind_come_back(tmp_path):
+def test_tensors_of_every_kind_round_trip(tmp_path):
     base = torch.randn(4, 6)
     image = torch.randn(2, 3, 4, 5)
     tensors = {
@@ -58,7 +58,7 @@ def test_tensors_of_every_kind_come_back(tmp_path):
     assert made["special"].signbit().tolist() == [False, True, True]
 
 
-def test_the_header_comes_back(tmp_path):
+def test_header_round_trip(tmp_path):
     header = {
         "version": VERSION,
         "classes": ["Gänseblümchen", "大", 'quo"te\n'],
@@ -68,7 +68,7 @@ def test_the_header_comes_back(tmp_path):
     assert read_tensors(tmp_path / "m", version=VERSION) == ({}, header)
 
 
-def test_what_is_read_does_not_hold_on_to_the_file(tmp_path):
+def test_read_content_does_not_keep_the_file_open(tmp_path):
     path = tmp_path / "m"
     a_file(path, fill=1.0)
     tensors, _ = read_tensors(path, version=VERSION)
@@ -76,7 +76,7 @@ def test_what_is_read_does_not_hold_on_to_the_file(tmp_path):
     assert tensors["a"].eq(1.0).all()
 
 
-def test_writing_leaves_one_file(tmp_path):
+def test_write_leaves_one_file(tmp_path):
     a_file(tmp_path / "m", fill=1.0)
     a_file(tmp_path / "m", fill=2.0)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
@@ -89,7 +89,7 @@ def full_disk(*_args) -> None:
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, where, is_there):
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, where, is_there):
     path = tmp_path / "m"
     old = a_file(path) if is_there else None
     if where == "fsync":
@@ -106,7 +106,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, where, is_the
 
 @contextlib.contextmanager
 def files_of_at_most(limit_bytes: int):
-    """The system cuts off what goes beyond, in the middle of a write, as a full disk does."""
+    """Limit the size of files, so that a write is cut off as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
@@ -115,7 +115,7 @@ def files_of_at_most(limit_bytes: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path):
+def test_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "m"
     old = a_file(path)
     error = None
@@ -130,13 +130,13 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
+def test_missing_folder_is_reported(tmp_path):
     with pytest.raises(ThawError, match=r"cannot write .*No such file"):
         a_file(tmp_path / "nowhere" / "m")
 
 
 @pytest.mark.parametrize("eighths", range(8))
-def test_a_truncated_file_is_refused(tmp_path, eighths):
+def test_truncated_file_is_rejected(tmp_path, eighths):
     path = tmp_path / "m"
     content = a_file(path, count=200)
     path.write_bytes(content[: len(content) * eighths // 8])
@@ -146,7 +146,7 @@ def test_a_truncated_file_is_refused(tmp_path, eighths):
 
 
 @pytest.mark.parametrize("lost", [1, 3, 4])
-def test_the_last_bytes_are_missed(tmp_path, lost):
+def test_missing_last_bytes_are_detected(tmp_path, lost):
     path = tmp_path / "m"
     path.write_bytes(a_file(path)[:-lost])
     with pytest.raises(ModelFileError, match="truncated"):
@@ -172,7 +172,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("name", list(GARBAGE))
-def test_garbage_is_refused(tmp_path, name):
+def test_rejects_garbage(tmp_path, name):
     path = tmp_path / "m"
     path.write_bytes(GARBAGE[name])
     with pytest.raises(ModelFileError, match="not a file that thaw wrote"):
@@ -194,7 +194,7 @@ def test_garbage_is_refused(tmp_path, name):
         *({HEADER: text} for text in ("[3]", "3", '"version"', "null")),
     ],
 )
-def test_a_file_with_another_header_is_refused(tmp_path, metadata):
+def test_rejects_a_file_with_another_header(tmp_path, metadata):
     path = tmp_path / "m"
     save_file({"a": torch.zeros(2)}, path, metadata)
     with pytest.raises(ModelFileError, match="not a file that thaw wrote"):
@@ -202,21 +202,21 @@ def test_a_file_with_another_header_is_refused(tmp_path, metadata):
 
 
 @pytest.mark.parametrize("header", [{"version": 4}, {"version": "3"}, {"version": None}, {"version": True}, {}])
-def test_another_version_is_refused(tmp_path, header):
+def test_rejects_another_version(tmp_path, header):
     path = tmp_path / "m"
     save_file({"a": torch.zeros(2)}, path, {HEADER: json.dumps(header)})
     with pytest.raises(ModelFileError, match="this thaw reads version 3"):
         read_tensors(path, version=VERSION)
 
 
-def test_a_missing_file_and_a_folder_are_told(tmp_path):
+def test_missing_file_and_folder_are_reported(tmp_path):
     with pytest.raises(ModelFileError, match="nowhere does not exist"):
         read_tensors(tmp_path / "nowhere", version=VERSION)
     with pytest.raises(ModelFileError):
         read_tensors(tmp_path, version=VERSION)
 
 
-def test_no_damage_to_the_header_gives_another_kind_of_error(tmp_path):
+def test_damaged_header_raises_only_the_documented_error(tmp_path):
     path = tmp_path / "m"
     content = a_file(path)
     end = 8 + struct.unpack("<Q", content[:8])[0]
@@ -228,7 +228,7 @@ def test_no_damage_to_the_header_gives_another_kind_of_error(tmp_path):
                 found = contents_of(path)
             except ModelFileError:
                 continue
-            # White space of the container, at most: what is read is what was written.
+            # Only white space of the container may change without effect.
             assert found == whole, (place, change)
 
 
@@ -237,7 +237,7 @@ def contents_of(path: Path) -> tuple[dict, dict]:
     return {name: (tensor.dtype, tensor.shape, tensor.numpy().tobytes()) for name, tensor in tensors.items()}, header
 
 
-def test_a_changed_bit_of_the_tensors_is_found_wherever_it_is(tmp_path):
+def test_changed_bit_of_the_tensors_is_detected(tmp_path):
     path = tmp_path / "m"
     content = a_file(path)
     begin = 8 + struct.unpack("<Q", content[:8])[0]
@@ -247,7 +247,7 @@ def test_a_changed_bit_of_the_tensors_is_found_wherever_it_is(tmp_path):
             read_tensors(path, version=VERSION)
 
 
-def test_the_digest_is_over_header_and_tensors(tmp_path):
+def test_digest_covers_header_and_tensors(tmp_path):
     path = tmp_path / "m"
     write_tensors(path, {"b": torch.arange(3), "a": torch.tensor(1.5)}, {"version": VERSION, "text": "é"})
     with safe_open(path, "pt") as file:
@@ -258,7 +258,7 @@ def test_the_digest_is_over_header_and_tensors(tmp_path):
     assert given == digest.hexdigest()
 
 
-def test_a_file_without_a_digest_is_told(tmp_path):
+def test_missing_digest_is_reported(tmp_path):
     path = tmp_path / "m"
     save_file({"a": torch.zeros(2)}, path, {HEADER: json.dumps({"version": VERSION})})
     with pytest.raises(ModelFileError, match="has no digest"):
@@ -266,7 +266,7 @@ def test_a_file_without_a_digest_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_header_with_what_is_no_number_is_not_written(tmp_path, number):
+def test_header_with_nan_is_not_written(tmp_path, number):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_tensors(tmp_path / "m", {}, {"version": VERSION, "loss": [number]})
     assert list(tmp_path.iterdir()) == []

@@ -34,7 +34,7 @@ def test_device_names(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:0", "CPU"])
-def test_other_devices_are_refused(name):
+def test_rejects_other_devices(name):
     with pytest.raises(UsageError, match="expected one of auto, cpu, cuda"):
         resolve_device(name)
 
@@ -57,13 +57,13 @@ def test_automatic_precision_of_a_gpu(monkeypatch, supported, expected):
 
 
 @pytest.mark.parametrize("name", ["float16", "", "bf16"])
-def test_other_precisions_are_refused(name):
+def test_rejects_other_precisions(name):
     with pytest.raises(UsageError, match="expected one of auto, float32, bfloat16"):
         resolve_precision(name, CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_computes_in_the_precision(dtype):
+def test_autocast_uses_the_precision(dtype):
     layer = nn.Conv2d(1, 2, 3)
     with autocast(dtype, CPU):
         made = layer(torch.rand(1, 1, 5, 5))
@@ -72,18 +72,18 @@ def test_autocast_computes_in_the_precision(dtype):
     assert layer(torch.rand(1, 1, 5, 5)).dtype == torch.float32
 
 
-def test_lanes_run_at_the_same_time_and_answer_in_order(two_threads):
+def test_jobs_run_concurrently_and_return_in_order(two_threads):
     meeting = threading.Barrier(2, timeout=10)
 
     def job(name):
-        meeting.wait()  # passed only when both jobs run at once
+        meeting.wait()  # passes only if both jobs run concurrently
         if name == "first":
             time.sleep(0.05)
         return name, threading.current_thread().name, torch.get_num_threads()
 
     with ParallelBranches(2, CPU) as parallel:
         made = parallel.run([lambda: job("first"), lambda: job("second")])
-        assert torch.get_num_threads() == 1  # the calling thread leaves the cores to the branches
+        assert torch.get_num_threads() == 1  # the calling thread leaves the cores to the jobs
     assert [name for name, _, _ in made] == ["first", "second"]
     assert all(thread.startswith("thaw-branch") for _, thread, _ in made)
     assert [threads for _, _, threads in made] == [1, 1]
@@ -91,7 +91,7 @@ def test_lanes_run_at_the_same_time_and_answer_in_order(two_threads):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("thaw-branch")]
 
 
-def test_lanes_raise_the_first_error_once_all_have_ended(two_threads):
+def test_first_error_is_raised_after_all_jobs_end(two_threads):
     ended = []
 
     def early():
@@ -109,26 +109,26 @@ def test_lanes_raise_the_first_error_once_all_have_ended(two_threads):
         with pytest.raises(ZeroDivisionError, match="first job"):
             parallel.run([late, early, last])
         assert ended == [True]
-        assert parallel.run([lambda: 1, lambda: 2]) == [1, 2]  # and they go on afterwards
+        assert parallel.run([lambda: 1, lambda: 2]) == [1, 2]  # the threads are still usable
 
 
-def test_more_jobs_than_lanes(two_threads):
+def test_more_jobs_than_threads(two_threads):
     with ParallelBranches(2, CPU) as parallel:
         assert parallel.run([lambda index=index: index * index for index in range(9)]) == [i * i for i in range(9)]
         assert parallel.run([]) == []
 
 
-@pytest.mark.parametrize("case", ["one lane", "one core", "a GPU", "one job"])
-def test_no_threads_where_there_is_nothing_to_gain(case, two_threads):
+@pytest.mark.parametrize("case", ["one branch", "one core", "a GPU", "one job"])
+def test_no_threads_without_a_benefit(case, two_threads):
     if case == "one core":
         torch.set_num_threads(1)
     device = torch.device("cuda") if case == "a GPU" else CPU
     jobs = [threading.current_thread] * (1 if case == "one job" else 2)
-    with ParallelBranches(1 if case == "one lane" else 2, device) as parallel:
+    with ParallelBranches(1 if case == "one branch" else 2, device) as parallel:
         assert set(parallel.run(jobs)) == {threading.current_thread()}
 
 
-def test_without_threads_an_error_is_raised_as_well():
+def test_error_is_raised_without_threads():
     def fail():
         raise ValueError("now")
 

@@ -1,4 +1,4 @@
-"""Distillation: the student's loss against NumPy, teachers that stay as they are, and the methods that end in it."""
+"""Distillation: the student's loss compared with NumPy, unchanged teachers, and the methods that use it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def logits_of(module: nn.Module, x: torch.Tensor) -> np.ndarray:
     ("temperature", "share", "smoothing"), [(1.0, 0.5, 0.0), (2.0, 0.7, 0.0), (4.0, 1.0, 0.1), (3.0, 0.2, 0.1)]
 )
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_loss_agrees_with_numpy(count, temperature, share, smoothing, mixed, parallel):
+def test_loss_agrees_with_numpy(count, temperature, share, smoothing, mixed, parallel):
     student, batch = a_submodel(0), a_batch()
     teachers = [a_submodel(1 + index, (5, 7), dropout=0.4) for index in range(count)]
     partners, shares = torch.arange(13).flip(0), torch.linspace(0.1, 1, 13)
@@ -93,7 +93,7 @@ def test_the_loss_agrees_with_numpy(count, temperature, share, smoothing, mixed,
     assert made == pytest.approx(np_loss(logits_of(student, x), every, targets, temperature, share), rel=1e-5, abs=1e-5)
 
 
-def test_gradients_are_those_of_the_loss_by_hand(parallel):
+def test_gradients_agree_with_the_loss_by_hand(parallel):
     student, teacher, batch = a_submodel(0), a_submodel(1), a_batch()
     stage = DistillStage(student, PlainSettings(), [teacher], DistilSettings(temperature=2.0, share=0.7))
     stage.set_training()
@@ -102,13 +102,13 @@ def test_gradients_are_those_of_the_loss_by_hand(parallel):
     student.zero_grad()
     logits = student(batch.views["augmented"])
     taught = F.softmax(teacher(batch.views["augmented"]) / 2, dim=1)
-    # The divergence but for the entropy of what is taught, which has no gradient.
+    # The divergence without the entropy of the teacher, which has no gradient.
     divergence = -(taught * F.log_softmax(logits / 2, dim=1)).sum(1).mean()
     (0.7 * 4 * divergence + 0.3 * F.cross_entropy(logits, batch.labels)).backward()
     torch.testing.assert_close(made, [parameter.grad for parameter in student.parameters()], rtol=1e-4, atol=1e-6)
 
 
-def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn(parallel):
+def test_student_equal_to_its_teacher_has_zero_gradient(parallel):
     student = a_submodel(0)
     stage = DistillStage(student, PlainSettings(), [copy.deepcopy(student)], DistilSettings(share=1.0))
     stage.set_training()
@@ -116,7 +116,7 @@ def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn(parallel
     assert all(float(parameter.grad.abs().max()) < 1e-6 for parameter in student.parameters())
 
 
-def test_without_a_share_for_its_teachers_it_is_a_plain_network(parallel):
+def test_zero_weight_of_the_teacher_gives_plain_training(parallel):
     made = []
     for stage in (
         DistillStage(a_submodel(0), PlainSettings(), [a_submodel(1)], DistilSettings(share=0.0)),
@@ -128,7 +128,7 @@ def test_without_a_share_for_its_teachers_it_is_a_plain_network(parallel):
     torch.testing.assert_close(made[0], made[1])
 
 
-def test_a_part_is_taught_by_its_own_images(parallel):
+def test_part_is_taught_by_its_own_images(parallel):
     student, teacher = a_submodel(0), a_submodel(1)
     stage = DistillStage(student, PlainSettings(), [teacher], DistilSettings())
     seen = []
@@ -146,9 +146,9 @@ def distil_run(stage: DistillStage, parallel) -> StageRun:
 
 
 @pytest.mark.parametrize("share", [0.7, 1.0])
-def test_teachers_stay_to_the_bit_and_the_student_learns(share, parallel):
+def test_teachers_are_unchanged_and_the_student_learns(share, parallel):
     torch.manual_seed(3)
-    # In training mode and asking for gradients at first, with statistics and dropout that would move.
+    # Initially in training mode with gradients, so that statistics and dropout would change.
     teachers = [odd_submodel(dropout=0.5).train(), odd_submodel(dropout=0.5).train()]
     student = a_submodel(0)
     settings = PlainSettings(epochs=2, batch_size=32, learning_rate=0.02, fit=OptimizerSettings(ema=0.5))
@@ -166,13 +166,13 @@ def test_teachers_stay_to_the_bit_and_the_student_learns(share, parallel):
     assert (stage.kind, stage.name, list(records[0].losses)) == ("distil", "student", ["student"])
 
 
-def test_only_the_student_is_optimized_and_kept():
+def test_only_the_student_is_optimized_and_saved():
     stage = DistillStage(a_submodel(0), PlainSettings(), [a_submodel(1)], DistilSettings())
     held = {id(parameter) for group in stage.optimizer().param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in stage.module.parameters()}
 
 
-def test_the_loss_takes_a_part_of_a_batch():
+def test_loss_of_a_part_of_a_batch():
     stage = DistillStage(a_submodel(0), PlainSettings(), [a_submodel(1)], DistilSettings())
     batch = a_batch(4)
     part = Part(batch.views["augmented"][:2], Targets(batch.labels[:2]))
@@ -194,20 +194,20 @@ def test_the_loss_takes_a_part_of_a_batch():
         ("share", math.nan),
     ],
 )
-def test_settings_refuse_what_cannot_be(name, value):
+def test_settings_reject_invalid_values(name, value):
     with pytest.raises(UsageError, match=f"DistilSettings.{name} "):
         DistilSettings(**{name: value})
 
 
-def test_the_teacher_is_trained_as_the_plain_section_says():
+def test_teacher_is_trained_by_the_plain_section():
     plain = PlainSettings(epochs=7, learning_rate=0.1, view="original")
     assert DistilSettings(teacher_epochs=4).teacher(plain) == replace(plain, epochs=4)
 
 
-# The methods that end in a distillation
+# Methods with distillation
 
 
-def test_a_larger_network_teaches_in_the_same_run(parallel):
+def test_larger_network_teaches_in_the_same_run(parallel):
     trainer = method_of(parallel, method="distil")
     assert trainer.settings.stage_epochs == {"teacher": 2, "student": 2}
     assert trainer.settings.unify_spec is None
@@ -221,7 +221,7 @@ def test_a_larger_network_teaches_in_the_same_run(parallel):
     assert not any(parameter.requires_grad for parameter in trainer.network.parameters())
 
 
-def test_both_submodels_of_stage_one_teach_a_fresh_one(parallel):
+def test_both_submodels_of_stage_one_teach_a_new_one(parallel):
     trainer = method_of(parallel, join="distil")
     assert trainer.settings.stage_epochs == {"dual": 1, "student": 2}
     assert trainer.settings.unify_spec is None
@@ -229,7 +229,7 @@ def test_both_submodels_of_stage_one_teach_a_fresh_one(parallel):
     assert next(epochs).stage == "dual"
     kept = snapshot(trainer.dual)
     student = snapshot(trainer.network)
-    # Of its own initial weights, and not of those that a submodel began with.
+    # It has its own initial weights, not those of a submodel.
     for branch in method_of(parallel, join="distil").dual.branches:
         assert not torch.equal(branch.conv1.conv.weight, student["conv1.conv.weight"])
     assert [record.stage for record in epochs] == ["student", "student"]
@@ -238,13 +238,13 @@ def test_both_submodels_of_stage_one_teach_a_fresh_one(parallel):
     assert list(student) == list(trainer.network.state_dict())
 
 
-def test_averaged_submodels_start_alike_and_apart_otherwise(parallel):
+def test_submodels_start_equal_only_for_averaging(parallel):
     for join, alike in (("average", True), ("concatenate", False), ("distil", False)):
         first, second = (branch.state_dict() for branch in method_of(parallel, join=join).dual.branches)
         assert torch.equal(first["conv1.conv.weight"], second["conv1.conv.weight"]) == alike
 
 
-def test_averaged_submodels_thaw_without_a_head(parallel):
+def test_averaged_submodels_are_unfrozen_without_a_head(parallel):
     trainer = method_of(parallel, join="average")
     assert trainer.settings.stage_epochs == {"dual": 1, "dense": 1, "conv2": 1}
     assert trainer.settings.unify_spec is None
@@ -258,24 +258,24 @@ def test_averaged_submodels_thaw_without_a_head(parallel):
     torch.testing.assert_close(averaged, expected)
     assert [record.stage for record in epochs] == ["dense", "conv2"]
     assert [summary.trains for summary in trainer.progress.summaries[1:]] == [("dense",), ("dense", "conv2")]
-    # What never thawed is the average still.
+    # Units that were never unfrozen still have the average.
     assert torch.equal(trainer.network.conv1.conv.weight, averaged["conv1.conv.weight"])
     assert not torch.equal(trainer.network.dense.dense.weight, averaged["dense.dense.weight"])
 
 
-def test_statistics_of_an_average_are_measured_anew(parallel):
+def test_statistics_of_an_average_are_measured_again(parallel):
     trainer = method_of(parallel, join="average", model=ResidualSpec(widths=(4,), blocks=(1,), dropout=0.5))
     next(trainer.epochs())
     branches = [branch.state_dict() for branch in trainer.dual.branches]
     branches[0]["stem.norm.running_mean"].fill_(4)
     branches[1]["stem.norm.running_mean"].fill_(6)
     network = trainer.network
-    # The stem's by an oracle: statistics move by a tenth of the way to those of each batch, as torch's do.
+    # Statistics of the stem by an oracle: each batch moves them by a tenth of the difference, as in torch.
     conv = (branches[0]["stem.conv.weight"] + branches[1]["stem.conv.weight"]) / 2
     made = network.stem.norm.running_mean.double().numpy()
     whole = torch.from_numpy(((digit_set(0, 160).images / 255.0 - 0.3) / 0.4).astype(np.float32).transpose(0, 3, 1, 2))
     settled = F.conv2d(whole, conv, padding=1).mean((0, 2, 3)).double().numpy()
-    # Five batches of 32: 0.9^5 of the old mean, 5, is left, and batches differ from the whole by little.
+    # Five batches of 32: 0.9^5 of the old mean, 5, remains, and batches differ little from the whole.
     np.testing.assert_allclose(made, settled + 0.9**5 * (5 - settled), atol=0.05)
     for name, tensor in network.named_parameters():
         torch.testing.assert_close(tensor, (branches[0][name] + branches[1][name]) / 2)
@@ -292,7 +292,7 @@ def test_dropout_is_off_while_statistics_are_measured(parallel):
     assert not any(seen)
 
 
-def test_what_has_no_statistics_is_not_run(parallel, monkeypatch):
+def test_network_without_statistics_is_not_run(parallel, monkeypatch):
     trainer = method_of(parallel, join="average")
     next(trainer.epochs())
     monkeypatch.setattr(PaperSpec, "build", None)
@@ -312,7 +312,7 @@ def test_what_has_no_statistics_is_not_run(parallel, monkeypatch):
         (["method=distil", "plain.epochs=3", "distil.teacher_epochs=4"], {"teacher": 4, "student": 3}),
     ],
 )
-def test_recipes_know_their_stages(overrides, stages):
+def test_recipes_list_their_stages(overrides, stages):
     recipe = load_recipe("paper", overrides)[1]
     assert recipe.stage_epochs() == stages
     assert recipe.unify_spec is None
@@ -327,14 +327,14 @@ def test_recipes_know_their_stages(overrides, stages):
         (['unfreeze.steps=[{unit="dense", epochs=2}]'], "expected the order head, dense, conv2, conv1"),
     ],
 )
-def test_recipes_refuse_the_steps_of_another_join(overrides, words):
+def test_recipes_reject_the_steps_of_another_join(overrides, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe("paper", overrides)
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("join", ["average", "distil"])
-def test_a_run_leaves_one_submodel_that_stands_alone(join, call, tmp_path):
+def test_run_gives_one_standalone_submodel(join, call, tmp_path):
     steps = 'unfreeze.steps=[{unit="all", epochs=1}]'
     overrides = [f"unify.join={join}", steps, "dual.epochs=1", "plain.epochs=1", "quantize.qat_threshold=100"]
     options = [word for override in overrides for word in ("--set", override)]

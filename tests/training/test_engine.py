@@ -1,4 +1,4 @@
-"""The loop: it learns, measures what it says, stops when it should, and resumes with the same bits."""
+"""The training loop: learning, measurements, early stopping, and resuming with the same bits."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def unfreeze_run(parallel, *, family="paper", seed=0, images=200, dtype=torch.fl
 
 
 def averaged_run(parallel, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
-    """One submodel, the average of two, of which the first unit stays frozen."""
+    """One submodel, the average of two, with a frozen first unit."""
     model = average(a_dual(family, seed))
     numbers = {"epochs": 3, "learning_rate": 0.1, **values}
     epochs, rate = numbers.pop("epochs"), numbers.pop("learning_rate")
@@ -94,7 +94,7 @@ def plain_run(parallel, *, family="paper", seed=0, images=200, dtype=torch.float
 
 
 def student_run(parallel, *, family="paper", seed=0, images=200, dtype=torch.float32, **values) -> StageRun:
-    """A network taught by two others, whose weights a checkpoint has to hold too."""
+    """A network taught by two others, whose weights are also part of a checkpoint."""
     teachers = a_dual(family, seed)
     stage = DistillStage(
         a_dual(family, seed + 1).branches[0], plain_settings(**values), list(teachers.branches), DistilSettings()
@@ -143,7 +143,7 @@ def test_training_learns_digits(parallel):
     assert after.best.accuracy > 0.85
 
 
-def test_a_plain_network_learns_too(parallel):
+def test_plain_network_learns_digits(parallel):
     settings = PlainSettings(
         epochs=4, learning_rate=0.01, view="original", schedule=Schedule(), fit=OptimizerSettings(optimizer="nadam")
     )
@@ -163,7 +163,7 @@ def test_a_plain_network_learns_too(parallel):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", list(RUNS))
-def test_going_on_from_any_epoch_gives_the_same_bits(kind, dtype, family, parallel, tmp_path):
+def test_resume_from_any_epoch_gives_the_same_bits(kind, dtype, family, parallel, tmp_path):
     schedule = Schedule(kind="cosine", warmup=0.4, final=0.1)
 
     def fresh(seed: int) -> StageRun:
@@ -182,7 +182,7 @@ def test_going_on_from_any_epoch_gives_the_same_bits(kind, dtype, family, parall
     tensors, numbers = whole.state()
 
     for epoch in range(4):
-        # Other weights at first, and another state of the global generator: nothing of either may be left.
+        # Different initial weights and another state of the global generator, which must have no effect.
         again = fresh(seed=100 + epoch)
         assert not same_bits(snapshot(again.stage.module), snapshot(whole.stage.module))
         loaded, header = read_tensors(tmp_path / f"{epoch}.safetensors", version=1)
@@ -200,7 +200,7 @@ METHODS = [("two-stage", "concatenate"), ("two-stage", "average"), ("two-stage",
 
 @pytest.mark.parametrize("family", ["paper", "residual"])
 @pytest.mark.parametrize(("method", "join"), [*METHODS, ("distil", "concatenate")])
-def test_a_method_goes_on_from_any_epoch_with_the_same_bits(method, join, family, parallel, tmp_path):
+def test_trainer_resumes_from_any_epoch_with_the_same_bits(method, join, family, parallel, tmp_path):
     model = ResidualSpec(widths=(4, 6), blocks=(1, 0), dropout=0.1) if family == "residual" else None
 
     def fresh() -> MultiStageTrainer:
@@ -226,7 +226,7 @@ def test_a_method_goes_on_from_any_epoch_with_the_same_bits(method, join, family
         assert [summary.name for summary in again.progress.summaries] == list(whole.settings.stage_epochs)
 
 
-def test_what_is_kept_is_the_running_mean(parallel):
+def test_saved_weights_are_the_running_mean(parallel):
     run = plain_run(parallel, epochs=1, images=120)
     list(run.epochs())
     own = snapshot(run.stage.module)
@@ -248,8 +248,8 @@ def test_bits_depend_on_the_seed_of_the_run(parallel):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", list(RUNS))
-def test_lanes_do_not_change_a_bit(kind, dtype):
-    # Every operation has one thread in either case; only which branches run at the same time differs.
+def test_number_of_threads_does_not_change_a_bit(kind, dtype):
+    # Operations have one thread in both cases; only the concurrency of branches differs.
     made = []
     for count in (1, 2):
         with branches_of(count) as parallel:
@@ -262,7 +262,7 @@ def test_lanes_do_not_change_a_bit(kind, dtype):
 
 
 def test_patience_ends_a_stage(parallel):
-    # A rate this small changes no weight, so nothing is ever better than the first epoch.
+    # A rate this small changes no weight, so no epoch is better than the first.
     run = dual_run(parallel, epochs=9, patience=2, learning_rate=1e-30)
     records = list(run.epochs())
     assert [record.best for record in records] == [True, False, False]
@@ -273,11 +273,11 @@ def test_patience_ends_a_stage(parallel):
 
 
 def hits(accuracy: float) -> np.ndarray:
-    """So many of the 100 validation images, recognized."""
+    """Whether each of 100 validation images is classified correctly, for this accuracy."""
     return np.arange(100) < round(100 * accuracy)
 
 
-def test_patience_starts_again_with_each_better_epoch(parallel, monkeypatch):
+def test_patience_restarts_with_each_better_epoch(parallel, monkeypatch):
     scripted = iter([0.5, 0.4, 0.6, 0.6, 0.5, 0.1])
     monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": hits(next(scripted))}, 1.0))
     run = dual_run(parallel, images=40, epochs=9, patience=3)
@@ -285,14 +285,14 @@ def test_patience_starts_again_with_each_better_epoch(parallel, monkeypatch):
     assert run.epoch == 6
 
 
-def test_all_epochs_without_running_out_of_patience(parallel):
+def test_all_epochs_run_within_patience(parallel):
     run = dual_run(parallel, images=40, epochs=2, patience=1)
     assert len(list(run.epochs())) == 2
     assert run.finished
 
 
-def test_the_best_epoch_comes_back(parallel, monkeypatch):
-    # By accuracy, then by the smaller loss; the fourth epoch is equal to the third and so no better.
+def test_best_epoch_is_restored(parallel, monkeypatch):
+    # By accuracy, then by the smaller loss; the fourth epoch equals the third and is not better.
     scripted = iter([(0.5, 1.0), (0.9, 2.0), (0.9, 1.5), (0.9, 1.5), (0.7, 0.1)])
 
     def validate(run):
@@ -311,7 +311,7 @@ def test_the_best_epoch_comes_back(parallel, monkeypatch):
     run.load_best()
     assert same_bits(snapshot(run.stage.module), weights[3])
     assert not same_bits(weights[3], weights[5])
-    # Training on from there leaves the best weights alone.
+    # Further training does not change the best weights.
     with torch.no_grad():
         for tensor in run.stage.module.state_dict().values():
             tensor.add_(1)
@@ -333,7 +333,7 @@ def probabilities(branch, images) -> np.ndarray:
         return branch(normalized(images)).double().softmax(1).numpy()
 
 
-def test_validation_figures_agree_with_scikit_learn(parallel):
+def test_validation_scores_agree_with_scikit_learn(parallel):
     run = dual_run(parallel, epochs=1)
     (record,) = run.epochs()
     images = digit_set(1400, 1500)
@@ -346,7 +346,7 @@ def test_validation_figures_agree_with_scikit_learn(parallel):
 
 
 def test_training_losses_are_means_over_all_images(parallel):
-    # 150 = 4 batches of 32 and one of 22, which must not weigh as much; the rate leaves the weights alone.
+    # 150 = 4 batches of 32 and one of 22, which must weigh less; the rate does not change the weights.
     run = dual_run(parallel, images=150, epochs=1, dropout=0.0, learning_rate=1e-30, views=("original", "original"))
     (record,) = run.epochs()
     images = digit_set(0, 150)
@@ -358,7 +358,7 @@ def test_training_losses_are_means_over_all_images(parallel):
     assert record.train_loss == pytest.approx(sum(expected), rel=1e-5)
 
 
-def test_a_record_says_what_was_done(parallel):
+def test_record_describes_the_epoch(parallel):
     schedule = Schedule(kind="cosine")
     run = unfreeze_run(parallel, images=128, epochs=2, learning_rate=0.2, schedule=schedule, unit="head")
     records = list(run.epochs())
@@ -374,7 +374,7 @@ def test_a_record_says_what_was_done(parallel):
 
 
 @pytest.mark.parametrize("kind", list(RUNS))
-def test_a_loss_that_is_not_finite_stops_the_stage(kind, parallel):
+def test_loss_that_is_not_finite_stops_the_stage(kind, parallel):
     run = RUNS[kind](parallel, epochs=4, learning_rate=1e30)
     with pytest.raises(TrainingError) as caught:
         list(run.epochs())
@@ -383,11 +383,11 @@ def test_a_loss_that_is_not_finite_stops_the_stage(kind, parallel):
     assert f"stage {run.stage.name}, epoch {run.epoch + 1}" in message
     assert "lower learning rate (now 1e+30)" in message
     assert len(message.splitlines()) == 2
-    # An epoch that failed is not counted, and its weights are not kept as the best.
+    # A failed epoch is not counted, and its weights are not stored as the best.
     assert run.best is None or all(tensor.isfinite().all() for tensor in run.best.weights.values())
 
 
-def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends(parallel, monkeypatch):
+def test_loss_that_is_not_finite_is_detected_before_the_epoch_ends(parallel, monkeypatch):
     monkeypatch.setattr(engine, "CHECK_EVERY", 3)
     run = dual_run(parallel, images=1000)
     done = []
@@ -405,7 +405,7 @@ def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends(parallel, monke
     assert run.epoch == 0
 
 
-def test_a_validation_loss_that_is_not_finite_stops_the_stage(parallel, monkeypatch):
+def test_validation_loss_that_is_not_finite_stops_the_stage(parallel, monkeypatch):
     monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": hits(0.5)}, math.inf))
     run = dual_run(parallel, images=40)
     with pytest.raises(TrainingError, match="validation loss"):
@@ -413,7 +413,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_stage(parallel, monkeypa
     assert run.best is None
 
 
-def test_the_stage_trains_on_after_a_look_at_its_logits(parallel):
+def test_training_continues_after_evaluation(parallel):
     # Validation puts the module into evaluation mode; the next epoch must put dropout and statistics back to work.
     run = dual_run(parallel, family="odd", epochs=2)
     modes, real = [], run.stage.backward
@@ -444,7 +444,7 @@ def test_every_epoch_and_stage_draws_its_own_numbers(parallel):
 
         run.stage.backward = backward
         list(run.epochs())
-    firsts = seen[::2]  # of two batches an epoch; two epochs in each of two stages
+    firsts = seen[::2]  # two batches per epoch, two epochs in each of two stages
     assert len(firsts) == 4
     for part in zip(*firsts, strict=True):
         assert len({str(value) for value in part}) == 4

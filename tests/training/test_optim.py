@@ -1,4 +1,4 @@
-"""Optimizers against NumPy's SVD, torch's own and sums by hand, and the running mean of the weights."""
+"""Optimizers, compared with NumPy's SVD, torch and calculations by hand; the running mean of the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def np_orthogonal(matrix: np.ndarray, iterations: int = 3) -> np.ndarray:
-    """The polynomial on each singular value, by an SVD: what the iterations do without one."""
+    """The polynomial on each singular value, by an SVD, which the iterations avoid."""
     left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     values = values / (np.sqrt((values**2).sum()) + 1e-7)
     a, b, c = COEFFICIENTS
@@ -36,7 +36,7 @@ def test_orthogonalize_agrees_with_an_svd(shape):
 
 
 @pytest.mark.parametrize("shape", [(10, 9), (20, 90), (16, 144)])
-def test_a_step_has_singular_values_near_one(shape):
+def test_step_has_singular_values_near_one(shape):
     # Momenta whose singular values span a factor of ten come out within a factor of about two.
     generator = np.random.default_rng(1)
     left, _ = np.linalg.qr(generator.normal(size=(shape[0], min(shape))))
@@ -45,7 +45,7 @@ def test_a_step_has_singular_values_near_one(shape):
     made = orthogonalize(torch.from_numpy(matrix).float(), COEFFICIENTS, 3).numpy()
     values = np.linalg.svd(made, compute_uv=False)
     assert 0.6 < values.min() <= values.max() < 1.25
-    # The directions stay: the left and right vectors of the matrix diagonalize what came out.
+    # The directions are unchanged: the singular vectors of the matrix diagonalize the result.
     inner = left.T @ made @ right
     np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-5)
 
@@ -62,7 +62,7 @@ def set_gradients(module: nn.Module, seed: int) -> None:
 
 @pytest.mark.parametrize("filters", [(2, 3), (40, 3)])
 def test_muon_steps_by_hand(filters):
-    # The second has more filters than inputs of each, where a step is longer.
+    # The second has more filters than inputs, for which a step is longer.
     channels_out, channels_in = filters
     conv = nn.Conv2d(channels_in, channels_out, 3, bias=False)
     optimizer = a_muon(conv, weight_decay=0.1)
@@ -79,8 +79,8 @@ def test_muon_steps_by_hand(filters):
         np.testing.assert_allclose(conv.weight.detach().numpy().reshape(channels_out, -1), weight, atol=2e-5)
 
 
-def test_all_but_convolutions_take_adam_s_step():
-    # A depthwise kernel has one channel a filter; the others are a dense layer, biases and normalizations.
+def test_muon_uses_adam_for_all_except_convolutions():
+    # A depthwise kernel has one channel per filter; the others are a dense layer, biases and normalizations.
     torch.manual_seed(0)
     module = nn.ModuleDict(
         {"depthwise": nn.Conv2d(4, 4, 3, groups=4), "norm": nn.BatchNorm2d(4), "dense": nn.Linear(4, 3)}
@@ -96,7 +96,7 @@ def test_all_but_convolutions_take_adam_s_step():
         torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_the_schedule_s_rate_counts_for_muon():
+def test_muon_follows_the_schedule():
     made = []
     for rate in (0.05, 0.1):
         conv = nn.Conv2d(1, 2, 3, bias=True)
@@ -110,7 +110,7 @@ def test_the_schedule_s_rate_counts_for_muon():
     torch.testing.assert_close(made[1], 2 * made[0])
 
 
-def test_muon_leaves_what_has_no_gradient_alone():
+def test_muon_skips_parameters_without_gradient():
     module = PaperSpec(filters=(3, 4)).build((16, 16, 1), 10)
     before = snapshot(module)
     optimizer = a_muon(module, weight_decay=0.5)
@@ -120,7 +120,7 @@ def test_muon_leaves_what_has_no_gradient_alone():
     assert changed == {"conv2.conv.weight"}
 
 
-def test_muon_takes_no_closure():
+def test_muon_rejects_a_closure():
     with pytest.raises(TypeError, match="no closure"):
         a_muon(nn.Linear(2, 2)).step(lambda: 0.0)
 
@@ -159,7 +159,7 @@ def test_optimizers_by_name(fit, kind, expected):
         assert group["weight_decay"] == 0.0
 
 
-def test_nadam_without_decay_is_one_group_in_the_module_s_order():
+def test_nadam_without_decay_is_one_group_in_the_order_of_the_module():
     module = odd_submodel()
     (group,) = make_optimizer(module, OptimizerSettings(), 0.1).param_groups
     assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in module.parameters()]
@@ -179,7 +179,7 @@ def test_nadam_without_decay_is_one_group_in_the_module_s_order():
         ("weight_decay", math.inf),
     ],
 )
-def test_fit_settings_refuse_what_cannot_be(name, value):
+def test_optimizer_settings_reject_invalid_values(name, value):
     with pytest.raises(UsageError, match=f"OptimizerSettings.{name} "):
         OptimizerSettings(**{name: value})
 
@@ -187,7 +187,7 @@ def test_fit_settings_refuse_what_cannot_be(name, value):
 # The running mean of the weights
 
 
-def test_the_decay_warms_up_as_by_hand():
+def test_ema_decay_warms_up_as_by_hand():
     module = nn.Linear(1, 1, bias=False)
     values = [8.0, 2.0, -1.0, 5.0, 3.0]
     nn.init.constant_(module.weight, values[0])
@@ -203,7 +203,7 @@ def test_the_decay_warms_up_as_by_hand():
     assert module.weight.tolist() == [[values[-1]]]
 
 
-def test_the_average_is_in_the_module_only_while_it_is_applied():
+def test_average_is_in_the_module_only_while_applied():
     torch.manual_seed(1)
     module = odd_submodel()
     average = WeightAverage(module, 0.9)
@@ -232,7 +232,7 @@ def test_statistics_are_averaged_and_counts_are_not():
     assert "stem.1.num_batches_tracked" not in average.tensors
 
 
-def test_a_restored_average_goes_on_alike():
+def test_restored_average_continues_identically():
     torch.manual_seed(2)
     modules = [odd_submodel(), odd_submodel()]
     averages = [WeightAverage(module, 0.99) for module in modules]

@@ -1,4 +1,4 @@
-"""How long an epoch will take is told before it begins, without a trace in what is trained."""
+"""The estimate of an epoch's duration, which does not affect training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from thaw.training.pace import seconds_per_epoch
         ("distil", "concatenate"),
     ],
 )
-def test_every_stage_is_timed_and_nothing_of_the_run_changes(method, join):
+def test_every_stage_is_timed_without_affecting_the_run(method, join):
     model = ResidualSpec(widths=(4, 6), blocks=(1, 0), dropout=0.1)
     weights = []
     for timed in (False, True):
@@ -41,12 +41,12 @@ def test_every_stage_is_timed_and_nothing_of_the_run_changes(method, join):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_an_epoch_takes_about_as_long_as_was_told():
+def test_estimate_agrees_with_an_epoch():
     with branches_of(1) as parallel:
         trained = method_of(parallel, method="plain", model=ResidualSpec(widths=(24, 32), blocks=(2, 2)))
         told = seconds_per_epoch(trained.settings, trained.context)["plain"]
         started = time.perf_counter()
         epochs = sum(1 for _ in trained.epochs())
         took = (time.perf_counter() - started) / epochs
-    # Of the order, also while other programs run.
+    # The order of magnitude, also while other programs run.
     assert 0.2 < told / took < 5

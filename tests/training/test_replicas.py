@@ -1,4 +1,4 @@
-"""One network on the parts of a batch: gradients, statistics and dropout against passes made one after the other."""
+"""One network on parts of a batch: gradients, statistics and dropout, compared with sequential passes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def loss(module: nn.Module, part: Part) -> torch.Tensor:
 
 
 def one_after_the_other(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-    """The loss of both halves, its gradients in `module`, and what either half makes of the first statistics."""
+    """The loss of both halves, its gradients in `module`, and the first statistics after either half."""
     first = snapshot(module)
     seeds = [dropout.generator.initial_seed() for _, dropout in dropouts(module)]
     half = -(-len(batch) // 2)
@@ -72,7 +72,7 @@ def one_after_the_other(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("count", [22, 23])
 @pytest.mark.parametrize("family", list(MAKERS))
-def test_gradients_and_statistics_are_those_of_both_halves(family, count, parallel):
+def test_gradients_and_statistics_agree_with_both_halves(family, count, parallel):
     module, batch = a_module(family), a_batch(count)
     reference = copy.deepcopy(module)
     reseed(reference, 20)
@@ -88,7 +88,7 @@ def test_gradients_and_statistics_are_those_of_both_halves(family, count, parall
             assert not torch.equal(buffers[0][name], buffers[1][name])
 
 
-def test_without_statistics_and_dropout_halves_do_not_show(parallel):
+def test_halves_agree_with_the_whole_without_statistics_and_dropout(parallel):
     torch.manual_seed(6)
     module, batch = PaperSpec(filters=(3, 4), dropout=0.0).build((16, 16, 1), 10), a_batch(31)
     value = Replicas(module).backward(loss, split(batch, "original", 2), parallel)
@@ -100,7 +100,7 @@ def test_without_statistics_and_dropout_halves_do_not_show(parallel):
     torch.testing.assert_close(made, [parameter.grad for parameter in module.parameters()], rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_are_added_to_what_is_there(parallel):
+def test_gradients_are_accumulated(parallel):
     module, batch = a_module("residual"), a_batch()
     replicas = Replicas(module)
     made = []
@@ -114,7 +114,7 @@ def test_gradients_are_added_to_what_is_there(parallel):
         torch.testing.assert_close(twice, 2 * once, rtol=1e-5, atol=1e-7)
 
 
-def test_replicas_share_weights_and_follow_mode_and_statistics(parallel):
+def test_replicas_share_weights_mode_and_statistics(parallel):
     module, batch = a_module("odd"), a_batch()
     replicas = Replicas(module)
     parts = split(batch, "original", 2)
@@ -128,11 +128,11 @@ def test_replicas_share_weights_and_follow_mode_and_statistics(parallel):
     replicas.backward(loss, parts, parallel)
     assert replicas._others == [other]
     assert not other.training
-    # In evaluation mode nothing moves, to the bit.
+    # In evaluation mode nothing changes, bit for bit.
     assert all(bool((buffer == 3).all()) for whole in (module, other) for buffer in whole.buffers())
 
 
-def test_what_is_frozen_gets_no_gradient(parallel):
+def test_frozen_parameters_get_no_gradient(parallel):
     module, batch = a_module("residual"), a_batch()
     module.stem.requires_grad_(False)
     Replicas(module).backward(loss, split(batch, "original", 2), parallel)
@@ -141,7 +141,7 @@ def test_what_is_frozen_gets_no_gradient(parallel):
 
 
 class _Seen(nn.Module):
-    """Keeps what its dropout lets through, by part."""
+    """Records the values that dropout keeps, by part."""
 
     def __init__(self, seen: dict[int, list[torch.Tensor]]) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class _Seen(nn.Module):
         return (x.flatten(1)[:, :10] + kept.sum()) * self.scale
 
 
-def test_every_part_and_epoch_draws_a_dropout_of_its_own(parallel):
+def test_every_part_and_epoch_has_its_own_dropout(parallel):
     seen: dict[int, list[torch.Tensor]] = {}
     module = _Seen(seen).train()
     replicas, parts = Replicas(module), split(a_batch(), "original", 2)
@@ -176,7 +176,7 @@ def test_every_part_and_epoch_draws_a_dropout_of_its_own(parallel):
 
 
 @pytest.mark.parametrize("family", list(MAKERS))
-def test_lanes_change_no_bit(family):
+def test_number_of_threads_changes_no_bit(family):
     made = []
     for count in (1, 2):
         with branches_of(count) as parallel:
@@ -192,7 +192,7 @@ def test_lanes_change_no_bit(family):
     ("count", "parts", "sizes"),
     [(8, 2, [4, 4]), (9, 2, [5, 4]), (4, 2, [2, 2]), (3, 2, [3]), (1, 2, [1]), (8, 1, [8]), (9, 3, [3, 3, 3])],
 )
-def test_a_batch_is_split_without_single_images(count, parts, sizes):
+def test_batch_is_split_without_single_images(count, parts, sizes):
     batch = a_batch(count)
     made = split(batch, "original", parts)
     assert [len(part.targets) for part in made] == sizes
@@ -200,11 +200,11 @@ def test_a_batch_is_split_without_single_images(count, parts, sizes):
     assert torch.equal(torch.cat([part.targets.labels for part in made]), batch.labels)
 
 
-def test_parts_of_a_mixed_batch_know_their_partners():
+def test_parts_of_a_mixed_batch_keep_their_partners():
     batch = a_batch(6)
     partners, shares = torch.tensor([5, 4, 3, 2, 1, 0]), torch.linspace(0, 1, 6)
     batch = Batch({"augmented": batch.views["original"]}, batch.labels, {"augmented": Mix(partners, shares)})
     parts = split(batch, "augmented", 2)
-    # The partner of the first image lies in the other half.
+    # The partner of the first image is in the other half.
     assert torch.equal(torch.cat([part.targets.partners for part in parts]), batch.labels.flip(0))
     assert torch.equal(torch.cat([part.targets.shares for part in parts]), shares)

@@ -1,4 +1,4 @@
-"""Learning rates against sums worked out by hand and PyTorch's own cosine."""
+"""Learning rates, compared with calculations by hand and PyTorch's cosine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_constant():
 
 
 def test_constant_with_warmup():
-    # 40 % of 5 steps are 2: half of the rate, then all of it.
+    # 40 % of 5 steps are 2: half of the rate, then the full rate.
     assert rates(Schedule(warmup=0.4), 0.02, 5) == pytest.approx([0.01, 0.02, 0.02, 0.02, 0.02])
 
 
@@ -31,7 +31,7 @@ def test_cosine_by_hand():
     assert made == pytest.approx([0.8, 0.6828427, 0.4, 0.1171573], rel=1e-6)
 
 
-def test_cosine_with_warmup_and_a_rest_by_hand():
+def test_cosine_with_warmup_and_floor_by_hand():
     made = rates(Schedule(kind="cosine", warmup=0.2, final=0.1), 0.1, 10)
     assert made[:3] == pytest.approx([0.05, 0.1, 0.1])
     # Half of the 8 steps after the warm-up: 0.1 (0.1 + 0.9 / 2).
@@ -40,7 +40,7 @@ def test_cosine_with_warmup_and_a_rest_by_hand():
     assert made[9] == pytest.approx(0.0134254, rel=1e-5)
 
 
-def test_cosine_is_that_of_pytorch():
+def test_cosine_agrees_with_pytorch():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.03)
     for rate in rates(Schedule(kind="cosine", final=0.1), 0.3, 50):
@@ -51,11 +51,11 @@ def test_cosine_is_that_of_pytorch():
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("final", [0.0, 0.25, 1.0])
-def test_cosine_has_no_jumps_and_falls_after_the_warmup(warmup, final):
+def test_cosine_is_continuous_and_decreases_after_the_warmup(warmup, final):
     steps, base = 400, 0.7
     made = rates(Schedule(kind="cosine", warmup=warmup, final=final), base, steps)
     rising = int(warmup * steps)
-    # Half a cosine over n steps falls by at most base pi / 2 n a step; the warm-up rises by base / its steps.
+    # Half a cosine over n steps falls by at most base pi / 2 n per step; the warm-up rises by base / its steps.
     steepest = base * math.pi / 2 / (steps - rising)
     for index, (now, then) in enumerate(pairwise(made)):
         if index + 1 < rising:
@@ -68,7 +68,7 @@ def test_cosine_has_no_jumps_and_falls_after_the_warmup(warmup, final):
 
 
 @pytest.mark.parametrize("schedule", [Schedule(), Schedule(kind="cosine", warmup=0.9, final=0.5)])
-def test_one_step_is_enough(schedule):
+def test_single_step(schedule):
     assert rates(schedule, 0.1, 1) == pytest.approx([0.1])
 
 
@@ -89,6 +89,6 @@ def test_rates_scale_with_the_base():
         ({"final": math.nan}, "final = "),
     ],
 )
-def test_settings_refuse_what_cannot_be(values, field):
+def test_settings_reject_invalid_values(values, field):
     with pytest.raises(UsageError, match=field):
         Schedule(**values)

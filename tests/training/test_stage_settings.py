@@ -1,4 +1,4 @@
-"""Values that the settings of the stages refuse."""
+"""Invalid values of the stage settings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ NO_POSITIVE = [0, -1, math.nan, math.inf]
 
 @pytest.mark.parametrize("value", NO_POSITIVE)
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate", "patience"])
-def test_dual_settings_refuse_other_numbers(name, value):
+def test_dual_settings_reject_invalid_numbers(name, value):
     with pytest.raises(UsageError, match=f"^DualSettings.{name} = {value}: "):
         DualSettings(**{name: value})
 
 
 @pytest.mark.parametrize("views", [("original",), ("original", "augmented", "original"), ("original", "mirrored"), ()])
-def test_dual_settings_refuse_other_views(views):
+def test_dual_settings_reject_invalid_views(views):
     with pytest.raises(UsageError, match=r"^DualSettings\.views"):
         DualSettings(views=views)
 
 
 @pytest.mark.parametrize("value", NO_POSITIVE)
-def test_unfreeze_settings_refuse_other_numbers(value):
+def test_unfreeze_settings_reject_invalid_numbers(value):
     for name in ("epochs", "learning_rate"):
         with pytest.raises(UsageError, match=f"^UnfreezeStep.{name} = "):
             UnfreezeStep(unit="head", **{"epochs": 1, "learning_rate": 0.1, name: value})
@@ -36,12 +36,12 @@ def test_unfreeze_settings_refuse_other_numbers(value):
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
-def test_unfreeze_settings_refuse_another_momentum(momentum):
+def test_unfreeze_settings_reject_unknown_keys(momentum):
     with pytest.raises(UsageError, match=r"UnfreezeSettings\.momentum"):
         UnfreezeSettings(momentum=momentum)
 
 
-def test_unfreeze_settings_refuse_another_view():
+def test_unfreeze_settings_reject_invalid_view():
     with pytest.raises(UsageError, match=r"UnfreezeSettings\.view = 'both': expected one of original, augmented"):
         UnfreezeSettings(view="both")
 

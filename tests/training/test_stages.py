@@ -1,4 +1,4 @@
-"""What each stage trains and what it leaves alone, and its gradients against those of one plain backward pass."""
+"""Trained and frozen parts of each stage, and gradients compared with those of a single backward pass."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def order_of(family: str, join: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("join", ["concatenate", "average"])
 @pytest.mark.parametrize("family", EVERY)
-def test_frozen_is_bit_identical_and_thawed_moves(family, join, parallel):
+def test_frozen_units_are_bit_identical_and_unfrozen_units_change(family, join, parallel):
     model = a_joined(family, join)
     order = order_of(family, join)
     thawed: set[str] = set()
@@ -118,13 +118,13 @@ def test_frozen_is_bit_identical_and_thawed_moves(family, join, parallel):
             if name in parameters:
                 assert parameters[name].requires_grad == (unit_of(name) in thawed)
     assert thawed == set(order)
-    # All but the paper's family show that this holds for statistics too.
+    # All families except the paper's also test this for statistics.
     assert any("running_mean" in name for name in before) == (family != "paper")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("listed", [("all",), ("head", "all")])
-def test_all_thaws_the_rest_at_once(family, listed, parallel):
+def test_all_unfreezes_the_rest_at_once(family, listed, parallel):
     model = a_unified(family)
     stages = unfreeze_stages(model, UnfreezeSettings(steps=steps(*listed), batch_size=32))
     assert [stage.name for stage in stages] == list(listed)
@@ -135,7 +135,7 @@ def test_all_thaws_the_rest_at_once(family, listed, parallel):
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_the_dual_stage_trains_everything(family, parallel):
+def test_dual_stage_trains_everything(family, parallel):
     dual = a_dual(family)
     dual.requires_grad_(False)
     stage = DualStage(dual, DualSettings(epochs=1, batch_size=32))
@@ -158,7 +158,7 @@ def test_frozen_dropout_and_statistics_are_inactive(family):
     for _ in range(2):
         for index in (0, 1):
             assert torch.equal(model.branch_scores(index, x), expected[index])
-    stages[1].set_training()  # the classifiers thaw, and with them their dropout
+    stages[1].set_training()  # the classifiers are unfrozen, including their dropout
     first, second = model.branch_scores(0, x), model.branch_scores(0, x)
     assert not torch.equal(first, second)
     active = {name for name, part in dropouts(model) if part.training}
@@ -206,7 +206,7 @@ def test_unfreeze_gradients_are_those_of_one_backward_pass(family, thawed, score
         if name in ORDERS[family][:thawed]:
             unit.train()
     reseed(plain)
-    # Gradients of everything, frozen or not: that the frozen ones are left out must not change the others.
+    # Gradients of all units: skipping the frozen ones must not change the others.
     expected = F.cross_entropy(plain(batch.views["augmented"]), batch.labels)
     expected.backward()
     for name, parameter in plain.named_parameters():
@@ -220,13 +220,13 @@ def test_unfreeze_gradients_are_those_of_one_backward_pass(family, thawed, score
 
 @pytest.mark.parametrize("thawed", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_submodel_thaws_by_the_gradients_of_both_halves(family, thawed, parallel):
+def test_one_submodel_is_unfrozen_with_the_gradients_of_both_halves(family, thawed, parallel):
     model, batch = a_joined(family, "average"), a_batch()
     order = order_of(family, "average")
     stage = unfreeze_stages(model, UnfreezeSettings(steps=steps(*order), view="augmented"))[thawed - 1]
     stage.set_training()
     reseed(model)
-    for _ in range(2):  # the second time with replicas that are there already
+    for _ in range(2):  # the second time with existing replicas
         stage.module.zero_grad()
         reseed(model)
         losses = stage.backward(batch, parallel, torch.float32)
@@ -252,14 +252,14 @@ def test_one_submodel_thaws_by_the_gradients_of_both_halves(family, thawed, para
     torch.testing.assert_close(losses, {"unified": expected.detach()})
 
 
-def test_one_submodel_has_no_head_to_thaw():
+def test_one_submodel_has_no_head_to_unfreeze():
     settings = UnfreezeSettings(steps=steps("head", "dense"))
     with pytest.raises(UsageError, match="expected the order dense, conv2, conv1"):
         unfreeze_stages(a_joined("paper", "average"), settings)
 
 
 def np_cross_entropy(logits, targets) -> float:
-    """The mean cross-entropy of target distributions, [B, K] both, by loops."""
+    """The mean cross-entropy of logits and target distributions, both [B, K], by loops."""
     total = 0.0
     for row, target in zip(logits.astype(np.float64), targets, strict=True):
         log_sum = np.log(sum(math.exp(value) for value in row))
@@ -307,7 +307,7 @@ def test_plain_gradients_are_those_of_one_backward_pass(parallel):
     made = gradients(module)
     module.zero_grad()
     reseed(module)
-    # Two halves, each normalized by its own statistics and with its own dropout: the second's stream is seeded anew.
+    # Two halves with their own statistics and dropout: the stream of the second is seeded again.
     seeds = [dropout.generator.initial_seed() for _, dropout in dropouts(module)]
     halves = []
     for number, (x, labels) in enumerate(zip(batch.views["augmented"].chunk(2), batch.labels.chunk(2), strict=True)):
@@ -346,12 +346,12 @@ def test_bfloat16_keeps_float32_losses_and_gradients(family, parallel):
             assert all(grad.dtype == torch.float32 for grad in flat)
             made[dtype] = torch.cat(flat)
         assert F.cosine_similarity(made[torch.float32], made[torch.bfloat16], dim=0) > 0.99
-        # Only branches compute in bfloat16; while the head alone trains, its gradients still come from their scores.
+        # Only branches compute in bfloat16; when only the head is trained, its gradients depend on their scores.
         assert not torch.equal(made[torch.float32], made[torch.bfloat16])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_the_modules_own_in_evaluation(family, parallel):
+def test_logits_are_those_of_the_module_in_evaluation(family, parallel):
     x = a_batch().views["original"]
     for stage in all_stages(family):
         stage.set_training()
@@ -367,7 +367,7 @@ def test_logits_are_the_modules_own_in_evaluation(family, parallel):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_optimizers_hold_what_trains(family):
+def test_optimizers_contain_the_trained_parameters(family):
     settings = UnfreezeSettings(steps=steps(*ORDERS[family], learning_rate=0.03), momentum=0.8)
     model = a_unified(family)
     for stage in unfreeze_stages(model, settings):
@@ -388,7 +388,7 @@ def test_optimizers_hold_what_trains(family):
     "listed",
     [(), ("head",), ("head", "dense"), ("head", "dense", "conv2", "conv1"), ("all",), ("head", "dense", "all")],
 )
-def test_unfreezing_order_taken(listed):
+def test_accepts_the_unfreezing_order(listed):
     stages = unfreeze_stages(a_unified("paper"), UnfreezeSettings(steps=steps(*listed)))
     assert [stage.name for stage in stages] == list(listed)
 
@@ -407,17 +407,17 @@ def test_unfreezing_order_taken(listed):
         ("Head",),
     ],
 )
-def test_another_unfreezing_order_is_refused(listed):
+def test_rejects_another_unfreezing_order(listed):
     settings = UnfreezeSettings(steps=steps(*listed))
     with pytest.raises(UsageError, match=f"steps = {', '.join(listed)}: expected the order head, dense, conv2, conv1"):
         unfreeze_stages(a_unified("paper"), settings)
 
 
-def test_the_expected_order_is_that_of_the_family():
+def test_expected_order_is_that_of_the_family():
     with pytest.raises(UsageError, match="expected the order head, attic, mixer, stem"):
         unfreeze_stages(a_unified("odd"), UnfreezeSettings(steps=steps("head", "dense")))
 
 
-def test_a_unit_is_unfrozen_once():
+def test_rejects_a_repeated_unit():
     with pytest.raises(UsageError, match="unfrozen once"):
         UnfreezeSettings(steps=steps("head", "dense", "head"))

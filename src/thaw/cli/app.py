@@ -64,7 +64,7 @@ app.add_typer(zoo_app, name="zoo")
 
 
 def run() -> NoReturn:
-    """The program: `main`, but a signal ends the process at once. Everything that has to be saved is on disk by then.
+    """Run `main`; a signal ends the process at once. Everything that must be saved is on disk by then.
 
     The interpreter's own shutdown would wait for threads in the middle of an operation, and may abort because of one.
     """
@@ -83,7 +83,7 @@ def run() -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line; errors that the user can fix are shown in one or two lines on standard error."""
+    """Run the command line. Errors that the user can fix are shown in one or two lines on standard error."""
     given = sys.argv[1:]
     options_end = given.index("--") if "--" in given else len(given)
     debug = "--debug" in given[:options_end]
@@ -95,7 +95,7 @@ def main() -> NoReturn:
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
-    """Run a command line and show its error, if any; the exit code."""
+    """Run a command line, show its error, if any, and return the exit code."""
     try:
         result = app(args=arguments, prog_name="thaw", standalone_mode=False)
         sys.stdout.flush()
@@ -114,7 +114,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
 
 def _tell(error: ThawError, *, debug: bool) -> int:
-    """Show an error and how to continue; its exit code."""
+    """Show an error and how to continue; return its exit code."""
     is_stop = isinstance(error, StoppedError)
     lines = [("" if is_stop else "error: ") + error_text(str(error))]
     if error.next_command:
@@ -132,7 +132,7 @@ def _in_words(error: Exception) -> ThawError:
     # Depending on its version, typer raises click's exceptions or its own copies of them; both have these attributes.
     format_message, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if format_message is not None and isinstance(code, int):
-        # It repeats words of the command line, which may be long.
+        # The message quotes the command line, which may be long.
         usage = UsageError(re.sub(r"\S+", lambda word: clipped(word[0], NAME_LENGTH), format_message()))
         usage.exit_code = code
         return usage

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def bench(run: RunPath, out: ArtifactFolder = None, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Time one image in torch, onnxruntime, LiteRT and the C, in turns, on one thread."""
+    """Time inference of one image in torch, onnxruntime, LiteRT and C: alternating, on one thread."""
     from thaw.cli.interrupt import STOPPED, told_when_stopped
     from thaw.cli.opening import open_run
     from thaw.cli.output import print_json
@@ -39,4 +39,4 @@ def _print_bench(result: Bench) -> None:
         rows.append((name, precision, f"{timing.median_us:,.1f} us", f"{timing.p99_us:,.1f} us", ratio))
     print_text(columns(rows, right=(2, 3, 4)))
     timing = next(iter(result.timings.values()))
-    print_text(f"one image, one thread; {timing.repeats:,} inferences each, in {timing.rounds} turns")
+    print_text(f"one image, one thread; {timing.repeats:,} inferences each, in {timing.rounds} rounds")

@@ -14,7 +14,7 @@ def data(  # noqa: PLR0913, PLR0917 - the options are the parameters
     source: Source,
     recipe: Annotated[
         str | None,
-        typer.Option(help="The recipe that will train; the one of `thaw train` by default.", show_default=False),
+        typer.Option(help="Recipe of the training; by default that of `thaw train`.", show_default=False),
     ] = None,
     overrides: Overrides = None,
     budget: Limits = None,

@@ -18,14 +18,16 @@ def demo(
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Default 8000, or the next free one; 0 for any.", show_default=False),
+        typer.Option(
+            min=0, max=65535, help="Port; 8000 or the next free one by default, 0 for any free one.", show_default=False
+        ),
     ] = None,
     opens: Annotated[
         bool | None,
         typer.Option("--open/--no-open", help="Open a browser; by default on a desktop.", show_default=False),
     ] = None,
 ) -> None:
-    """Serve a page that runs the model in the browser: draw, or give it images."""
+    """Serve a web page that classifies drawings and image files in the browser."""
     import webbrowser
 
     import thaw

@@ -59,5 +59,5 @@ def _overlap(quality: Quality) -> str:
     from thaw.model.training_images import SEEN_FILE
 
     if quality.overlap is None:
-        return f"training images unknown: this model has no {SEEN_FILE} beside it, as a run folder has"
+        return f"training images unknown: there is no {SEEN_FILE} next to the model, as in a run folder"
     return f"{'warning' if quality.overlap.used else 'note'}: {quality.overlap}"

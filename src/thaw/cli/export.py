@@ -19,7 +19,7 @@ def export(
         str | None,
         typer.Option(
             metavar="FORMATS",
-            help="onnx, litert, c, web, separated by commas; all but web by default.",
+            help="onnx, litert, c, web, separated by commas; all except web by default.",
             show_default=False,
         ),
     ] = None,
@@ -29,8 +29,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What symbols, macros and files of the C begin with, so that several models link into one program; "
-            "made from the run's name by default.",
+            help="Prefix of the C symbols, macros and files, so that several models link into one program; by default "
+            "derived from the run's name.",
             show_default=False,
         ),
     ] = None,

@@ -19,7 +19,7 @@ def info(
         typer.Argument(metavar="[RUN]", help="A run folder, a model file, or zoo:NAME.", show_default=False),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Instead of a run: a recipe's name or file.", show_default=False)
+        str | None, typer.Option(help="Name or file of a recipe, instead of a run.", show_default=False)
     ] = None,
     input_shape: Annotated[str, typer.Option("--input", help="Input size for --recipe.")] = "28x28x1",
     classes: Annotated[int, typer.Option(min=2, max=100_000, help="Number of classes for --recipe.")] = 10,
@@ -33,7 +33,7 @@ def info(
     if run is None:
         _show_recipe(recipe or "", input_shape, classes, overrides or (), budget or "", as_json=as_json)
     elif given_options(context, besides=("run", "as_json")):
-        raise UsageError("--input, --classes, --set and --budget apply to --recipe; a run has its own")
+        raise UsageError("--input, --classes, --set and --budget apply to --recipe only, not to a run")
     else:
         _show_model(run, as_json=as_json)
 

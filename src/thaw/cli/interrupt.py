@@ -1,7 +1,7 @@
 """Signals that interrupt a command, as an error with a message.
 
 Ctrl-C, SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt in the main thread, at most once in two seconds,
-until `stopped` makes an error of it. From then on they are ignored, so that the message is shown in full. Files are
+until `stopped` turns it into an error. From then on they are ignored, so that the message is shown in full. Files are
 written completely or not at all, so a second signal breaks nothing at any moment.
 """
 
@@ -19,7 +19,7 @@ from thaw.errors import ThawError
 T = TypeVar("T")
 
 STOPPED = "interrupted; run the same command again"
-RESUMABLE = "interrupted; what is finished is saved: run the same command again to continue"
+RESUMABLE = "interrupted; finished work is saved: run the same command again to continue"
 
 _handled: list[signal.Signals] = []
 """The signals that this process handles itself."""
@@ -28,10 +28,10 @@ _received: list[int] = []
 """The first signal received; a list, since a handler may run between any two operations."""
 
 _last_raised = [0.0]
-"""When a signal last raised KeyboardInterrupt, by the monotonic clock."""
+"""Time of the last signal that raised KeyboardInterrupt, by the monotonic clock."""
 
 _SETTLING_SECONDS = 2.0
-"""Within this time after an interrupt further signals are ignored."""
+"""Signals within this time after an interrupt are ignored."""
 
 
 class StoppedError(ThawError):
@@ -40,7 +40,7 @@ class StoppedError(ThawError):
     It is no KeyboardInterrupt, since typer catches that, and treats it differently from version to version.
 
     Attributes:
-        exit_code: as a shell gives it for the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+        exit_code: that of a shell for the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
 
     exit_code = 128 + signal.SIGINT
@@ -69,7 +69,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def stopped(message: str, resume: str = "") -> StoppedError:
-    """The error of an interrupted command; later signals are ignored.
+    """Return the error of an interrupted command, and ignore later signals.
 
     Args:
         message: what is saved.
@@ -84,12 +84,12 @@ def stopped(message: str, resume: str = "") -> StoppedError:
 
 
 def was_stopped() -> bool:
-    """Whether a signal came. The interrupt that it raised may have been lost, or turned into another error."""
+    """Whether a signal was received. Its interrupt may have been lost, or turned into another error."""
     return bool(_received)
 
 
 def watched(events: Iterable[T]) -> Iterator[T]:
-    """The events of a job. It ends at the next event if an interrupt was lost, for example in a finalizer.
+    """Pass on the events of a job. A lost interrupt, for example in a finalizer, is raised at the next event.
 
     Raises:
         KeyboardInterrupt: when a signal came.
@@ -107,7 +107,7 @@ def exit_code() -> int:
 
 @contextlib.contextmanager
 def told_when_stopped(message: str) -> Iterator[None]:
-    """An interrupt becomes an error with this message.
+    """Turn an interrupt into an error with this message.
 
     Raises:
         StoppedError: in place of KeyboardInterrupt.

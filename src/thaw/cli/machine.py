@@ -1,4 +1,4 @@
-"""What may be missing on a machine: standard streams, memory, file descriptors, a home folder, disk space."""
+"""Missing system resources: standard streams, memory, file descriptors, a home folder, disk space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MEMORY_WORDS = (
     # The last is from oneDNN, which compiles code for each operation.
     *("bad_alloc", "out of memory", "could not create a primitive"),
 )
-# Messages of RuntimeErrors, and what they mean.
+# Messages of RuntimeErrors -> explanations.
 _MEANINGS = {
     "home directory": "this user has no home folder\nset HOME, or give paths without ~",
     "can't start new thread": (
@@ -40,7 +40,7 @@ def open_streams() -> None:
 
 
 def silence_output() -> None:
-    """Redirect standard output to the null device: its reader has gone, or it cannot be written.
+    """Redirect standard output to the null device, after its reader has exited or a write has failed.
 
     Otherwise the interpreter would fail again when it flushes at exit.
     """
@@ -49,7 +49,7 @@ def silence_output() -> None:
 
 
 def in_words(error: BaseException) -> str | None:
-    """What the machine lacks, and what to do about it, if that caused the error; else None."""
+    """The missing resource that caused the error, and a remedy; None for other errors."""
     text = str(error)
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _MEMORY_WORDS):
         return "not enough memory\nclose other programs, raise the limit (ulimit -v), or use smaller batches"
@@ -64,6 +64,6 @@ def _of_the_system(error: OSError) -> str:
     if error.errno in {errno.EMFILE, errno.ENFILE}:
         return f"{reason}\nclose other programs, or raise the limit (ulimit -n)"
     if error.filename is not None:
-        # A path that is too long, a folder without permission, a device that is gone.
+        # A path that is too long, a folder without permission, a removed device.
         return f"cannot use {shown(os.fsdecode(error.filename), PATH_LENGTH)}: {reason}"
     return f"system error: {reason}"

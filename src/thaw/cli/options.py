@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have, and which of them were given."""
+"""Options and arguments shared by several commands, and which of them were given."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Limits = Annotated[
         metavar="LIMITS",
         callback=_not_empty,
         help="Upper limits on the network's cost, such as params=15000,ram=8KB,flash=32KB,macs=1M; any of them. ram "
-        "includes the input image unless image=excluded is added. KB is 1,024 bytes, k is 1,000 and M 1,000,000. The "
+        "includes the input image unless image=excluded is added. KB is 1,024 bytes, k is 1,000, M is 1,000,000. The "
         "recipe balanced finds the best network that fits; other recipes are refused if theirs does not.",
         show_default=False,
     ),

@@ -1,4 +1,4 @@
-"""What commands write on standard output: text, tables as wide as they need, one JSON object."""
+"""Standard output of the commands: text, tables of any width, one JSON object."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One JSON object."""
+    """Print one JSON object."""
     sys.stdout.write(json_text(content, indent=2) + "\n")
 
 
 def print_text(text: str) -> None:
-    """Lines of text."""
+    """Print lines of text."""
     sys.stdout.write(text + "\n")
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
-    """Rows of equally many cells as lines. Nothing is cut off or wrapped, so that paths can be copied.
+    """Format rows as lines of aligned columns. Nothing is truncated or wrapped, so that paths can be copied.
 
     Args:
-        rows: the cells.
-        right: numbers of the columns that are aligned right.
+        rows: the cells, the same number in every row.
+        right: indices of the right-aligned columns.
     """
     from rich.cells import cell_len
 
@@ -46,7 +46,7 @@ def columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> st
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
-    """Findings come before everything else, so that no accuracy is read without them."""
+    """Print findings. Commands do this first, so that no accuracy is read without them."""
     for finding in findings:
         print_text(str(finding))
         if finding.remedies:
@@ -54,7 +54,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
 
 
 def print_cost(cost: Cost) -> None:
-    """The layers of a network, and what it needs on a device."""
+    """Print the layers of a network and its cost on a device."""
     from thaw.graph.cost import CODE_BYTES
     from thaw.recipe.budget import ram_parts
 

@@ -28,7 +28,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Predict the class of images, with its probability."""
+    """Predict the class of images, with the probability of the class."""
     output_format = "json" if as_json else output_format
     if output_format not in _FORMATS:
         raise UsageError(f"--format {given(output_format)}: expected one of {', '.join(_FORMATS)}")

@@ -1,4 +1,4 @@
-"""What commands show on standard error while they work."""
+"""Progress of a command on standard error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thaw.quoting import printable
 
 
 class Progress:
-    """Shows events on `stream`, standard error by default; to be passed as `on_event`."""
+    """Shows events on `stream`, standard error by default. Pass it as `on_event`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         from rich.console import Console
@@ -32,7 +32,7 @@ class Progress:
         """Show an event; other events than `Decoding` and `Step` are ignored.
 
         Raises:
-            KeyboardInterrupt: if a signal came whose own interrupt was lost, for example in a finalizer.
+            KeyboardInterrupt: if the interrupt of an earlier signal was lost, for example in a finalizer.
         """
         if was_stopped():
             raise KeyboardInterrupt
@@ -46,25 +46,25 @@ class Progress:
             self.say(event.text)
 
     def _decoding(self, done: int, total: int) -> None:
-        """On a terminal, a line that is rewritten at most ten times a second."""
+        """Show the number of decoded images, on a terminal in one line that is updated at most ten times a second."""
         now = time.monotonic()
         if self._console.is_terminal and (done == total or now - self._decoding_shown > 0.1):
             self._decoding_shown, self._decoding_open = now, done < total
             self._console.print(f"decoding images {done:,} / {total:,}", end="\r" if done < total else "\n")
 
     def say(self, text: str) -> None:
-        """One or more lines."""
+        """Show one or more lines."""
         self.close()
         for line in text.split("\n"):
             self._print(line)
 
     def say_missing(self, missing: Mapping[str, str]) -> None:
-        """A line for each thing that could not be done, and why."""
+        """Show a line for each entry of `missing`: name -> reason."""
         for name, reason in missing.items():
             self.say(printable(f"{name}: {'; '.join(reason.splitlines())}"))
 
     def _print(self, line: str) -> None:
-        """One line. The console writes control sequences itself, so names are quoted here."""
+        """Print one line. The console writes control sequences itself, so names are quoted here."""
         self._console.print(printable(line))
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class ProblemProgress(Progress):
     """Shows the problems found in images as well.
 
     Attributes:
-        problems: what was found.
+        problems: the problems found so far.
     """
 
     def __init__(self, stream: TextIO | None = None, *, is_quiet: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the commands of studies show: the runs as they train, then the result."""
+"""Output of the study commands: progress of the runs, then the result."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from thaw.studies.runs import RunStarted, StudyDone
 
 
 def show_study(study: Callable[..., Iterator[object]], /, *arguments: Any, as_json: bool, **options: Any) -> None:
-    """Run a study to its end; print its figures as JSON, or its page.
+    """Run a study to its end and print its results, as JSON or as a page.
 
     Args:
-        study: yields the events of its runs, and a `StudyDone`.
-        arguments: of the study.
-        as_json: print the figures.
-        options: of the study, except `command` and `progress`.
+        study: a generator of the events of its runs and a final `StudyDone`.
+        arguments: positional arguments of the study.
+        as_json: print JSON.
+        options: keyword arguments of the study, except `command` and `progress`.
     """
     command = shell_command(["thaw", *sys.argv[1:]])
     with TrainingProgress() as progress, told_when_stopped(RESUMABLE):

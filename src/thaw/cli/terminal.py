@@ -23,36 +23,36 @@ class GuardedStream:
         self.unguarded = stream
 
     def write(self, text: str) -> int:
-        """Write text; returns the number of characters given."""
+        """Write text; return its number of characters."""
         self.unguarded.write(printable_lines(text))
         return len(text)
 
     def flush(self) -> None:
-        """As a text stream does."""
+        """The method of a text stream."""
         self.unguarded.flush()
 
     def isatty(self) -> bool:
-        """As a text stream does."""
+        """The method of a text stream."""
         return self.unguarded.isatty()
 
     def fileno(self) -> int:
-        """As a text stream does."""
+        """The method of a text stream."""
         return self.unguarded.fileno()
 
     @property
     def encoding(self) -> str:
-        """As a text stream has it."""
+        """The attribute of the text stream."""
         return self.unguarded.encoding
 
     @property
     def errors(self) -> str | None:
-        """As a text stream has it."""
+        """The attribute of the text stream."""
         return self.unguarded.errors
 
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Within it, standard output and error are guarded; bytes that are not text are written with backslashes."""
+    """A context in which standard output and error are guarded; undecodable bytes are written as escapes."""
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         with contextlib.suppress(AttributeError, ValueError):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     context: typer.Context,
-    source: Annotated[str | None, typer.Argument(help="What to train on; see `thaw data`.", show_default=False)] = None,
+    source: Annotated[str | None, typer.Argument(help="Data to train on; see `thaw data`.", show_default=False)] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -60,7 +60,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
     if (source is None) == (resume is None):
         raise UsageError("expected either a source to train on, or --resume with the folder of an interrupted run")
     if resume is not None and given_options(context, besides=("resume", "as_json")):
-        raise UsageError("--resume continues with the options of the run: no other option but --json goes with it")
+        raise UsageError("--resume uses the options of the run: it can be combined with --json only")
     import thaw
     from thaw.cli.output import print_json
     from thaw.cli.training_progress import TrainingProgress
@@ -92,7 +92,7 @@ def train(  # noqa: PLR0913, PLR0917 - the options are the parameters
 
 @contextlib.contextmanager
 def _resumable(progress: TrainingProgress, resumed: Path | None) -> Iterator[None]:
-    """An interrupt or a failure ends with the command that resumes the run."""
+    """Add the command that resumes the run to the error of an interrupt or a failure."""
     from thaw.cli.interrupt import stopped
     from thaw.quoting import shell_command
 

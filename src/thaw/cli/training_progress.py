@@ -1,4 +1,4 @@
-"""What is shown while a run trains: one live line per stage on a terminal, elsewhere one line per epoch."""
+"""Progress of training: one live line per stage on a terminal, elsewhere one line per epoch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainingProgress(Progress):
     """Shows the events of a run.
 
     Attributes:
-        run_folder: of the run, once it has started.
+        run_folder: the run folder, once the run has started.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -91,7 +91,7 @@ class TrainingProgress(Progress):
             self._print(line)
             return
         if self._live is None:
-            # Whatever else is written meanwhile goes through the guarded streams, not through rich.
+            # Other output during this time passes through the guarded streams, not through rich.
             self._live = Live(console=self._console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False)
             self._live.start()
         self._live.update(Text(printable(line), no_wrap=True, overflow="ellipsis"), refresh=True)
@@ -123,7 +123,7 @@ def _describe(record: EpochRecord) -> str:
 
 
 def _estimate(event: Started) -> str:
-    """How long training will take, estimated from a few timed steps."""
+    """The estimated training time, from a few timed steps."""
     stages = [name for name, epochs in event.stages.items() for _ in range(epochs)]
     own, fold = (sum(event.epoch_seconds[name] for name in left) for left in (stages[event.epochs_done :], stages))
     epoch = fold / len(stages)

@@ -16,7 +16,7 @@ def verify(
     run: RunPath,
     boards: Annotated[
         list[str] | None,
-        typer.Option("--board", help="Run the C on an emulated board as well: cortex-m4, cortex-m7, ...; repeatable."),
+        typer.Option("--board", help="Also run the C on an emulated board: cortex-m4, cortex-m7, ...; repeatable."),
     ] = None,
     images: Annotated[
         int | None,
@@ -26,7 +26,7 @@ def verify(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Check on the test images that every exported file computes what the model computes. Exits with 1 if not."""
+    """Verify on the test images that all exported files give the model's results. Exits with 1 if not."""
     from thaw.cli.interrupt import STOPPED, told_when_stopped
     from thaw.cli.opening import open_run
     from thaw.cli.output import print_json
@@ -79,11 +79,11 @@ def _row(check: Check) -> tuple[str, ...]:
 
 
 def _remarks(check: Check) -> list[str]:
-    """What a check's row does not show."""
+    """Details that a check's row does not show."""
     from thaw.evidence.verify import FloatComparison
 
     name = f"{check.format} {check.precision}{', ' if check.runtime else ''}{check.runtime}"
-    # The row of a float32 file, or of an equal one, shows everything.
+    # The row of a float32 file, or of an equal result, is complete.
     is_shown = isinstance(check.comparison, FloatComparison) or check.result == "equal"
     lines = [] if is_shown else [f"{name}: {check.statement}"]
     if check.emulation is not None:

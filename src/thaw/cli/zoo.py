@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _NamesAreShown(TyperGroup):
-    """A word that is not a command is the name of a model: `thaw zoo NAME`."""
+    """Treats a word that is not a command as the name of a model: `thaw zoo NAME`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:

@@ -1,1 +1,1 @@
-"""Images in: sources, decoding, resizing, splits, augmentation, batches."""
+"""Image data: sources, decoding, resizing, splits, augmentation, batches."""

@@ -195,12 +195,12 @@ def check_labels(value: Any, split: Split) -> list[object]:
 
 
 def _has_fractions(labels: npt.NDArray[Any]) -> bool:
-    """Whether labels [N] of floats are others than whole numbers and NaN."""
+    """Whether labels [N] of floats are others than integers and NaN."""
     return labels.dtype.kind == "f" and bool(((labels != np.floor(labels)) & ~np.isnan(labels)).any())
 
 
 def whole_label(label: object) -> object:
-    """A whole number where a float is one, None where it is NaN, as in a column with gaps; else the same."""
+    """An integer where a float is one, None where it is NaN, as in a column with gaps; else the same."""
     if isinstance(label, float):
         return int(label) if label.is_integer() else None if math.isnan(label) else label
     return label

@@ -31,7 +31,7 @@ def imbalance(counts: Counts) -> float:
 
 
 def is_uneven(counts: Counts) -> bool:
-    """Whether the largest class has more than 1.5 times the images of the smallest non-empty class."""
+    """Whether classes are imbalanced: the largest has over 1.5 times the images of the smallest non-empty one."""
     return imbalance(counts) > UNEVEN
 
 

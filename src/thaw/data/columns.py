@@ -78,12 +78,12 @@ def choose_roles(
 
 
 def _plain_names(left: Sequence[str], found: Sequence[str], column: Column) -> Sequence[str]:
-    """The one column that is called like a class, also where its values are none, which is then told; else `found`.
+    """The only column with a usual name of a class column, even if its values are not classes; else `found`.
 
     Args:
         left: columns that have no other role.
-        found: those that could hold classes.
-        column: gives a column's values.
+        found: columns that could hold classes.
+        column: returns the values of a column.
     """
     for names in (left, found):
         plain = [name for name in names if name.lower() in _LABEL_NAMES]

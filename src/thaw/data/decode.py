@@ -254,7 +254,7 @@ def _on_white(pixels: Values, alpha: Values) -> Values:
 
 def _is_gray(pixels: Values) -> bool:
     red = pixels[..., 0]
-    # Most color images differ in their first row, which avoids a pass over the whole.
+    # Most color images differ in their first row, so that the other rows need not be compared.
     if not np.array_equal(red[0], pixels[0, :, 1]):
         return False
     return np.array_equal(red, pixels[..., 1]) and np.array_equal(red, pixels[..., 2])

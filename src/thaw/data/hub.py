@@ -1,7 +1,7 @@
-"""Data sets of the Hugging Face Hub, read as the parquet files that the Hub keeps of each public one.
+"""Data sets of the Hugging Face Hub, read from the parquet files that the Hub keeps for public data sets.
 
 The Hub converts image folders, archives and tables of all kinds to parquet, on the branch `refs/convert/parquet`, as
-CONFIGURATION/SPLIT/NUMBER.parquet with the images inside. Nothing but that is downloaded, and no row opens a file.
+CONFIGURATION/SPLIT/NUMBER.parquet, images included. Nothing else is downloaded, and rows cannot open files.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from thaw.quoting import listed, shown
 
 # The repository's own files come second: the Hub does not convert private data sets.
 _REVISIONS = ("refs/convert/parquet", "main")
-# Of a data set over 5 GB the Hub converts the first part of a split, and calls its folder so.
+# The Hub converts only the first part of a split over 5 GB, and marks its folder with this prefix.
 _PARTIAL = "partial-"
 
 
 def hub_source(hub_id: str, settings: DataSettings, name: str = "") -> Source:
     """A data set of the Hub, `owner/name` or `owner/name:configuration`.
 
-    It is downloaded when it is read, once; the copy in the cache folder is used from then on.
+    It is downloaded once, when it is first read; later reads use the copy in the cache folder.
     """
     facts = {"hub": hub_id, "reading": reading(settings)}
     label = source_name(name or hub_id.rsplit("/", maxsplit=1)[-1])
@@ -48,7 +48,7 @@ def _read_hub(hub_id: str, settings: DataSettings, name: str) -> Catalog:
 
 
 def _refuse_file(hub_id: str, path: str) -> str:
-    """Tables of the Hub come from others, and could name any file of this machine as an image."""
+    """Reject paths in tables of the Hub: the tables are not trusted, and could name any file of this machine."""
     raise DataError(
         f"{hub_id}: a row names the file {shown(path)} instead of holding an image: files are not opened",
         code="data-hub-file",
@@ -75,7 +75,7 @@ def _downloaded(hub_id: str, name: str) -> Path:
 
 
 def _download(hub_id: str, name: str, making: Path) -> Path:
-    """Download a configuration below `making`; returns its folder."""
+    """Download a configuration to a subfolder of `making` and return that folder."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -88,7 +88,7 @@ def _download(hub_id: str, name: str, making: Path) -> Path:
                 continue
             folder = _configuration(hub_id, configuration, [file for file in files if file.endswith(".parquet")])
             if folder is not None:
-                # `*` stands for any characters here, slashes included.
+                # `*` matches any characters here, including slashes.
                 wanted = f"{folder}/*.parquet" if folder else "*.parquet"
                 snapshot_download(
                     repository, repo_type="dataset", revision=revision, local_dir=making, allow_patterns=wanted
@@ -99,7 +99,7 @@ def _download(hub_id: str, name: str, making: Path) -> Path:
         raise DataError(message, code="data-hub") from error
     except DataError:
         raise
-    # Besides its own errors `huggingface_hub` passes on those of the network and of the file system.
+    # In addition to its own errors, `huggingface_hub` raises those of the network and of the file system.
     except Exception as error:
         raise DataError(_failure(repository, name, one_line(error)), code="data-hub") from error
     raise DataError(
@@ -108,7 +108,7 @@ def _download(hub_id: str, name: str, making: Path) -> Path:
 
 
 def _configuration(hub_id: str, wanted: str, files: Sequence[str]) -> str | None:
-    """The folder of the configuration; None where a revision holds no parquet files."""
+    """The folder of the configuration; None if a revision holds no parquet files."""
     folders = sorted({file.rpartition("/")[0].partition("/")[0] for file in files})
     if not folders:
         return None

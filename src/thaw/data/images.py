@@ -25,7 +25,8 @@ FITS: tuple[Fit, ...] = get_args(Fit)
 MAX_SIDE = 1024
 Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
 
-# A deviation of pixels from 0 to 1, and what may come of a division by it: far beyond any images, far within float32.
+# Limits on the standard deviation of pixels in 0..1 and on normalized values: beyond those of real images, and within
+# the range of float32.
 SMALLEST_STD, LARGEST_STATISTIC = 1e-9, 1e9
 
 _MOST_DIGITS = 9
@@ -43,7 +44,7 @@ def _check_channels(channels: int) -> int:
 
 @checked_dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The input of a model: uint8 pixels [height, width, channels], and how an image of any size becomes that.
+    """The input of a model, uint8 pixels [height, width, channels], and how an image of any size is converted to it.
 
     Pixels become `(value / 255 - mean) / std`, with one mean and standard deviation per channel.
     """
@@ -62,7 +63,7 @@ class InputSpec:
     std: tuple[Annotated[Real, Field(ge=SMALLEST_STD, le=LARGEST_STATISTIC)], ...] = ()
     """One per channel; by default 1."""
     range: Annotated[ValueRange | None, BeforeValidator(refusing(_check_range_or_none))] = None
-    """(low, high), the part of 0 to 65,535 that is scaled to bytes in images with more than 8 bits a channel
+    """(low, high), the part of 0 to 65,535 that is scaled to bytes in images with more than 8 bits per channel
     (`thaw.data.scaling`); None for a model that was trained on 8-bit images."""
 
     @model_validator(mode="after")
@@ -83,7 +84,7 @@ class InputSpec:
         return f"{self.height}x{self.width}x{self.channels}"
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form that `from_dict` takes back."""
+        """A JSON-ready form for `from_dict`."""
         return {
             "height": self.height,
             "width": self.width,
@@ -96,16 +97,16 @@ class InputSpec:
 
     @property
     def range_in_words(self) -> str:
-        """How 16-bit images become bytes, after a semicolon; "" for a model of 8-bit images."""
+        """The conversion of 16-bit images, after a semicolon; "" for a model of 8-bit images."""
         return "" if self.range is None else f"; 16-bit values {self.range[0]:,} to {self.range[1]:,} become 0 to 255"
 
     def range_as_dict(self) -> dict[str, list[int]]:
-        """{"range": [low, high]}; {} where there is none, so that what 8-bit models say stays as it is."""
+        """{"range": [low, high]}, or {} without a range, so that the metadata of 8-bit models has no such key."""
         return {} if self.range is None else {"range": list(self.range)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputSpec:
-        """The inverse of `as_dict`; an unknown or missing key is a UsageError, as is a value of another type."""
+        """The inverse of `as_dict`. An unknown or missing key or a value of another type is a UsageError."""
         missing = [name for name in ("fit", "mean", "std") if isinstance(data, Mapping) and name not in data]
         if missing:
             raise UsageError(f"input.{missing[0]} is missing")
@@ -113,20 +114,20 @@ class InputSpec:
 
 
 def check_statistics(where: str, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Refuse means and deviations that pixels from 0 to 1 cannot be normalized by.
+    """Check the mean and standard deviation of pixels in 0..1.
 
     Args:
-        where: what they belong to, for the message.
-        mean: one a channel, from -1e9 to 1e9.
-        std: one a channel, from 1e-9 to 1e9.
-        channels: how many.
+        where: the name of their section, for messages.
+        mean: one number per channel, from -1e9 to 1e9.
+        std: one number per channel, from 1e-9 to 1e9.
+        channels: number of channels.
 
     Raises:
-        UsageError: naming the first that is wrong.
+        UsageError: for the first invalid number.
     """
     for name, values, least in (("mean", mean, -LARGEST_STATISTIC), ("std", std, SMALLEST_STD)):
         if len(values) != channels:
-            raise UsageError(f"{where}.{name} has {len(values)} numbers: expected one for each of {channels} channels")
+            raise UsageError(f"{where}.{name} has {len(values)} numbers: expected one per channel ({channels})")
         for index, value in enumerate(values):
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not is_number or not least <= value <= LARGEST_STATISTIC:

@@ -23,7 +23,7 @@ Columns = dict[str, list[object]]
 
 _DELIMITERS = ",;\t|"
 _LINES_LOOKED_AT = 20
-# Not `str.splitlines`, which also splits at characters that may stand in a text, such as U+2028.
+# Not `str.splitlines`, which also splits at characters that may be part of a cell, such as U+2028.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 

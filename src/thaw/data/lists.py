@@ -76,7 +76,7 @@ def list_source(path: Path, settings: DataSettings) -> Source:
 
 
 def names_images(path: Path) -> bool:
-    """Whether a CSV file or JSON lines have a column of images: paths, or names without endings that files have."""
+    """Whether a CSV or JSON Lines file has a column of images: paths, or names of existing files without suffix."""
     try:
         columns = read_list(path)
     except DataError:

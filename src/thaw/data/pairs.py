@@ -43,7 +43,7 @@ def find_pairs(paths: Iterable[str]) -> Problem | None:
 
 
 def _key(path: str) -> tuple[str, ...]:
-    """What a photograph and its mask share: the folders except for image and mask folders, and the name without suffix.
+    """A key that a photograph and its mask share: folders except for image and mask folders, and the name's stem.
 
     `*` replaces image and mask folders.
     """
@@ -58,13 +58,13 @@ def _key(path: str) -> tuple[str, ...]:
 
 
 def _stem(name: str) -> str:
-    """A file's name without its ending, or both of `x.jpg.png`."""
+    """A file's name without its suffix, or without both suffixes of `x.jpg.png`."""
     stem = PurePosixPath(name).stem
     return PurePosixPath(stem).stem if _suffix(stem) in SUFFIXES else stem
 
 
 def _are_pair(members: Sequence[str]) -> bool:
-    """Whether images of one key are a photograph and its mask, not images of two splits or names in two cases."""
+    """Whether images of one key are a photograph and its mask, not images of two splits or differing in case."""
     if len({_is_mask(path) for path in members}) > 1:
         return True
     folded = {path.casefold() for path in members}

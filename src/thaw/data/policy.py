@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ITU-R BT.601, as Pillow's enhancers weigh red, green and blue.
+# ITU-R BT.601, the weights of Pillow's enhancers.
 _GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
@@ -53,8 +53,8 @@ def saturation(x: Tensor, strengths: Tensor) -> Tensor:
 
 def sharpness(x: Tensor, strengths: Tensor) -> Tensor:
     """The distance of each pixel from the smoothed image, times 1 + strength: below 0 it blurs, above it sharpens."""
-    # Pillow's SMOOTH: the sum of nine and 4 times the pixel itself, over 13. Added up by hand it takes a quarter of
-    # avg_pool2d's time.
+    # Pillow's SMOOTH: (sum of the 3x3 neighborhood + 4 * the pixel) / 13. Shifted additions take a quarter of the
+    # time of avg_pool2d.
     near = F.pad(x, (1, 1, 1, 1), mode="replicate")
     near = near[:, :, :-2] + near[:, :, 1:-1] + near[:, :, 2:]
     near = near[..., :-2] + near[..., 1:-1] + near[..., 2:]

@@ -59,7 +59,7 @@ class DataSettings:
     if all are equal and no side is over 64 pixels, else 32x32, with one channel if every image is gray, else three.
     "28x28xauto" fixes the size and chooses the channels."""
     range: Annotated[StrictStr | tuple[int, int], BeforeValidator(refusing(_read_range))] = "auto"
-    """Values of images with more than 8 bits a channel that become 0 and 255: [low, high] or "low,high". "auto" finds
+    """Values of images with more than 8 bits per channel that become 0 and 255: [low, high] or "low,high". "auto" finds
     them in the training images. Has no effect on 8-bit images."""
     fit: Fit = "stretch"
     """How an image of another shape becomes the input: "stretch" scales both sides independently; "crop" takes the

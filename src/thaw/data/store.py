@@ -138,7 +138,7 @@ class ImageFile:
 
 
 def write_tables(folder: Path, store: Store, images: tuple[int, list[int]]) -> None:
-    """Write everything but the images of a store; `images` is their length and checksums."""
+    """Write everything except the images of a store; `images` is their length and checksums."""
     columns: dict[str, npt.NDArray[Any]] = {}
     for split in store.labels:
         columns[f"{split}.labels"] = store.labels[split]

@@ -120,7 +120,7 @@ class _Helper:
 
 
 def serve(descriptor: int) -> None:
-    """The main loop of a helper: receive batches, send the place of each image before it is decoded, then the chunk."""
+    """The main loop of a helper: receive a batch, send each image's index before decoding it, then send the chunk."""
     # A signal that stops a command may reach the whole process group; the parent decides, and closes the connection.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

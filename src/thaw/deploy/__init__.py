@@ -1,1 +1,1 @@
-"""From a finished run to a device: export, verify, bench, demo."""
+"""Deployment of a finished run: export, verify, bench, demo."""

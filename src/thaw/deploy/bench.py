@@ -1,4 +1,4 @@
-"""One image at a time in every runtime, in turns and on one thread: what `thaw bench` does."""
+"""Latency of one image in every runtime, alternating, on one thread: `thaw bench`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Bench:
     """The result of a benchmark.
 
     Attributes:
-        timings: (runtime, precision) -> times of one image; ratios are to the C.
+        timings: (runtime, precision) -> times of one image; ratios are relative to the C.
         problems: (runtime, precision) -> why it was not timed.
     """
 
@@ -73,12 +73,12 @@ def bench(
     """Time torch, onnxruntime, LiteRT and the C on one image, in turns.
 
     Args:
-        model: what was exported.
+        model: the exported model.
         out: the folder of the exported files.
         missing: format -> why it could not be exported.
-        rounds: how often each runtime has its turn, at least 1.
-        repeats: timed inferences per turn, at least 1.
-        tell: called with a line about each step.
+        rounds: number of times that each runtime is timed, at least 1.
+        repeats: timed inferences per round, at least 1.
+        tell: called with a line of text for each step.
     """
     # The time does not depend on what the image shows, so no data are needed.
     image = numpy_generator(0, "bench").integers(0, 256, model.input_spec.shape, dtype=np.uint8)
@@ -100,7 +100,7 @@ def bench(
             except ThawError as error:
                 problems[key] = str(error)
         tell(f"timing {len(calls)} runtimes in turns: {rounds} rounds of {repeats} images each, on one thread")
-        # torch sets its number of threads for the whole process; the others got theirs when they were opened.
+        # torch sets its number of threads for the whole process; the other runtimes set theirs when they are opened.
         with threads(1):
             timings = _measure(calls, rounds, repeats)
     return Bench(timings=timings, problems=problems)

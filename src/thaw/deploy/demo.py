@@ -1,4 +1,4 @@
-"""The page of `thaw demo`: a model in a web page, made in memory."""
+"""The web page of `thaw demo`, built in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from thaw.graph.graph import Graph
 
 
 def demo_files(model: Deployable) -> dict[str, bytes]:
-    """File name -> content of the page, with the float32 network and, if it is stored already, the int8 network.
+    """File name -> content of the page, with the float32 network and, if one is stored, the int8 network.
 
     Nothing is written, and no data are needed.
 
@@ -21,7 +21,7 @@ def demo_files(model: Deployable) -> dict[str, bytes]:
         ModelFileError: when the stored int8 network was made from another model.
     """
     graphs: dict[Precision, Graph] = {"float": model.graph("float")}
-    # Without one, it would have to be made from the run's data.
+    # Otherwise quantization would need the run's data.
     with contextlib.suppress(RunError):
         graphs["int8"] = model.graph("int8")
     return export_web(graphs, model.card())

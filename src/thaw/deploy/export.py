@@ -1,4 +1,4 @@
-"""Writing a trained network in formats that run on devices: what `thaw export` does."""
+"""Export of a trained network to formats that run on devices: `thaw export`."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from thaw.quoting import shown
 
 
 class Deployable(Protocol):
-    """What is exported, verified and timed: a trained network as graphs, with what its files say about it."""
+    """A trained network as graphs, with the metadata of its files. It can be exported, verified and timed."""
 
     @property
     def name(self) -> str:
-        """Names in the C are made from it."""
+        """The model's name, from which names in the C are derived."""
 
     @property
     def input_spec(self) -> InputSpec:
-        """How an image becomes its input."""
+        """How an image becomes the network's input."""
 
     def graph(self, precision: Precision) -> Graph:
-        """The network in one precision, with one output: the scores."""
+        """The network in one precision. Its only output is the scores."""
 
     def card(self) -> ModelCard:
-        """What the exported files say about it."""
+        """Metadata of the exported files."""
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """A function that runs one inference of uint8 [H, W, C] in torch, for timing."""
+        """A function that runs inference of one image, uint8 [H, W, C], in torch, for timing."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Export:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
         out: the folder.
-        formats: what was written, in the order that was asked for.
-        missing: format -> why it could not be written: the package that it needs.
-        memory: of an int8 network: "arena_bytes" and "constant_bytes" of the C.
+        formats: the written formats, in the requested order.
+        missing: format -> why it could not be written: the missing package.
+        memory: "arena_bytes" and "constant_bytes" of the int8 C.
     """
 
     out: Path
@@ -60,7 +60,7 @@ class Export:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that was asked for is there."""
+        """Whether all requested formats were written."""
         return not self.missing
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,11 +88,11 @@ def select_formats(
 
     Args:
         formats: any of "onnx", "litert", "c", "web"; None for all that run on devices.
-        precision: only this one; None for all that a format has.
-        prefix: of the names in the C, if the caller chose one.
+        precision: only this one; None for all that a format supports.
+        prefix: prefix of the names in the C, if the caller chose one.
 
     Raises:
-        UsageError: for an unknown format, one that lacks the precision, or a prefix that is invalid or not needed.
+        UsageError: for an unknown format, one without the precision, or a prefix that is invalid or not needed.
     """
     names = default_formats() if formats is None else list(dict.fromkeys(formats))
     unknown = [name for name in names if name not in FORMATS]
@@ -116,13 +116,13 @@ def select_formats(
 def export(
     model: Deployable, formats: Mapping[str, Sequence[Precision]], out: Path, *, prefix: str | None = None
 ) -> Export:
-    """Write a model.
+    """Export a model.
 
     Args:
-        model: what to write.
+        model: the model.
         formats: format -> precisions, from `select_formats`.
-        out: the folder; every format has a folder in it.
-        prefix: what names in the C begin with; made from the model's name by default.
+        out: the folder; every format gets a subfolder.
+        prefix: prefix of names in the C; derived from the model's name by default.
 
     Raises:
         RunError: when the folder cannot be written.
@@ -144,7 +144,7 @@ def export(
 
 
 def export_if_none(model: Deployable, out: Path, tell: Callable[[str], None]) -> Export | None:
-    """Export everything if `out` holds no export yet, not even a damaged one; None if it does."""
+    """Export all default formats if `out` contains no export, not even a damaged one; otherwise return None."""
     if any((out / name / MANIFEST).exists() for name in default_formats()):
         return None
     tell(f"nothing was exported to {out} yet: exporting {', '.join(default_formats())}")

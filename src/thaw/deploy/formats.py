@@ -1,4 +1,4 @@
-"""The table of formats: what is exported, by which exporter, and which runtimes of this machine verify it.
+"""The table of export formats: the exporter of each, and the runtimes that verify it on this machine.
 
 A new format is an exporter in `thaw.export`, a runner in `thaw.evidence`, and an entry here.
 """
@@ -27,27 +27,27 @@ from thaw.graph.graph import Graph
 
 Files: TypeAlias = Mapping[str, bytes]
 Exporter: TypeAlias = Callable[[Mapping[Precision, Graph], ModelCard, str], dict[str, bytes]]
-"""From the graphs, the card and the prefix of names in C to content by file name."""
+"""Takes the graphs, the card and the prefix of names in C; returns content by file name."""
 
 
 class OpenRunner(Runner, Protocol):
     """A runner that can be timed and closed."""
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """A function that runs one inference of uint8 [H, W, C], already prepared."""
+        """A function that runs inference of one image, uint8 [H, W, C], already prepared."""
 
     def close(self) -> object:
-        """End its processes and remove its files."""
+        """Stop the processes and remove the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One way to run an exported file, on one thread.
+    """A way to run an exported file, on one thread.
 
     Attributes:
-        name: as it is shown.
+        name: display name.
         precision: "float" or "int8".
-        open: from the exported files, the graph, and whether C must compile without a warning, to a runner.
+        open: takes the exported files, the graph, and whether C must compile without a warning; returns a runner.
         is_exact: whether every byte must equal the reference interpreter's.
         is_timed: whether `thaw bench` times it.
     """
@@ -61,14 +61,14 @@ class Runtime:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """What can be exported.
+    """An export format.
 
     Attributes:
         export: the exporter.
-        precisions: that it has.
-        runtimes: that verify and time it.
-        packages: whose versions are recorded.
-        is_default: whether it is exported when no format is named.
+        precisions: supported precisions.
+        runtimes: the runtimes that verify and time it.
+        packages: packages whose versions are recorded.
+        is_default: whether it is exported when the caller names no format.
     """
 
     export: Exporter
@@ -121,7 +121,7 @@ FORMATS: Mapping[str, Format] = {
         precisions=("int8",),
         runtimes=(C_HOST,),
     ),
-    # Contains a runtime of 14 MB, so it is exported on request only.
+    # It includes a runtime of 14 MB, so it is exported on request only.
     "web": Format(export=lambda graphs, card, _: export_web(graphs, card), is_default=False),
 }
 
@@ -132,7 +132,7 @@ def default_formats() -> list[str]:
 
 
 def runtimes() -> Iterator[tuple[str, Runtime]]:
-    """Every runtime, with the name of its format."""
+    """All runtimes, with the names of their formats."""
     for name, each in FORMATS.items():
         for runtime in each.runtimes:
             yield name, runtime

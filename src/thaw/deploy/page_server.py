@@ -1,4 +1,4 @@
-"""A web server for one page: it serves a table of files in memory, and nothing from the disk."""
+"""A web server for one page. It serves a table of files in memory, and nothing from the disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thaw.quoting import given
 
 DEFAULT_PORT = 8000
 PORTS_TRIED = 100
-"""How many ports are tried, from the default one, if none was asked for."""
+"""Number of ports that are tried, from the default one, if the caller names none."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -40,9 +40,9 @@ _HEADERS = {
 }
 
 HEAD_SECONDS = 10
-"""How long a client may take for the head of its request in total, however often it sends a byte."""
+"""Time limit for the whole head of a request, in seconds. Sending bytes slowly does not extend it."""
 _BODY_SECONDS = 60
-"""How long it may take to receive a file."""
+"""Time limit for sending a file, in seconds."""
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+)(?::([0-9]{1,5}))?", re.ASCII)
 """A Host header: an address or name, and a port."""
@@ -82,14 +82,14 @@ class PageServer(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.port
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing is shown: browsers abort connections."""
+        """Show nothing: browsers abort connections."""
         del request, client_address
 
     def knows_host(self, host: str | None) -> bool:
         """Whether a request's Host header is this server's.
 
-        On loopback, a request for another name comes from a page elsewhere whose name was made to resolve to this
-        machine (DNS rebinding).
+        On loopback, a request for another name comes from a remote page whose name resolves to this machine (DNS
+        rebinding).
         """
         if not self.is_loopback:
             return True
@@ -102,7 +102,7 @@ class PageServer(ThreadingHTTPServer):
 
 
 def start_server(files: Mapping[str, bytes], *, host: str, port: int | None) -> PageServer:
-    """A bound server.
+    """Bind a server.
 
     Args:
         files: content by name, with the names of `export_web`.
@@ -138,7 +138,7 @@ def _media_type(name: str) -> str:
 
 
 class _UntilDeadline(socket.SocketIO):
-    """What a client sends, until a deadline: each read waits for the time that is left."""
+    """The bytes from a client, until a deadline: each read waits for the remaining time at most."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         super().__init__(connection, "rb")
@@ -146,7 +146,7 @@ class _UntilDeadline(socket.SocketIO):
         self._deadline = deadline
 
     def readinto(self, buffer: Any) -> int | None:
-        """Read; raises TimeoutError after the deadline."""
+        """Read into `buffer`; raise TimeoutError after the deadline."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the head of a request took too long")
@@ -155,18 +155,18 @@ class _UntilDeadline(socket.SocketIO):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD for the names in the table. A name is compared, and never used as a path."""
+    """Answers GET and HEAD for the names in the table. Names are only compared, never used as paths."""
 
     server: PageServer
 
     def setup(self) -> None:
-        """Set up with a deadline for the head of the request; one connection serves one request."""
+        """Set a deadline for the head of the request; each connection serves one request."""
         super().setup()
         self.rfile.close()
         self.rfile = io.BufferedReader(_UntilDeadline(self.connection, time.monotonic() + HEAD_SECONDS))
 
     def parse_request(self) -> bool:
-        """Parse, then refuse what is not for this server."""
+        """Parse, then reject requests for other servers."""
         is_whole = super().parse_request()
         self.connection.settimeout(_BODY_SECONDS)
         if not is_whole:
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command not in {"GET", "HEAD"}:
             return HTTPStatus.METHOD_NOT_ALLOWED
         hosts = self.headers.get_all("Host", [])
-        # The library stops at a line that is no header, and would miss a second Host after it.
+        # The library stops at a malformed line, and would miss a second Host header after it.
         if len(hosts) > 1 or self.headers.defects:
             return HTTPStatus.BAD_REQUEST
         if not self.server.knows_host(hosts[0] if hosts else None):
@@ -211,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """An error that the library found, as plain text."""
+        """Send an error of the library as plain text."""
         del message, explain
         status = HTTPStatus(code)
         self._send(status, "text/plain; charset=utf-8", f"{status.value} {status.phrase}\n".encode())
@@ -223,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().end_headers()
 
     def version_string(self) -> str:
-        """The server's name, without versions."""
+        """The server's name, without version numbers."""
         return "thaw"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name

@@ -1,4 +1,4 @@
-"""Exported files against the reference interpreter, on test images: what `thaw verify` does.
+"""Comparison of exported files with the reference interpreter on test images: `thaw verify`.
 
 Shapes: N images, K classes.
 """
@@ -28,7 +28,7 @@ from thaw.graph.interpret import run as run_reference
 from thaw.quoting import shown
 
 EMULATED_IMAGES = 1000
-"""How many images run on an emulated board by default; an image takes a hundredth of a second or more there."""
+"""Default number of images on an emulated board, where an image takes 10 ms or more."""
 
 Result = Literal["equal", "close", "differs", "failed", "missing"]
 Tell = Callable[[str], None]
@@ -42,12 +42,12 @@ class Check:
     Attributes:
         format: "onnx", "litert" or "c".
         precision: "float" or "int8".
-        runtime: where it ran.
-        must_be_equal: whether every byte has to equal the reference interpreter's; otherwise it has to be close.
+        runtime: the runtime.
+        must_be_equal: whether every byte must equal the reference interpreter's; otherwise it must be close.
         comparison: with the reference interpreter; None if it did not run.
-        accuracy: share of the images that it classified correctly, 0 to 1; None if it did not run.
-        emulation: what it took on an emulated board, as `Emulation.as_dict`, and "instructions_per_mac".
-        problem: why it did not run; "" if it did.
+        accuracy: fraction of correctly classified images, 0 to 1; None if it did not run.
+        emulation: results of an emulated board, as `Emulation.as_dict`, and "instructions_per_mac".
+        problem: why it did not run; "" if it ran.
         is_missing: whether a package or program is missing.
     """
 
@@ -72,12 +72,12 @@ class Check:
 
     @property
     def statement(self) -> str:
-        """What the comparison shows, or why it did not run."""
+        """The result of the comparison, or why it did not run."""
         return "; ".join(self.problem.splitlines()) if self.comparison is None else self.comparison.statement
 
     @property
     def is_verified(self) -> bool:
-        """Whether it computes what it has to."""
+        """Whether the file gives the expected results."""
         return self.result in {"equal", "close"}
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,9 +102,9 @@ class Verification:
 
     Attributes:
         images: number of test images that ran on this machine.
-        test_images: number of test images that there are.
+        test_images: total number of test images.
         checks: one for each exported file and runtime.
-        changed: files that have changed since they were exported, as "format/name".
+        changed: files that changed after the export, as "format/name".
     """
 
     images: int
@@ -114,7 +114,7 @@ class Verification:
 
     @property
     def is_verified(self) -> bool:
-        """Whether everything ran and computes what it has to."""
+        """Whether all files ran and give the expected results."""
         return bool(self.checks) and all(check.is_verified for check in self.checks)
 
     def __repr__(self) -> str:
@@ -135,7 +135,7 @@ class Verification:
 
 
 def check_boards(boards: Sequence[str], images: int | None) -> None:
-    """Refuse what `verify` cannot do, before any data are read.
+    """Check the arguments of `verify` before any data are read.
 
     Raises:
         UsageError: for an unknown board, or no images.
@@ -157,16 +157,16 @@ def verify(
     missing: Mapping[str, str] | None = None,
     tell: Tell = lambda _: None,
 ) -> Verification:
-    """Run everything that was exported to `out` on test images and compare with the reference interpreter.
+    """Run all files exported to `out` on test images and compare them with the reference interpreter.
 
     Args:
-        model: what was exported.
+        model: the exported model.
         test: labeled images of the model's input size.
         out: the folder of the exported files.
-        boards: emulated boards, checked by `check_boards`, to run the C on as well.
+        boards: emulated boards that also run the C, checked by `check_boards`.
         images: number of test images, spread evenly over the test set; None for all, and 1,000 on a board.
         missing: format -> why it could not be exported.
-        tell: called with a line about each step.
+        tell: called with a line of text for each step.
 
     Raises:
         UsageError: for boards when no C was exported.
@@ -188,14 +188,14 @@ def verify(
 
 
 def spread(count: int, wanted: int | None) -> npt.NDArray[np.int64]:
-    """`wanted` of the numbers 0 to count - 1, evenly spread; all of them if there are no more."""
+    """`wanted` of the numbers 0 to count - 1, evenly spread; all of them if `wanted` is larger or None."""
     if wanted is None or wanted >= count:
         return np.arange(count)
     return np.arange(wanted) * count // wanted
 
 
 def read_exports(out: Path) -> tuple[dict[str, ExportedFormat], list[Check]]:
-    """What was exported to `out`, by format, and a failed check for each export that cannot be read."""
+    """The exports in `out`, by format, and a failed check for each one that cannot be read."""
     found: dict[str, ExportedFormat] = {}
     failed: list[Check] = []
     for name in default_formats():

@@ -3,7 +3,7 @@
 A small firmware reads images from a file through semihosting, runs them, and writes scores and counts back. QEMU counts
 one nanosecond of its virtual time for each instruction (`-icount shift=0`), so the SysTick timer counts instructions; a
 loop of known length calibrates it. These are instructions, not cycles: memory, wait states and the pipeline of a real
-board are not modeled.
+board are not simulated.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Board:
     """An emulated board.
 
     Attributes:
-        cpu: the compiler's name of the core.
-        machine: QEMU's name of the board.
-        code: address of its code memory.
-        data: address of its data memory.
+        cpu: the compiler's name for the core.
+        machine: QEMU's name for the board.
+        code: address of the code memory.
+        data: address of the data memory.
         about: architecture and extensions.
     """
 
@@ -80,21 +80,21 @@ class Emulation:
     """Results and resource use of the exported C on an emulated core.
 
     Attributes:
-        board: key of `BOARDS`.
+        board: a key of `BOARDS`.
         scores: int8 [N, K] (int32 for a network that ends in an argmax).
         images: N.
         instructions_per_inference: of thaw_predict, mean over the images.
-        most_instructions: largest count of one image; precise to about 40 instructions, a tick of the timer.
+        most_instructions: largest count of one image; accurate to about 40 instructions, one tick of the timer.
         text_bytes: code of thaw_predict and everything it calls, including the compiler's helpers.
         constant_bytes: weights and tables.
         flash_bytes: sum of the two.
         preprocess_bytes: additional flash of thaw_preprocess.
-        static_bytes: static memory, which is the arena.
-        stack_bytes: the most stack that thaw_predict used, including its caller's frame.
+        static_bytes: static memory: the arena.
+        stack_bytes: peak stack use of thaw_predict, including its caller's frame.
         image_bytes: the input buffer, which belongs to the caller.
         score_bytes: the output buffer, which belongs to the caller.
         ram_bytes: sum of these four.
-        tools: versions.
+        tools: versions of the tools.
     """
 
     board: str
@@ -192,7 +192,7 @@ def _write_sources(folder: Path, files: Mapping[str, bytes], board: Board) -> No
     script = script.replace("@CODE@", hex(board.code)).replace("@DATA@", hex(board.data))
     (folder / "memory.ld").write_text(script, "utf-8")
     compile_c([*_compiler(board), *STRICT_FLAGS, "-c", f"{prefix}.c", "-o", _MODEL_OBJECT], folder)
-    # The firmware uses addresses as numbers and calls the host, which strict C does not allow.
+    # The firmware uses addresses as numbers and calls the host, which strict C forbids.
     loose = ("-std=gnu11", "-Wall", "-Wextra")
     compile_c([*_compiler(board), *loose, "-c", _FIRMWARE_SOURCE, "-o", _FIRMWARE_OBJECT], folder)
 
@@ -206,7 +206,7 @@ def _link(folder: Path, board: Board, name: str, objects: Sequence[str], flags: 
 
 
 def _sizes(folder: Path, board: Board, *roots: str) -> tuple[int, int, int]:
-    """(code, constants, memory) in bytes of these functions and everything that they call."""
+    """(code, constants, memory) in bytes of these functions and all functions that they call."""
     kept = [flag for root in roots for flag in ("-u", root)]
     _link(folder, board, "sizes.elf", [_MODEL_OBJECT], [*kept, f"-Wl,-e,{roots[0]}"])
     listing = subprocess.run(

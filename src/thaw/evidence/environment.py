@@ -1,4 +1,4 @@
-"""The machine and the versions of a measurement, without host name, user name or paths."""
+"""Hardware and software versions of a measurement, without host name, user name or paths."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _operating_system() -> str:
-    """Such as "Debian GNU/Linux 12 (bookworm), Linux 6.1.0, x86_64"."""
+    """For example "Debian GNU/Linux 12 (bookworm), Linux 6.1.0, x86_64"."""
     # Only the version numbers of the kernel: the rest of the release is free text.
     number = re.match(r"[\d.]*\d", platform.release())
     kernel = f"{platform.system()} {number.group()}" if number else platform.system()

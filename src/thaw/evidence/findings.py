@@ -20,9 +20,9 @@ from thaw.data.balance import mean_recall
 from thaw.quoting import clipped, printable
 
 LEVEL = 0.05
-# Two submodels are tested: the better one may be better by chance.
+# Two submodels are tested, so the better one may be better by chance.
 SUBMODEL_LEVEL = LEVEL / 2
-# A loss must be this much below that of a constant answer to count as learning.
+# A loss counts as learning if it is below that of a constant prediction by this fraction.
 LEAST_PROGRESS = 0.02
 _NAMED = 5
 _Z = float(stats.norm.ppf(1 - LEVEL))
@@ -35,7 +35,7 @@ class Finding:
     """A problem with a result.
 
     Attributes:
-        code: a stable word; docs/metrics.md lists them.
+        code: a stable identifier, listed in docs/metrics.md.
         severity: "warning", or "note" if it may be due to chance.
         message: one sentence.
         remedies: suggestions, in order.
@@ -75,7 +75,7 @@ def result_findings(
     Args:
         confusion: int64 [K, K], true classes in rows, predicted ones in columns; at least one image.
         classes: K names.
-        images: the word for one image, such as "test image".
+        images: what one image is called in messages, such as "test image".
     """
     return (*_largest_class(confusion, classes, images), *_without_hit(confusion, classes, images))
 
@@ -89,7 +89,7 @@ def _largest_class(confusion: npt.NDArray[np.int64], classes: Sequence[str], ima
         return []
     accuracy = f"its accuracy of {hits / count:.2%}"
     always = f"always predicting {_name(classes[largest])}, the class of {share:.2%} of the {count:,} {images}s"
-    # The fewest hits that pass the test; if they are more than halfway to all, the test is too weak.
+    # The fewest hits that pass the test. If they are more than halfway to all, the test is too weak.
     needed = int(stats.binom.isf(LEVEL, count, share)) + 1
     if hits / count > share and needed / count > (1 + share) / 2:
         message = f"{count:,} {images}s are too few to distinguish {accuracy} from {always}"
@@ -104,11 +104,11 @@ def _largest_class(confusion: npt.NDArray[np.int64], classes: Sequence[str], ima
 
 
 def _distinguishes_classes(confusion: npt.NDArray[np.int64]) -> bool:
-    """Whether the mean recall is significantly above that of predictions which do not depend on the image.
+    """Whether the mean recall is significantly above that of predictions that do not depend on the image.
 
     Such predictions are class k with probability q_k, estimated by its share of all predictions. The recall of the n_k
-    images of class k is then binomial, and the mean over the present classes has the mean of q_k and the variance
-    sum(q_k (1 - q_k) / n_k) / K^2. It is approximated as normal.
+    images of class k is then binomial. The average over the K classes that have images has the mean of q_k as its
+    expectation and the variance sum(q_k (1 - q_k) / n_k) / K^2. It is approximated as normal.
     """
     present = confusion.sum(axis=1) > 0
     supports = confusion.sum(axis=1)[present]
@@ -154,14 +154,14 @@ def unified_findings(
     2.5 %), and its balanced accuracy is higher too.
 
     Args:
-        unified: bool [N], the images that the unified network classifies correctly.
-        submodels: the same by name of each submodel; may be empty.
+        unified: bool [N], whether the unified network classifies each image correctly.
+        submodels: the same for each submodel by name; may be empty.
         labels: int [N], 0 to K-1.
         classes: K.
     """
     if not submodels:
         return ()
-    # Sorted, so that a resumed run names the same one of equals.
+    # Sorted, so that a resumed run breaks ties in the same way.
     name, best = max(sorted(submodels.items()), key=lambda item: int(item[1].sum()))
     only_unified, only_best = int((unified & ~best).sum()), int((best & ~unified).sum())
     if only_best <= only_unified or _recall(best, labels, classes) <= _recall(unified, labels, classes):
@@ -183,7 +183,7 @@ def _recall(hits: Hits, labels: npt.NDArray[np.integer[Any]], classes: int) -> f
 
 
 def constant_loss(shares: npt.NDArray[np.float64], label_smoothing: float) -> float:
-    """The smallest mean cross-entropy, in nats, of a prediction that is the same for every image.
+    """The smallest mean cross-entropy, in nats, of a prediction that is the same for all images.
 
     It is the entropy of the mean target, (1 - s) q_k + s / K for label smoothing s.
 
@@ -197,10 +197,10 @@ def constant_loss(shares: npt.NDArray[np.float64], label_smoothing: float) -> fl
 
 
 def stuck_findings(lowest: Mapping[str, tuple[float, float]]) -> tuple[Finding, ...]:
-    """Outputs whose training loss never fell 2 % below that of a constant prediction.
+    """Findings on outputs whose training loss never fell 2 % below that of a constant prediction.
 
     Args:
-        lowest: by output, the lowest mean training loss of an epoch and the `constant_loss`, in nats.
+        lowest: output -> the lowest mean training loss of an epoch and the `constant_loss`, in nats.
     """
     stuck = {name: pair for name, pair in lowest.items() if pair[1] > 0 and pair[0] > (1.0 - LEAST_PROGRESS) * pair[1]}
     if not stuck:

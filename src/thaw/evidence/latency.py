@@ -1,6 +1,6 @@
-"""Latency of predictions, one image at a time and one batch at a time.
+"""Latency of predictions, for one image and for one batch.
 
-Everything is timed as a call, so that the same rules apply to every runtime.
+All runtimes are timed as function calls, by the same rules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Latency:
 
     Attributes:
         median_us: median time of one image, microseconds.
-        p99_us: 99th percentile of the same (linear between neighbors), microseconds.
+        p99_us: 99th percentile of the time of one image (linear interpolation), microseconds.
         repeats: timed calls for one image.
         warmup: calls before them that were not timed.
         batch_size: images in the batch.
@@ -59,20 +59,20 @@ def measure_latency(
     repeats: int = 200,
     min_seconds: float = 0.5,
 ) -> Latency:
-    """Time two calls; each must return only when its result is available (on an accelerator: synchronized).
+    """Time two calls. They must return only when the result is available (on an accelerator: synchronized).
 
-    Python's garbage collector is off while calls are timed, as `timeit` does, and on again afterwards.
+    Python's garbage collector is disabled during the measurement, as in `timeit`, and enabled again afterward.
 
     Args:
         predict_one: predicts one image.
         predict_batch: predicts `batch_size` images.
         batch_size: images in a batch, at least 1.
-        warmup: untimed calls of `predict_one` first, at least 0; the batch gets at most 2 of them.
-        repeats: the smallest number of timed calls of `predict_one`, at least 1; at most 10 for the batch.
-        min_seconds: the smallest measured time of each of the two.
+        warmup: untimed calls of `predict_one` before the measurement, at least 0; at most 2 for the batch.
+        repeats: minimum number of timed calls of `predict_one`, at least 1; at most 10 for the batch.
+        min_seconds: minimum measured time for each of the two.
 
     Raises:
-        UsageError: for a number outside its range. What the calls raise passes through.
+        UsageError: for a number outside its range. Exceptions of the calls propagate.
     """
     if batch_size < 1 or warmup < 0 or repeats < 1 or not (min_seconds >= 0 and math.isfinite(min_seconds)):
         raise UsageError(
@@ -81,7 +81,7 @@ def measure_latency(
         )
     one = _time_calls(predict_one, warmup, repeats, min_seconds)
     batch = _time_calls(predict_batch, min(warmup, BATCH_WARMUP), min(repeats, BATCH_REPEATS), min_seconds)
-    # The clock may not advance during a very short call: one nanosecond is its smallest step.
+    # The clock may not advance during a very short call. One nanosecond is its smallest step.
     return Latency(
         median_us=float(np.median(one)) / 1e3,
         p99_us=float(np.percentile(one, 99)) / 1e3,
@@ -95,16 +95,16 @@ def measure_latency(
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Times of one of several calls that were timed in turns.
+    """Times of one of several calls that were timed alternately.
 
     Attributes:
         median_us: median time of a call over all rounds, microseconds.
-        p99_us: 99th percentile of the same (linear between neighbors), microseconds.
-        ratio: median over the rounds of its median time over that of the base call in the same round, so that load on
-            the machine affects both alike; None without a base.
-        rounds: number of turns.
-        repeats: timed calls in all rounds together.
-        warmup: untimed calls at the beginning of each turn.
+        p99_us: 99th percentile of the time of a call (linear interpolation), microseconds.
+        ratio: median time relative to that of the base call in the same round, so that load on the machine affects
+            both; the median over the rounds. None without a base.
+        rounds: number of rounds.
+        repeats: total number of timed calls.
+        warmup: untimed calls at the beginning of each round.
     """
 
     median_us: float
@@ -127,20 +127,20 @@ def measure_alternately(
     repeats: int = 100,
     warmup: int = 10,
 ) -> dict[str, Timing]:
-    """Time several calls in turns, so that load on the machine affects all of them alike.
+    """Time several calls alternately, so that load on the machine affects all of them.
 
-    In each round every call has one turn: a few untimed calls, which refill the caches, then the timed ones. The order
-    rotates by one each round. Python's garbage collector is off meanwhile.
+    Each round runs every call: a few untimed times, which refill the caches, then timed. The order rotates by one each
+    round. Python's garbage collector is disabled during the measurement.
 
     Args:
-        calls: by name; each must return only when its result is available.
+        calls: name -> call, which must return only when its result is available.
         base: name of the call that ratios refer to, or None.
         rounds: at least 1.
-        repeats: timed calls a turn, at least 1.
-        warmup: untimed calls at the beginning of a turn, at least 0.
+        repeats: timed calls per round, at least 1.
+        warmup: untimed calls at the beginning of a round, at least 0.
 
     Raises:
-        UsageError: for a number outside its range, or a base that is none of the calls. What the calls raise passes.
+        UsageError: for a number outside its range, or an unknown base. Exceptions of the calls propagate.
     """
     if rounds < 1 or repeats < 1 or warmup < 0:
         raise UsageError(f"rounds={rounds}, repeats={repeats}, warmup={warmup}: expected at least 1, 1 and 0")

@@ -1,6 +1,6 @@
 """The first layer of an exported network whose output is wrong for its input.
 
-Independent of runtimes: a runner takes images and returns scores.
+It does not depend on the runtime: a runner takes images and returns scores.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -22,7 +22,7 @@ from thaw.quoting import shown
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 Allowed: TypeAlias = Callable[[Operation, Sequence[Tensor], Sequence[Array], Sequence[Array]], Interval]
-"""The range of an operation's output, from the tensors that it reads and their smallest and largest numbers."""
+"""The range of an operation's output, given its input tensors and their smallest and largest numbers."""
 
 
 class Runner(Protocol):
@@ -32,7 +32,7 @@ class Runner(Protocol):
         """Scores [N, K], float32 or int8, for uint8 [N, H, W, C]."""
 
     def tensors(self, image: Images) -> Mapping[str, Array]:
-        """The available intermediate results, [1, ...] by the graph's names, for uint8 [1, H, W, C]."""
+        """The available intermediate results by tensor name in the graph, [1, ...], for uint8 [1, H, W, C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class FirstDifference:
 
     Attributes:
         layer: the operation whose output differs.
-        kind: of the operation, such as "conv2d".
+        kind: kind of the operation, such as "conv2d".
         fused: operations before it whose results are not available, any of which may be the cause.
         tensor: the output of `layer`.
-        image: number of the image, from 0.
-        index: of the first number that differs, (row, column, channel) or (channel,).
-        expected: the number for the input that the layer had; of several allowed numbers, the nearest.
-        found: the number that the runtime computed.
+        image: index of the image, from 0.
+        index: index of the first number that differs, (row, column, channel) or (channel,).
+        expected: the correct number for the layer's input; the nearest one if several are allowed.
+        found: the runtime's number.
     """
 
     layer: str
@@ -73,7 +73,7 @@ class FirstDifference:
 
 
 def exact(op: Operation, reads: Sequence[Tensor], lows: Sequence[Array], _highs: Sequence[Array]) -> Interval:
-    """The output of an operation by the specification: one number at each position."""
+    """The output of an operation by the specification: one number per position."""
     made = op.execute(reads, lows)
     return made, made
 
@@ -88,18 +88,18 @@ def first_difference(
 ) -> FirstDifference | None:
     """The first layer, in the graph's order, whose output is not allowed for its input.
 
-    Each layer is checked on the input that the runtime computed, so that an earlier error does not count. An input that
-    is not available may be anything that is allowed.
+    Each layer is checked on the input that the runtime computed, so that earlier errors do not count. An unavailable
+    input may have any allowed value.
 
     Args:
         graph: int8.
         found: intermediate results of the runtime, [N, ...] by the graph's names.
         images: uint8 [N, H, W, C].
-        numbers: of the N images, for `FirstDifference.image`.
+        numbers: indices of the N images, for `FirstDifference.image`.
         allowed: `exact` or `admitted`.
 
     Returns:
-        None when every available result is right.
+        None if all available results are correct.
 
     Raises:
         ModelFileError: when an intermediate result has another size.
@@ -135,7 +135,7 @@ def first_difference(
 
 
 def _unseen_before(graph: Graph, op: Operation, found: Mapping[str, Array]) -> Iterator[str]:
-    """Operations between `op` and the last results that could be compared, the nearest first."""
+    """Operations between `op` and the last comparable results, nearest first."""
     writers = {writer.output: writer for writer in graph.ops}
     waiting = [name for name in op.inputs if name in writers and name not in found]
     while waiting:

@@ -1,10 +1,10 @@
 """The LiteRT interpreter, and the program that runs it in a process of its own.
 
 LiteRT aborts the whole process on some invalid files. `run_litert.LiteRtRunner` therefore runs this file as a program,
-which reads requests from its standard input and writes replies to its standard output. It imports nothing of thaw, so
-that it starts fast.
+which reads requests from standard input and writes replies to standard output. It imports nothing from thaw, so that
+it starts fast.
 
-A message is a line of JSON and the bytes of its arrays, one after another.
+A message is a line of JSON, followed by the bytes of its arrays.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -35,7 +35,7 @@ _quiet_lock = threading.Lock()
 
 
 class LiteRtModel:
-    """A model in LiteRT, within this process.
+    """A model in LiteRT, in this process.
 
     Args:
         model: the content of a .tflite file that takes uint8 [1, H, W, C].
@@ -69,7 +69,7 @@ class LiteRtModel:
     def tensors(self, image: Images) -> dict[str, Array]:
         """Every tensor that an operator writes, by name, [1, ...], for one image [1, H, W, C].
 
-        They come from a copy of the model that has all of them as outputs, so that the kernels are those of `run`.
+        They are outputs of a copy of the model, so that the kernels are those of `run`.
         """
         if self._all_outputs is None:
             self._all_outputs = self._prepare(_with_all_outputs(self._model))
@@ -78,7 +78,7 @@ class LiteRtModel:
         return {tensor["name"]: self._all_outputs.get_tensor(tensor["index"]) for tensor in outputs}
 
     def predict_one(self, image: Images) -> Callable[[], object]:
-        """A call that runs the model on one image, uint8 [H, W, C], with everything prepared."""
+        """A function that runs the model on one image, uint8 [H, W, C], already prepared."""
         pixels = np.ascontiguousarray(image[None])
         return lambda: self._run_one(self._interpreter, pixels)
 
@@ -101,9 +101,9 @@ class LiteRtModel:
 
 
 def _with_all_outputs(model: bytes) -> bytes:
-    """A copy of a file whose outputs are all tensors that operators write.
+    """A copy of a model whose outputs are all tensors that operators write.
 
-    Appends a new list of outputs, and changes only the offset that refers to it.
+    It appends a new list of outputs and changes only the offset that refers to it.
     """
     from ai_edge_litert import schema_py_generated
 
@@ -118,7 +118,7 @@ def _with_all_outputs(model: bytes) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Discards what LiteRT prints while it starts, past Python's own standard error."""
+    """Discard LiteRT's startup messages, which bypass Python's standard error."""
     with _quiet_lock, warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
         warnings.simplefilter("ignore")
         sys.stderr.flush()
@@ -159,10 +159,10 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def main() -> None:
-    """Serve one model: the first message is the model, each further one asks for scores or tensors."""
+    """Serve one model: the first message is the model, later ones request scores or tensors."""
     import resource
 
-    # A file that asks for absurd amounts of memory fails here, not on the rest of the machine.
+    # A file that requests absurd amounts of memory fails here and does not affect other processes.
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_ADDRESS_BYTES, _MOST_ADDRESS_BYTES))
     replies = os.fdopen(os.dup(_STDOUT), "wb")
     os.dup2(_STDERR, _STDOUT)

@@ -22,8 +22,8 @@ class Overlap:
         train: training images.
         validation: validation images that are not training images.
         others: all other images.
-        accuracy: share of the others that were classified correctly, 0 to 1; None without any.
-        accuracy_ci95: Wilson's 95 % interval of it; None without any.
+        accuracy: fraction of the others that were classified correctly, 0 to 1; None if there are none.
+        accuracy_ci95: Wilson's 95 % interval of `accuracy`; None if there are none.
     """
 
     train: int
@@ -60,7 +60,7 @@ class Overlap:
 def overlap(
     correct: npt.NDArray[np.bool_], in_train: npt.NDArray[np.bool_], in_validation: npt.NDArray[np.bool_]
 ) -> Overlap:
-    """Count correct answers on held-out images separately.
+    """Count correct predictions on held-out images separately.
 
     Args:
         correct: bool [N], whether each image was classified correctly.

@@ -1,4 +1,4 @@
-"""How good a classifier is on held-out images: accuracy with its interval, per class, calibration, paired tests.
+"""Quality of a classifier on held-out images: accuracy with interval, per class, calibration, paired tests.
 
 Shapes: N images, K classes, S values.
 """
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 CALIBRATION_BINS = 15
 MAX_MISTAKES = 24
-SMALLEST_PROBABILITY = 1e-12  # the cross entropy of a true class that got probability 0 stays finite
+SMALLEST_PROBABILITY = 1e-12  # keeps the cross-entropy finite if the true class has probability 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassQuality:
-    """One class against the rest; shares are from 0 to 1.
+    """Quality of one class; fractions are from 0 to 1.
 
     Attributes:
-        name: of the class.
-        precision: share of the images predicted as this class that belong to it; None without any.
-        recall: share of its images that were predicted as this class; None without any.
-        f1: harmonic mean of the two, 0 without a hit; None without images.
-        support: images of the class.
+        name: name of the class.
+        precision: fraction of the images predicted as this class that belong to it; None if there are none.
+        recall: fraction of the images of this class that were predicted as it; None if there are none.
+        f1: harmonic mean of precision and recall, 0 without a hit; None without images.
+        support: number of images of the class.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ClassQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationBin:
-    """The images whose top probability lies in (low, high]; confidence and accuracy are means, 0 when count is 0."""
+    """The images whose top probability is in (low, high]; confidence and accuracy are means, 0 if count is 0."""
 
     low: float
     high: float
@@ -74,7 +74,7 @@ class Quality:
     """The result of `evaluate`.
 
     Attributes:
-        accuracy: share of images whose most probable class is the true one (of equals, the first counts), 0 to 1.
+        accuracy: fraction of images whose most probable class (the first one of equals) is the true one, 0 to 1.
         accuracy_ci95: Wilson's 95 % interval of the accuracy.
         balanced_accuracy: mean recall of the classes that have images, 0 to 1 (`thaw.data.balance.mean_recall`).
         count: N.
@@ -82,8 +82,8 @@ class Quality:
         confusion: int64 [K, K], true classes in rows, predicted ones in columns.
         expected_calibration_error: 0 to 1, over 15 equal bins of the top probability.
         calibration: these 15 bins.
-        mistakes: the most confident wrong answers, most confident first, at most 24.
-        cross_entropy: mean of -ln(probability of the true class), in nats, probabilities raised to at least 1e-12.
+        mistakes: the most confident wrong predictions, most confident first, at most 24.
+        cross_entropy: mean of -ln(max(p, 1e-12)), p the probability of the true class, in nats.
         overlap: images that the model was trained on, and the accuracy on the others; None if unknown.
     """
 
@@ -125,9 +125,9 @@ class McNemar:
     """Two classifiers on the same images.
 
     Attributes:
-        only_a: images that only the first got right.
-        only_b: images that only the second got right.
-        p_value: two-sided unless asked for otherwise, 0 to 1; 1 when they never differ.
+        only_a: images that only the first classified correctly.
+        only_b: images that only the second classified correctly.
+        p_value: 0 to 1, two-sided by default; 1 if they never differ.
     """
 
     only_a: int
@@ -140,7 +140,7 @@ class McNemar:
 
 
 def wilson_interval(successes: int, count: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a share, which stays within 0 and 1 and also holds at 0 and at `count` successes.
+    """Wilson's score interval of a proportion. It stays within 0 and 1 and is also valid at 0 and `count` successes.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
 
@@ -163,7 +163,7 @@ def wilson_interval(successes: int, count: int, z: float = Z_95) -> tuple[float,
     spread = 1 + z * z / count
     center = (share + z * z / (2 * count)) / spread
     half = z / spread * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    # At the ends the formula gives exactly 0 and 1, which rounding would miss by an ulp.
+    # At the ends the formula gives exactly 0 and 1; rounding would be off by an ulp.
     low = 0.0 if successes == 0 else max(0.0, center - half)
     high = 1.0 if successes == count else min(1.0, center + half)
     return (low, high)
@@ -175,17 +175,17 @@ def evaluate(
     classes: Sequence[str],
     names: Sequence[str] | None = None,
 ) -> Quality:
-    """Compare predicted probabilities with the truth.
+    """Compare predicted probabilities with the true labels.
 
     Args:
         probabilities: float [N, K], no value below 0, rows that sum to 1 (within 1 % plus the rounding of an
             8-bit softmax).
         labels: int [N], 0 to K-1.
         classes: K names.
-        names: N names of the images for the list of mistakes; `[index]` where None.
+        names: N names of the images for the list of mistakes; `[index]` if None.
 
     Raises:
-        UsageError: when shapes or types do not fit together, or a row is not finite or no distribution.
+        UsageError: for inconsistent shapes or dtypes, or a row that is not finite or not a distribution.
         DataError: when there are no images, or a label is outside 0 to K-1.
     """
     probabilities, labels = _checked(np.asarray(probabilities), np.asarray(labels), classes, names)
@@ -220,17 +220,16 @@ def mcnemar(
     *,
     alternative: Literal["two-sided", "less"] = "two-sided",
 ) -> McNemar:
-    """McNemar's test of whether two classifiers are equally often right on the same images.
+    """McNemar's test, in its exact form, of whether two classifiers are equally accurate on the same images.
 
-    Only images on which exactly one is right count, and among them the binomial test asks for a half each: the exact
-    form of the test.
+    Only images that exactly one of them classifies correctly count; they enter a binomial test with probability 1/2.
 
     Source: Q. McNemar, Psychometrika 12 (1947).
 
     Args:
-        correct_a: bool [N], whether the first was right on each image.
+        correct_a: bool [N], whether the first classified each image correctly.
         correct_b: bool [N], the same for the second.
-        alternative: "two-sided", or "less" for a p-value that is small only where the first is right less often.
+        alternative: "two-sided", or "less" for a p-value that is small only if the first is less accurate.
 
     Raises:
         UsageError: unless both are bool, one-dimensional, and of the same length of at least 1.
@@ -252,13 +251,13 @@ def mean_interval(values: Sequence[float] | npt.NDArray[np.floating[Any]]) -> tu
     """The mean of a few runs, and the half width of its 95 % Student-t interval.
 
     Args:
-        values: float [S], S at least 2: a single value says nothing about the spread.
+        values: float [S], S at least 2, since a single value has no spread.
 
     Returns:
-        (mean, half width): the interval is mean ± half width, t(0.975, S-1) · s / sqrt(S) wide on either side.
+        (mean, half width): the interval is mean ± half width, with half width t(0.975, S-1) · s / sqrt(S).
 
     Raises:
-        UsageError: for fewer than two values, or one that is not finite.
+        UsageError: for fewer than two values, or a value that is not finite.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
@@ -275,16 +274,14 @@ def _checked(
     count, classes_count = probabilities.shape
     if classes_count != len(classes) or not len(classes):
         raise UsageError(
-            f"probabilities for {classes_count} classes but {len(classes)} class names: expected one name a column"
+            f"probabilities for {classes_count} classes but {len(classes)} class names: expected one name per column"
         )
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise UsageError(
-            f"labels are {labels.dtype} {list(labels.shape)}: expected whole numbers [{count}], one for each row"
-        )
+        raise UsageError(f"labels are {labels.dtype} {list(labels.shape)}: expected integers [{count}], one per row")
     if names is not None and len(names) != count:
-        raise UsageError(f"{len(names)} names for {count} images: expected one an image, or none at all")
+        raise UsageError(f"{len(names)} names for {count} images: expected one per image, or none")
     if not count:
-        raise DataError("no images to evaluate: at least one labeled image is expected")
+        raise DataError("no images to evaluate: expected at least one labeled image")
     if int(labels.min()) < 0 or int(labels.max()) >= classes_count:
         raise DataError(
             f"labels from {labels.min()} to {labels.max()}: "
@@ -298,8 +295,8 @@ def _refuse_non_distributions(probabilities: npt.NDArray[Any]) -> None:
     broken = ~np.isfinite(probabilities).all(axis=1)
     if broken.any():
         raise UsageError(
-            f"{int(broken.sum())} of {len(broken)} rows of probabilities are not finite, the first of them row "
-            f"{int(broken.argmax())}: expected numbers from 0 to 1; the model that gave them computes NaN or infinity"
+            f"{int(broken.sum())} of {len(broken)} rows of probabilities are not finite, first row "
+            f"{int(broken.argmax())}: expected numbers from 0 to 1; the model computes NaN or infinity"
         )
     sums = probabilities.sum(axis=1, dtype=np.float64)
     # An 8-bit softmax rounds each of K values to a multiple of 1/256, by at most 1/512; bfloat16 loses under 1 %.
@@ -307,8 +304,8 @@ def _refuse_non_distributions(probabilities: npt.NDArray[Any]) -> None:
     if off.any():
         row = int(off.argmax())
         raise UsageError(
-            f"row {row} of the probabilities sums to {sums[row]:.4g}, with "
-            f"{probabilities[row].min():.4g} as its least value: expected values of at least 0 that sum to 1; "
+            f"row {row} of the probabilities sums to {sums[row]:.4g}, "
+            f"minimum {probabilities[row].min():.4g}: expected values of at least 0 that sum to 1; "
             "apply softmax to scores first"
         )
 

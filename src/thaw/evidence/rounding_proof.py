@@ -1,9 +1,9 @@
-"""Evidence that a runtime with other rounding rules than the specification computes an int8 network correctly.
+"""Evidence that a runtime whose rounding differs from the specification computes an int8 network correctly.
 
-Such a runtime returns other bytes, and in a deep network other labels, although it computes nothing wrongly. Three
-checks distinguish rounding from errors:
+Such a runtime returns other bytes, and in a deep network other labels, although it computes nothing incorrectly.
+Three checks distinguish rounding from errors:
 
-- Every layer is checked on images whose scores differ: each number must be one that an admitted rounding gives for the
+- Every layer is checked on images whose scores differ: each number must result from an admitted rounding of the
   layer's own input (`thaw.graph.rounding`). By induction over the layers, only rounding separates the scores of such an
   image from the reference interpreter's.
 - The same roundings, propagated from the pixels to the scores, bound the difference of a score for each image,
@@ -29,9 +29,9 @@ from thaw.graph.interpret import score_interval
 from thaw.graph.tensors import Array
 
 LEAST_P_VALUE = 0.001
-"""Below this, a lower accuracy is significant. One in a thousand, since every verification is a test."""
+"""p-values below this mean a significantly lower accuracy. It is small, since every verification is a test."""
 TRACED_IMAGES = 500
-"""The most images whose layers are checked; an image takes tens of milliseconds."""
+"""Maximum number of images whose layers are checked; an image takes tens of milliseconds."""
 SCORE_STEPS = 255
 """The largest difference of two int8 scores."""
 _BATCH = 25
@@ -44,14 +44,14 @@ class RoundingProof:
     Attributes:
         traced_images: images with differing scores whose layers were checked.
         relabeled_images: images, of all, whose label differs from the reference interpreter's.
-        traced_relabeled: of these, the number that was traced.
+        traced_relabeled: the number of these that were traced.
         unrepeated_images: traced images whose scores changed when layers were read, so that the check does not explain
             the original scores.
-        outside_images: traced images with a score that admitted roundings cannot give.
-        largest_bound: the largest effect of admitted roundings on a score of a traced image; 255 is no bound.
-        median_bound: the median over traced images of the same.
-        largest_margin: of images with another label, the largest difference between the reference interpreter's first
-            score and its score for that label; None if no label differs.
+        outside_images: traced images with a score outside the bounds of admitted roundings.
+        largest_bound: the largest effect of admitted roundings on a score of a traced image; 255 means no bound.
+        median_bound: the median of this effect over traced images.
+        largest_margin: the largest difference, over images with another label, between the reference interpreter's
+            highest score and its score for that label; None if no label differs.
         only_reference: images that only the reference interpreter classified correctly; None without labels.
         only_runtime: images that only the runtime classified correctly; None without labels.
         p_value: of McNemar's exact one-sided test that the runtime is less accurate; None without labels.
@@ -93,7 +93,7 @@ class RoundingProof:
             parts[-1] += f", where the two scores are at most {self.largest_margin} units apart"
         if self.p_value is not None:
             parts.append(
-                f"only this runtime is right on {self.only_runtime:,} images, only the reference interpreter on "
+                f"only this runtime is correct on {self.only_runtime:,} images, only the reference interpreter on "
                 f"{self.only_reference:,} (McNemar p = {self.p_value:.2g}, at least {LEAST_P_VALUE:g} required)"
             )
         return parts
@@ -102,9 +102,9 @@ class RoundingProof:
         """Findings beyond rounding, in words."""
         parts = []
         if self.unrepeated_images:
-            parts.append(f"{self.unrepeated_images:,} images have other scores when all layers are read")
+            parts.append(f"{self.unrepeated_images:,} images have different scores when all layers are read")
         if self.outside_images:
-            parts.append(f"{self.outside_images:,} images have scores that rounding cannot give")
+            parts.append(f"{self.outside_images:,} images have scores outside the bounds of rounding")
         if self.p_value is not None and self.p_value < LEAST_P_VALUE:
             parts.append("accuracy is significantly lower")
         return parts
@@ -124,12 +124,12 @@ def prove_rounding(
         graph: the int8 graph.
         expected: the reference interpreter's scores, int8 [N, K].
         found: the runtime's scores, int8 [N, K].
-        runner: of the exported network.
+        runner: the runner of the exported network.
         images: uint8 [N, H, W, C].
         labels: the true classes [N]; None if unknown.
 
     Returns:
-        The results, and the first layer with a number that no admitted rounding gives, if any.
+        The results, and the first layer with a number outside the admitted roundings, if any.
 
     Raises:
         ModelFileError: when an intermediate result has another size.
@@ -185,7 +185,7 @@ def traced_rows(expected: Array, found: Array) -> npt.NDArray[np.int64]:
 
 
 def _margins(expected: Array, found: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Images with another label, and the margin of the reference's first score over its score for that label."""
+    """Images with another label, and the margin of the reference's highest score over its score for that label."""
     rows = np.flatnonzero(expected.argmax(axis=1) != found.argmax(axis=1))
     scores = expected[rows].astype(np.int64)
     places = np.arange(len(rows))

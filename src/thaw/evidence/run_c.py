@@ -1,6 +1,6 @@
 """Runs the exported C on this machine.
 
-It is compiled in a temporary folder, into a program that reads images and writes scores; and for timing, into a shared
+It is compiled in a temporary folder into a program that reads images and writes scores, and for timing into a shared
 library that ctypes calls.
 """
 
@@ -25,10 +25,10 @@ from thaw.graph.tensors import Array, Tensor
 from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
 
 STRICT_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic")
-"""For C that is verified, on every machine."""
+"""Compiler flags for verification."""
 
 _ANY_FLAGS = ("-std=c99", "-w")
-"""For C that is timed, whatever the compiler warns about."""
+"""Compiler flags for timing; warnings are disabled."""
 
 # No exported file has this name, since a prefix contains no hyphen.
 _SOURCE = "thaw-program.c"
@@ -36,8 +36,8 @@ _SOURCE = "thaw-program.c"
 _RUN_SECONDS = 60.0
 _RUN_SECONDS_AN_IMAGE = 0.02
 
-# From a file of images to a file of scores, or of the output of each step. A program of its own, so that a crash or an
-# endless loop does not affect this process.
+# Reads a file of images and writes a file of scores, or of the output of each step. It is a separate program, so that a
+# crash or an infinite loop does not affect this process.
 _PROGRAM = """
 #include "@HEADER@"
 #include <stdio.h>
@@ -81,10 +81,10 @@ class HostCRunner:
     """The exported C, compiled on this machine. A context manager that removes the compiled files.
 
     Args:
-        files: from `export_c`.
+        files: the files of `export_c`.
         graph: the int8 graph of these files.
-        flags: of the compiler, besides language and warnings.
-        compiler: by default what `find_compiler` finds.
+        flags: compiler flags in addition to language and warnings.
+        compiler: the compiler; by default that of `find_compiler`.
         is_strict: whether warnings are errors.
         launcher: the command that starts the program, such as an emulator of another processor; empty by default.
 
@@ -140,7 +140,7 @@ class HostCRunner:
         self.close()
 
     def close(self) -> None:
-        """Remove the compiled files; the runner cannot be used afterwards."""
+        """Remove the compiled files. The runner cannot be used after this."""
         self._folder.cleanup()
 
     def run(self, images: npt.NDArray[np.uint8]) -> Array:
@@ -152,7 +152,7 @@ class HostCRunner:
         return self._read(self._build("program", _SOURCE), images, [self._result])[0]
 
     def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, Array]:
-        """The output of each step, [1, ...] by tensor, for uint8 [1, H, W, C], from a second build with a trace.
+        """The output of each step by tensor, [1, ...], for uint8 [1, H, W, C], from a second build with tracing.
 
         Raises:
             ModelFileError: when the C crashes or does not finish in time.
@@ -162,7 +162,7 @@ class HostCRunner:
         return {tensor.name: part for tensor, part in zip(tensors, parts, strict=True)}
 
     def _read(self, program: Path, images: npt.NDArray[np.uint8], tensors: Sequence[Tensor]) -> list[Array]:
-        """The output of `program` for each image, split into `tensors`; [N, ...] each."""
+        """The output of `program` for all images, split into `tensors`, [N, ...]."""
         folder = Path(self._folder.name)
         limit = _RUN_SECONDS + _RUN_SECONDS_AN_IMAGE * len(images)
         try:
@@ -192,17 +192,17 @@ class HostCRunner:
         ]
 
     def library(self) -> ctypes.CDLL:
-        """The C as a shared library within this process, for timing."""
+        """The C as a shared library in this process, for timing."""
         try:
             return ctypes.CDLL(str(self._build("model.so", "-fPIC", "-shared")))
         except OSError as error:
             raise _unusable(error) from error
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """One inference of uint8 [H, W, C], with everything prepared, for timing.
+        """A function that runs inference of one image, uint8 [H, W, C], already prepared, for timing.
 
         Raises:
-            ModelFileError: when the C crashes or does not finish in time, which is tried in its own process first.
+            ModelFileError: when the C crashes or does not finish in time. A trial in a separate process detects this.
         """
         self.run(image[None])
         pixels = np.ascontiguousarray(image)
@@ -218,7 +218,7 @@ class HostCRunner:
 
 
 def _unusable(error: OSError) -> ModelFileError:
-    """For a temporary folder that is full, or from which nothing can be loaded."""
+    """The error for a temporary folder that is full, or from which libraries cannot be loaded."""
     return ModelFileError(
         f"the C cannot be built and loaded in {tempfile.gettempdir()}: {error.strerror or error}\n"
         "set TMPDIR to a folder with space, from which programs may run"

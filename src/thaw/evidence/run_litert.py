@@ -1,4 +1,4 @@
-"""LiteRT: runs an exported `.tflite` model on the CPU, in a process of its own.
+"""Runs an exported `.tflite` model in LiteRT on the CPU, in a separate process.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -26,7 +26,7 @@ _REQUEST_SECONDS_AN_IMAGE = 0.2
 
 
 class LiteRtRunner:
-    """An exported model, float32 or int8, in a LiteRT process, which ends with the runner.
+    """An exported model, float32 or int8, in a LiteRT process that ends with the runner.
 
     Args:
         model: the content of a .tflite file.
@@ -35,7 +35,7 @@ class LiteRtRunner:
         threads: for one operation, at least 1.
 
     Raises:
-        ModelFileError: for a file that LiteRT refuses, or on which it crashes.
+        ModelFileError: for a file that LiteRT rejects, or on which it crashes.
         MissingDependencyError: without `ai-edge-litert`.
     """
 
@@ -45,7 +45,7 @@ class LiteRtRunner:
         _check_package()
         self._model = model
         self._settings: dict[str, Any] = {"reference": reference, "threads": threads}
-        # -P: modules beside that file must not hide others.
+        # -P: modules in that file's folder must not shadow others.
         self._process = subprocess.Popen(
             [sys.executable, "-P", litert_process.__file__],
             stdin=subprocess.PIPE,
@@ -56,7 +56,7 @@ class LiteRtRunner:
         self.close = weakref.finalize(self, _end, self._process)
         opened, _ = self._ask(self._settings, {"model": np.frombuffer(model, np.uint8)})
         self.shape: tuple[int, ...] = tuple(opened["shape"])
-        """(H, W, C) of the images that it takes."""
+        """(H, W, C) of the input images."""
 
     def run(self, images: npt.NDArray[np.uint8]) -> Array:
         """Scores [N, K], float32 or int8, for images uint8 [N, H, W, C].
@@ -68,9 +68,9 @@ class LiteRtRunner:
         return self._ask({"asks": "scores"}, {"images": images})[1]["scores"]
 
     def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, Array]:
-        """Every tensor that the model computes, by its name in the graph, [1, ...], for one image [1, H, W, C].
+        """All tensors that the model computes, by name in the graph, [1, ...], for one image [1, H, W, C].
 
-        Some are not in the graph. A vector between two int8 dense layers is [1, 1, 1, C].
+        Some of them are not in the graph. A vector between two int8 dense layers is [1, 1, 1, C].
 
         Raises:
             ModelFileError: when LiteRT fails or crashes.
@@ -79,10 +79,10 @@ class LiteRtRunner:
         return self._ask({"asks": "tensors"}, {"images": image})[1]
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """A call that runs the model on one image, uint8 [H, W, C], in this process, with everything prepared.
+        """A function that runs the model on one image, uint8 [H, W, C], in this process, already prepared.
 
         Raises:
-            ModelFileError: when LiteRT fails or crashes, which is tried in its own process first.
+            ModelFileError: when LiteRT fails or crashes. A trial in a separate process detects this.
         """
         self.run(image[None])
         return litert_process.LiteRtModel(self._model, **self._settings).predict_one(image)
@@ -102,7 +102,7 @@ class LiteRtRunner:
         finally:
             watch.cancel()
         if "error" in reply:
-            raise ModelFileError(f"LiteRT refuses the model: {reply['error']}")
+            raise ModelFileError(f"LiteRT rejects the model: {reply['error']}")
         return reply, values
 
 
@@ -114,7 +114,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             try:
                 pipe.close()
             except OSError:
-                # What could not be sent to a process that has crashed.
+                # Closing sends buffered bytes, which fails if the process has crashed.
                 continue
 
 

@@ -1,4 +1,4 @@
-"""onnxruntime: runs an exported ONNX model on the CPU.
+"""Runs an exported ONNX model in onnxruntime on the CPU.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -24,14 +24,14 @@ _MAPS_TO_NHWC = (0, 2, 3, 1)
 
 
 class OnnxRunner:
-    """A session on an exported model, float32 or int8.
+    """An onnxruntime session for an exported model, float32 or int8.
 
     Args:
         model: the content of a .onnx file.
         threads: for one operation, at least 1.
 
     Raises:
-        ModelFileError: for a file that is damaged, or is not one that `thaw export` writes.
+        ModelFileError: for a file that is damaged or was not written by `thaw export`.
         MissingDependencyError: without `onnx` and `onnxruntime`.
     """
 
@@ -45,7 +45,7 @@ class OnnxRunner:
         read = self._session.get_inputs()[0]
         self._input, self._shape = read.name, tuple(read.shape[1:])
         if read.type != "tensor(uint8)" or len(self._shape) != 3 or not all(type(side) is int for side in self._shape):
-            raise ModelFileError(f"ONNX model that takes {read.type} {read.shape}: expected uint8 [N, H, W, C]")
+            raise ModelFileError(f"ONNX model with input {read.type} {read.shape}: expected uint8 [N, H, W, C]")
 
     def run(self, images: npt.NDArray[np.uint8]) -> Array:
         """The model's output [N, K] for images uint8 [N, H, W, C]."""
@@ -59,9 +59,9 @@ class OnnxRunner:
         return np.concatenate(parts)[: len(images)]
 
     def tensors(self, image: npt.NDArray[np.uint8]) -> dict[str, Array]:
-        """Every tensor by the name it has in the graph, [1, ...] with maps as [1, H, W, C], for one image [1, H, W, C].
+        """All tensors by name in the graph, [1, ...] with maps as [1, H, W, C], for one image [1, H, W, C].
 
-        In an int8 model all are int8, including the last one. onnxruntime fuses fewer operations than in `run`, since
+        In an int8 model all are int8, including the last. onnxruntime fuses fewer operations than in `run`, since
         every tensor is an output, so the last bits can differ.
         """
         check_images(image, self._shape)
@@ -76,7 +76,7 @@ class OnnxRunner:
         }
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """A call that runs the model on one image, uint8 [H, W, C], with everything prepared."""
+        """A function that runs the model on one image, uint8 [H, W, C], already prepared."""
         check_images(image[None], self._shape)
         run, feeds = self._session.run, {self._input: np.ascontiguousarray(image[None])}
         return lambda: run(None, feeds)
@@ -108,7 +108,7 @@ def _session(model: bytes, threads: int) -> Any:
     try:
         return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen classes without a common base)
-        raise ModelFileError(f"onnxruntime refuses the model: {one_line(error)}") from None
+        raise ModelFileError(f"onnxruntime rejects the model: {one_line(error)}") from None
 
 
 def _run(session: Any, names: list[str] | None, feeds: dict[str, npt.NDArray[np.uint8]]) -> list[Array]:

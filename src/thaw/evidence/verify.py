@@ -1,6 +1,6 @@
-"""Comparison of an exported network with the reference interpreter: scores, and the first layer that differs.
+"""Compares an exported network with the reference interpreter: scores, and the first layer that differs.
 
-The reference scores are passed in, so that they are computed once for all exported networks.
+The reference scores are an argument, so that they are computed once for all exported networks.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -20,18 +20,18 @@ from thaw.graph.graph import Graph
 from thaw.graph.tensors import Array, Quantization
 
 FLOAT_TOLERANCE = 1e-4
-"""Largest difference of a float32 probability between runtimes, which add in different orders."""
+"""Largest allowed difference of a float32 probability between runtimes, which add in different orders."""
 _OFF_SCALE = 1e-3
-"""Largest distance of a dequantized score from an integer, by float32 rounding."""
+"""Largest allowed distance of a dequantized score from an integer, due to float32 rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloatComparison:
-    """Scores in float32 against the reference interpreter's.
+    """Comparison of float32 scores with the reference interpreter's.
 
     Attributes:
         images: N, number of compared images.
-        agreement: share of images with the same label, 0 to 1.
+        agreement: fraction of images with the same label, 0 to 1.
         largest_difference: the largest absolute difference of a score.
     """
 
@@ -59,17 +59,17 @@ class FloatComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Comparison:
-    """Scores in int8 against the reference interpreter's.
+    """Comparison of int8 scores with the reference interpreter's.
 
     Attributes:
         images: N, number of compared images.
-        agreement: share of images with the same label, 0 to 1.
+        agreement: fraction of images with the same label, 0 to 1.
         largest_difference: the largest difference of a score, in units of the last place.
         score_bytes: N * K, number of compared bytes.
         differing_bytes: number of bytes that differ.
         differing_images: number of images with a byte that differs.
-        first_difference: first layer that differs; None if nothing differs or everything is rounding.
-        rounding: evidence that the difference is rounding; None if nothing differs, or nothing may.
+        first_difference: first layer that differs; None if nothing differs, or all differences are rounding.
+        rounding: evidence that the difference is rounding; None if nothing differs or no difference is allowed.
     """
 
     images: int
@@ -96,7 +96,7 @@ class Int8Comparison:
     def statement(self) -> str:
         """The result in words."""
         if self.is_equal:
-            return f"equal in every byte ({self.score_bytes:,} bytes of {self.images:,} images)"
+            return f"all bytes are equal ({self.score_bytes:,} bytes of {self.images:,} images)"
         scores = (
             f"scores differ on {self.differing_images:,} of {self.images:,} images, by at most "
             f"{self.largest_difference} of {SCORE_STEPS} units"
@@ -131,10 +131,10 @@ def verify_int8(
         graph: the int8 graph.
         expected: the reference interpreter's scores, int8 [N, K].
         found: the runtime's scores, int8 [N, K], or dequantized float32.
-        runner: of the exported network, for intermediate results if something differs.
-        images: uint8 [N, H, W, C], of the scores.
+        runner: the runner of the exported network, for intermediate results if scores differ.
+        images: uint8 [N, H, W, C], the images of the scores.
         is_exact: whether every byte must be equal; otherwise differences must be rounding (`prove_rounding`).
-        labels: true classes [N], to compare the accuracy if the scores need not be equal; None for no comparison.
+        labels: true classes [N], to compare accuracy if the scores need not be equal; None for no comparison.
 
     Raises:
         ModelFileError: for scores of another shape or dtype.
@@ -155,20 +155,20 @@ def as_numbers(scores: Array, quantization: Quantization | None) -> Array:
     """The int8 numbers of dequantized float32 scores; other scores unchanged.
 
     Raises:
-        ModelFileError: when they are not on the scale.
+        ModelFileError: when the scores are not on the scale.
     """
     if scores.dtype != np.float32 or quantization is None:
         return scores
     numbers = scores.astype(np.float64) / quantization.scale + quantization.zero_point
     whole = np.rint(numbers)
-    # NaN must fail this check too.
+    # NaN must also fail this check.
     if not (np.abs(numbers - whole) <= _OFF_SCALE).all() or not ((whole >= -128) & (whole <= 127)).all():
         raise ModelFileError("it returns scores that are not on the scale of the int8 graph")
     return whole.astype(np.int8)
 
 
 def compare_float(expected: Array, found: Array) -> FloatComparison:
-    """Compare float32 scores with those of the reference interpreter, [N, K] each.
+    """Compare float32 scores with those of the reference interpreter, both [N, K].
 
     Raises:
         ModelFileError: for scores of another shape or dtype, or that are not finite.
@@ -184,7 +184,7 @@ def compare_float(expected: Array, found: Array) -> FloatComparison:
 
 
 def compare_int8(expected: Array, found: Array) -> Int8Comparison:
-    """Compare int8 scores with those of the reference interpreter, [N, K] each.
+    """Compare int8 scores with those of the reference interpreter, both [N, K].
 
     Raises:
         ModelFileError: for scores of another shape or dtype.

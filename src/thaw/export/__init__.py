@@ -1,1 +1,1 @@
-"""Exporters: a graph -> files that run elsewhere, one format a file."""
+"""Exporters: a graph -> files that run elsewhere; one module per format."""

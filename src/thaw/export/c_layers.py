@@ -63,11 +63,11 @@ class Emitted:
     """A step in C.
 
     Attributes:
-        kernels: files that it needs.
-        constants: definitions; "" for none.
+        kernels: the kernel files that it needs.
+        constants: definitions of its constants; "" for none.
         call: one or more statements.
-        offset: of the output in the arena.
-        size: of the output in bytes.
+        offset: offset of the output in the arena.
+        size: size of the output in bytes.
     """
 
     kernels: tuple[str, ...]
@@ -252,7 +252,7 @@ class _Emitter:
         read, written = _quantization(self.reads[0]), op.quantization
         multiplier, shift = op.multiplier(self.reads[0])
         if 255 << max(shift, 0) > _LARGEST_SUM:
-            raise UsageError(f"C: {shown(op.name)} goes to a scale {read.scale / written.scale:.3g} times finer")
+            raise UsageError(f"C: the output scale of {shown(op.name)} is {read.scale / written.scale:.3g} times finer")
         fields = (multiplier, shift, read.zero_point, written.zero_point, int(self.reads[0].dtype == "uint8"))
         call = f"thaw_requantize({self._layer}, {self._raw_or_pixels()}, {self.written.elements}, {self.output});"
         return ("common.c", "requantize.c"), self._struct("thaw_requantization", fields), call
@@ -279,7 +279,7 @@ class _Emitter:
             case Concat():
                 return ("concat.c",), "", self._concat_calls()
             case Reshape():
-                # Only of the pixels: any other reshape shares its input's memory.
+                # Only the pixels are copied: any other reshape shares its input's memory.
                 return (), "", f"memcpy({self.output}, pixels, {elements});"
             case _:
                 raise UsageError(f"C: {self.op.kind} {shown(self.op.name)} is not an operation of an int8 graph")

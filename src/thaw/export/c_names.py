@@ -15,7 +15,7 @@ from thaw.errors import ModelFileError, UsageError
 from thaw.quoting import shown
 
 FIXED_PREFIX = "model"
-"""Of model.h and model.c, which every export contains."""
+"""The prefix of model.h and model.c, which every export contains."""
 
 MOST_LETTERS = 31
 """C99 linkers compare only the first 31 characters of a name (5.2.4.1)."""
@@ -23,7 +23,7 @@ MOST_LETTERS = 31
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 _DIGEST_LETTERS = 6
 
-# Of C23 and C++20; those that begin with an underscore are refused as such.
+# Keywords of C23 and C++20, except those with a leading underscore, which is refused in any name.
 _KEYWORDS = """
 alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class compl
 concept const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype default delete do
@@ -62,7 +62,7 @@ def check_prefix(prefix: str) -> str:
         UsageError: otherwise, with the reason and a valid prefix.
     """
     if not isinstance(prefix, str):
-        raise UsageError(f"prefix {shown(prefix)}: expected a text")
+        raise UsageError(f"prefix {shown(prefix)}: expected a string")
     fault = _fault(prefix)
     if fault:
         raise UsageError(f"prefix {prefix[:60]!r} {fault} (try {prefix_of_name(prefix[:60])!r})")
@@ -87,12 +87,12 @@ def prefix_of_name(name: str) -> str:
 
 
 def _fault(prefix: str) -> str:
-    """Why it is not a valid prefix; "" for a valid one."""
+    """Why the prefix is invalid; "" if it is valid."""
     small = prefix.lower()
     faults = (
         (
             prefix.startswith("_") or "__" in prefix,
-            "is reserved: C and C++ keep names with a leading or a double underscore for themselves",
+            "is reserved: C and C++ reserve names with a leading or a double underscore",
         ),
         (
             not _IDENTIFIER.fullmatch(prefix),
@@ -104,7 +104,7 @@ def _fault(prefix: str) -> str:
         (_WIDTHS.fullmatch(small) is not None, f"is reserved: C defines {small.upper()}_WIDTH as the bits of a type"),
         (
             small in _TAKEN_FILES.split(),
-            "would name a file that has another meaning: main.c, a system header, or a device",
+            "conflicts with another file: main.c, a system header, or a device",
         ),
     )
     return next((fault for is_so, fault in faults if is_so), "")

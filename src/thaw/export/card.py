@@ -15,10 +15,10 @@ PRECISIONS: tuple[Precision, ...] = ("float", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What an exported file says about its network.
+    """Metadata of an exported network.
 
     Attributes:
-        name: such as "mnist-paper"; any text.
+        name: any text, such as "mnist-paper".
         classes: K names, in the order of the scores.
         input_spec: the network's input. Normalization is part of the exported network, so a caller only needs size,
             channels, fit and the range of 16-bit images.

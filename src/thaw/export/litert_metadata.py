@@ -1,6 +1,6 @@
 """The metadata of a `.tflite` file: TensorFlow Lite metadata, labels and the model card.
 
-The metadata are a FlatBuffer of their own (schema "M001", version 1.1.0) in a buffer of the model. The files that they
+The metadata are a separate FlatBuffer (schema "M001", version 1.1.0) in a buffer of the model. The files that they
 name are in an uncompressed ZIP archive at the end of the file, which metadata readers and ZIP programs can open.
 """
 
@@ -23,14 +23,14 @@ _DESCRIPTIONS, _TENSOR_AXIS_LABELS, _TENSOR_VALUE_LABELS = 1, 2, 3
 _RGB, _GRAY = 1, 2
 _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
-"""The time stamp of archived files; constant, so that equal models are equal files."""
+"""The time stamp of archived files; constant, so that equal models give equal files."""
 
 
 def metadata(card: ModelCard, *, image: str, scores: str, gives_index: bool) -> bytes:
     """The metadata of a model with one input and one output.
 
     Args:
-        card: of the model.
+        card: the model card.
         image: name of the input tensor, which takes raw pixels.
         scores: name of the output tensor.
         gives_index: the output is a class index instead of one score per class.

@@ -19,7 +19,7 @@ from thaw.graph.tensors import DType, Quantization
 from thaw.quoting import printable
 
 IDENTIFIER = "TFL3"
-"""At byte 4 of every `.tflite` file."""
+"""The identifier at byte 4 of every `.tflite` file."""
 
 TYPES: Mapping[DType, int] = {"float32": 0, "int32": 2, "uint8": 3, "int8": 9}
 """Tensor types of the schema."""
@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 
 
 _RUNTIME_VERSION = "2.2.0"
-"""The first TensorFlow Lite with all of these operators in these versions."""
+"""The first version of TensorFlow Lite with all of these operators in these versions."""
 
 
 def litert_schema() -> ModuleType:
@@ -57,8 +57,8 @@ class ModelWriter:
     """The tensors, buffers and operators of a file so far.
 
     Args:
-        graph: that is written.
-        kinds: the operators, by their names in the schema.
+        graph: the graph that is written.
+        kinds: the operators by their names in the schema.
     """
 
     def __init__(self, graph: Graph, kinds: Mapping[str, Kind]) -> None:
@@ -66,7 +66,7 @@ class ModelWriter:
         self.kinds = kinds
         self.schema = litert_schema()
         self.flat = FlatWriter()
-        # The first buffer is the empty one that tensors without content refer to.
+        # Buffer 0 is empty; tensors without content refer to it.
         self.buffers = [self.table("Buffer")]
         self.content: dict[bytes, int] = {}
         self.tensors: list[int] = []
@@ -74,20 +74,20 @@ class ModelWriter:
         self.codes: list[int] = []
         self.is_int8 = graph.tensor(graph.input).quantization is not None
         image = graph.tensor(graph.input)
-        # A float graph's pixels stand for 0 to 1 until its `Scale` takes the mean off.
+        # A float graph's pixels represent 0 to 1 until its `Scale` subtracts the mean.
         pixels = image.quantization or Quantization(scale=float(np.float32(1.0 / 255.0)), zero_point=0)
         # Vectors that also have a tensor of shape [1, 1, 1, C].
         self.pixels: dict[str, int] = {}
         self.index = {image.name: self.tensor(image.name, (1, *image.shape), "uint8", self.scale_of(pixels))}
 
     def table(self, kind: str, **fields: Any) -> int:
-        """A table of the schema of `.tflite`."""
+        """Append a table of the `.tflite` schema."""
         return self.flat.table(self.schema, kind, **fields)
 
     def tensor(
         self, name: str, shape: Sequence[int], dtype: DType, quantization: int | None = None, buffer: int = 0
     ) -> int:
-        """Append a tensor; returns its number."""
+        """Append a tensor and return its index."""
         fields: dict[str, Any] = {"Shape": self.flat.numbers(shape, "<i4"), "Type": TYPES[dtype], "Buffer": buffer}
         fields["Name"] = self.flat.text(name)
         if quantization is not None:
@@ -157,7 +157,7 @@ class ModelWriter:
         return self.pixels[name]
 
     def is_read_as_vector(self, name: str) -> bool:
-        """Whether the graph's vector `name` is needed as a vector: not if only int8 dense layers read it."""
+        """Whether the graph's vector `name` is read as a vector, which int8 dense layers do not do."""
         readers = [op for op in self.graph.ops if name in op.inputs]
         return name == self.graph.outputs[-1] or not readers or not all(isinstance(op, Dense) for op in readers)
 

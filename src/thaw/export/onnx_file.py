@@ -14,13 +14,13 @@ from thaw.errors import MissingDependencyError, ModelFileError
 from thaw.quoting import shown
 
 OPSET = 13
-"""The first with a scale per channel of weights; onnxruntime and onnxruntime-web support it since 2020."""
+"""The first opset with per-channel scales of weights; supported by onnxruntime and onnxruntime-web since 2020."""
 
 IR_VERSION = 7
-"""Of the same ONNX release (1.8)."""
+"""The IR version of the same ONNX release (1.8)."""
 
 MOST_ELEMENTS = 2**26
-"""Of one tensor for one image: a larger file is refused before memory is allocated."""
+"""Maximum size of a tensor for one image. A file that exceeds it is rejected before memory is allocated."""
 
 
 def onnx_package() -> ModuleType:
@@ -41,7 +41,7 @@ def onnx_package() -> ModuleType:
 
 
 def read_onnx(content: bytes, operations: Collection[str]) -> Any:
-    """The `ModelProto` of a consistent file with no operations but the given ones.
+    """The `ModelProto` of a consistent file that uses only the given operations.
 
     Raises:
         ModelFileError: for anything else: truncated, other operations, data in other files, tensors out of bounds.
@@ -69,7 +69,7 @@ def read_onnx(content: bytes, operations: Collection[str]) -> Any:
 
 
 def _check_constant(constant: Any) -> None:
-    """Refuse data in another file, whose path could lead anywhere, and constants without data."""
+    """Reject data in another file, since its path is not trusted, and constants without data."""
     if constant.external_data or constant.data_location:
         raise ModelFileError(f"ONNX file with external data for {shown(constant.name)}: expected all data inside")
     if not constant.raw_data and 0 not in constant.dims:

@@ -29,7 +29,7 @@ from thaw.graph.tensors import Tensor
 from thaw.quoting import c_comment, c_string, json_text, markdown_text
 
 _DIGEST_DIGITS = 8
-"""Hexadecimal digits of a header's digest: the 32 bits that every preprocessor can compare."""
+"""Hexadecimal digits of a header's digest: 32 bits, which every preprocessor can compare."""
 
 
 def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str = FIXED_PREFIX) -> dict[str, bytes]:
@@ -38,9 +38,9 @@ def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str 
     With a prefix other than "model", model.h and model.c are added, which include those two.
 
     Args:
-        graphs: the "int8" graph is written; C has no other precision.
+        graphs: must contain the "int8" graph; C has no other precision.
         card: class names and input specification for the header.
-        prefix: of all symbols, macros (in capitals), and the names of header and source.
+        prefix: prefix of all symbols and macros (in capitals), and the name of header and source.
 
     Raises:
         UsageError: without an int8 graph, for one whose sums could exceed 30 bits, or for an invalid prefix.

@@ -61,15 +61,15 @@ _KINDS = {
 _ACTIVATIONS = {"none": 0, "relu": 1}
 
 _MOST_CONCATENATED = 10
-"""The limit of the kernels for microcontrollers."""
+"""Maximum number of inputs of a concatenation in the kernels for microcontrollers."""
 
 
 def export_litert(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
     """`model-float.tflite`, `model-int8.tflite` and an example: file name -> content.
 
     Args:
-        graphs: by precision; one file each.
-        card: of the model.
+        graphs: the graphs by precision; one file per graph.
+        card: the model card.
 
     Raises:
         MissingDependencyError: when the packages of the extra `litert` are missing.
@@ -94,7 +94,7 @@ def write_litert(graph: Graph, card: ModelCard) -> bytes:
 
 
 def _scale(writer: ModelWriter, op: Scale) -> None:
-    # Through int8, since not all kernels for microcontrollers convert uint8 to float32.
+    # Convert through int8, since not all kernels for microcontrollers convert uint8 to float32.
     shape = (1, *writer.graph.tensor(op.output).shape)
     pixels = writer.scale_of(Quantization(scale=float(np.float32(1.0 / 255.0)), zero_point=-128))
     as_int8 = writer.tensor(f"{op.output}.int8", shape, "int8", pixels)
@@ -163,9 +163,9 @@ def _dense(writer: ModelWriter, op: Dense) -> None:
         tensors = [writer.index[op.inputs[0]], *_weights(writer, op, op.weights, 0)]
         writer.add("FULLY_CONNECTED", tensors, writer.output(op), FusedActivationFunction=activation)
         return
-    # In int8 a convolution of one pixel, which computes the same sums and rounds them as the specification does. The
-    # FULLY_CONNECTED of LiteRT 2.3 rounds once instead of twice, even in its reference kernel, and older kernels for
-    # microcontrollers do not support a scale per channel there.
+    # In int8, a convolution of one pixel computes the same sums and rounds them by the specification. FULLY_CONNECTED
+    # of LiteRT 2.3 rounds once instead of twice, even in its reference kernel, and older kernels for microcontrollers
+    # do not support per-channel scales for it.
     read = writer.as_pixel(op.inputs[0])
     is_vector_read = writer.is_read_as_vector(op.output)
     name = f"{op.output}.pixel" if is_vector_read else op.output

@@ -6,13 +6,13 @@ The model takes raw pixels, uint8 [N, H, W, C], and returns float32 [N, K], in i
 Each tensor of the graph keeps its name in the file, which declares it (`value_info`); intermediate tensors are not
 declared. Only the last tensor of an int8 model has another name, since the output is its dequantized form.
 
-In QDQ form a runtime sees the real-valued network and the scale of every tensor, and fuses DequantizeLinear, operation
-and QuantizeLinear into one integer operation. Two details make that possible in onnxruntime on any processor:
+In QDQ form, a runtime reads the real-valued network and the scale of every tensor, and fuses DequantizeLinear,
+operation and QuantizeLinear into one integer operation. Two details make this possible in onnxruntime on any processor:
 
 - int8 activations and their zero points are stored as uint8, 128 higher, which represents the same real values. On x86
   onnxruntime only computes with uint8 activations and int8 weights; the first layer then takes the pixels directly.
 - No Relu comes between an operation and its QuantizeLinear. If the zero point is the smallest number, saturation has
-  the same effect; otherwise the numbers are clipped afterwards.
+  the same effect; otherwise the numbers are clipped after it.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -55,12 +55,12 @@ OPERATIONS = frozenset(
     {"Add", "ArgMax", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Gemm", "Identity"}
     | {"MaxPool", "Mul", "QuantizeLinear", "Relu", "Reshape", "Softmax", "Transpose"}
 )
-"""All operations that the exporter writes. None loops, calls functions, reads files, or grows a tensor."""
+"""All operations that the exporter writes. None of them loops, calls functions, reads files, or enlarges a tensor."""
 
 BATCH_AXIS = "N"
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 _TO_UINT8 = 128
-"""Added to the int8 numbers of the graph."""
+"""The offset of stored numbers from the int8 numbers of the graph."""
 
 
 def export_onnx(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, bytes]:
@@ -69,8 +69,8 @@ def export_onnx(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str,
     The models return the graph's last output. Their metadata contain the card as JSON.
 
     Args:
-        graphs: by precision; at least one.
-        card: of the model.
+        graphs: the graphs by precision; at least one.
+        card: the model card.
 
     Returns:
         content by file name; the same bytes for the same arguments and version of `onnx`.
@@ -112,7 +112,7 @@ class _Writer:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.taken = {tensor.name for tensor in graph.tensors}
-        # Names in the file of tensors that have another one in the graph.
+        # Tensor -> name in the file, if it differs from the name in the graph.
         self.renamed = {graph.input: self.fresh(f"{graph.input}.nchw")}
         if self.output.dtype == "int8":
             self.renamed[self.output.name] = self.fresh(f"{self.output.name}.int8")
@@ -120,7 +120,7 @@ class _Writer:
             self.renamed[self.output.name] = self.fresh(f"{self.output.name}.nchw")
 
     def graph_proto(self, name: str) -> Any:
-        """Everything that the last output of the graph depends on."""
+        """The part of the graph that its last output depends on."""
         ops = self.graph.needed_ops()
         self.node("Transpose", [self.graph.input], self.name(self.graph.input), perm=_TO_NCHW)
         for op in ops:
@@ -185,7 +185,7 @@ class _Writer:
         return [self.constant(names[0], scale, "float32"), self.constant(names[1], zero_point, "uint8")]
 
     def read(self, name: str) -> str:
-        """The real values of a tensor: itself, or dequantized for this reader alone, as runtimes fuse it."""
+        """The real values of a tensor: itself, or dequantized for this reader only, so that runtimes can fuse it."""
         tensor = self.graph.tensor(name)
         if tensor.quantization is None:
             return self.name(name)

@@ -76,8 +76,8 @@ def export_web(graphs: Mapping[Precision, Graph], card: ModelCard) -> dict[str, 
 def _drawing(card: ModelCard) -> dict[str, Any] | None:
     """How to draw input for this model; None for a model that does not recognize characters.
 
-    That takes gray images and classes of one character or number each. Strokes are bright if images are dark on
-    average.
+    Such a model has gray input, and every class is a single character or a number. Strokes are bright if images are
+    dark on average.
     """
     if card.input_spec.channels != 1 or not are_characters(card.classes):
         return None

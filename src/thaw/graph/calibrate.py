@@ -68,7 +68,7 @@ def _batches(graph: Graph, images: npt.NDArray[np.uint8], names: Sequence[str]) 
 
 
 def _histogram_range(span: Range) -> Range:
-    # Bins need some width even when all values are equal.
+    # Bins need a width above 0 even if all values are equal.
     margin = max(abs(span[0]), abs(span[1]), float(np.finfo(np.float32).tiny)) * 1e-6
     return span[0] - margin, span[1] + margin
 
@@ -79,7 +79,7 @@ def _least_error_range(span: Range, counts: Histogram) -> Range:
     centers = (edges[:-1] + edges[1:]) / 2.0
     lows, highs = min(span[0], 0.0) * _SHARES, max(span[1], 0.0) * _SHARES
     errors = _errors(lows, highs, _cut_off(-centers, counts, -lows), _cut_off(centers, counts, highs), counts.sum())
-    # The last of equals clips the least.
+    # Among equals, the last one clips least.
     last = errors.size - 1 - int(np.argmin(errors[::-1, ::-1]))
     low, high = float(lows[last // len(highs)]), float(highs[last % len(highs)])
     return low if span[0] < 0 else span[0], high if span[1] > 0 else span[1]
@@ -101,8 +101,8 @@ def _errors(
 ) -> npt.NDArray[np.float64]:
     """The summed squared error of every pair of ends, [lows, highs].
 
-    Within the range an error is uniform over a step, with variance step^2 / 12. Clipped values count with that variance
-    too: they are few, and the two ends can then be evaluated independently.
+    Within the range the error is uniform over a step, with variance step^2 / 12. Clipped values also count with this
+    variance: there are few of them, and the two ends can then be evaluated independently.
     """
     steps = (highs[None, :] - lows[:, None]) / 255.0
     return count * steps**2 / 12.0 + below[:, None] + above[None, :]

@@ -34,11 +34,11 @@ class LayerCost:
     """The cost of one operation.
 
     Attributes:
-        name: such as "branch1.conv1".
-        kind: the operation's, such as "conv2d".
+        name: name of the operation, such as "branch1.conv1".
+        kind: kind of the operation, such as "conv2d".
         output: shape of the output, (H, W, C) or (C,).
-        parameters: weights and biases. Of operations that share weights, the first counts them, and each counts a
-            factor and a bias a channel, which its own normalization learned.
+        parameters: weights and biases. If operations share weights, the first one counts them, and every one counts a
+            factor and a bias per channel, which its own normalization learned.
         macs: multiply-accumulates for one image (see `count_macs`).
         activation_bytes: bytes of the output in float32; 0 for a reshape, which writes nothing.
     """
@@ -67,13 +67,13 @@ class Cost:
     """The cost of a graph, for one image.
 
     Attributes:
-        layers: one entry an operation, in execution order.
+        layers: one entry per operation, in execution order.
         parameters: learned numbers, as the layers count them.
         macs: multiply-accumulates (see `count_macs`).
-        peak_activation_bytes_float32: see `peak_activation_bytes`, with 4 bytes a value.
-        peak_activation_bytes_int8: the same with 1 byte a value.
-        weight_bytes_float32: 4 bytes a parameter.
-        weight_bytes_int8: 1 byte a weight and 4 bytes any other parameter (a bias is int32), without scales, zero
+        peak_activation_bytes_float32: see `peak_activation_bytes`, with 4 bytes per value.
+        peak_activation_bytes_int8: the same with 1 byte per value.
+        weight_bytes_float32: 4 bytes per parameter.
+        weight_bytes_int8: 1 byte per weight and 4 bytes per other parameter (biases are int32), without scales, zero
             points and code.
         arena_bytes: the working memory of the exported int8 C, exact (see `plan_memory`).
         ram_bytes: RAM that the exported int8 C needs on a device: the arena, `STACK_BYTES`, and the caller's buffers
@@ -120,7 +120,7 @@ def count_cost(graph: Graph) -> Cost:
     shared = shared_names(graph.ops)
     layers = tuple(_layer_cost(graph, op, shared) for op in graph.ops)
     weights, others = (sum(counts) for counts in zip(*(_count_parameters(op, shared) for op in graph.ops), strict=True))
-    # Artifacts return the last output only, so no other one has to live to the end.
+    # Artifacts return only the last output, so no other one must live to the end.
     plan = plan_memory(replace(graph, outputs=graph.outputs[-1:]))
     further_steps = max(0, len(plan.steps) - _USUAL_STEPS)
     image_bytes = graph.tensor(graph.input).elements
@@ -153,10 +153,10 @@ def count_macs(graph: Graph) -> int:
 def peak_activation_bytes(graph: Graph, value_bytes: int) -> int:
     """The largest sum of live tensors, in bytes, when operations run one at a time in the graph's order.
 
-    Live at an operation are its inputs, its output, and every earlier tensor that is read later or is an output of the
-    graph. Raw pixels count 1 byte a value until their last reader has run; every other tensor counts `value_bytes` a
-    value. A reshape shares its input's memory. No other operation overwrites its input, none is fused with the next,
-    and working memory inside an operation is not counted.
+    The live tensors at an operation are its inputs, its output, and every earlier tensor that is read later or is an
+    output of the graph. Raw pixels count 1 byte per value until their last reader has run; other tensors count
+    `value_bytes` per value. A reshape shares its input's memory. No other operation overwrites its input, operations
+    are not fused, and working memory inside an operation is not counted.
     """
     owner = _memory_owners(graph)
     last_read = {owner[name]: index for index, op in enumerate(graph.ops) for name in (*op.inputs, op.output)}
@@ -195,7 +195,7 @@ def _layer_cost(graph: Graph, op: Operation, shared: frozenset[str]) -> LayerCos
 
 
 def _count_parameters(op: Operation, shared: frozenset[str]) -> tuple[int, int]:
-    """(weights, other parameters): biases, and factors a channel where weights are shared."""
+    """(weights, other parameters): the latter are biases, and factors per channel if weights are shared."""
     if not isinstance(op, Weighted):
         return 0, 0
     numbers = 2 if op.shares or op.name in shared else 1

@@ -1,6 +1,6 @@
 """Fake quantization in torch: the integer arithmetic of `fixed_point` on tensors that have gradients.
 
-Integers are stored exactly in floats. Rounding passes gradients straight through. Values that were clipped pass none.
+Integers are stored exactly in floats. Rounding passes gradients straight through; clipped values pass none.
 
 Shapes: B batch, C channels, H rows, W columns.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from thaw.graph.tensors import Quantization, least_number
 
-# Numbers that are rescaled at a time: 512 KiB of int64, which stay in a core's cache during the passes.
+# Numbers that are rescaled at a time: 512 KiB of int64, which stay in a core's cache.
 _CHUNK = 1 << 16
 
 
@@ -45,12 +45,12 @@ def straight_through(smooth: Tensor, exact: Tensor) -> Tensor:
 
 
 def moved(x: Tensor, read: Quantization, written: Quantization) -> Tensor:
-    """Numbers on another scale relative to its zero point, neither rounded nor clipped, with a gradient."""
+    """Numbers converted to another scale, relative to its zero point, neither rounded nor clipped, with a gradient."""
     return (x - read.zero_point) * (read.scale / written.scale)
 
 
 def clamped(smooth: Tensor, exact: Tensor, written: Quantization, activation: str = "none") -> Tensor:
-    """Both plus the zero point and clipped to the range: the value of `exact`, the gradient of `smooth`."""
+    """Add the zero point and clip to the range: the value of `exact` with the gradient of `smooth`."""
     low = least_number(written, activation)
     shifted = (smooth + written.zero_point).clamp(low, 127)
     return straight_through(shifted, (exact + written.zero_point).clamp_(low, 127))
@@ -65,7 +65,7 @@ class OutputScaling:
         multipliers: int64 [C'].
         shifts: int64 [C'].
         factors: float32 [C'], the real value of multiplier and shift.
-        zero_point: of the output.
+        zero_point: zero point of the output.
         least: the smallest output.
     """
 
@@ -82,7 +82,7 @@ def scale_sums(sums: Tensor, bias: Tensor, scaling: OutputScaling) -> Tensor:
 
     Args:
         sums: integers in floats.
-        bias: float32 [C'], which takes the gradient of `scaling.bias`.
+        bias: float32 [C'], which receives the gradient of `scaling.bias`.
         scaling: the exact numbers.
     """
     made: Tensor = _ScaleSums.apply(sums, bias, scaling)  # type: ignore[no-untyped-call]
@@ -112,7 +112,7 @@ class _ScaleSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The output's scale; 0 for clipped values."""
+        """The gradient is the factor of the channel; 0 for clipped values."""
         outside, factors = ctx.saved_tensors
         gradient = gradients[0]
         rows = (_channels_at_the_end(gradient) * factors).masked_fill_(outside, 0.0)
@@ -120,7 +120,7 @@ class _ScaleSums(torch.autograd.Function):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The value of one tensor, the gradient of another."""
+    """The value of one tensor with the gradient of another."""
 
     @staticmethod
     def forward(ctx: Any, smooth: Tensor, exact: Tensor) -> Tensor:  # noqa: ARG004 - torch's signature
@@ -129,12 +129,12 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004 - torch's signature
-        """To `smooth`, unchanged."""
+        """Pass the gradient to `smooth`, unchanged."""
         return gradients[0], None
 
 
 def _channels_at_the_end(x: Tensor) -> Tensor:
-    """[B, C, H, W] or [B, C] -> [rows, C], contiguous; a view where channels are last in memory."""
+    """[B, C, H, W] or [B, C] -> [rows, C], contiguous; a view if channels are last in memory."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) if x.ndim == 4 else x.contiguous()
 
 

@@ -33,7 +33,7 @@ _ACCUMULATION_BITS = 12
 def quantize_multiplier(real: float) -> tuple[int, int]:
     """A positive real number as `multiplier * 2**(shift - 31)`: multiplier 2**30 to 2**31 - 1, shift -31 to 30.
 
-    A number too small becomes 0, one too large the largest.
+    Numbers that are too small become 0, numbers that are too large become the largest.
     """
     fraction, shift = math.frexp(real)
     multiplier = math.floor(fraction * 2**31 + 0.5)
@@ -49,8 +49,8 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
 def saturating_rounding_doubling_high_mul(a: Int64Array, b: Int64Array | int) -> Int64Array:
     """The high half of `2 a b`, rounded to the nearest, halves up.
 
-    gemmlowp writes this with a nudge that depends on the sign and a division that truncates; the two agree. Only
-    a = b = -2**31 saturates, and no multiplier is negative.
+    gemmlowp adds a nudge that depends on the sign and truncates the quotient, which gives the same result. Only
+    a = b = -2**31 would saturate, and multipliers are never negative.
     """
     return (a * b + (1 << 30)) >> 31
 

@@ -59,7 +59,7 @@ class Graph:
             raise UsageError("graph: it has no outputs: expected at least one")
 
     def _check_ops(self) -> set[str]:
-        """Check the operations in order; returns the names of all tensors that are written."""
+        """Check the operations in order and return the names of all tensors that are written."""
         written = {self.input}
         for op in self.ops:
             for name in op.inputs:

@@ -1,4 +1,4 @@
-"""Graph files: safetensors for arrays, and one JSON header for everything else. No pickle; nothing is trusted.
+"""Graph files: safetensors for arrays, and a JSON header for everything else. Without pickle; content is not trusted.
 
 A reader gets the graph that was written, or a ModelFileError: names, kinds, fields, types and sizes are checked before
 an operation is created, the operation checks its own fields, and a digest over header and arrays detects changed bits.
@@ -48,12 +48,12 @@ _OPTIONAL_FIELDS = ("shares",)
 
 @dataclass(frozen=True, kw_only=True)
 class GraphHeader:
-    """What a graph file contains besides the graph.
+    """The metadata in a graph file.
 
     Attributes:
-        name: of the model, any text.
+        name: name of the model, any text.
         classes: K names, in the order of the scores.
-        input_spec: what the model takes as input.
+        input_spec: the input of the model.
         facts: other information; JSON-ready, finite numbers only.
     """
 
@@ -83,7 +83,7 @@ def write_graph(path: Path, graph: Graph, header: GraphHeader) -> None:
         "facts": dict(header.facts),
         "graph": _describe(graph),
     }
-    # Never write a file that cannot be read.
+    # Check the result, so that only readable files are written.
     _parse(content, arrays, str(path))
     write_tensor_file(path, HEADER, content, lambda metadata: save(arrays, metadata))
 
@@ -97,7 +97,7 @@ def read_graph(path: str | Path) -> tuple[Graph, GraphHeader]:
     file = read_tensor_file(Path(path), HEADER, load)
     file.check_version(GRAPH_VERSION)
     parsed = _parse(file.header, file.tensors, str(file.path))
-    # Last, so that an invalid value is reported by its name.
+    # The digest is checked last, so that an invalid value is reported by name.
     file.check_digest()
     return parsed
 
@@ -307,4 +307,4 @@ _READERS: Mapping[Any, Callable[[str, Any], Any]] = {
     Quantization: _quantization,
     Quantization | None: _quantization,
 }
-"""How a field of an operation is read, by its type; the operation itself checks ranges and lengths."""
+"""Type of a field of an operation -> its reader. The operation itself checks ranges and lengths."""

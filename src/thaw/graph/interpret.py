@@ -1,7 +1,7 @@
 """The reference interpreter: executes float32 and int8 graphs in NumPy, a batch at a time.
 
-The bytes that an int8 graph gives here are the bytes that every exported artifact must give. The arithmetic is that of
-the LiteRT (TFLite) int8 specification (`thaw.graph.fixed_point`), without any other runtime.
+Exported artifacts must return the bytes that an int8 graph gives here. The arithmetic is that of the LiteRT (TFLite)
+int8 specification (`thaw.graph.fixed_point`); no other runtime is used.
 
 Shapes: N images, H rows, W columns, C channels, K classes; a batch of a tensor (H, W, C) is [N, H, W, C].
 """
@@ -22,12 +22,12 @@ BATCH = 250
 
 
 def run(graph: Graph, images: npt.NDArray[np.uint8], *, batch: int = BATCH) -> dict[str, Array]:
-    """The graph's outputs by name, each [N, ...] of its tensor's dtype.
+    """The graph's outputs by name, [N, ...] with the tensor's dtype.
 
     Args:
         graph: float32 or int8.
         images: uint8 [N, H, W, C] of the graph's input shape.
-        batch: images at a time, at least 1. It affects memory, and the result of an int8 graph not at all.
+        batch: images at a time, at least 1. It affects memory, but not the result of an int8 graph.
 
     Raises:
         UsageError: for images of another dtype or shape.
@@ -39,7 +39,7 @@ def run(graph: Graph, images: npt.NDArray[np.uint8], *, batch: int = BATCH) -> d
         tensor = graph.tensor(name)
         made[name] = np.empty((len(images), *tensor.shape), tensor.dtype)
     for start in range(0, len(images), batch):
-        # Overflow shows in the result, which is checked below.
+        # Overflow is detected in the result, which is checked below.
         with np.errstate(over="ignore", invalid="ignore"):
             values = trace(graph, images[start : start + batch], keep=graph.outputs)
         for name in graph.outputs:

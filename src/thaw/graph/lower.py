@@ -66,8 +66,8 @@ def lower(
     Args:
         module: a UnifiedModel, or a submodel (an nn.Sequential of named units); [B, C, H, W] -> logits [B, K].
         shape: (H, W, C) of the image.
-        mean: one a channel, as in the input specification.
-        std: one a channel, above 0.
+        mean: one number per channel, as in the input specification.
+        std: one number per channel, above 0.
         classes: K.
 
     Raises:
@@ -79,7 +79,7 @@ def lower(
     )
     last = _lower_unit(trace, module, "", trace.add(scale))
     if trace.shape(last) != (classes,):
-        raise UsageError(f"the model returns scores of shape {trace.shape(last)}: expected ({classes},), one a class")
+        raise UsageError(f"the model returns scores of shape {trace.shape(last)}: expected ({classes},), one per class")
     trace.rename_last(LOGITS)
     trace.add(Softmax(name="softmax", inputs=(LOGITS,), output=PROBABILITIES))
     return Graph(
@@ -90,8 +90,8 @@ def lower(
 def layer_table(spec: FamilySpec, unify_spec: UnifySpec | None, shape: tuple[int, int, int], classes: int) -> Cost:
     """The cost of the unified model of `spec` for images (H, W, C) and K classes, before any training.
 
-    Without `unify_spec`, of the submodel of `spec` alone. No weights are allocated and no random numbers are drawn, so
-    that networks of any size can be counted.
+    Without `unify_spec`, the network is a single submodel of `spec`. No weights are allocated and no random numbers are
+    drawn, so that networks of any size can be counted.
 
     Raises:
         UsageError: when the image is too small for the layers, or `classes` is below 2.
@@ -103,14 +103,14 @@ def layer_table(spec: FamilySpec, unify_spec: UnifySpec | None, shape: tuple[int
 
 
 class _Trace:
-    """The operations so far, and the tensors that follow from them."""
+    """The operations so far, and the tensors that they write."""
 
     def __init__(self, image: Tensor) -> None:
         self.tensors = {image.name: image}
         self.ops: list[Operation] = []
 
     def add(self, op: Operation) -> str:
-        """Append the operation; returns the name of its output."""
+        """Append the operation and return the name of its output."""
         written = op.infer([self.tensors[name] for name in op.inputs])
         self._refuse_taken(op.output)
         self.ops.append(op)
@@ -134,7 +134,7 @@ class _Trace:
 
 
 def _lower_unit(trace: _Trace, module: nn.Module, name: str, read: str) -> str:
-    """Append the operations of `module` on tensor `read`, with names that begin with `name`; returns the output."""
+    """Append the operations of `module` on tensor `read`, with names that begin with `name`; return the output."""
     lowering = _LOWERINGS.get(type(module))
     if lowering is None:
         known = ", ".join(kind.__name__ for kind in _LOWERINGS)
@@ -201,7 +201,7 @@ def _loop(trace: _Trace, unit: Loop, name: str, read: str) -> str:
             read = _add_sum(trace, _join(conv, "add"), (read, convolved))
             if number > unmixed:
                 scale: ChannelScale = unit.mix[number - unmixed - 1]  # type: ignore[assignment]
-                # Right after the state is computed, so that it does not have to stay in memory.
+                # Added right after the state is computed, so that the state need not stay in memory.
                 mixed = _add_mixed(trace, scale, _join(name, f"mix{number}"), read, mixed)
     return mixed or read
 
@@ -240,7 +240,7 @@ def _conv_classifier(trace: _Trace, unit: ConvClassifier, name: str, read: str) 
     convolved = _add_conv(trace, unit.conv, name, read, "none")
     if trace.shape(convolved)[:2] != (1, 1):
         raise UsageError(
-            f"{name} returns a map of {trace.shape(convolved)}, not one score a class: is this the model's image size?"
+            f"{name} returns a map of {trace.shape(convolved)}, not one score per class: is the image size correct?"
         )
     return _flatten(trace, name, convolved)
 
@@ -279,7 +279,7 @@ def _add_normed(
     if conv.bias is not None:
         raise UsageError(f"{name} has a bias before its normalization: expected a convolution without one")
     weight, offset = conv.weight.detach(), norm.bias.detach()
-    # On torch's meta device there are no numbers to fold, and the arithmetic would double the time of counting.
+    # The meta device has no numbers to fold, and the arithmetic would double the time to count costs.
     if not weight.is_meta:
         factor, offset = norm.affine()
         weight = weight * factor.view(-1, 1, 1, 1)
@@ -301,7 +301,7 @@ def _add_convolution(
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     if not plain or isinstance(conv.padding, str) or not (conv.groups == 1 or depthwise):
         raise UsageError(
-            f"{name} is {conv}: expected no dilation, one group or one a channel, and zero padding given in numbers"
+            f"{name} is {conv}: expected no dilation, one group or one per channel, and numeric zero padding"
         )
     rows, columns = conv.padding
     stride_rows, stride_columns = conv.stride

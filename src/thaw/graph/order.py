@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _MOST_STATES = 1_000
-"""With more sets of finished steps of one size than this, the given order is kept."""
+"""The given order is kept if more sets of finished steps than this have the same size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A step, by the names of its buffers.
+    """A step, with the names of its buffers.
 
     Attributes:
         reads: buffers that it reads; it must run after all earlier steps that write them.
@@ -27,11 +27,11 @@ class Task:
 def best_order(tasks: Sequence[Task], sizes: Mapping[str, int], kept: Collection[str]) -> list[int]:
     """The order with the smallest peak of live buffers; among equals, the one closest to the given order.
 
-    Dynamic programming over the sets of finished steps: which buffers are live after a set does not depend on its
-    order. Sets are integers, with one bit a step or a buffer.
+    Dynamic programming over the sets of finished steps: the live buffers after a set do not depend on its order. Sets
+    are integers with one bit per step or buffer.
 
     Args:
-        tasks: in a valid order.
+        tasks: the steps, in a valid order.
         sizes: bytes of each buffer.
         kept: buffers that live to the end.
     """

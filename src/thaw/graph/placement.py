@@ -15,10 +15,10 @@ class Buffer:
         name: unique.
         size: bytes, at least 1.
         first: the first step that needs it.
-        last: the last one, which may be `first`.
-        alignment: its offset is a multiple of this.
+        last: the last step that needs it; may equal `first`.
+        alignment: the offset is a multiple of this.
         over: (a buffer whose last step is this one's first, lead): the two may overlap if this one begins at least
-            `lead` bytes before the other; None for no such buffer.
+            `lead` bytes before the other; None if there is no such buffer.
     """
 
     name: str
@@ -32,8 +32,8 @@ class Buffer:
 def place(buffers: Sequence[Buffer]) -> tuple[list[int], int]:
     """An offset for each buffer, and the size of the arena.
 
-    Greedy first fit in several orders; the best result counts. It is optimal whenever it reaches the largest sum of
-    live buffers, as it usually does for networks of this kind.
+    The best result of greedy first fit in several orders. It is optimal if it reaches the largest sum of live buffers,
+    as usual for these networks.
     """
     orders = (
         lambda buffer: (-buffer.size, buffer.first),

@@ -19,7 +19,7 @@ from thaw.graph.placement import Buffer, place
 from thaw.graph.tensors import Tensor
 
 _ALIGNMENT = 4
-"""Of working memory, which holds int16 pairs that are read as words."""
+"""Alignment of working memory, which holds int16 pairs that are read as words."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,9 +29,9 @@ class Step:
     Attributes:
         op: the operation, with its activation.
         pool: the max pooling that is fused with a convolution, or None.
-        reads: tensors that it reads; pixels by the graph's input name.
+        reads: tensors that it reads; the pixels have the graph's input name.
         writes: the tensor that it writes: the output of `pool` if there is one.
-        lead: bytes by which the output must begin before the (only) input to overwrite it; None where the two must not
+        lead: bytes by which the output must begin before the (only) input to overwrite it; None if the two must not
             overlap.
         scratch: bytes of working memory.
     """
@@ -83,7 +83,7 @@ def plan_memory(graph: Graph) -> MemoryPlan:
 def constant_bytes(graph: Graph) -> int:
     """Bytes of weights, biases, multipliers and shifts in the C, for an int8 or float32 graph.
 
-    Shared weights count once, in a float32 graph as if they stayed shared.
+    Shared weights count once, also in a float32 graph.
     """
     weighted = [op for op in graph.ops if isinstance(op, Weighted)]
     return sum(op.channel_bytes + (0 if op.shares else op.weight_bytes) for op in weighted)
@@ -133,7 +133,7 @@ class _Fused:
         ]
 
     def _pixel_tensors(self) -> Iterator[str]:
-        """The input, and its int8 or float form where only convolutions read it."""
+        """The input, and its int8 or float form if only convolutions read it."""
         graph = self.graph
         yield graph.input
         for op in graph.ops:
@@ -146,7 +146,7 @@ class _Fused:
         return self.readers.get(op.output, [])
 
     def _only_reader(self, name: str) -> Operation | None:
-        """The only reader of a tensor that is not an output; None where there are several."""
+        """The only reader of a tensor that is not an output; None if there are several."""
         readers = self.readers.get(name, [])
         return readers[0] if len(readers) == 1 and name not in self.graph.outputs else None
 
@@ -190,7 +190,7 @@ class _Fused:
             self._join(op, writes)
 
     def _overwritten(self, op: Operation) -> str | None:
-        """The input that the output may overwrite number by number; None for none."""
+        """The input that the output may overwrite number by number, or None."""
         if not op.works_in_place or len(op.inputs) != len(set(op.inputs)):
             return None
         return next((name for name in op.inputs if name not in self.pixels and self._dies(name)), None)
@@ -279,7 +279,7 @@ def _buffers(fused: _Fused, steps: Sequence[Step]) -> Iterator[Buffer]:
 def _overwriting(
     fused: _Fused, steps: Sequence[Step], first: Mapping[str, int], last: Mapping[str, int]
 ) -> dict[str, tuple[str, int]]:
-    """Output -> (the input that it may overwrite, lead), where nothing else needs either."""
+    """Output -> (the input that it may overwrite, lead), for tensors that nothing else needs."""
     over = {}
     for index, step in enumerate(steps):
         if step.lead is None or step.writes != fused.root(step.writes) or step.reads[0] not in fused.places:

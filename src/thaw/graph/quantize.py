@@ -29,13 +29,13 @@ W = TypeVar("W", bound=Weighted)
 _LARGEST_SUM = 2**28
 """Biases, and sums on the scale of the output, stay below this, so that int32 arithmetic cannot overflow.
 
-A scale that has to be widened for that is the scale of a tensor that is almost constant on the calibration images."""
+A scale is widened for this only if a tensor is almost constant on the calibration images."""
 
 _LEAST_SCORE_SCALE = 2.0 ** -(31 - fixed_point.SOFTMAX_INTEGER_BITS - 1)
 """LiteRT's softmax aborts on scales of at most half of this."""
 
 _MOST_OUTPUT_STEPS = 128
-"""The most steps of the output in one step of a sum. XNNPACK aborts on twice as many."""
+"""Maximum number of output steps in one step of a sum. XNNPACK aborts on twice as many."""
 
 
 def quantize(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
@@ -46,7 +46,7 @@ def quantize(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
 
     Args:
         graph: float32, with one `Scale`, which reads its input.
-        ranges: by name, of every tensor whose operation chooses its scale.
+        ranges: the range, by name, of every tensor whose operation chooses its scale.
 
     Raises:
         UsageError: for a range that is missing or not finite, or a graph that is int8 already.
@@ -66,7 +66,7 @@ def quantize(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
 
 
 class _Quantizer:
-    """The int8 operations so far, and the tensors that follow from them."""
+    """The int8 operations so far, and the tensors that they write."""
 
     def __init__(self, graph: Graph, ranges: Mapping[str, Range]) -> None:
         self.graph = graph
@@ -75,12 +75,12 @@ class _Quantizer:
         self.tensors: dict[str, Tensor] = {}
         self.folded: dict[str, tuple[FloatArray, FloatArray]] = {}
         self.shared = shared_names(graph.ops)
-        # By the name of the float32 operation whose weights are shared: its float32 and its int8 form.
+        # Name of the float32 operation whose weights are shared -> its float32 and int8 form.
         self.bases: dict[str, tuple[Weighted, Weighted]] = {}
         self.scores = _scores(graph)
         image = graph.tensor(graph.input)
         if image.quantization is not None:
-            raise UsageError("graph: it is int8 already")
+            raise UsageError("graph: already int8")
         scales = [op for op in graph.ops if isinstance(op, Scale)]
         if len(scales) != 1:
             raise UsageError(f"graph: {len(scales)} operations scale pixels: expected 1")
@@ -142,7 +142,7 @@ class _Quantizer:
             _, numbers = base
             return replace(_int8_weights(op, read, written, scales), weights=numbers.weights, shares=numbers.name)
         made = replace(_int8_weights(op, read, written, scales), shares="")
-        # A scale widened for a bias makes the weights coarser than those of the other operations.
+        # If a bias widened the scale, the weights are coarser than those of the other operations.
         if base is None and weights_owner(op) in self.shared and not _is_widened(op, scales):
             self.bases[weights_owner(op)] = (op, made)
         return made
@@ -178,10 +178,10 @@ def _by_channel(op: Weighted) -> npt.NDArray[np.float64]:
 
 
 def _weight_scales(op: Weighted, read: Quantization) -> FloatArray:
-    """One scale a channel: largest weight / 127, or more where int32 would overflow."""
+    """One scale per channel: largest weight / 127, or more if int32 would overflow."""
     scales = np.abs(_by_channel(op)).max(axis=1) / 127.0
     scales = np.maximum(scales, np.abs(op.bias.astype(np.float64)) / (read.scale * _LARGEST_SUM))
-    # Channels of zeros take any scale that is no coarser than the others, since the output's scale may depend on it.
+    # Channels of zeros may have any scale that is not coarser than the others; the output's scale may depend on it.
     is_zero = scales < np.finfo(np.float32).tiny
     scales[is_zero] = 1.0 if is_zero.all() else scales.max()
     rounded: FloatArray = scales.astype(np.float32)
@@ -189,7 +189,7 @@ def _weight_scales(op: Weighted, read: Quantization) -> FloatArray:
 
 
 def _is_widened(op: Weighted, scales: FloatArray) -> bool:
-    """Whether a channel has a coarser scale than its weights need, which costs them precision."""
+    """Whether a channel has a coarser scale than its weights need, and so a lower precision."""
     largest = np.abs(_by_channel(op)).max(axis=1)
     return bool(((largest > np.finfo(np.float32).tiny) & (scales > 1.001 * largest / 127.0)).any())
 
@@ -197,14 +197,14 @@ def _is_widened(op: Weighted, scales: FloatArray) -> bool:
 def _shared_scales(op: Weighted, base: Weighted, numbers: Weighted, read: Quantization) -> FloatArray | None:
     """The scales with which the int8 weights of `base`, which are `numbers`, represent those of `op`.
 
-    None where there are none: int32 would overflow, or the normalization of pixels was folded into one of the two.
+    None if int32 would overflow, or if the normalization of pixels was folded into one of the two.
     """
     factors = channel_factors(op, base)
     if factors is None or numbers.weight_scales is None:
         return None
     scales = numbers.weight_scales * factors
     least = np.abs(op.bias.astype(np.float64)) / (read.scale * _LARGEST_SUM)
-    # Channels of zeros take any scale, as in `_weight_scales`.
+    # Channels of zeros may have any scale, as in `_weight_scales`.
     is_zero = ~_by_channel(numbers).any(axis=1)
     scales[is_zero] = np.maximum(1.0 if is_zero.all() else scales[~is_zero].max(), least[is_zero])
     if (scales < least).any() or scales.min() < np.finfo(np.float32).tiny:

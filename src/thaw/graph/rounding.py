@@ -1,12 +1,12 @@
 """Bounds on the int8 numbers that a runtime with other rounding rules may produce.
 
-The sums, maxima and averages of an int8 operation are exact integers. Only rescaling the result rounds. The
+The sums, maxima and averages of an int8 operation are exact integers; only rescaling the result rounds. The
 specification rescales by a fixed-point multiplier and rounds twice. Other runtimes round once (half to even, half up,
 or half away from 0) and rescale in float32 or by another fixed-point multiplier. An operation's `admitted` therefore
-allows every integer within 1/2 plus a slack of the exact real result. The slack is the most that two roundings and
-multipliers of limited precision can add. Maximum, ReLU, concatenation and reshape do not round.
+allows every integer within 1/2 plus a slack of the exact real result. The slack bounds the error of two roundings and
+of multipliers with limited precision. Maximum, ReLU, concatenation and reshape do not round.
 
-Applied to one layer at a time, the bounds tell rounding from wrong arithmetic. Propagated from the pixels to the scores
+For single layers, the bounds distinguish rounding from wrong arithmetic. Propagated from the pixels to the scores
 as intervals (`interpret.score_interval`), they bound the total effect of rounding in a graph (interval arithmetic:
 R. E. Moore, "Interval Analysis", 1966). In a deep graph that bound covers the whole range of the scores.
 """
@@ -34,14 +34,14 @@ def shift_slack(shift: int) -> float:
 def rounded(
     low: Floats, high: Floats, slack: Floats | float, written: Quantization | None, activation: str = "none"
 ) -> Interval:
-    """The int8 numbers within 1/2 and the slack of real results from `low` to `high`, clamped as the operation clamps.
+    """The int8 numbers within 1/2 plus the slack of real results from `low` to `high`, clamped as by the operation.
 
     Args:
         low: the smallest real results, in steps of the output scale, relative to its zero point.
-        high: the largest ones.
-        slack: in the same steps.
+        high: the largest real results, in the same unit.
+        slack: the slack, in the same unit.
         written: quantization of the output; None for a zero point of 0.
-        activation: of the operation.
+        activation: activation of the operation.
     """
     zero_point = 0 if written is None else written.zero_point
     least = least_number(written, activation)

@@ -1,8 +1,8 @@
-"""Operations that share the weights of another one, up to a factor an output channel.
+"""Operations that share the weights of another one, up to one factor per output channel.
 
-A convolution that a network runs several times, each time with its own normalization, becomes several operations whose
-float32 weights differ by one positive factor an output channel. Their int8 weights are then identical, and a device
-stores them once.
+A convolution that a network runs several times with different normalizations becomes several operations whose float32
+weights differ by one positive factor per output channel. Their int8 weights are identical, and a device stores them
+once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from thaw.graph.ops.weighted import Weighted, without_repeats
 from thaw.quoting import shown
 
 _TOLERANCE = 1e-4
-"""Relative to a channel's largest weight; an int8 step is 1/127 of that."""
+"""Tolerance relative to a channel's largest weight; an int8 step is 1/127 of it."""
 _NOTHING = 1e-30
 """Weights below this count as 0: near the smallest float32 number they lose digits."""
 
@@ -49,7 +49,7 @@ def weights_owner(op: Weighted) -> str:
 
 
 def channel_factors(op: Weighted, base: Weighted) -> npt.NDArray[np.float64] | None:
-    """The positive factors [C'] between the float32 weights of `op` and `base`; None where there are none."""
+    """The positive factors [C'] between the float32 weights of `op` and `base`; None if there are none."""
     own, shared = (_by_channel(each, op.channel_axis) for each in without_repeats(op.weights, base.weights))
     squares = (shared * shared).sum(axis=1)
     products = (own * shared).sum(axis=1)
@@ -79,6 +79,6 @@ def _check_share(op: Weighted, base: Weighted | None) -> None:
         )
     if op.quantization is not None:
         if not np.array_equal(op.weights, base.weights):
-            raise UsageError(f"{found}, but has other numbers")
+            raise UsageError(f"{found}, but has other values")
     elif channel_factors(op, base) is None:
-        raise UsageError(f"{found}, but differs by more than a positive factor an output channel")
+        raise UsageError(f"{found}, but differs by more than a positive factor per output channel")

@@ -1,4 +1,4 @@
-"""The tensors of a graph: types, shapes, quantization, and the names that every network has.
+"""The tensors of a graph: types, shapes, quantization, and the names that all networks have.
 
 Shapes are those of one image, without a batch axis: H rows, W columns, C channels. A feature map is (H, W, C) and a
 vector is (C,). Both are stored in that order, with the last axis contiguous (NHWC).
@@ -68,7 +68,7 @@ class Tensor:
         name: unique in its graph.
         shape: (H, W, C) or (C,), every side at least 1.
         dtype: "uint8" for raw pixels (0 to 255), "float32" or "int8" between operations, "int32" for an index.
-        quantization: of int8 tensors, and of the pixels of an int8 graph; None for other dtypes.
+        quantization: required for int8 tensors and for the pixels of an int8 graph; None for other dtypes.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Tensor:
                 raise UsageError(f"graph: tensor {shown(self.name)} is int8 without a scale and a zero point")
             return
         if self.dtype not in _ZERO_POINTS:
-            raise UsageError(f"graph: tensor {shown(self.name)} is {self.dtype}, which has no scale")
+            raise UsageError(f"graph: tensor {shown(self.name)} is {self.dtype}: expected no scale for this dtype")
         least, most = _ZERO_POINTS[self.dtype]
         if not least <= self.quantization.zero_point <= most:
             raise UsageError(
@@ -125,7 +125,9 @@ def quantization_of(values: Range, least_scale: float = 0.0) -> Quantization:
     low, high = min(values[0], 0.0), max(values[1], 0.0)
     step = max((high - low) / 255.0, least_scale)
     if not step <= float(np.finfo(np.float32).max):
-        raise UsageError(f"a tensor has values from {low} to {high}, a step of {step}: it cannot be int8")
+        raise UsageError(
+            f"a tensor has values from {low} to {high}, a step of {step}: expected a range that int8 can represent"
+        )
     scale = float(np.float32(step))
     if scale < np.finfo(np.float32).tiny:
         # All values are 0: any scale works.

@@ -1,8 +1,7 @@
 """Quantization-aware training: a graph as a torch module whose output equals that of its int8 graph, bit for bit.
 
-The int8 weights, scales and multipliers of each pass are made by `quantize` itself, so there is no second definition
-of them. Operations that share weights train one tensor, and a positive factor a channel for each operation but the
-first.
+Each pass calls `quantize` for the int8 weights, scales and multipliers, so there is no second definition of them.
+Operations that share weights train one tensor, and all except the first one a positive factor per channel.
 
 Shapes: B batch, C channels, H rows, W columns, K classes; here [B, C, H, W] or [B, C], where the graph has (H, W, C) or
 (C,).
@@ -28,7 +27,7 @@ from thaw.graph.sharing import channel_factors
 from thaw.graph.tensors import LOGITS, Range, least_number
 from thaw.graph.tensors import Tensor as GraphTensor
 
-# Float32 holds every integer up to 2**24; an int8 number is at most 255 from its zero point.
+# float32 represents all integers up to 2**24; an int8 number is at most 255 from its zero point.
 _EXACT_FLOAT32 = 2**24
 _LARGEST_STEP = 255
 
@@ -36,7 +35,7 @@ Folding: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 class TrainableGraph(nn.Module):
-    """Takes normalized images, as training batches hold them, and gives the logits of the int8 graph.
+    """Maps normalized images, as in training batches, to the logits of the int8 graph.
 
     Args:
         graph: float32, with one `Scale`, which reads its input. Its weights and biases are the parameters.
@@ -53,7 +52,7 @@ class TrainableGraph(nn.Module):
         trained = [op for op in graph.ops if isinstance(op, Weighted)]
         self.trained = {op.name: op for op in trained}
         self.places = {op.name: place for place, op in enumerate(trained)}
-        # For an operation that shares weights: the logarithms of its factors, which keeps them above 0.
+        # The factors of operations that share weights are stored as logarithms, which keeps them above 0.
         self.weights = nn.ParameterList(torch.tensor(_own_numbers(op, graph)) for op in trained)
         self.biases = nn.ParameterList(torch.tensor(op.bias) for op in trained)
 
@@ -104,7 +103,7 @@ class TrainableGraph(nn.Module):
         return next(op for op in self.graph.ops if isinstance(op, Scale))
 
     def _folded(self, int8: Graph) -> dict[str, Folding]:
-        """What `quantize` moved from the normalization of pixels into the operations that read this tensor."""
+        """The part of pixel normalization that `quantize` folded into the operations that read this tensor."""
         scale = self._scale()
         if not any(op.name == scale.name and isinstance(op, Requantize) for op in int8.ops):
             return {}
@@ -136,7 +135,7 @@ class TrainableGraph(nn.Module):
         bias = torch.tensor(op.bias, dtype=torch.float32, device=device)
         if op.name not in self.places:
             return weights, bias
-        # The float32 operation: the int8 one does not share where its int8 numbers cannot.
+        # Ask the float32 operation: the int8 one does not share if the int8 numbers differ.
         smooth = self._weights_of(self.trained[op.name])
         smooth_bias = self.biases[self.places[op.name]]
         if folded is not None:
@@ -164,7 +163,7 @@ def _exact_dtype(op: Weighted, device: torch.device) -> torch.dtype:
 
 
 def _own_numbers(op: Weighted, graph: Graph) -> npt.NDArray[np.float32]:
-    """The parameters of an operation besides its biases: its weights, or where it shares them, log of its factors."""
+    """The parameters of an operation without biases: its weights, or the logarithms of its factors if it shares."""
     if not op.shares:
         return op.weights.astype(np.float32)
     base = next(each for each in graph.ops if each.name == op.shares)

@@ -1,1 +1,1 @@
-"""A trained model, its file, and the models that ship."""
+"""A trained model, its file, and the models that ship with the package."""

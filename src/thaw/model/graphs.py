@@ -1,4 +1,4 @@
-"""A trained model as inference graphs, and what their files say about it."""
+"""A trained model as inference graphs, and the metadata of their files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 INT8_FILE = "model-int8.safetensors"
 MODEL_DIGEST = "model"
-"""The fact in the header of an int8 graph that names the float model it was made from, by its digest."""
+"""The key in the header of an int8 graph that holds the digest of its float model."""
 
 
 def float_graph(model: Model) -> Graph:
@@ -34,7 +34,7 @@ def float_graph(model: Model) -> Graph:
 
 
 def checked_float_graph(model: Model) -> Graph:
-    """The same, after one inference.
+    """The float32 graph, after a test inference.
 
     Raises:
         NotFiniteError: when the network computes NaN or infinity.
@@ -45,13 +45,13 @@ def checked_float_graph(model: Model) -> Graph:
 
 
 def probe_images(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Black, white and noise, uint8 [3, H, W, C]. A network that answers one of them with NaN is not exported."""
+    """Black, white and noise, uint8 [3, H, W, C]. A network that returns NaN for one of them is not exported."""
     noise = numpy_generator(0, "probe").integers(0, 256, shape, dtype=np.uint8)
     return np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), noise])
 
 
 def int8_graph(model: Model) -> Graph:
-    """The int8 graph in the file beside the model's own.
+    """The int8 graph in the file next to the model file.
 
     Raises:
         RunError: when there is no such file.
@@ -60,7 +60,7 @@ def int8_graph(model: Model) -> Graph:
     path = None if model.file is None else model.file.with_name(INT8_FILE)
     if path is None or not (model.zoo or path.is_file()):
         raise RunError(
-            f"{model.file or 'the model'} has no {INT8_FILE} beside it\n"
+            f"{model.file or 'the model'} has no int8 network: there is no {INT8_FILE} next to it\n"
             "open the run folder with its run.json, which can quantize again, or choose the float32 network"
         )
     return _read_own(path, model)
@@ -79,13 +79,13 @@ def _read_own(path: Path, model: Model) -> Graph:
 
 
 def graph_header(model: Model, facts: Mapping[str, Any]) -> GraphHeader:
-    """What the file of a model's graph says about it; `facts` come after those of the model."""
+    """The metadata of a model's graph file; `facts` follow those of the model."""
     header = model.header
     recipe = header.get("recipe")
     words = [header.get("dataset"), recipe.get("name") if isinstance(recipe, dict) else None]
     known = {key: header[key] for key in ("dataset", "seed") if key in header}
     if "fingerprint" in header:
-        # Enough to tell data sets apart, in files that are stored where memory is scarce.
+        # Enough to distinguish data sets, in files that are stored on small devices.
         known["fingerprint"] = str(header["fingerprint"])[:16]
     return GraphHeader(
         name="-".join(str(word) for word in words if word) or "model",
@@ -96,13 +96,13 @@ def graph_header(model: Model, facts: Mapping[str, Any]) -> GraphHeader:
 
 
 def model_card(model: Model) -> ModelCard:
-    """What exported files say about the model: its name, classes, input, and what was measured."""
+    """The metadata of exported files: name, classes, input, and measurements."""
     header = graph_header(model, _measured(model))
     return ModelCard(name=header.name, classes=header.classes, input_spec=header.input_spec, facts=header.facts)
 
 
 def _measured(model: Model) -> dict[str, Any]:
-    """Size and accuracies, from the card of the zoo or from the metrics.json beside the model's file."""
+    """Size and accuracies, from the zoo card or from metrics.json next to the model file."""
     if model.file is None:
         return {}
     metrics_path = model.file.with_name(METRICS_FILE)
@@ -115,7 +115,7 @@ def _measured(model: Model) -> dict[str, Any]:
         accuracies = metrics["test"]["accuracy"], metrics["int8"]["test"]["accuracy"]
     else:
         return {}
-    # To a hundredth of a point: a card is read by people, and takes room on devices.
+    # Rounded to a hundredth of a point: cards are for readers, and use space on devices.
     return {
         "parameters": parameters,
         "macs": macs,

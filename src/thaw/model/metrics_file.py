@@ -1,4 +1,4 @@
-"""metrics.json as it is read back: by exports, studies, the zoo and the report's deployment section."""
+"""Reads metrics.json for exports, studies, the zoo and the report's deployment section."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _is_texts(value: Any) -> bool:
 
 _Check = tuple[str, Callable[[Any], bool]]
 _SHARE: _Check = ("a share from 0 to 1", lambda value: isinstance(value, float) and 0.0 <= value <= 1.0)
-_COUNT: _Check = ("a whole number from 0", lambda value: type(value) is int and value >= 0)
+_COUNT: _Check = ("an integer from 0", lambda value: type(value) is int and value >= 0)
 _NUMBER: _Check = ("a number from 0", _is_number)
 _TEXT: _Check = ("a text", lambda value: isinstance(value, str))
 _USED: Mapping[str, _Check] = {
@@ -48,7 +48,7 @@ _USED: Mapping[str, _Check] = {
     "environment": ("an object", lambda value: isinstance(value, dict)),
     "stages": ("a list", lambda value: isinstance(value, list)),
 }
-"""What thaw reads back, and what it expects there; docs/metrics.md describes the rest."""
+"""The values that thaw reads, and their checks. docs/metrics.md describes all values."""
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

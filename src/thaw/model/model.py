@@ -1,6 +1,6 @@
-"""Model: a trained network with its input specification and class names, and everything that one can do with it.
+"""Model: a trained network with its input specification and class names; predict, evaluate, export, verify, bench.
 
-Whatever only one method needs is imported there, so that a prediction loads no exporter and no training.
+Imports that a single method needs are inside it, so that a prediction loads no exporters and no training code.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -50,17 +50,17 @@ MODEL_FILE = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Model:
-    """A trained network and everything that is needed to use it.
+    """A trained network with its input specification and class names.
 
     Attributes:
         module: float32, in evaluation mode.
-        spec: the family and sizes of its submodels, or of the one network.
+        spec: the family and sizes of its submodels, or of the single network.
         unify: how two submodels were unified; None for a single network.
-        input_spec: how an image becomes its input.
+        input_spec: how an image becomes the input.
         classes: K names.
-        header: what else its file says: "recipe", "fingerprint" of the data, "seed", ...
-        file: where it was loaded from; None for one that was not.
-        name: of the model in the zoo, or of the folder or file that it was loaded from.
+        header: other metadata of its file: "recipe", "fingerprint" of the data, "seed", ...
+        file: the file that it was loaded from; None if it was not loaded.
+        name: name of the zoo model, or of the folder or file that it was loaded from.
         zoo: whether it ships with the package.
     """
 
@@ -88,7 +88,7 @@ class Model:
             file = file / MODEL_FILE
             if not file.is_file():
                 raise ModelFileError(
-                    f"{path} holds no {MODEL_FILE}: its training has not finished, or it is no run folder"
+                    f"{path} contains no {MODEL_FILE}: training has not finished, or it is not a run folder"
                 )
         opened = open_tensors(file, version=MODEL_VERSION)
         try:
@@ -96,13 +96,13 @@ class Model:
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError, ThawError) as error:
             reason = " ".join((str(error) or type(error).__name__).split())[:300]
             raise ModelFileError(f"{file} is not a model of thaw: {reason}") from error
-        # Last, so that an invalid value is reported by its name.
+        # The digest is checked last, so that an invalid value is reported by name.
         opened.check_digest()
         return replace(model, file=file, name=name, zoo=shipped is not None)
 
     @classmethod
     def _from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """The model that a file's header and tensors describe; refuses what contradicts itself."""
+        """The model that a file's header and tensors describe, if they are consistent."""
         architecture = header["architecture"]
         input_spec = InputSpec.from_dict(header["input"])
         classes = _class_names(header["classes"])
@@ -113,7 +113,7 @@ class Model:
         spec = from_plain(FAMILIES[family], architecture["model"], "architecture.model")
         found = architecture["unify"]
         unify_spec = None if found is None else from_plain(UnifySpec, found, "architecture.unify")
-        # On torch's meta device sizes are free, so a header that lies about them is found before memory is taken.
+        # The meta device allocates nothing, so that false sizes in a header are detected before memory is used.
         with torch.device("meta"):
             module = build_network(spec, unify_spec, input_spec.shape, len(classes))
         module.load_state_dict(tensors, strict=True, assign=True)
@@ -143,7 +143,7 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the weights, in hexadecimal digits: distinguishes two models of one architecture."""
+        """Hexadecimal SHA-256 of the weights. It distinguishes models of the same architecture."""
         found = hashlib.sha256()
         for name, tensor in sorted(self.module.state_dict().items()):
             found.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -162,16 +162,16 @@ class Model:
         """Predict the class of image files, of all images in folders in natural order, and of images in memory.
 
         Args:
-            images: a path; a `PIL.Image.Image` of any mode, which is treated as its file would be; an array uint8 or
-                uint16, [H, W] or [H, W, C] of one image or [N, H, W] or [N, H, W, C] of several, with C = 1 or 3 (an
-                array of three axes is one image if its last axis has 1 or 3 entries); or a list or other iterable
-                of these, mixed as you like. All are resized, and scaled from 16 bits, as the input specification says.
+            images: a path; a `PIL.Image.Image` of any mode, treated like its file; an array uint8 or uint16, [H, W] or
+                [H, W, C] for one image or [N, H, W] or [N, H, W, C] for several, with C = 1 or 3 (an array with three
+                axes is one image if its last axis has length 1 or 3); or an iterable of these, also mixed. Images are
+                resized, and scaled from 16 bits, by the input specification.
             skip_broken: leave out images that cannot be decoded.
-            on_event: called with each `Decoding` and with each `Problem` found. Without it, problems with the depth of
-                16-bit images become Python warnings.
+            on_event: called with each `Decoding` and each `Problem`. Without it, problems with the depth of 16-bit
+                images become Python warnings.
 
         Raises:
-            DataError: naming what cannot be read, or what was given instead of an image.
+            DataError: for an image that cannot be read, or an object that is not an image.
         """
         pixels, names, problems = read_images(
             images, self.input_spec, skip_broken=skip_broken, progress=decoding_to(on_event)
@@ -202,7 +202,7 @@ class Model:
         return network_probabilities([self.module], pixels, self.input_spec)
 
     def predict_one(self, image: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """A function that computes the probabilities of one image, uint8 [H, W, C], already prepared, for timing."""
+        """A function that predicts one image, uint8 [H, W, C], already prepared, for timing."""
         device = next(self.module.parameters()).device
         pixels = torch.from_numpy(np.array(image[None])).to(device)
 
@@ -222,8 +222,8 @@ class Model:
     ) -> Quality:
         """Measure the model on a source: on its test split if it has one, otherwise on all of it.
 
-        The result's `overlap` counts the images that the model was trained on and measures the others alone; it is None
-        if the training images are unknown, as for a model file without its run folder.
+        The result's `overlap` counts the images that the model was trained on, and has the accuracy on the others. It
+        is None if the training images are unknown, as for a model file without its run folder.
 
         Args:
             source: as for `thaw.load`.
@@ -243,7 +243,7 @@ class Model:
         """The float32 or int8 network as inference operations with one output: the scores.
 
         Raises:
-            RunError: for int8, when no file of the int8 network lies beside the model's.
+            RunError: for int8, when there is no file of the int8 network next to the model file.
             NotFiniteError: when the float32 network computes NaN or infinity.
         """
         graph = self._float_graph if precision == "float" else self._int8_graph
@@ -262,7 +262,7 @@ class Model:
         return int8_graph(self)
 
     def card(self) -> ModelCard:
-        """What exported files say about the model."""
+        """The metadata of exported files."""
         from thaw.model.graphs import model_card
 
         return model_card(self)
@@ -275,18 +275,18 @@ class Model:
         out: str | Path | None = None,
         prefix: str | None = None,
     ) -> Export:
-        """Write the model in formats that run on devices.
+        """Export the model to formats that run on devices.
 
         Args:
-            formats: any of "onnx", "litert", "c", "web"; None for all but the web page.
-            precision: "float" or "int8"; None for both where the format has both.
+            formats: any of "onnx", "litert", "c", "web"; None for all except the web page.
+            precision: "float" or "int8"; None for both if the format supports both.
             out: the folder; for a model of the zoo ./NAME-export by default.
-            prefix: what symbols, macros and files of the C begin with, a C identifier; by default made from the name.
+            prefix: prefix of C symbols, macros and files, a C identifier; by default derived from the name.
 
         Raises:
             UsageError: for an unknown format, a format without that precision, an invalid prefix, or no folder.
-            RunError: for int8 when no int8 network is stored beside the model, or a folder that cannot be written. A
-                missing package is reported in the result's `missing`.
+            RunError: for int8 when no int8 network is stored next to the model, or when the folder cannot be written.
+                Missing packages are reported in the result's `missing`.
         """
         from thaw.deploy.export import export, select_formats
 
@@ -301,12 +301,13 @@ class Model:
         data_root: str | Path | None = None,
         on_event: OnEvent | None = None,
     ) -> Verification:
-        """Run every exported file of a model of the zoo on the test images and compare with the reference interpreter.
+        """Run the exported files of a zoo model on the test images and compare them with the reference interpreter.
 
-        Everything is exported first if nothing was. For a model of your own, use `Run.verify`: the run knows its data.
+        Without an earlier export, the model is exported first. For your own model, use `Run.verify`: a run knows its
+        data.
 
         Args:
-            boards: emulated boards to run the C on as well, such as "cortex-m4".
+            boards: emulated boards that also run the C, such as "cortex-m4".
             images: number of test images; all by default, and 1,000 on an emulated board.
             out: the folder of the exported files; ./NAME-export by default.
             data_root: folder that holds the named data sets; the environment's THAW_DATA by default.
@@ -314,8 +315,8 @@ class Model:
 
         Raises:
             UsageError: for an unknown board or no images.
-            RunError: for a model that is not of the zoo, or data that have changed. What differs, fails or is missing
-                is reported in the result's `checks`.
+            RunError: for a model that is not in the zoo, or data that have changed. Differences, failures and missing
+                packages are reported in the result's `checks`.
         """
         from thaw.deploy.export import export_if_none
         from thaw.deploy.verify import check_boards, verify
@@ -324,8 +325,8 @@ class Model:
         check_boards(boards, images)
         if not self.zoo:
             raise RunError(
-                f"{self.file} is a model without its run folder: verifying needs the run's data\n"
-                "open the run folder that thaw train wrote, with its run.json"
+                f"{self.file} is a model without its run folder: verification needs the run's data\n"
+                "open the run folder, with its run.json, instead"
             )
         root = None if data_root is None else Path(data_root).expanduser()
         folder, tell = self.export_folder(out), steps_to(on_event)
@@ -341,14 +342,14 @@ class Model:
         repeats: int = 100,
         on_event: OnEvent | None = None,
     ) -> Bench:
-        """Time one image in torch, onnxruntime, LiteRT and the C, in turns, on one thread.
+        """Time inference of one image in torch, onnxruntime, LiteRT and C: alternating, on one thread.
 
-        Everything is exported first if nothing was.
+        Without an earlier export, the model is exported first.
 
         Args:
-            out: the folder of the exported files; for a model of the zoo ./NAME-export by default.
-            rounds: how often each runtime has its turn, at least 1.
-            repeats: timed inferences per turn, at least 1.
+            out: the folder of the exported files; for a zoo model ./NAME-export by default.
+            rounds: number of times that each runtime is timed, at least 1.
+            repeats: timed inferences per round, at least 1.
             on_event: called with each `Step`.
         """
         from thaw.deploy.bench import bench
@@ -359,7 +360,7 @@ class Model:
         return bench(self, folder, missing=made.missing if made else {}, rounds=rounds, repeats=repeats, tell=tell)
 
     def export_folder(self, out: str | Path | None) -> Path:
-        """The folder of the exported files: `out`, or for a model of the zoo ./NAME-export.
+        """The folder of the exported files: `out`, or ./NAME-export for a zoo model.
 
         Raises:
             UsageError: when neither is known.
@@ -367,25 +368,25 @@ class Model:
         if out is not None:
             return Path(out).expanduser()
         if not self.zoo:
-            raise UsageError(f"{self.file} is no run folder: name the folder of the exported files with --out")
+            raise UsageError(f"{self.file} is not a run folder: name the folder of the exported files with --out")
         return Path(f"{self.name}-export")
 
 
 def _class_names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise ModelFileError(f"classes = {shown(value)}: expected a list of texts")
+        raise ModelFileError(f"classes = {shown(value)}: expected a list of strings")
     if len(set(value)) != len(value):
-        raise ModelFileError("classes repeat a name: expected names that differ")
+        raise ModelFileError("classes repeat a name: expected distinct names")
     return tuple(value)
 
 
 def _check_facts(header: Mapping[str, Any]) -> None:
-    """What a header says beside the network, which goes into reports and exported files."""
+    """Check the metadata of a header that is copied to reports and exported files."""
     seed = header.get("seed", 0)
     if type(seed) is not int or seed < 0:
-        raise ModelFileError(f"seed = {shown(seed)}: expected a whole number from 0")
+        raise ModelFileError(f"seed = {shown(seed)}: expected an integer of at least 0")
     for name in ("dataset", "fingerprint"):
         if not isinstance(header.get(name, ""), str):
-            raise ModelFileError(f"{name} = {shown(header[name])}: expected a text")
-    # The network and its input have limits of their own, by which they were checked.
+            raise ModelFileError(f"{name} = {shown(header[name])}: expected a string")
+    # The network and its input were checked against their own limits.
     check_numbers({key: value for key, value in header.items() if key not in ("architecture", "input")}, "")

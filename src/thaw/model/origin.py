@@ -1,4 +1,4 @@
-"""A trained model measured on labeled images, and the data it was trained on, prepared again.
+"""Measures a trained model on labeled images, and prepares its data again.
 
 Shapes: N images, K classes.
 """
@@ -37,7 +37,7 @@ def quality_of(probabilities: npt.NDArray[np.float64], images: ImageSet) -> Qual
 def evaluate_model(
     model: Model, source: Any, *, data_root: Path | None, skip_broken: bool, on_event: OnEvent | None
 ) -> Quality:
-    """`Model.evaluate`. Tables are read by the columns that training read."""
+    """Implements `Model.evaluate`. Tables are read with the columns of the training."""
     images, problems = open_image_set(
         source,
         model.input_spec,
@@ -62,7 +62,7 @@ def evaluate_model(
 
 
 def _data_settings(model: Model) -> DataSettings:
-    """The data settings of the recipe in the model's header; the defaults where that has none that can be read."""
+    """The data settings of the recipe in the model's header; the defaults if they are missing or unreadable."""
     try:
         return recipe_from_dict(model.header["recipe"]["settings"]).data
     except (KeyError, TypeError, RecipeError):
@@ -70,7 +70,7 @@ def _data_settings(model: Model) -> DataSettings:
 
 
 def zoo_test_images(model: Model, *, data_root: Path | None, on_event: OnEvent | None) -> ImageSet:
-    """The test images of the data set that a model of the zoo was trained on.
+    """The test images of the data set that a zoo model was trained on.
 
     Raises:
         RunError: when the data set has changed since.
@@ -86,10 +86,10 @@ def zoo_test_images(model: Model, *, data_root: Path | None, on_event: OnEvent |
 
 
 def check_fingerprint(data: PreparedData, expected: object, trained: object) -> None:
-    """Refuse data that differ from those that `trained` was trained on.
+    """Check that data equal those that `trained` was trained on.
 
     Raises:
-        RunError: when they do.
+        RunError: when they differ.
     """
     if data.fingerprint != expected:
         raise RunError(

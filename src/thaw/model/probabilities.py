@@ -1,4 +1,4 @@
-"""What networks answer: class probabilities of many images, and the prediction for one.
+"""Class probabilities of images, and the prediction for one image.
 
 Shapes: N images, H rows, W columns, C channels, K classes.
 """
@@ -27,7 +27,7 @@ class Prediction:
     """The prediction for one image.
 
     Attributes:
-        name: of the image: its path, or its place among the images given, such as "[0]".
+        name: name of the image: its path, or its index among the given images, such as "[0]".
         classes: K names.
         probabilities: float64 [K], 0 to 1, in the order of `classes`.
     """

@@ -1,6 +1,6 @@
-"""The file beside a trained model that lists its training images, as digests of 8 bytes per image.
+"""The file next to a trained model that lists its training images, as digests of 8 bytes per image.
 
-It is not part of the model's own file, which may go to devices: 60,000 images take 480 KB, eight times the model.
+It is separate from the model file, which may be copied to devices: 60,000 images take 480 KB, eight times the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_seen(path: Path, seen: SeenImages, model: Model) -> None:
 
 
 def read_seen(model: Model) -> SeenImages | None:
-    """The images that a model was trained on; None if no file beside the model's lists them, or one of another model.
+    """The images that a model was trained on; None if the file is missing or belongs to another model.
 
     Raises:
         ModelFileError: when the file is damaged.

@@ -87,7 +87,7 @@ class PaperSpec:
         )
 
     def variants(self, least: int = 1) -> Iterator[Self]:
-        """The family from the smallest: these proportions at every width of the first convolution from `least`."""
+        """The networks of the family, smallest first: these proportions at every first width from `least`."""
         ratio = self.filters[1] / self.filters[0]
         for first in range(least, WIDEST + 1):
             if (second := max(least, round(ratio * first))) <= WIDEST:
@@ -114,7 +114,7 @@ class PaperSpec:
 
 @checked_dataclass(frozen=True, kw_only=True)
 class _BlockSpec(ABC):
-    """What families have in common whose stages are a number of blocks of one width.
+    """The common base of families whose stages are blocks of one width.
 
     Widths are searched in steps of 4, the number of int8 weights that a small device loads at once; steps of 16, which
     vector units prefer, are too coarse for ten thousand parameters.
@@ -144,7 +144,7 @@ class _BlockSpec(ABC):
 
     @abstractmethod
     def _stage(self, read: int, width: int, blocks: int, *, is_first: bool) -> OrderedDict[str, nn.Module]:
-        """The parts of one stage from `read` to `width` channels; all but the first stage begin with pooling."""
+        """The parts of one stage from `read` to `width` channels; every stage except the first begins with pooling."""
 
     def build(self, shape: Shape, classes: int) -> nn.Sequential:
         """The submodel for images (H, W, C) and K classes: [B, C, H, W] -> logits [B, K].
@@ -217,7 +217,7 @@ class ResidualSpec(_BlockSpec):
 class LoopedSpec:
     """Stages of one 3x3 convolution each that is applied many times, with a separate normalization for each pass.
 
-    The passes share parameters, so depth costs time and not memory. The stem works at the image's own size; later
+    The passes share parameters, so depth costs time but no memory. The stem works at the image's own size; later
     stages begin with 2x2 pooling, and with a 1x1 convolution if the width changes.
     """
 
@@ -255,7 +255,7 @@ class LoopedSpec:
         if not self.passes[-1]:
             raise ValueError(f"passes = {shown(list(self.passes))}: expected at least one pass in the last stage")
         if self.mixed > available:
-            raise ValueError(f"mixed = {self.mixed}: expected at most the {available} states that there are to mix")
+            raise ValueError(f"mixed = {self.mixed}: expected at most {available}, the number of states")
         return self
 
     @property
@@ -301,7 +301,7 @@ class LoopedSpec:
         return (self.stem,) if self.shared else self.widths
 
     def with_widths(self, widths: Sequence[int]) -> Self:
-        """This spec with other `tunable_widths`; a stem as wide as the first stage stays so."""
+        """This spec with other `tunable_widths`. A stem as wide as the first stage remains as wide."""
         stem = widths[0] if self.stem == self.widths[0] else self.stem
         return replace(self, stem=stem, widths=tuple(widths) * (len(self.widths) if self.shared else 1))
 

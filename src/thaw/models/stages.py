@@ -1,4 +1,4 @@
-"""Widths and numbers of stages, common to the families of `thaw.models.families`.
+"""Widths and numbers of stages, for the families of `thaw.models.families`.
 
 Shapes: H rows, W columns, C channels.
 """
@@ -43,7 +43,7 @@ def scaled_widths(widths: Sequence[int], least: int) -> Iterator[tuple[int, ...]
 
 
 def _whole_width(width: float) -> int:
-    """The nearest multiple of 4; below 4 the nearest positive whole number."""
+    """The nearest multiple of 4; below 4 the nearest positive integer."""
     return max(1, round(width)) if width < 4 else 4 * round(width / 4)
 
 
@@ -64,7 +64,7 @@ def lengthened(values: tuple[int, ...], more: int) -> tuple[int, ...]:
 
 
 def check_same_stages(name: str, values: Sequence[int], widths: Sequence[int]) -> None:
-    """Refuse lists for different numbers of stages."""
+    """Check that lists have one entry per stage."""
     if len(widths) != len(values):
         raise ValueError(
             f"{name} = {shown(list(values))}: expected one entry per stage, as in widths = {shown(list(widths))}"
@@ -72,7 +72,7 @@ def check_same_stages(name: str, values: Sequence[int], widths: Sequence[int]) -
 
 
 def check_side(shape: Shape, stages: int, stem: StemReduction) -> None:
-    """Refuse an image of which the stem and the pooling between the stages leave nothing."""
+    """Check that the image is large enough for the stem and the pooling between stages."""
     height, width, _ = shape
     least = 2 ** (stages - 1)
     if min(reduced_side(height, stem), reduced_side(width, stem)) < least:

@@ -67,7 +67,7 @@ class Head(nn.Module):
 
 
 class UnifiedModel(nn.Module):
-    """Both submodels on the same image, their class scores concatenated, a dense head on top: one input, one output."""
+    """Two submodels on one image, with concatenated class scores and a dense head: one input, one output."""
 
     def __init__(self, branches: list[nn.Sequential], head: Head, scores: Scores) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class UnifiedModel(nn.Module):
         return (HEAD, *reversed(names))
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
-        """All units with their names. A name comes once for each branch."""
+        """All units with their names. A name occurs once per branch."""
         yield HEAD, self.head
         for branch in self.branches:
             yield from branch.named_children()
@@ -116,17 +116,17 @@ def units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def build_dual(spec: FamilySpec, shape: tuple[int, int, int], classes: int, *, alike: bool = False) -> DualModel:
     """Two submodels for images (H, W, C) and K classes, freshly initialized from torch's global generator.
 
-    If they are `alike`, both start from the same weights, so that their weights can be averaged after training: halfway
-    between networks that were initialized independently, the loss is high (arXiv 1912.05671).
+    If `alike`, both start from the same weights, so that their weights can be averaged after training. The loss is high
+    halfway between networks that were initialized independently (arXiv 1912.05671).
     """
     first = spec.build(shape, classes)
     return DualModel(first, copy.deepcopy(first) if alike else spec.build(shape, classes))
 
 
 def unify(dual: DualModel, unify_spec: UnifySpec) -> UnifiedModel:
-    """The unified model: copies of the dual model's branches, dense layers rewritten as convolutions, a new head.
+    """The unified model: copies of the dual model's branches, dense layers converted to convolutions, and a new head.
 
-    The branches give the same results as before, up to rounding. The head is initialized from torch's global generator.
+    The results of the branches are unchanged up to rounding. The head is initialized from torch's global generator.
     """
     branches = [_with_conv_classifier(branch) for branch in dual.branches]
     classes = cast("ConvClassifier", branches[0][-1]).conv.out_channels
@@ -136,36 +136,36 @@ def unify(dual: DualModel, unify_spec: UnifySpec) -> UnifiedModel:
 def average(dual: DualModel) -> nn.Sequential:
     """One submodel with the mean of both submodels' weights and statistics.
 
-    The means of normalization statistics are not those of the averaged network, so they must be measured again.
+    The mean of the normalization statistics is not that of the averaged network, so it must be measured again.
     """
     first, second = dual.branches
     made = copy.deepcopy(first)
     if not isinstance(made, nn.Sequential):
-        raise TypeError("a submodel is an nn.Sequential of named units")
+        raise TypeError("expected a submodel that is an nn.Sequential of named units")
     pairs = zip(made.state_dict().values(), second.state_dict().values(), strict=True)
     with torch.no_grad():
         for mine, other in pairs:
-            # Integers, such as a count of batches, are not averaged.
+            # Integers, such as a number of batches, are not averaged.
             if mine.is_floating_point():
                 mine.lerp_(other, 0.5)
     return made
 
 
 def build_unified(spec: FamilySpec, unify_spec: UnifySpec, shape: tuple[int, int, int], classes: int) -> UnifiedModel:
-    """A unified model with new weights, to load a model file into."""
+    """A unified model with new weights, for loading a model file."""
     return unify(build_dual(spec, shape, classes), unify_spec)
 
 
 def build_network(
     spec: FamilySpec, unify_spec: UnifySpec | None, shape: tuple[int, int, int], classes: int
 ) -> nn.Module:
-    """A network with new weights: two submodels unified by `unify_spec`, or a single one for None."""
+    """A network with new weights: two submodels unified by `unify_spec`, or a single one if it is None."""
     return spec.build(shape, classes) if unify_spec is None else build_unified(spec, unify_spec, shape, classes)
 
 
 def _with_conv_classifier(branch: nn.Module) -> nn.Sequential:
     copied = copy.deepcopy(branch)
     if not isinstance(copied, nn.Sequential) or not isinstance(copied[-1], DenseClassifier):
-        raise TypeError("a submodel is an nn.Sequential of named units that ends in a DenseClassifier")
+        raise TypeError("expected a submodel that is an nn.Sequential of named units and ends in a DenseClassifier")
     copied[-1] = ConvClassifier.from_dense(copied[-1])
     return copied

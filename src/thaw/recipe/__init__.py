@@ -1,1 +1,1 @@
-"""The settings of a run: recipes, budgets, and the size of the network."""
+"""Settings of a run: recipes, budgets, and the size of the network."""

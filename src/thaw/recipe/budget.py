@@ -22,7 +22,7 @@ from thaw.quoting import given, shown
 EXAMPLE = "params=15000,ram=8KB,flash=32KB,macs=1M"
 
 _COUNT_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
-# As memory is sold and linkers count it, KB and KiB are 1,024 bytes.
+# KB and KiB are 1,024 bytes, as in data sheets and linker output.
 _BYTE_UNITS = {"": 1, "b": 1, "kb": 1024, "kib": 1024, "mb": 1024**2, "mib": 1024**2}
 _UNITS = {"params": _COUNT_UNITS, "ram": _BYTE_UNITS, "flash": _BYTE_UNITS, "macs": _COUNT_UNITS}
 _EXPECTED = {
@@ -49,7 +49,7 @@ class Budget:
     ram: _Limit | None = None
     """Bytes of RAM to run the emitted int8 C (`Cost.ram_bytes`)."""
     flash: _Limit | None = None
-    """Bytes of flash that it needs (`Cost.flash_bytes`)."""
+    """Bytes of flash for the emitted int8 C (`Cost.flash_bytes`)."""
     macs: _Limit | None = None
     """Multiply-accumulates per image."""
     counts_image: StrictBool = True
@@ -58,15 +58,15 @@ class Budget:
     @model_validator(mode="after")
     def _check_image(self) -> Self:
         if not self.counts_image and self.ram is None:
-            raise ValueError("image = excluded: expected ram=LIMIT too, which it changes")
+            raise ValueError("image = excluded: expected ram=LIMIT too, to which it applies")
         return self
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`params=15000,ram=8KB` -> the limits, rounded down to whole numbers.
+        """`params=15000,ram=8KB` -> the limits, rounded down to integers.
 
         Raises:
-            UsageError: in one line, for the first invalid part of the text.
+            UsageError: for the first invalid part of the text.
         """
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"budget {shown(text)}: expected limits such as {EXAMPLE}")
@@ -89,7 +89,7 @@ class Budget:
         return from_plain(cls, {**limits, "counts_image": image is not False}, "budget")
 
     def as_dict(self) -> dict[str, int | str | None]:
-        """A JSON-ready form that `from_dict` takes back; it has "image" only if that is excluded."""
+        """A JSON-ready form for `from_dict`. It has "image" only if the image is excluded."""
         limits: dict[str, int | str | None] = dict(self.limits())
         return limits if self.counts_image else limits | {"image": "excluded"}
 
@@ -99,13 +99,13 @@ class Budget:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `as_dict`; an unknown name or an invalid limit is a UsageError."""
+        """The inverse of `as_dict`. An unknown name or an invalid limit is a UsageError."""
         limits = {name: limit for name, limit in data.items() if name != "image"}
         counts_image = _parse_image(data.get("image", "included"))
         return from_plain(cls, {**limits, "counts_image": counts_image}, "budget")
 
     def __str__(self) -> str:
-        """Such as "params=15,000, ram=8,192"."""
+        """For example "params=15,000, ram=8,192"."""
         parts = [f"{name}={limit:,}" for name, limit in self.limits().items() if limit is not None]
         return ", ".join([*parts, *([] if self.counts_image else ["image=excluded"])]) or "no limit"
 
@@ -123,7 +123,7 @@ class Budget:
 def over_budget(
     budget: Budget, cost: Cost, shape: tuple[int, int, int], classes: int, what: str = "the network"
 ) -> str:
-    """Why a network for images (H, W, C) and K classes is refused: a line for each limit that it exceeds."""
+    """Why a network for images (H, W, C) and K classes is refused: one line per exceeded limit."""
     size = "x".join(map(str, shape))
     lines = [f"{what} does not fit the budget (input {size}, {classes} classes):"]
     lines += [f"  {name}: {_figures(budget, cost, name)}" for name in budget.exceeded(cost)]
@@ -131,7 +131,7 @@ def over_budget(
 
 
 def ram_parts(cost: Cost, *, counts_image: bool = True) -> str:
-    """The parts of `Cost.ram_bytes` in words."""
+    """A description of the parts of `Cost.ram_bytes`."""
     image = f"image {cost.image_bytes:,}" if counts_image else f"image of {cost.image_bytes:,} not counted"
     return f"arena {cost.arena_bytes:,}, {image}, scores {cost.score_bytes:,}, {STACK_BYTES:,} reserved for the stack"
 
@@ -154,7 +154,7 @@ def _parse_image(text: object) -> bool:
 
 
 def _figures(budget: Budget, cost: Cost, name: str) -> str:
-    """Cost and limit, and where most of the cost is."""
+    """Cost and limit, and the largest part of the cost."""
     needed, limit = budget.needs(cost)[name], budget.limits()[name]
     unit = " bytes" if _UNITS[name] is _BYTE_UNITS else ""
     about = {

@@ -1,4 +1,4 @@
-"""Networks and input sizes that fit a budget, and which of them are worth comparing by a short training.
+"""Networks and input sizes that fit a budget, and the ones that are worth comparing by a short training.
 
 Costs follow from the architecture, so nothing is trained here. Shapes are those of one image: H rows, W columns, C
 channels.
@@ -20,9 +20,9 @@ from thaw.recipe.sizing import largest_variant, network_cost
 
 # Two costs are similar if the smaller is at least this share of the larger.
 _ABOUT = 0.9
-# Smallest evenness (see `Candidate`) of widths that keep to the recipe's proportions.
+# Smallest evenness (see `Candidate`) of widths that count as proportional to the recipe's.
 _EVEN_ENOUGH = 1 / 3
-# Minimum channels per stage, in turn, if nothing fits with those that the recipe asks for.
+# Smaller minimum channels per stage, tried in order if nothing fits the recipe's minimum.
 _FEWER_CHANNELS = (4, 1)
 # Among stems that reduce the image, the one with fewer multiply-accumulates comes first.
 _STEM_ORDER: tuple[StemReduction, ...] = ("none", "stride", "pool")
@@ -52,12 +52,12 @@ class Candidate:
 
     @property
     def network(self) -> str:
-        """The network in words, such as "residual, stem stride, widths 20, 60, 68"."""
+        """A description of the network, such as "residual, stem stride, widths 20, 60, 68"."""
         stem = "" if self.stem == "none" else f", stem {self.stem}"
         return f"{self.spec.family}{stem}, widths {', '.join(map(str, self.spec.tunable_widths))}"
 
     def __str__(self) -> str:
-        """Such as "48x48x3, residual, stem stride, widths 20, 60, 68"."""
+        """For example "48x48x3, residual, stem stride, widths 20, 60, 68"."""
         return f"{'x'.join(map(str, self.shape))}, {self.network}"
 
 
@@ -66,9 +66,9 @@ class Choices:
     """The candidates that fit a budget.
 
     Attributes:
-        ranked: candidates worth comparing, at least one; the first is used if none are compared.
+        ranked: candidates worth comparing, at least one; the first one is used if there is no comparison.
         least_width: minimum channels per stage of all candidates, if the widths were open.
-        warning: why that is less than the recipe asks for, or "".
+        warning: why this is less than the recipe's minimum, or "".
     """
 
     ranked: tuple[Candidate, ...]
@@ -104,7 +104,7 @@ def find_candidates(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shap
 
 
 def check_fits(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int) -> None:
-    """Refuse a budget that no shape, stem or width fits; cheaper than searching for the largest network.
+    """Check that some shape, stem and width fits the budget. Cheaper than searching for the largest network.
 
     Raises:
         BudgetError: with the cost of the nearest candidate.
@@ -131,10 +131,11 @@ def check_fits(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], c
 def rank(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """The candidates worth comparing, the most promising first.
 
-    First come candidates with about the most parameters and widths close to the recipe's proportions: the largest input
-    first, and for one input the stem that reduces nothing. The rest follow by their proportions. A candidate is dropped
-    if an earlier one has an input at least as large, similar parameters and multiply-accumulates, and widths as even.
-    If one input is reduced in both ways, the second of these comes last, since the two learn alike.
+    Candidates with nearly the most parameters and widths close to the recipe's proportions come first, ordered by input
+    size, largest first; for equal inputs, the stem without reduction comes first. The others follow, ordered by their
+    proportions. A candidate is dropped if an earlier one has an input at least as large, similar parameters and
+    multiply-accumulates, and widths that are as even. If one input is reduced in both ways, the second one comes last,
+    since both learn equally well.
     """
     most = max(candidate.cost.parameters for candidate in found)
 
@@ -169,7 +170,7 @@ def _covers(one: Candidate, other: Candidate) -> bool:
 
 
 def _variants(recipe: Recipe, shape: Shape) -> tuple[FamilySpec, ...]:
-    """The recipe's network for images of a shape, with the stages that it asks for, and with each stem if that is open.
+    """The recipe's network for images of a shape: with the required stages, and with each stem if the stem is open.
 
     If the widths are open, only their proportions count.
     """
@@ -207,7 +208,7 @@ def _candidate(recipe: Recipe, spec: FamilySpec, shape: Shape, classes: int, *, 
 
 
 def _nearest(recipe: Recipe, budget: Budget | None, shapes: Sequence[Shape], classes: int, *, least: int) -> Candidate:
-    """Of the smallest networks per shape and stem, the one that exceeds the fewest limits, then needs least RAM."""
+    """The smallest network, over shapes and stems, that exceeds the fewest limits and then needs least RAM."""
     smallest = list(_smallest(recipe, shapes, classes, least))
 
     def excess(candidate: Candidate) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Recipes: TOML <-> frozen dataclasses, strictly. Defaults, ranges and descriptions stand beside the fields."""
+"""Recipes: TOML <-> frozen dataclasses, strictly. Defaults, ranges and descriptions are next to the fields."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from thaw.training.trainer import MethodName, TrainerSettings
 
 @checked_dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a run trains and how. With the data, the seed and the machine it fixes the weights.
+    """All settings of a training. Recipe, data, seed and machine together determine the weights.
 
-    What `sizing` leaves open is settled once data and budget are known; a resolved recipe leaves nothing open.
+    Settings that `sizing` leaves open are determined when data and budget are known. A resolved recipe has none.
     """
 
     description: StrictStr = ""
@@ -51,7 +51,7 @@ class Recipe:
     model: FamilySpec = field(default_factory=PaperSpec)
     """The network, or each of the two submodels."""
     sizing: SizingSettings = field(default_factory=SizingSettings)
-    """Which sizes are chosen to fit the budget."""
+    """Sizes that are chosen to fit the budget."""
     unify: UnifySpec = field(default_factory=UnifySpec)
     """How two submodels become one network."""
     dual: DualSettings = field(default_factory=DualSettings)
@@ -72,7 +72,7 @@ class Recipe:
     @field_validator("unfreeze")
     @classmethod
     def _check_order(cls, unfreeze: UnfreezeSettings, info: ValidationInfo) -> UnfreezeSettings:
-        """Refuse steps that do not fit the network; it is unknown while its own sections have faults."""
+        """Check the steps against the network, unless the sections of the network have faults."""
         is_known = {"method", "model", "unify"} <= info.data.keys()
         if is_known and info.data["method"] == "two-stage" and info.data["unify"].join != "distil":
             order = info.data["unify"].unfreezing_order(info.data["model"].units)
@@ -85,12 +85,12 @@ class Recipe:
         return unfreeze
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON- and TOML-ready form that `recipe_from_dict` takes back."""
+        """A JSON- and TOML-ready form for `recipe_from_dict`."""
         return as_plain(self)
 
     @property
     def unify_spec(self) -> UnifySpec | None:
-        """How the final network is made of two submodels; None for a single network."""
+        """How two submodels become the final network; None for a single network."""
         return self.trainer_settings().unify_spec
 
     def stage_epochs(self) -> dict[str, int]:
@@ -118,8 +118,8 @@ class Recipe:
 def default_recipe(source: object, *, has_budget: bool = False) -> str:
     """The recipe for a source if the user names none.
 
-    It is "balanced", which fits its network to the budget and its input to the images. The named benchmark sets without
-    a budget use the recipes of the paper: "digits" for that set, "paper" for the others.
+    It is "balanced", which fits the network to the budget and the input to the images. The named benchmark sets without
+    a budget use the recipes of the paper: "digits" for digits, "paper" for the others.
     """
     name = str(source) if isinstance(source, str | Path) else ""
     if has_budget or name not in NAMES:
@@ -142,8 +142,8 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> tuple[str, 
     """Load a shipped recipe by its name, or a recipe from a TOML file.
 
     Args:
-        name_or_file: such as "paper" or "my-recipe.toml".
-        overrides: "section.key=value", with a TOML value or a bare string; the last override of a key counts.
+        name_or_file: a name or path, such as "paper" or "my-recipe.toml".
+        overrides: "section.key=value", with a TOML value or a bare string; the last override of a key applies.
 
     Returns:
         (The recipe's name, the recipe.)
@@ -169,7 +169,7 @@ def _recipe_text(name_or_file: str) -> tuple[str, str]:
     try:
         path = Path(name_or_file).expanduser()
         is_file = path.suffix == ".toml" or path.is_file()
-    # A path may be too long, hold a zero byte, or name a user that is unknown.
+    # A path may be too long, contain a null byte, or name an unknown user.
     except (OSError, ValueError, RuntimeError):
         path, is_file = Path(), False
     if not is_file:
@@ -212,7 +212,7 @@ def recipe_from_dict(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> Rec
     """A recipe from a tree of plain values: the inverse of `Recipe.as_dict`.
 
     Raises:
-        RecipeError: listing all faults, first those in `faults`, which the caller has found.
+        RecipeError: listing all faults, beginning with the caller's `faults`.
     """
     recipe, found = build(Recipe, tree)
     if faults or recipe is None:

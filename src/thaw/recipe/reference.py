@@ -1,4 +1,4 @@
-"""Every setting of a recipe as data: the source of the settings page in the documentation."""
+"""All settings of a recipe as data, for the settings page of the documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from thaw.faults import bare_type, field_types, is_union, list_length, value_range
 from thaw.recipe.recipe import Recipe
 
-_SCALARS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_SCALARS: dict[Any, str] = {int: "integer", float: "number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class SettingInfo:
 
     Attributes:
         key: dotted name, such as "plain.fit.momentum"; for entries of a list, such as "unfreeze.steps[].unit".
-        family: the model family that has it; "" for a setting of every family.
-        type: such as "whole number", "list of whole numbers", or its choices: '"stretch" or "crop"'.
+        family: the model family that has it; "" for a setting of all families.
+        type: such as "integer", "list of integers", or its choices: '"stretch" or "crop"'.
         default: as TOML; "" for a required setting.
         range: such as "from 0 to 1"; for a list, also its length; "" if every value of the type is valid.
-        description: what it does, in a sentence or two.
+        description: one or two sentences.
     """
 
     key: str

@@ -51,7 +51,7 @@ _Side = Annotated[Whole, Field(ge=8, le=MAX_SIDE)]
 
 @checked_dataclass(frozen=True, kw_only=True)
 class SizingSettings:
-    """Which sizes of a recipe are chosen to fit the budget."""
+    """Sizes of a recipe that are chosen to fit the budget."""
 
     network: NetworkSize = "fixed"
     """"fixed" trains the network of the section `model`; "largest" the largest of its family that fits the budget, with
@@ -80,7 +80,7 @@ class SizingSettings:
 
     @property
     def is_open(self) -> bool:
-        """Whether the budget decides any size."""
+        """Whether the budget determines any size."""
         return self.network == "largest" or self.input == "largest"
 
     def settled(self) -> SizingSettings:
@@ -135,7 +135,7 @@ def largest_variant(
 def _leading(count: int, holds: Callable[[int], bool]) -> int:
     """The number of leading places of 0 ... count - 1 that a monotone condition holds for.
 
-    Few places beyond are tested, where networks are large and their costs slow to compute.
+    It tests few places beyond that, where networks are large and costs are slow to compute.
     """
     beyond = 1
     while beyond <= count and holds(beyond - 1):
@@ -171,5 +171,5 @@ def _widened(spec: FamilySpec, places: Sequence[int], steps: int) -> FamilySpec:
 
 
 def _rank(cost: Cost) -> tuple[int, int]:
-    """Ranks networks by parameters, and among equals by fewer multiply-accumulates."""
+    """Sort key of networks: more parameters, then fewer multiply-accumulates."""
     return cost.parameters, -cost.macs

@@ -1,1 +1,1 @@
-"""A training run: request, folder, pipeline, report."""
+"""Training runs: request, folder, pipeline, report."""

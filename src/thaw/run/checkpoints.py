@@ -1,4 +1,4 @@
-"""The checkpoint of a run, written after every epoch, and what makes it valid: the plan that it was trained by."""
+"""The checkpoint of a run, written after every epoch. It is valid only for the plan that it was trained with."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ CHECKPOINT_VERSION = 1
 
 
 def plan_digest(request: TrainRequest, data: PreparedData) -> str:
-    """A digest of everything that decides the weights. A checkpoint is resumed only by a run with the same digest."""
+    """A digest of everything that determines the weights. A run resumes only checkpoints with its own digest."""
     recipe = request.recipe.as_dict()
-    # Quantization starts after training, and sizes are settled before.
+    # Quantization comes after training, and sizes are determined before it.
     del recipe["quantize"], recipe["sizing"]
     facts = [recipe, request.seed, data.fingerprint, data.input_spec.as_dict()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def restore(folder: RunFolder, trainer: MultiStageTrainer, plan: str) -> float:
-    """Load the checkpoint if there is one; returns the seconds of training that led to it.
+    """Load the checkpoint, if any, and return the training time up to it, in seconds.
 
     Raises:
-        RunError: when it is damaged, or was trained by another plan.
+        RunError: when it is damaged or belongs to another plan.
     """
     if not folder.checkpoint.exists():
         return 0.0
@@ -43,7 +43,7 @@ def restore(folder: RunFolder, trainer: MultiStageTrainer, plan: str) -> float:
         what = str(error) if isinstance(error, ModelFileError) else f"{folder.checkpoint} is incomplete: {error}"
         raise RunError(f"{what}\n{remedy}") from error
     if found != plan:
-        raise RunError(f"the checkpoint was trained with another recipe, seed or data than run.json says\n{remedy}")
+        raise RunError(f"the checkpoint belongs to a run with another recipe, seed or data\n{remedy}")
     return max(0.0, seconds)
 
 
@@ -56,10 +56,10 @@ def save(folder: RunFolder, trainer: MultiStageTrainer, plan: str, seconds: floa
 
 
 def check_data(folder: RunFolder, data: PreparedData) -> None:
-    """Refuse a result if cached images were damaged during training; the checkpoint is removed, as it saw them too.
+    """Check that cached images were not damaged during training; otherwise the checkpoint is removed too.
 
     Raises:
-        RunError: when they were.
+        RunError: when they were damaged.
     """
     if not data.is_whole():
         folder.checkpoint.unlink(missing_ok=True)

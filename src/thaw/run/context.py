@@ -40,9 +40,9 @@ def normalization_of(recipe: Recipe, device: str) -> str:
 def training_context(
     data: PreparedData, recipe: Recipe, seed: int, device: str, *, normalization: str
 ) -> Iterator[TrainingContext]:
-    """Open the training context for `data` on device "auto", "cpu" or "cuda"; its threads end with the context.
+    """Open the training context for `data` on device "auto", "cpu" or "cuda". Its threads end with the context.
 
-    `normalization` is what `normalization_of` returned when the training began.
+    `normalization` is the result of `normalization_of` when training began.
     """
     found = resolve_device(device)
     with ParallelBranches(PARALLEL_BRANCHES, found) as parallel:

@@ -1,4 +1,4 @@
-"""The cross-validation of a run: one model per fold, each measured on images that it was not trained on.
+"""Cross-validation of a run: one model per fold, measured on images that it was not trained on.
 
 Results are stored in the run's `folds` folder, so that a resumed run trains no fold twice.
 """
@@ -33,7 +33,7 @@ _TRAIN_FOLD_AGAIN = "remove it to train the fold again"
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is over and saved; `fold` is 0 for the run's own model, else the number of the fold."""
+    """An epoch is finished and saved; `fold` is 0 for the run's own model, else the number of the fold."""
 
     record: EpochRecord
     fold: int = 0
@@ -41,7 +41,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class FoldDone:
-    """A fold of the cross-validation is over; accuracies on its held-out images, 0 to 1."""
+    """A fold of the cross-validation is finished; accuracies on its held-out images, 0 to 1."""
 
     fold: int
     folds: int
@@ -100,7 +100,7 @@ def _rows(images: ImageSet, chosen: Rows) -> ImageSet:
 
 
 def fold_summary(folds: list[FoldDone]) -> dict[str, Any] | None:
-    """The `folds` part of metrics.json; `docs/metrics.md` describes it."""
+    """The `folds` part of metrics.json, described in `docs/metrics.md`."""
     if not folds:
         return None
     accuracies, balanced = [fold.accuracy for fold in folds], [fold.balanced_accuracy for fold in folds]

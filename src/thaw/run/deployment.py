@@ -1,4 +1,4 @@
-"""deployment.json: what export, verify and bench found (docs/metrics.md). Each writes a part; the report shows all."""
+"""deployment.json: the results of export, verify and bench (docs/metrics.md), one part for each, for the report."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ DEPLOYMENT_SCHEMA = 1
 
 Part = Literal["export", "verify", "bench"]
 
-_REMEDY = "remove it; export, verify and bench will write it again"
+_REMEDY = "remove it; export, verify and bench write it again"
 
 
 def read_deployment(folder: Path) -> dict[str, Any]:
-    """What a run folder's deployment.json holds; only a schema if there is no such file.
+    """The content of a run folder's deployment.json; only a schema if there is no such file.
 
     Raises:
         RunError: when it is damaged or has another schema.
@@ -32,7 +32,7 @@ def read_deployment(folder: Path) -> dict[str, Any]:
     known = read_document(path, remedy=_REMEDY)
     parts = [known.get(part, {}) for part in get_args(Part)]
     if not all(isinstance(part, dict) and _has_formats(part) for part in parts):
-        raise RunError(f"{path} is not what thaw wrote\n{_REMEDY}")
+        raise RunError(f"{path}: invalid content\n{_REMEDY}")
     if known.get("schema") != DEPLOYMENT_SCHEMA:
         found = shown(known.get("schema"))
         raise RunError(f"{path} has schema {found}; this version of thaw reads {DEPLOYMENT_SCHEMA}\n{_REMEDY}")
@@ -40,10 +40,10 @@ def read_deployment(folder: Path) -> dict[str, Any]:
 
 
 def update_deployment(folder: Path, part: Part, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace one part of deployment.json. An export of other files drops what was found about the earlier ones.
+    """Replace one part of deployment.json. An export of other files removes the results for the earlier ones.
 
     Returns:
-        What the file holds now.
+        The new content of the file.
     """
     known = read_deployment(folder)
     if part == "export" and _digests(known.get("export")) != _digests(content):
@@ -54,7 +54,7 @@ def update_deployment(folder: Path, part: Part, content: Mapping[str, Any]) -> d
 
 
 def exported_files(out: Path) -> dict[str, dict[str, Any]]:
-    """Format -> precisions and files of every complete export in `out`."""
+    """Format -> precisions and files, for every complete export in `out`."""
     found: dict[str, dict[str, Any]] = {}
     for name in exported_formats(out):
         with contextlib.suppress(ModelFileError):

@@ -1,4 +1,4 @@
-"""The events of a run, in the order in which they come."""
+"""The events of a run, in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thaw.run.trials import Trial, TrialPlan
 
 @dataclass(frozen=True)
 class Begun:
-    """The run folder exists: from now on the run can be resumed, although nothing is trained yet."""
+    """The run folder exists. From now on the run can be resumed, although nothing is trained yet."""
 
     path: Path
 
@@ -26,11 +26,11 @@ class Started:
 
     Attributes:
         path: the run folder.
-        data: what the run trains on.
-        cost: of the network.
+        data: the data of the run.
+        cost: the cost of the network.
         epochs_done: epochs that an earlier process finished.
         stages: stage -> planned epochs.
-        folds: of the cross-validation; 0 for none.
+        folds: folds of the cross-validation; 0 for none.
         epoch_seconds: stage -> estimated seconds per epoch on this machine.
     """
 
@@ -52,7 +52,7 @@ class Int8Done:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is over; `path` is its folder, `metrics` what metrics.json holds."""
+    """The run is finished; `path` is its folder, `metrics` the content of metrics.json."""
 
     path: Path
     metrics: dict[str, Any]

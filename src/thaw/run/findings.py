@@ -1,4 +1,4 @@
-"""The findings of a finished run, shown before its accuracy, and what to try."""
+"""The findings of a finished run, shown before its accuracy, and suggestions."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def run_findings(
 
     Args:
         recipe_name: name of the recipe.
-        recipe: the settled recipe.
-        trainer: after training.
+        recipe: the resolved recipe.
+        trainer: the trainer, after training.
         model: the trained model.
         test: quality of the float network on the test images.
-        int8_test: `int8.test` of metrics.json.
+        int8_test: the `int8.test` part of metrics.json.
     """
     found = (
         *result_findings(test.confusion, model.classes, images="test image"),
@@ -68,9 +68,9 @@ def _unified(model: Model, validation: ImageSet, trainer: MultiStageTrainer) -> 
 
 
 def _lowest_losses(recipe: Recipe, trainer: MultiStageTrainer) -> dict[str, tuple[float, float]]:
-    """Output -> lowest mean training loss of an epoch, and the loss of a constant prediction.
+    """Output -> (lowest mean training loss of an epoch, loss of a constant prediction).
 
-    Students are left out: their loss also contains the teacher's predictions.
+    Students are excluded, since their loss also depends on the teacher's predictions.
     """
     smoothing = {"dual": recipe.dual.fit.label_smoothing, "plain": recipe.plain.fit.label_smoothing, "unfreeze": 0.0}
     context = trainer.context
@@ -87,7 +87,7 @@ def _lowest_losses(recipe: Recipe, trainer: MultiStageTrainer) -> dict[str, tupl
 
 
 def _advice(recipe_name: str, recipe: Recipe, trainer: MultiStageTrainer) -> tuple[str, ...]:
-    """What else to try, as options of `thaw train` where possible."""
+    """General suggestions, as options of `thaw train` where possible."""
     context, advice = trainer.context, []
     if recipe_name != "balanced":
         advice.append("--recipe balanced")

@@ -11,7 +11,7 @@ model-int8.safetensors  its int8 graph
 metrics.json        see docs/metrics.md
 report.html
 export/             exported files, one folder per format
-deployment.json     what export, verify and bench found
+deployment.json     results of export, verify and bench
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ EXPORT_FOLDER = "export"
 NEEDED_BYTES = 20_000_000
 
 _FOLDERS = ("checkpoints", "folds")
-# What a run writes, in the order in which --overwrite removes it: run.json last, so that after an interrupted removal
-# the folder still counts as a run.
+# The files of a run, in the order in which --overwrite removes them: run.json last, so that the folder still counts as
+# a run after an interrupted removal.
 _OWN_FILES = (
     DEPLOYMENT_FILE,
     "report.html",
@@ -98,7 +98,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """What was measured."""
+        """The measurements."""
         return self.path / "metrics.json"
 
     @property
@@ -121,12 +121,12 @@ class RunFolder:
         write_document(self.request, request)
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write all lines again: after a kill, there may be lines that are newer than the checkpoint."""
+        """Rewrite all lines: after a kill, some may be newer than the checkpoint."""
         write_atomically(self.history, "".join(json_text(record) + "\n" for record in records))
 
 
 def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder:
-    """A new run folder: `out`, or the first free runs/<name>-<n>. `RunFolder.begin` makes it a run.
+    """Create a run folder: `out`, or the first free runs/<name>-<n>. `RunFolder.begin` turns it into a run.
 
     Raises:
         RunError: when it exists and is not empty (unless `overwrite`), cannot be written, or the disk is nearly full.
@@ -143,11 +143,11 @@ def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder
             )
         for part in _FOLDERS:
             (folder.path / part).mkdir(exist_ok=True)
-    # A ValueError for a zero byte in the path.
+    # ValueError: a null byte in the path.
     except (OSError, ValueError) as error:
         target = given(out if out is not None else "runs", PATH_LENGTH)
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot make a run folder at {target}: {reason}\nchoose another place with --out") from error
+        raise RunError(f"cannot create run folder {target}: {reason}\nchoose another folder with --out") from error
     return folder
 
 
@@ -155,14 +155,14 @@ def open_for_resume(path: Path) -> tuple[RunFolder, dict[str, Any]]:
     """An existing run folder, and its run.json.
 
     Raises:
-        RunError: when it is no run folder, or was made by another version.
+        RunError: when it is not a run folder, or belongs to another version.
     """
     folder = RunFolder(path.expanduser())
     if not folder.request.exists():
-        raise RunError(f"{path} is not a run folder: it holds no run.json\nstart a run with thaw train SOURCE")
+        raise RunError(f"{path} is not a run folder: it contains no run.json\nstart a run with thaw train SOURCE")
     request = read_json(folder.request)
     if request.get("version") != RUN_VERSION:
-        raise RunError(f"{path} was made by another version of thaw and cannot be resumed; start a new run")
+        raise RunError(f"{path} belongs to another version of thaw, so it cannot be resumed; start a new run")
     return folder, request
 
 
@@ -190,7 +190,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(f"another process is using {folder.path}; wait until it has ended") from None
+            raise RunError(f"another process is using {folder.path}; wait until it ends") from None
         for part in ("", *_FOLDERS):
             sweep_unfinished(folder.path / part)
         yield
@@ -202,7 +202,7 @@ def _claim(path: Path, *, overwrite: bool) -> Path:
             raise RunError(f"{path} exists already\nchoose another folder with --out, or allow it with --overwrite")
         if not path.is_dir() or not (path / "run.json").is_file():
             raise RunError(
-                f"{path} is not a run folder, so --overwrite leaves it alone\nchoose another folder with --out"
+                f"{path} is not a run folder, so --overwrite does not remove it\nchoose another folder with --out"
             )
         with locked(RunFolder(path)):
             _remove_own(path)
@@ -211,7 +211,7 @@ def _claim(path: Path, *, overwrite: bool) -> Path:
 
 
 def _is_bare(path: Path) -> bool:
-    """Whether a folder is empty, or holds only what a run creates before its run.json."""
+    """Whether a folder contains at most the files that a run creates before its run.json."""
     entries = list(path.iterdir())
     return all(entry.name in (*_FOLDERS, _LOCK) for entry in entries) and not any(
         any((path / part).iterdir()) for part in _FOLDERS if (path / part).is_dir()
@@ -219,7 +219,7 @@ def _is_bare(path: Path) -> bool:
 
 
 def _remove_own(path: Path) -> None:
-    """Remove what a run wrote and nothing else; the folder may hold other files of the user."""
+    """Remove the files of a run and nothing else: the folder may contain other files of the user."""
     for part in _FOLDERS:
         shutil.rmtree(path / part, ignore_errors=True)
     remove_exports(path / EXPORT_FOLDER)

@@ -1,4 +1,4 @@
-"""metrics.json: what is measured after training; docs/metrics.md describes it."""
+"""metrics.json: measurements after training, described in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def measure(  # noqa: PLR0913, PLR0917 - everything that a run made
     test: ImageSet,
     seconds: float,
 ) -> dict[str, Any]:
-    """What metrics.json holds. The model and its int8 graph are measured on the test images here, and only here.
+    """The content of metrics.json. Only this function measures the model and its int8 graph on the test images.
 
     Args:
-        request: settled.
-        data: what the run trained on.
-        trainer: after training.
+        request: the resolved request.
+        data: the data of the run.
+        trainer: the trainer, after training.
         model: the trained model.
-        cost: of its network.
-        int8: its int8 graph.
+        cost: the cost of the network.
+        int8: the int8 graph of the model.
         folds: results of the cross-validation.
         test: the test images.
-        seconds: that training took, over all processes.
+        seconds: training time, over all processes.
     """
     context = trainer.context
     validation = quality_of(model.probabilities(data.validation.images), data.validation)

@@ -1,4 +1,4 @@
-"""A finished run as a notebook shows it: the main figures and the training curves."""
+"""The view of a finished run in a notebook: main results and training curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLORS = ("#0b7f73", "#b86410", "#1f5fa8", "#8a3fa0", "#5d7a12", "#b0305c")
 
 
 def summary_html(metrics: Mapping[str, Any], history: Mapping[str, npt.NDArray[Any]]) -> str:
-    """HTML of metrics.json and of the columns of the history."""
+    """HTML for the content of metrics.json and the columns of the history."""
     low, high = metrics["test"]["accuracy_ci95"]
     rows = {
         "data": f"{metrics['dataset']}, recipe {metrics['recipe']}, seed {metrics['seed']}",
@@ -34,7 +34,7 @@ def summary_html(metrics: Mapping[str, Any], history: Mapping[str, npt.NDArray[A
 
 
 def _plot(title: str, curves: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Curves over epochs as SVG; an epoch in which a curve has no finite value interrupts it."""
+    """Curves over epochs as SVG, with gaps at values that are not finite."""
     finite = [values[np.isfinite(values)] for values in curves.values()]
     if not any(map(len, finite)):
         return ""

@@ -1,4 +1,4 @@
-"""Notes on what a run chose by itself. They are listed among the problems of its data."""
+"""Notes on automatic choices of a run, listed among the problems of its data."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def input_reason(sides: Sequence[int], bound: str, chosen: Candidate, *, compare
     """Why a candidate's input was chosen.
 
     Args:
-        sides: the sides to choose from, the smallest first.
-        bound: why there was nothing larger.
+        sides: the sides to choose from, smallest first.
+        bound: why no larger side was available.
         chosen: the candidate.
         compared: whether a short training chose it.
     """
     why = "with the network, by a short training" if compared else "the largest that does not shrink the network"
     is_largest = chosen.shape[0] == sides[-1]
-    return f"of {', '.join(map(str, sides))} pixels a side, {why}" + (f"; {bound}" if is_largest else "")
+    return f"from sides of {', '.join(map(str, sides))} pixels, {why}" + (f"; {bound}" if is_largest else "")
 
 
 def network_notes(
     recipe: Recipe, budget: Budget | None, choices: Choices, chosen: Candidate, classes: int, trials: int = 0
 ) -> list[Problem]:
-    """Which network was chosen, after so many trials, and which limits bind; empty if the recipe names its network."""
+    """The network chosen after `trials` trials, and the binding limits; empty if the recipe names its network."""
     if recipe.sizing.network == "fixed" or budget is None:
         return []
     reached = limits_reached(chosen.spec, budget, chosen.shape, classes, recipe.unify_spec)
@@ -55,20 +55,20 @@ def network_notes(
 
 
 def trial_notes(plan: TrialPlan, trials: Sequence[Trial]) -> list[Problem]:
-    """What was compared, and the scores."""
+    """The compared networks and their scores."""
     trained, judged = len(plan.data.train), len(plan.data.validation)
     scores = "; ".join(f"{trial.candidate}: {trial.score:.1%}" for trial in trials)
     figure = plan.figure.replace("_", " ")
     message = (
         f"compared by {figure}, {plan.epochs} epochs on {trained:,} images each, scored on {judged:,} others: "
         f"{scores}; "
-        "of those within the noise of the best, the one with the fewest multiply-accumulates was chosen"
+        "among those within the noise of the best, the one with the fewest multiply-accumulates was chosen"
     )
     return [Problem("trials", "note", message)]
 
 
 def epochs_note(plain: PlainSettings, epochs: int, images: int) -> Problem:
-    """The note on fewer epochs than the recipe has, for many training images."""
+    """The note on fewer epochs than in the recipe, for many training images."""
     message = (
         f"{epochs} epochs instead of {plain.epochs}: on {images:,} training images these are the {plain.most_steps:,} "
         f"steps of plain.most_steps (--set plain.epochs={plain.epochs} for all)"
@@ -82,7 +82,7 @@ def flip_note() -> Problem:
 
 
 def balance_notes(recipe: Recipe, data: PreparedData) -> list[Problem]:
-    """What was done about class imbalance; empty if the classes are balanced."""
+    """How class imbalance is handled; empty if the classes are balanced."""
     counts = class_counts(data.train.labels, len(data.train.classes))
     if not is_uneven(counts):
         return []
@@ -96,4 +96,4 @@ def balance_notes(recipe: Recipe, data: PreparedData) -> list[Problem]:
         f"class imbalance: the largest class has {imbalance(counts):.1f} times the training images of the smallest; "
         f"the best epoch is selected by {figure}, {weighted} (loss.class_weights, loss.select)"
     )
-    return [Problem("uneven", "note", message)]
+    return [Problem("imbalance", "note", message)]

@@ -1,10 +1,10 @@
-"""The way of a run, top to bottom: data -> network -> stages -> int8 -> evidence -> report.
+"""The pipeline of a run, top to bottom: data -> network -> stages -> int8 -> evidence -> report.
 
-Start reading here. `start_run` and `resume_run` are generators of events (`thaw.run.events`). Whoever drives them shows
-the events, and may stop between any two of them: everything that a resume needs is on disk by then.
+Start reading here. `start_run` and `resume_run` are generators of events (`thaw.run.events`). The caller shows the
+events and may stop between any two of them: by then, everything that a resume needs is on disk.
 
-    resolve.py      what the request leaves open: budget, input, network, data
-    context.py      what the stages train on, on this machine
+    resolve.py      settings that the request leaves open: budget, input, network, data
+    context.py      the training context on this machine
     training/       the stages and the one training loop
     quantization.py the int8 graph
     measures.py     metrics.json, the only place that opens the test set
@@ -54,17 +54,17 @@ _SAMPLES_SHOWN = 12
 def start_run(
     request: TrainRequest, *, out: Path | None = None, overwrite: bool = False, progress: Progress | None = None
 ) -> Generator[Event, None, None]:
-    """Check everything that can be checked, create the run folder, and train.
+    """Check the request, create the run folder, and train.
 
     Args:
-        request: what to train, and how.
+        request: the request.
         out: the run folder; runs/<source>-<recipe>-<n> by default.
         overwrite: replace the run in `out`.
         progress: called with the number of images decoded, and of all.
 
     Raises:
-        ThawError: before training, for an invalid recipe, data or folder; later for a loss that is not finite or a full
-            disk. What was written until then stays, and can be resumed.
+        ThawError: before training, for an invalid recipe, data or folder; later, for a loss that is not finite or a
+            full disk. The files that were written remain, and the run can be resumed.
     """
     resolve_device(request.device)
     request, data = yield from settle_run(request, progress)
@@ -89,11 +89,11 @@ def resume_run(
     Args:
         path: the run folder.
         source: the data, for a run that was trained on data in memory.
-        data_root: folder that holds the named data sets; where they were by default.
+        data_root: folder that holds the named data sets; by default the folder used in training.
         progress: called with the number of images decoded, and of all.
 
     Raises:
-        RunError: when it is no run folder, or the data have changed.
+        RunError: when it is not a run folder, or the data have changed.
     """
     folder, stored = open_for_resume(path)
     with locked(folder):
@@ -101,7 +101,7 @@ def resume_run(
         request, data = yield from settle_run(replace(request, data_root=data_root or request.data_root), progress)
         if data.fingerprint != stored.get("fingerprint"):
             raise RunError(f"the data of {path} have changed since the run started; start a new run with thaw train")
-        # The last bits of a sum depend on the number of threads, and on what computes normalization.
+        # The last bits of a sum depend on the number of threads and on the implementation of normalization.
         with threads(stored["threads"]):
             yield from _run(folder, request, data, stored.get("normalization") or normalization_name(fused=False))
 
@@ -133,7 +133,7 @@ def _run(
         model = _model(request, data, trainer)
         folds = yield from cross_validate(folder, request, data, context)
         check_data(folder, data)
-        # The images first, so that whoever finds the model finds them too.
+        # The images come first, so that a reader that finds the model also finds them.
         write_seen(folder.training_images, SeenImages.of(data.train.images, data.validation.images), model)
         model.save(folder.model)
         seconds = time.perf_counter() - started
@@ -170,8 +170,8 @@ def _model(request: TrainRequest, data: PreparedData, trainer: MultiStageTrainer
 
 
 def quantize_run(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
-    """The int8 graph of a finished run whose file is missing, made from the run's data as training made it."""
-    # Nothing in an int8 graph normalizes.
+    """Quantize a finished run again, with the same result, because the file of its int8 graph is missing."""
+    # An int8 graph has no normalization.
     with training_context(data, request.recipe, request.seed, request.device, normalization="torch") as context:
         int8 = result_of(quantize_model(model, context, request.recipe.quantize, request.recipe.augment))
         return int8.graph, int8_header(model, int8)

@@ -1,4 +1,4 @@
-"""From a trained model to the int8 graph that runs on devices: calibration, selection, quantization-aware training.
+"""A trained model -> its int8 graph for devices: calibration, selection, quantization-aware training.
 
 Selection uses validation images; calibration and training use training images only.
 
@@ -42,20 +42,20 @@ Probabilities = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class QatEpochDone:
-    """An epoch of quantization-aware training is over. A resume starts that training again."""
+    """An epoch of quantization-aware training is finished. A resume starts that training again."""
 
     record: EpochRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """`accuracy` and mean recall over classes (`balanced_accuracy`) on the validation images, 0 to 1."""
+    """Accuracy and balanced accuracy (mean recall over classes) on the validation images, 0 to 1."""
 
     accuracy: float
     balanced_accuracy: float
 
     def by(self, score: Score) -> float:
-        """The score that selects."""
+        """The score that is used for selection."""
         return self.accuracy if score == "accuracy" else self.balanced_accuracy
 
 
@@ -64,9 +64,9 @@ class Candidate:
     """An int8 graph that may be selected.
 
     Attributes:
-        method: "minmax" or "mse" (how ranges were calibrated), or "qat" (the better ranges, then trained further).
+        method: "minmax" or "mse" (calibration of the ranges), or "qat" (the better ranges, then fine-tuning).
         graph: the int8 graph.
-        scores: on the validation images.
+        scores: scores on the validation images.
         squared_error: mean squared difference of its validation probabilities from those of the float network.
     """
 
@@ -76,19 +76,19 @@ class Candidate:
     squared_error: float
 
     def rank(self, score: Score) -> tuple[float, float]:
-        """Larger is better: the score that selects, then closeness to the float network."""
+        """Sort key, larger is better: the selection score, then closeness to the float network."""
         return self.scores.by(score), -self.squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationResult:
-    """The selected int8 graph, and what it was selected from.
+    """The selected int8 graph, and all candidates.
 
     Attributes:
         chosen: one of `candidates`.
-        candidates: all that were tried, in order.
-        float_scores: of the float network on the validation images.
-        score: the score that selected.
+        candidates: all candidates, in order.
+        float_scores: scores of the float network on the validation images.
+        score: the score that was used for selection.
         validation_count: number of validation images.
         calibration_images: number of training images that the ranges were calibrated on.
         qat: summary of quantization-aware training; None if it was not needed, or if no epoch stayed finite.
@@ -108,7 +108,7 @@ class QuantizationResult:
         return self.chosen.graph
 
     def as_dict(self) -> dict[str, Any]:
-        """The `int8` part of metrics.json without the results on the test images."""
+        """The `int8` part of metrics.json, without results on test images."""
         weighted = [op for op in self.graph.ops if isinstance(op, Weighted)]
         return {
             "method": self.chosen.method,
@@ -136,7 +136,7 @@ class QuantizationResult:
 
 
 def int8_probabilities(graph: Graph, images: npt.NDArray[np.uint8]) -> Probabilities:
-    """Class probabilities by the reference interpreter, float64 [N, K], of an int8 graph whose last output they are."""
+    """Class probabilities, the last output of an int8 graph, by the reference interpreter, float64 [N, K]."""
     numbers = run(graph, images)[graph.outputs[-1]].astype(np.float64)
     return (numbers - SOFTMAX_QUANTIZATION.zero_point) * SOFTMAX_QUANTIZATION.scale
 
@@ -144,10 +144,10 @@ def int8_probabilities(graph: Graph, images: npt.NDArray[np.uint8]) -> Probabili
 def quantize_model(
     model: Model, context: TrainingContext, settings: QuantizeSettings, augment: AugmentSettings
 ) -> Generator[QatEpochDone, None, QuantizationResult]:
-    """Calibrate, select on validation images, and train further if accuracy was lost; yields the epochs of that.
+    """Calibrate, select on validation images, and fine-tune if accuracy was lost; yields the epochs of fine-tuning.
 
-    Equal arguments give equal bits. If the loss of that training becomes infinite or NaN, its best epoch until then
-    counts, or the calibrated graph if there is none.
+    Equal arguments give equal bits. If the loss of fine-tuning becomes infinite or NaN, its best epoch until then is
+    used, or the calibrated graph if there is none.
     """
     graph = float_graph(model)
     images = calibration_images(context.train, settings.calibration_images, context.seed)
@@ -185,7 +185,7 @@ def compare_on_test(quantization: QuantizationResult, test: ImageSet, expected: 
     """The `test` part of `int8` in metrics.json: the int8 graph compared with the float network.
 
     Args:
-        quantization: what was selected before.
+        quantization: the result of `quantize_model`.
         test: N labeled images.
         expected: float64 [N, K], the float network's probabilities.
     """
@@ -207,7 +207,7 @@ def compare_on_test(quantization: QuantizationResult, test: ImageSet, expected: 
 
 
 def int8_header(model: Model, quantization: QuantizationResult) -> GraphHeader:
-    """What the file of a model's int8 graph says about it."""
+    """The metadata of the int8 graph file of a model."""
     facts = {"method": quantization.chosen.method, "validation accuracy": quantization.chosen.scores.accuracy}
     return graph_header(model, {**facts, MODEL_DIGEST: model.digest})
 
@@ -224,7 +224,7 @@ def _train_on(
     module.to(context.device)
     stage_run = context.run(QatStage(module, settings), augment)
     records = []
-    # Weights that have diverged cannot be quantized: a UsageError.
+    # Quantization of diverged weights raises a UsageError.
     with contextlib.suppress(TrainingError, UsageError):
         for record in stage_run.epochs():
             records.append(record)

@@ -35,7 +35,7 @@ LARGEST_THUMBNAIL = 192  # pixels per side; larger images are scaled down
 PIXELATED_UP_TO = 96  # pixels per side; images up to this size are enlarged without smoothing
 MOST_CONFUSED = 10
 LARGEST_PLAIN_MATRIX = 20  # classes; larger matrices are preceded by an overview
-# Between these comments lies the section that export, verify and bench update.
+# Export, verify and bench update the section between these comments.
 DEPLOYMENT_BEGIN, DEPLOYMENT_END = "<!-- deployment: begin -->", "<!-- deployment: end -->"
 
 Picture = npt.NDArray[np.uint8]
@@ -149,7 +149,7 @@ def render_report(
     mistakes = metrics.get("test", {}).get("mistakes", [])
     if len(pictures.mistakes) not in (0, len(mistakes)):
         raise UsageError(
-            f"{len(pictures.mistakes)} images for {len(mistakes)} mistakes: expected one for each, or none",
+            f"{len(pictures.mistakes)} images for {len(mistakes)} mistakes: expected one per mistake, or none",
             code="usage-pictures",
         )
     with _missing_parts():

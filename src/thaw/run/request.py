@@ -1,4 +1,4 @@
-"""The request of a run: how it is built from a caller's arguments, and how run.json stores it."""
+"""The request of a run: built from a caller's arguments, and stored in run.json."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """What a run is asked for. All but a `source` in memory is stored in run.json.
+    """The arguments of a run. All of them except a `source` in memory are stored in run.json.
 
     Attributes:
         source: a name, a path, a Hub id, or data in memory (see `thaw.load`).
-        recipe_name: for the record.
-        recipe: what to train and how.
+        recipe_name: name of the recipe, for the record.
+        recipe: the recipe.
         seed: random seed.
         device: "auto", "cpu" or "cuda".
         folds: folds of the cross-validation, 0 for none.
         data_root: folder that holds the named data sets.
         skip_broken: leave out images that cannot be read, and list them.
         budget: upper limits on the network's cost.
-        chosen: notes on what was chosen where the recipe left the size open.
+        chosen: notes on the choices, if the recipe left the size open.
         overrides: settings replaced in the recipe, such as "dual.epochs=5", for the record.
-        command: the command line that makes the same run, for the record; "" if there is none.
-        typed: the source as it was given, if `source` is the absolute path made from it.
+        command: the command line of the same run, for the record; "" if there is none.
+        typed: the source as given, if `source` is the absolute path made from it.
     """
 
     source: Any
@@ -82,21 +82,21 @@ class TrainRequest:
 
     @property
     def given(self) -> str:
-        """The source as it was given, for the record."""
+        """The source as given, for the record."""
         return self.typed or (str(self.source) if isinstance(self.source, str | Path) else "arrays")
 
     def __post_init__(self) -> None:
         for name in ("seed", "folds"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_WHOLE:
-                raise UsageError(f"{name} {shown(value)}: expected a whole number from 0 to {LARGEST_WHOLE:,}")
+                raise UsageError(f"{name} {shown(value)}: expected an integer from 0 to {LARGEST_WHOLE:,}")
         if self.folds == 1:
             raise UsageError("folds 1: expected 0 for none, or at least 2")
 
     def as_dict(self) -> dict[str, Any]:
-        """What run.json stores. A source in memory is stored as None, and has to be given again to resume."""
+        """The content of run.json. A source in memory is stored as None, and must be given again to resume."""
         source = str(self.source) if isinstance(self.source, str | Path) else None
-        # Paths are stored absolute, so that a run can be resumed from another folder.
+        # Paths are stored as absolute paths, so that a run can be resumed from another folder.
         if source is not None and source not in NAMES and Path(source).expanduser().exists():
             source = str(Path(source).expanduser().resolve())
         return {
@@ -127,7 +127,7 @@ class TrainRequest:
             if name not in data:
                 raise RunError(f"run.json has no {name}\n{_REMEDY}")
             value = data[name]
-            # To Python, true and false are whole numbers too.
+            # In Python, bool is a subclass of int.
             is_kind = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if not is_kind or not _is_in_range(name, value):
                 raise RunError(f"run.json: invalid {name} {shown(value)} (expected {_kind_name(kind)})\n{_REMEDY}")
@@ -168,8 +168,8 @@ def _is_in_range(name: str, value: object) -> bool:
 
 
 def _kind_name(kind: type | types.UnionType) -> str:
-    """A type of `_STORED_TYPES` in the words of JSON."""
-    words = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+    """The JSON name of a type in `_STORED_TYPES`."""
+    words = {str: "a string", int: "an integer", bool: "true or false", list: "a list", dict: "an object"}
     kinds = [kind] if isinstance(kind, type) else list(kind.__args__)
     return " or ".join(words.get(each, "null") for each in kinds)
 
@@ -191,10 +191,10 @@ def build_request(  # noqa: PLR0913 - independent options, by keyword only
     budget: str = "",
     group_by: str = "",
 ) -> TrainRequest:
-    """The request that the arguments of `thaw.train` ask for.
+    """Build the request from the arguments of `thaw.train`.
 
     Raises:
-        UsageError: for an argument with an invalid value, or overrides beside a `Recipe`.
+        UsageError: for an argument with an invalid value, or overrides of a `Recipe`.
         RecipeError: for an unknown recipe or invalid settings.
     """
     texts = override_texts(overrides)
@@ -223,10 +223,10 @@ def build_request(  # noqa: PLR0913 - independent options, by keyword only
 
 
 def override_texts(overrides: Overrides) -> tuple[str, ...]:
-    """Overrides as the command line takes them, such as "dual.epochs=5".
+    """Overrides in the form of the command line, such as "dual.epochs=5".
 
     Raises:
-        UsageError: for anything else than a mapping or a sequence of texts.
+        UsageError: for anything except a mapping or a sequence of strings.
     """
     if isinstance(overrides, Mapping):
         return tuple(f"{key}={_as_toml(value)}" for key, value in _leaves(overrides))
@@ -250,14 +250,14 @@ def _as_toml(value: Any) -> str:
         return "{" + ", ".join(f"{key} = {_as_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_as_toml, value)) + "]"
-    # A text, a number or a boolean is written alike in JSON and in TOML.
+    # Strings, numbers and booleans are the same in JSON and TOML.
     return json.dumps(value) if isinstance(value, str | bool | int | float) else str(value)
 
 
 def _command(
     source: Any, options: Mapping[str, object], overrides: Sequence[str], *, device: str, skip_broken: bool
 ) -> str:
-    """The command line that asks for the same run; "" for a source in memory."""
+    """The command line of the same run; "" for a source in memory."""
     if not isinstance(source, str | Path):
         return ""
     words = ["thaw", "train", str(source)]

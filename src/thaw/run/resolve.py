@@ -1,7 +1,7 @@
-"""A request settled in a straight line: budget, facts of the source, inputs, networks, data, choice.
+"""Resolves a request step by step: budget, facts about the source, inputs, networks, data, choice.
 
-Each step is a function of what came before, and nothing is looked up twice. A network over the budget is refused as
-early as possible, before images are decoded where the source's facts suffice.
+Every step is a function of the earlier ones, and nothing is looked up twice. A network that exceeds the budget is
+refused as early as possible: before images are decoded, if the facts about the source suffice.
 
 Shapes are those of one image: H rows, W columns, C channels.
 """
@@ -34,7 +34,7 @@ _FEWEST_CLASSES = 2
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What is known of a source before decoding. Each fact is looked up once, when a step needs it."""
+    """Facts about a source that are known before decoding. Each one is looked up once, when it is needed."""
 
     source: Source
 
@@ -45,7 +45,7 @@ class SourceFacts:
 
     @cached_property
     def seen(self) -> Glance | None:
-        """Sizes and colors of a few images; None if not one of them can be read."""
+        """Sizes and colors of a few images; None if none of them can be read."""
         return glance(self.source.read().splits)
 
 
@@ -54,10 +54,10 @@ class Inputs:
     """The inputs that a network may have.
 
     Attributes:
-        shapes: (H, W, C), the smallest first; empty if only decoding tells. C is a lower bound.
+        shapes: (H, W, C), smallest first; empty if they are unknown before decoding. C is a lower bound.
         bound: why no larger input is considered; "" if the budget does not choose the input.
-        own_size: height and width of all images, if they are alike and small.
-        color: whether an image in color was seen.
+        own_size: height and width of all images, if they are equal and small.
+        color: whether any sampled image is in color.
     """
 
     shapes: tuple[Shape, ...] = ()
@@ -82,11 +82,11 @@ class Inputs:
         return f"{shape[0]}x{shape[1]}x{shape[2] if self.color else 'auto'}"
 
     def settings(self, settings: DataSettings, shape: Shape | None) -> DataSettings:
-        """Data settings with the input that was chosen, or as they are if none is open."""
+        """Data settings with the chosen input; unchanged if the input is not open."""
         return replace(settings, input=self.setting(shape)) if self.are_open and shape is not None else settings
 
     def after_decoding(self, shape: Shape) -> list[Shape]:
-        """The inputs that images decoded at `shape` can have: that one, and the open ones that are smaller."""
+        """The inputs available from images decoded at `shape`: that one, and the smaller open ones."""
         height, width, channels = shape
         smaller = [(rows, columns, channels) for rows, columns, _ in self.shapes if rows * columns < height * width]
         return [*(smaller if self.are_open else []), shape]
@@ -95,13 +95,13 @@ class Inputs:
 def settle_run(
     request: TrainRequest, progress: Progress | None = None
 ) -> Generator[TrialPlan | Trial, None, tuple[TrainRequest, PreparedData]]:
-    """The request with nothing left open, and its data.
+    """The resolved request and its data.
 
-    If the recipe leaves its size open and several networks are worth it, a short training compares them; the plan and
-    each trial are yielded. What was chosen is noted among the problems of the data.
+    If the recipe leaves its size open and several networks are worth comparing, a short training compares them; the
+    plan and the trials are yielded. The problems of the data include notes on the choices.
 
     Raises:
-        BudgetError: when the network does not fit, or none of its family does.
+        BudgetError: when the network, or every network of its family, exceeds the budget.
         UsageError: when the image is too small for the network.
         DataError: for invalid data.
     """
@@ -136,10 +136,10 @@ def prepare_run(request: TrainRequest, progress: Progress | None = None) -> tupl
 
 
 def settle_input(request: TrainRequest) -> tuple[Source, DataSettings, str]:
-    """The opened source, the data settings with the input that training would have, and why it would; "" if not open.
+    """The opened source, the data settings with the input of a training, and the reason for it ("" if not open).
 
-    No image is decoded and nothing is trained for it. If training compares several inputs, it is the most promising
-    one, and the reason names the others. Errors are those of `settle_run`.
+    Nothing is trained for this. If a training would compare several inputs, the result is the most promising one, and
+    the reason names the others. Errors are those of `settle_run`.
     """
     recipe, budget = request.recipe, budget_of(request.recipe, request.budget)
     facts = source_facts(request)
@@ -160,10 +160,10 @@ def settle_input(request: TrainRequest) -> tuple[Source, DataSettings, str]:
 def with_network(
     recipe: Recipe, budget: Budget | None, shape: Shape, classes: int
 ) -> tuple[Recipe, tuple[Problem, ...]]:
-    """The recipe with the network that it trains on images (H, W, C) of K classes if none are compared, and notes.
+    """The recipe with its network for images (H, W, C) of K classes, without a comparison, and notes.
 
     Raises:
-        BudgetError: when it does not fit the budget: what it needs and what the limit is, and what to change.
+        BudgetError: when it exceeds the budget; the message has the cost, the limit, and what to change.
         UsageError: when the image is too small for the network.
     """
     budget = budget_of(recipe, budget)
@@ -179,21 +179,21 @@ def with_network(
 
 
 def budget_of(recipe: Recipe, given: Budget | None) -> Budget | None:
-    """The budget that applies: the one given, or that of a recipe that leaves its size open."""
+    """The budget that applies: the given one, or that of a recipe that leaves its size open."""
     return recipe.sizing.own_budget if given is None and recipe.sizing.is_open else given
 
 
 def source_facts(request: TrainRequest) -> SourceFacts:
-    """The facts of the request's source, which is opened here and read at most once.
+    """The facts about the request's source, which is opened here and read at most once.
 
-    A data set in memory may take long to read, or give other pixels the next time.
+    A data set in memory may be slow to read, or return other pixels the next time.
     """
     source = open_source(request.source, request.recipe.data, data_root=request.data_root)
     return SourceFacts(replace(source, read=cache(source.read)))
 
 
 def possible_inputs(recipe: Recipe, budget: Budget | None, facts: SourceFacts) -> Inputs:
-    """The inputs that the network may have. A few images are decoded if the budget chooses."""
+    """The possible inputs of the network. A few images are decoded if the budget chooses."""
     wanted = recipe.data.input
     if wanted == "auto":
         wanted = facts.source.usual_input or wanted
@@ -215,7 +215,7 @@ def possible_inputs(recipe: Recipe, budget: Budget | None, facts: SourceFacts) -
 
 
 def _open_shapes(sides: Sequence[int], seen: Glance) -> tuple[Shape, ...]:
-    """Inputs to choose from, the smallest first: squares, and the images' own size if "auto" would take that."""
+    """Inputs to choose from, smallest first: squares, and the images' own size if "auto" would use it."""
     channels = 3 if seen.color else 1
     if seen.own_size is None:
         fitting = [side for side in sides if side <= seen.shorter_side] or [sides[0]]
@@ -226,7 +226,7 @@ def _open_shapes(sides: Sequence[int], seen: Glance) -> tuple[Shape, ...]:
 
 
 def first_choices(recipe: Recipe, budget: Budget | None, inputs: Inputs, facts: SourceFacts) -> Choices | None:
-    """What fits the budget, as far as is known before decoding; None if the budget does not choose the input.
+    """The networks that fit the budget by the facts known before decoding; None if it does not choose the input.
 
     Raises:
         BudgetError: when nothing fits.
@@ -239,13 +239,13 @@ def first_choices(recipe: Recipe, budget: Budget | None, inputs: Inputs, facts: 
     try:
         check_fits(recipe, budget, inputs.shapes, _FEWEST_CLASSES)
     except BudgetError:
-        # Counting the classes may take long, so it is done for the message only.
+        # Counting the classes may be slow, so it is done only for the message.
         check_fits(recipe, budget, inputs.shapes, facts.classes)
     return None
 
 
 def _largest_shape(choices: Choices | None) -> Shape | None:
-    """The largest input that may be compared; the others are made from its images."""
+    """The largest input that may be compared; the images of the others are resized from it."""
     if choices is None:
         return None
     return max((candidate.shape for candidate in choices.ranked), key=lambda shape: shape[0] * shape[1])
@@ -264,7 +264,7 @@ def _prepare(request: TrainRequest, source: Source, settings: DataSettings, prog
 
 
 def _with_epochs(recipe: Recipe, images: int, overrides: Sequence[str]) -> tuple[Recipe, list[Problem]]:
-    """The recipe with the epochs for so many training images, and a note if they are fewer. An override stays."""
+    """The recipe with the epochs for this number of training images, and a note if they are fewer. Overrides stay."""
     plain = recipe.plain
     settled = replace(plain, most_steps=0) if _is_overridden("plain.epochs", overrides) else plain.settled(images)
     is_same = settled.epochs == plain.epochs or "plain" not in recipe.stage_epochs()
@@ -289,7 +289,7 @@ def _input_notes(inputs: Inputs, chosen: Candidate, data: PreparedData, *, compa
 def _without_mirrored_characters(
     recipe: Recipe, classes: Sequence[str], overrides: Sequence[str]
 ) -> tuple[Recipe, list[Problem]]:
-    """A recipe for any images does not mirror digits or letters, unless it was asked to."""
+    """Disable mirroring for digits and letters, unless the caller set it."""
     is_general = recipe.sizing.is_open and recipe.augment.flip
     if not is_general or _is_overridden("augment.flip", overrides) or not are_characters(classes):
         return recipe, []
@@ -297,12 +297,12 @@ def _without_mirrored_characters(
 
 
 def _closed(recipe: Recipe, inputs: Inputs, chosen: Candidate, data: PreparedData) -> Recipe:
-    """The recipe with the chosen network and input, and nothing left open."""
+    """The resolved recipe, with the chosen network and input."""
     is_chosen = inputs.are_open and chosen.shape[:2] != inputs.own_size
     settings = replace(recipe.data, input=str(data.input_spec)) if is_chosen else recipe.data
     return replace(recipe, model=chosen.spec, data=settings, sizing=recipe.sizing.settled())
 
 
 def _is_overridden(setting: str, overrides: Sequence[str]) -> bool:
-    """Whether a setting was given beside the recipe."""
+    """Whether an override sets this setting."""
     return any(override.replace(" ", "").startswith(f"{setting}=") for override in overrides)

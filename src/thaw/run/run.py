@@ -1,4 +1,4 @@
-"""Run: a run folder, finished or interrupted, and everything that one can do with it."""
+"""Run: a run folder, finished or interrupted; resume, predict, evaluate, export, verify, bench."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Run:
     Attributes:
         path: the run folder.
         source: the data, for a run that was trained on data in memory; else None.
-        data_root: folder that holds the named data sets; None for where they were in training.
+        data_root: folder that holds the named data sets; None for the folder used in training.
     """
 
     path: Path
@@ -54,10 +54,10 @@ class Run:
         Args:
             path: the folder that `thaw.train` or `thaw train` wrote.
             source: the data, needed to resume, verify or export a run that was trained on data in memory.
-            data_root: folder that holds the named data sets; by default where they were in training.
+            data_root: folder that holds the named data sets; by default the folder used in training.
 
         Raises:
-            RunError: when it is no run folder, or was made by another version.
+            RunError: when it is not a run folder, or belongs to another version.
         """
         folder, _ = open_for_resume(Path(path))
         root = None if data_root is None else Path(data_root).expanduser()
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What was measured (docs/metrics.md).
+        """The measurements (docs/metrics.md).
 
         Raises:
             RunError: when the run is not finished, or the file is damaged.
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What to know before the accuracy is trusted, such as a model that learned nothing; mostly empty."""
+        """Problems that the accuracy hides, such as a model that learned nothing; usually empty."""
         from thaw.evidence.findings import Finding
 
         found = map(Finding.from_dict, self.metrics["findings"])
@@ -96,8 +96,8 @@ class Run:
     def history(self) -> dict[str, npt.NDArray[Any]]:
         """The training history by epoch: column -> array of one entry per epoch, ready to plot.
 
-        Columns are those of history.jsonl (docs/metrics.md), such as "stage" and "validation_accuracy". What an epoch
-        has for each of its outputs is one column per output, such as "losses.original", NaN in epochs without it.
+        Columns are those of history.jsonl (docs/metrics.md), such as "stage" and "validation_accuracy". Values by
+        output become one column per output, such as "losses.original", with NaN in epochs without it.
         """
         return _columns(self._records())
 
@@ -148,7 +148,7 @@ class Run:
     ) -> Export:
         """Export the model as `Model.export` does, by default to RUN/export, and record it in the report.
 
-        If the run's int8 network is needed and its file is missing, it is made again from the run's data.
+        If the int8 network is needed and its file is missing, the model is quantized again with the run's data.
         """
         from thaw.deploy.export import export, select_formats
 
@@ -168,7 +168,7 @@ class Run:
         data_root: str | Path | None = None,
         on_event: OnEvent | None = None,
     ) -> Verification:
-        """Verify what was exported, as `Model.verify` does, on the run's test images, and record it in the report.
+        """Verify the exported files on the run's test images, as `Model.verify` does, and record it in the report.
 
         Raises:
             RunError: when the data have changed since training.
@@ -224,10 +224,10 @@ class Run:
 
     @property
     def request(self) -> TrainRequest:
-        """What the run was asked for, with nothing left open.
+        """The resolved request of the run.
 
         Raises:
-            RunError: when run.json is damaged, or the data in memory were not given again.
+            RunError: when run.json is damaged, or data in memory were not given again.
         """
         return TrainRequest.from_dict(self._stored, self.source)
 
@@ -241,7 +241,7 @@ class Run:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Model]:
-        """The model, with the run folder locked against other processes. A run without a model is refused first."""
+        """The model, with the run folder locked against other processes. A run without a model is an error."""
         model = self.model
         with locked(self._folder):
             yield model
@@ -250,7 +250,7 @@ class Run:
         return self.path / EXPORT_FOLDER if out is None else Path(out).expanduser()
 
     def _data(self, on_event: OnEvent | None, data_root: str | Path | None = None) -> PreparedData:
-        """The data that the run was trained on, prepared again."""
+        """Prepare the data of the run again."""
         from thaw.data.prepare import prepare
         from thaw.model.origin import check_fingerprint
 
@@ -268,7 +268,7 @@ class Run:
         return data
 
     def _prepare_graphs(self, precisions: set[Precision], on_event: OnEvent | None = None) -> None:
-        """Make the int8 network again, as training made it, if it is needed and its file is missing."""
+        """Quantize again, with the same result, if the int8 network is needed and its file is missing."""
         if "int8" not in precisions or self._folder.int8.is_file():
             return
         from thaw.graph.graph_file import write_graph
@@ -277,7 +277,7 @@ class Run:
         write_graph(self._folder.int8, *quantize_run(self.model, self._data(on_event), self.request))
 
     def _export_if_none(self, folder: Path, on_event: OnEvent | None) -> dict[str, str]:
-        """Export everything if nothing was; format -> why it could not be written."""
+        """Export all default formats if there is no export; return format -> why it could not be written."""
         from thaw.deploy.export import export_if_none
 
         self._prepare_graphs({"int8"}, on_event)
@@ -293,7 +293,7 @@ class Run:
         self._record("export", {**result.record(), "formats": exported_files(result.out)})
 
     def _record(self, part: Any, content: dict[str, Any]) -> None:
-        """Store what was found in deployment.json and in the report. The folder is locked."""
+        """Store results in deployment.json and in the report. The folder must be locked."""
         from thaw.run.deployment import update_deployment
         from thaw.run.report import rewrite_deployment
 
@@ -305,11 +305,11 @@ class Run:
 def drive(
     events: Generator[object, None, None], on_event: OnEvent | None, *, source: Any, data_root: Path | None
 ) -> Run:
-    """Run a pipeline to its end; the finished run."""
+    """Run a pipeline to its end and return the finished run."""
     from thaw.run.events import Finished
 
     in_memory = None if isinstance(source, str | Path) else source
-    # Closed also if `on_event` raises. Otherwise the folder stays locked as long as somebody keeps the traceback.
+    # Closed also if `on_event` raises. Otherwise the folder would stay locked as long as the traceback exists.
     with contextlib.closing(events):
         for event in events:
             if on_event is not None:
@@ -320,7 +320,7 @@ def drive(
 
 
 def _columns(records: Sequence[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Records of epochs as columns; an entry that is itself a mapping becomes one column for each of its keys."""
+    """Records of epochs as columns. A value that is a mapping becomes one column per key."""
     flat: list[dict[str, Any]] = []
     for record in records:
         row: dict[str, Any] = {}

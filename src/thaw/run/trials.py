@@ -1,8 +1,8 @@
-"""Which of a few networks does best in a short training on a run's own images.
+"""Compares a few networks by a short training on the images of a run.
 
-Every candidate trains by the recipe's own optimizer, schedule and augmentation, on the same part of the training
-images, and is judged on images that it did not train on: the validation part, and a fifth of the training part. The
-test part is not touched. Nothing of it reaches the run but the choice.
+Every candidate is trained with the recipe's optimizer, schedule and augmentation, on the same part of the training
+images, and scored on other images: the validation part, and a fifth of the training part. The test part is not used.
+Only the choice affects the run.
 
 Shapes: N images, H rows, W columns, C channels.
 """
@@ -42,13 +42,13 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan:
-    """What is compared, and how.
+    """A comparison of networks.
 
     Attributes:
-        candidates: two or more.
-        epochs: of each.
-        figure: what they are judged by.
-        data: its training part is what they train on, its validation part what they are judged on.
+        candidates: the networks, at least two.
+        epochs: epochs per network.
+        figure: the score, "accuracy" or "balanced accuracy".
+        data: they train on its training part and are scored on its validation part.
     """
 
     candidates: tuple[Candidate, ...]
@@ -59,15 +59,15 @@ class TrialPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a short training of a candidate gave.
+    """The result of a short training of a candidate.
 
     Attributes:
-        candidate: what was trained.
-        hits: bool [N], which of the images that it was judged on it recognized; none where its training failed.
-        weights: float64 [N], what each of them counts; their sum is 1.
-        number: from 1.
-        count: of all trials.
-        seconds: that it took.
+        candidate: the network.
+        hits: bool [N], whether it classified each scored image correctly; all False if training failed.
+        weights: float64 [N], the weight of each scored image; their sum is 1.
+        number: number of the trial, from 1.
+        count: number of all trials.
+        seconds: duration of the trial.
     """
 
     candidate: Candidate
@@ -79,22 +79,22 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """Its accuracy, or balanced accuracy, on the images that it was judged on, 0 to 1."""
+        """Accuracy or balanced accuracy on the scored images, 0 to 1."""
         return float(self.weights[self.hits].sum())
 
 
 def may_compare(recipe: Recipe) -> bool:
-    """Whether a recipe leaves its size open to a short training."""
-    # The sub-stages of thawing train otherwise than a network that stands alone.
+    """Whether a recipe lets a short training choose its size."""
+    # The unfreezing steps train differently from a standalone network.
     return recipe.method != "two-stage" and recipe.sizing.is_open
 
 
 def plan_trials(candidates: Sequence[Candidate], recipe: Recipe, data: PreparedData, seed: int) -> TrialPlan | None:
-    """The comparison that the recipe's `sizing` allows; None where there is nothing to compare, or no time for it.
+    """The comparison that the recipe's `sizing` allows; None if there is nothing to compare or no time for it.
 
-    Images trained on and multiply-accumulates together come to at most `sizing.trial_share` of those of the whole
-    training of the costliest candidate. As many candidates as that leaves two epochs each for are compared, from the
-    first, and at most `sizing.trials`.
+    The cost (training images times multiply-accumulates) is at most the fraction `sizing.trial_share` of the whole
+    training of the costliest candidate. The first candidates are compared: as many as can have two epochs each at this
+    cost, and at most `sizing.trials`.
     """
     if not may_compare(recipe):
         return None
@@ -114,7 +114,7 @@ def plan_trials(candidates: Sequence[Candidate], recipe: Recipe, data: PreparedD
 
 
 def run_trials(plan: TrialPlan, recipe: Recipe, seed: int, device: str) -> Iterator[Trial]:
-    """Train and judge each candidate; the same seed gives the same choice on the same machine."""
+    """Train and score every candidate. The same seed gives the same choice on the same machine."""
     weights = _weights(plan)
     for number, candidate in enumerate(plan.candidates, start=1):
         started = time.perf_counter()
@@ -132,7 +132,7 @@ def run_trials(plan: TrialPlan, recipe: Recipe, seed: int, device: str) -> Itera
 
 
 def _hits(data: PreparedData, recipe: Recipe, seed: int, device: str) -> npt.NDArray[np.bool_]:
-    """Train a network and return which validation images it classifies correctly, bool [N]; none if training fails."""
+    """Train a network; return whether it classifies each validation image correctly, bool [N], or False on failure."""
     normalization = normalization_of(recipe, device)
     with training_context(data, recipe, seed, device, normalization=normalization) as context:
         trainer = MultiStageTrainer(recipe.trainer_settings(), context)
@@ -146,11 +146,11 @@ def _hits(data: PreparedData, recipe: Recipe, seed: int, device: str) -> npt.NDA
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """Of those that do as well as the best one, within the noise, that with the fewest multiply-accumulates.
+    """The trial with the fewest multiply-accumulates among those within the noise of the best one.
 
-    Within the noise is a difference of at most one standard error, from the images that only one of the two recognizes:
-    with equal weights, b that only one and c that only the other does, |b - c| <= sqrt(b + c), as in McNemar's test
-    (Psychometrika 12, 1947).
+    A difference is within the noise if it is at most one standard error, estimated from the images that only one of the
+    two classifies correctly. For equal weights, with b images that only one and c images that only the other classifies
+    correctly, this is |b - c| <= sqrt(b + c), as in McNemar's test (Psychometrika 12, 1947).
     """
     best = max(trials, key=lambda trial: trial.score)
 
@@ -162,7 +162,7 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 
 
 def _weights(plan: TrialPlan) -> npt.NDArray[np.float64]:
-    """What each image counts: the same, or in balanced accuracy each class the same."""
+    """The weight of each image: equal per image, or for balanced accuracy equal per class."""
     images = plan.data.validation
     if plan.figure == "accuracy":
         return np.full(len(images), 1.0 / len(images))
@@ -172,7 +172,7 @@ def _weights(plan: TrialPlan) -> npt.NDArray[np.float64]:
 
 
 def _judged(data: PreparedData, held: Rows, seed: int) -> ImageSet:
-    """The validation part and what was held out of the training part."""
+    """The validation part and the held-out images of the training part."""
     validation = _rows(data.validation, _some(np.arange(len(data.validation)), _MOST_JUDGED, seed))
     more = _rows(data.train, _some(held, max(0, _MOST_JUDGED - len(validation)), seed))
     return ImageSet(
@@ -183,7 +183,7 @@ def _judged(data: PreparedData, held: Rows, seed: int) -> ImageSet:
 
 
 def _some(rows: Rows, most: int, seed: int) -> Rows:
-    """At most so many of the rows, ascending."""
+    """At most `most` of the rows, ascending."""
     return np.sort(numpy_generator(seed, "trials", "rows").permutation(rows)[:most])
 
 
@@ -192,7 +192,7 @@ def _rows(images: ImageSet, rows: Rows) -> ImageSet:
 
 
 def _resized(data: PreparedData, shape: Shape) -> PreparedData:
-    """The same images at another size; mean and deviation stay."""
+    """The same images at another size, with the same mean and standard deviation."""
     input_spec: InputSpec = replace(data.input_spec, height=shape[0], width=shape[1])
     train, validation = (
         replace(images, images=resize(images.images, input_spec)) for images in (data.train, data.validation)

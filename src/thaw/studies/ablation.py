@@ -1,7 +1,7 @@
-"""`thaw ablate`: arms of equal size and equally many image passes, compared over several seeds.
+"""`thaw ablate`: compares arms of equal size with equal numbers of image passes, over several seeds.
 
-Does each idea of the method pay ("parts"), and how should two submodels become one ("unify")? Each arm and seed is an
-ordinary run with its own folder, which holds its report, its int8 network, and the command that trains it alone.
+The study "parts" measures the effect of every part of the method; "unify" compares ways to turn two submodels into one.
+Every arm and seed is an ordinary run with its own folder: report, int8 network, and the command to train it again.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def ablate(  # noqa: PLR0913 - the options of the command
     command: str,
     progress: DecodeProgress | None = None,
 ) -> Iterator[Event | RunStarted | StudyDone]:
-    """Train a run per arm and seed in `out`, and write their comparison there: ablation.md and .json, or unify.md.
+    """Train a run per arm and seed in `out`, and write the comparison there: ablation.md and .json, or unify.md.
 
-    Runs that are finished are not trained again, so the same call resumes a study that was interrupted.
+    Finished runs are not trained again, so the same call resumes an interrupted study.
 
     Raises:
         UsageError: for a recipe from which the arms cannot be made.
@@ -86,7 +86,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
         )
 
     runs = {arm.name: [run_of(arm, seed) for seed in seeds] for arm in arms}
-    # All arms of one seed before the next seed.
+    # All arms of a seed run before the next seed.
     yield from train_runs([run for of_seed in zip(*runs.values(), strict=True) for run in of_seed])
     found = read_runs([run for of_arm in runs.values() for run in of_arm])
     metrics = {arm: found[at * len(seeds) : (at + 1) * len(seeds)] for at, arm in enumerate(runs)}
@@ -114,7 +114,7 @@ def _outcomes(
     source: str,
     data_root: Path | None,
 ) -> dict[str, list[Outcomes]]:
-    """Return what each run's model classifies correctly, by arm and seed."""
+    """Return whether each run's model classifies each test image correctly, by arm and seed."""
     outcomes: dict[str, list[Outcomes]] = {arm: [] for arm in runs}
     for at, first in enumerate(runs[PLAIN]):
         data = prepare(source, first.request.recipe.data, seed=first.request.seed, data_root=data_root)
@@ -130,7 +130,7 @@ def _outcomes(
 def _compare(
     arm: Arm, metrics: Mapping[str, Sequence[Mapping[str, Any]]], outcomes: Mapping[str, Sequence[Outcomes]]
 ) -> dict[str, Any]:
-    """Return one arm's entry: its figures, and its differences from the plain network, paired by seed."""
+    """Return the entry of an arm: its results, and its differences from the plain network, paired by seed."""
     own, plain = metrics[arm.name], metrics[PLAIN]
     accuracies = [float(each["test"]["accuracy"]) for each in own]
     int8 = [float(each["int8"]["test"]["accuracy"]) for each in own]
@@ -186,7 +186,7 @@ def page(result: dict[str, Any]) -> str:
     lines += [
         "",
         "± is half of the 95 % Student-t interval over the seeds. Differences are paired by seed, in points.",
-        "In parentheses: test images that only this arm got right, and that only the plain network got right.",
+        "In parentheses: test images that only this arm, or only the plain network, classified correctly.",
         "",
         f"Machine: {hardware}; {versions}; convolutions in {result['precision']}.",
     ]

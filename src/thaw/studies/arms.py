@@ -1,12 +1,12 @@
 """The arms of an ablation: recipes that give networks of equal size after equally many image passes.
 
-The study "parts" changes one idea of the two-stage method per arm. The study "unify" compares ways to make one network
-of two submodels: concatenate them, average their weights, or distill both into one.
+The study "parts" changes one part of the two-stage method per arm. The study "unify" compares ways to turn two
+submodels into one network: concatenate them, average their weights, or distill both into one.
 
-An image pass presents one image to as many parameters as the unified network has. The submodels that are concatenated
-have half of them each, so an epoch of both counts as one pass. Submodels that are averaged or distilled are as large as
-the result, so an epoch of both counts as two passes, and their first stage has half as many epochs. A network of half
-the size trains two epochs per pass. Passes through frozen units, teachers included, are not counted.
+An image pass presents an image to the number of parameters of the unified network. Concatenated submodels have half of
+them each, so an epoch of both counts as one pass. Averaged or distilled submodels are as large as the result, so an
+epoch of both counts as two passes, and their first stage has half the epochs. A network of half the size trains for
+two epochs per pass. Passes through frozen units, including teachers, are not counted.
 
 Shapes: H rows, W columns, C channels, K classes.
 """
@@ -37,8 +37,8 @@ class Arm:
 
     Attributes:
         name: a stable name, for folders and tables.
-        description: what the arm does, or leaves out.
-        recipe: the recipe that its runs train.
+        description: what the arm changes.
+        recipe: the recipe of its runs.
     """
 
     name: str
@@ -99,7 +99,7 @@ def _check_recipe(recipe: Recipe, study: StudyName) -> None:
 
 
 def _parts_arms(recipe: Recipe, shape: Shape, classes: int) -> tuple[Arm, ...]:
-    """Return the arms that change one idea of the method each."""
+    """Return the arms that change one part of the method."""
     dual, unfreeze = recipe.dual, recipe.unfreeze
     first = unfreeze.steps[0]
     head = UnfreezeStep(unit=HEAD, epochs=first.epochs, learning_rate=first.learning_rate)

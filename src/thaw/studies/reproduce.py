@@ -1,4 +1,4 @@
-"""`thaw reproduce`: the paper's data sets over several seeds, beside the published figures."""
+"""`thaw reproduce`: the paper's data sets over several seeds, compared with the published results."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """'0,1,2' -> (0, 1, 2).
 
     Raises:
-        UsageError: unless the text is distinct whole numbers, separated by commas.
+        UsageError: unless the text is a list of distinct integers, separated by commas.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts) or len(set(map(int, parts))) != len(parts):
-        raise UsageError(f"seeds {shown(text)}: expected distinct whole numbers separated by commas, such as 0,1,2")
+        raise UsageError(f"seeds {shown(text)}: expected distinct integers separated by commas, such as 0,1,2")
     return tuple(int(part) for part in parts)
 
 
@@ -72,7 +72,7 @@ def reproduce(
     _, recipe = load_recipe(RECIPE)
     resolve_device(device)
     datasets = list(dict.fromkeys(datasets))
-    # Open every data set before the first training: a missing one should not show up after half an hour.
+    # Open all data sets before the first training, so that a missing one is reported at once.
     for name in datasets:
         prepare(name, recipe.data, seed=seeds[0], data_root=data_root, progress=progress)
     runs = {

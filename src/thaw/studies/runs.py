@@ -16,13 +16,13 @@ from thaw.run.folder import RunFolder, read_json
 from thaw.run.pipeline import resume_run, start_run
 from thaw.run.request import TrainRequest
 
-# Runs that were computed in different ways cannot be compared or averaged.
+# Runs with different values of these cannot be compared or averaged.
 _COMPARABLE = ("device", "precision", "normalization")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """A run of a study: what it trains, and its folder."""
+    """A run of a study: title, folder and request."""
 
     title: str
     path: Path
@@ -39,14 +39,14 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StudyDone:
-    """The figures of a study, and the page that shows them, have been written."""
+    """The results of a study and its page have been written."""
 
     result: dict[str, Any]
     page: Path
 
 
 def train_runs(runs: Sequence[StudyRun]) -> Iterator[Event | RunStarted]:
-    """Train every run that is not finished; an interrupted run continues after its last epoch.
+    """Train every run that is not finished. An interrupted run resumes after its last epoch.
 
     Raises:
         RunError: if a folder holds another run.
@@ -68,7 +68,7 @@ def read_runs(runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
     """Return the metrics of finished runs, in order.
 
     Raises:
-        RunError: if one cannot be read, or was computed in another way than the first.
+        RunError: if a run cannot be read, or was computed in another way than the first one.
     """
     found = [read_metrics(RunFolder(run.path).metrics) for run in runs]
     for run, metrics in zip(runs, found, strict=True):
@@ -93,8 +93,8 @@ def train_command(source: str, recipe: str, overrides: Sequence[str], seed: int)
 
 
 def _check_same(run: StudyRun) -> None:
-    """Refuse a folder whose run has another source, seed or recipe."""
+    """Check that the run in a folder has the same source, seed and recipe."""
     recorded, wanted = read_json(RunFolder(run.path).request), run.request.as_dict()
     for name in ("source", "seed", "recipe"):
         if recorded.get(name) != wanted[name]:
-            raise RunError(f"{run.path} holds a run with another {name}\nchoose another folder with --out")
+            raise RunError(f"{run.path} contains a run with another {name}\nchoose another folder with --out")

@@ -7,7 +7,7 @@ export function chosenFiles(input) {
     return Array.from(input.files, (file) => ({ name: file.webkitRelativePath || file.name, file }));
 }
 
-/* Files of a drop. Call it while the event is handled: afterwards the browser discards them. */
+/* Files of a drop. Call it while the event is handled; the browser discards the files after that. */
 export async function droppedFiles(transfer) {
     const items = Array.from(transfer.items).filter((item) => item.kind === "file");
     const entries = items.map((item) => item.webkitGetAsEntry?.());

@@ -1,4 +1,4 @@
-/* Decode PNG files, byte-identical to thaw (data/decode.py, which uses Pillow).
+/* Decode PNG files, byte-identical to `data/decode.py`, which uses Pillow.
 
    The decoder of a browser suffices for opaque 8-bit files, but a canvas stores colors premultiplied by alpha, which
    loses bits, and 8 bits of 16-bit channels. This module supports all depths, color types and Adam7 interlacing, and the
@@ -91,7 +91,7 @@ function readChunks(bytes) {
     const { height, width } = pngSize(bytes);
     const [depth, colorType, , , interlacing] = bytes.subarray(24, 29);
     if (!height || !width || !(DEPTHS.get(colorType) ?? []).includes(depth) || interlacing > 1) {
-        throw new PngError("a damaged PNG file: its header says what cannot be");
+        throw new PngError("a damaged PNG file: its header is invalid");
     }
     const samples = SAMPLES.get(colorType);
     const file = {
@@ -116,7 +116,7 @@ function readChunks(bytes) {
         at += 12 + length;
     }
     if ([GRAY, RGB].includes(colorType) && (file.transparency?.length ?? Infinity) < 2 * samples) {
-        throw new PngError("a damaged PNG file: its transparent color is cut short");
+        throw new PngError("a damaged PNG file: its transparent color is truncated");
     }
     if (!file.compressed.length || (colorType === PALETTE && !file.palette.length)) {
         throw new PngError("a damaged PNG file: its image or its palette is missing");
@@ -157,7 +157,7 @@ async function inflate(compressed, total) {
     } catch (error) {
         throw new PngError("a damaged PNG file: its image cannot be decompressed", { cause: error });
     } finally {
-        reader.cancel().catch(() => {}); // a failed stream cannot be cancelled, and need not be
+        reader.cancel().catch(() => {}); // a failed stream rejects this
     }
     if (at < total) {
         throw new PngError("a truncated PNG file");

@@ -1,9 +1,9 @@
-/* Resizing and gray conversion in integers: byte-identical to thaw's data/resize.py.
+/* Resizing and gray conversion in integers, byte-identical to `data/resize.py`.
 
    An image is {height, width, channels, data}: data is a Uint8Array [H, W, C], C = 1 (gray) or 3 (RGB), or a Uint16Array,
    which is first scaled to bytes as in data/scaling.py.
-   An inputSpec describes the input of a model: {height, width, channels, fit}, fit "stretch" or "crop", and "range" [low, high] of
-   16-bit values if it was trained on such images.
+   An inputSpec describes the input of a model: {height, width, channels, fit}, fit "stretch" or "crop", and, for a model
+   that was trained on 16-bit images, "range" [low, high].
 
    Integers up to 2^53 are exact, and so is Math.floor(a / b) for the values that occur (below about 2^32). */
 

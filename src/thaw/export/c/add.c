@@ -1,12 +1,12 @@
-/* Two tensors, raised by 20 bits and brought to one scale, added, and brought to the scale of the output. */
+/* Addition of two tensors: shift left by 20 bits, rescale to a common scale, add, rescale to the output's scale. */
 typedef struct {
-    int32_t multiplier[3]; /* of the two terms and of the sum */
+    int32_t multiplier[3]; /* for the two terms and the sum */
     int8_t shift[3];
     int16_t zero_point[3];
     int16_t least;
 } thaw_addition;
 
-/* As thaw_scale, for numbers that use all 32 bits; shift is at most 0. */
+/* Like thaw_scale, for numbers that use all 32 bits; shift is at most 0. */
 static int32_t thaw_scale_down(int32_t value, int32_t multiplier, int32_t shift)
 {
     return thaw_divide_by_power(thaw_multiply_high(value, multiplier), -shift);

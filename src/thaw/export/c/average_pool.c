@@ -1,4 +1,4 @@
-/* The mean, rounded to the nearest, halves away from zero. */
+/* The mean, rounded to nearest, halves away from zero. */
 static void thaw_average_pool(const thaw_pooling *layer, const int8_t *input, int8_t *output)
 {
     const int32_t channels = layer->channels;

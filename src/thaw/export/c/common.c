@@ -1,5 +1,5 @@
-/* Which kernels: those of the DSP extension, of AVX2 (and VNNI), or the portable ones. All give the same bits. Cores from
- * before Thumb-2, and the ARM state of others, say that they have the extension but lack instructions used here. */
+/* Selects the kernels: DSP extension, AVX2 (with VNNI), or portable. All of them give the same bits. Cores without Thumb-2,
+ * and other cores in ARM state, report the extension but lack instructions that are used here. */
 #if !defined(THAW_PORTABLE) && defined(__GNUC__) && defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && \
     !defined(__ARM_BIG_ENDIAN)
 #define THAW_DSP 1
@@ -13,15 +13,15 @@
 #if defined(__GNUC__)
 #define THAW_INLINE static inline __attribute__((always_inline, unused))
 #define THAW_NOINLINE __attribute__((noinline))
-#define THAW_WORDS __attribute__((aligned(4))) /* read as words, which cores may trap or read slowly elsewhere */
+#define THAW_WORDS __attribute__((aligned(4))) /* read as words; unaligned words may trap or be slow */
 #else
 #define THAW_INLINE static inline
 #define THAW_NOINLINE
 #define THAW_WORDS
 #endif
 
-/* value / 2^exponent, rounded to the nearest, halves away from zero; exponent 0 to 31. Shifts of negative numbers are
- * arithmetic ones in every compiler that this is tested with. */
+/* value / 2^exponent, rounded to nearest, halves away from zero; exponent 0 to 31. Shifts of negative numbers are
+ * arithmetic in all tested compilers. */
 THAW_INLINE int32_t thaw_divide_by_power(int32_t value, int32_t exponent)
 {
     const int32_t mask = (int32_t)(((uint32_t)1 << exponent) - 1);
@@ -35,7 +35,7 @@ THAW_INLINE int32_t thaw_divide_small_by_power(int32_t value, int32_t exponent)
     return exponent ? (value + (value >> 31) + half) >> exponent : value;
 }
 
-/* The high half of 2 a b, rounded to the nearest; |a| is below 2^30 wherever THAW_DSP matters. */
+/* The high half of 2 a b, rounded to nearest. With THAW_DSP, |a| is below 2^30. */
 THAW_INLINE int32_t thaw_multiply_high(int32_t a, int32_t b)
 {
     return (int32_t)(((int64_t)a * b + ((int64_t)1 << 30)) >> 31);

@@ -1,4 +1,4 @@
-/* The only position of the output. */
+/* The only output position. */
 static void thaw_position(const thaw_convolution *layer, const int16_t *column, int32_t pairs, int8_t *output)
 {
     const int8_t *weights = layer->weights;
@@ -24,7 +24,7 @@ static void thaw_convolve(const thaw_convolution *layer, const uint8_t *input, i
     const int32_t count = kernel_columns * channels, pairs = thaw_pairs(layer);
     const int32_t pool_columns = layer->pool_columns, positions = layer->pool_rows * pool_columns;
     const int32_t outputs = (int32_t)layer->out_rows * layer->out_columns;
-    /* A window of a pooling takes whole batches: what fills up the last one is its last position again. */
+    /* A pooling window uses whole batches: the last batch is padded by repeating its last position. */
     const int32_t lanes = positions > 1 ? (positions + THAW_LANES - 1) / THAW_LANES * THAW_LANES : 1;
     const int is_single = outputs == 1 && positions == 1;
     int32_t row = 0, column = 0, waiting = 0, done;

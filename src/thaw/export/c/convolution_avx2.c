@@ -1,8 +1,8 @@
 #if defined(THAW_AVX2)
-/* Eight filters side by side in a register. Memory is no concern where AVX2 is, so the weights of a layer are spread out
- * first, in words of 32 bits: word 0 of all filters, word 1 of all filters, and so on. A word is a pair of taps as int16,
- * or with VNNI two pairs as int8. A turn takes up to 24 filters; what no layer is wide enough for is left out, since compilers
- * warn of what it would read beyond these arrays. */
+/* A register holds eight filters. Memory is not scarce on machines with AVX2, so the weights of a layer are unpacked first,
+ * to words of 32 bits: word 0 of all filters, word 1 of all filters, and so on. A word is a pair of taps as int16, or with
+ * VNNI two pairs as int8. An iteration processes up to 24 filters. Code for more filters than any layer has is omitted, since
+ * compilers warn about reads beyond these arrays. */
 #define THAW_WIDE_FILTERS ((THAW_MOST_FILTERS + 23) / 24 * 24)
 static struct {
     int32_t weights[THAW_MOST_WEIGHTS / 2 + THAW_WIDE_FILTERS];
@@ -12,7 +12,7 @@ static struct {
     int32_t right[THAW_WIDE_FILTERS];
 } thaw_wide;
 
-/* Words that a column has. */
+/* Number of words in a column. */
 THAW_INLINE int32_t thaw_words(int32_t pairs)
 {
 #if defined(THAW_VNNI)
@@ -22,7 +22,7 @@ THAW_INLINE int32_t thaw_words(int32_t pairs)
 #endif
 }
 
-/* The words of two filters; what their weights add to every sum because int8 values are raised by 128. */
+/* The words of two filters, and the amount that their weights add to every sum because int8 values are offset by 128. */
 THAW_INLINE __m128i thaw_spread(const int8_t *from, int32_t pairs, int32_t *to, int32_t row)
 {
 #if defined(THAW_VNNI)
@@ -86,7 +86,7 @@ THAW_INLINE __m256i thaw_wide_dot(__m256i sums, __m256i weights, __m256i values)
 #endif
 }
 
-/* What thaw_scale does, eight times. */
+/* thaw_scale for eight numbers. */
 THAW_INLINE __m256i thaw_wide_scale(__m256i sums, int32_t filter)
 {
     const __m256i multiplier = _mm256_loadu_si256((const __m256i *)(const void *)(thaw_wide.multiplier + filter));
@@ -105,7 +105,7 @@ THAW_INLINE __m256i thaw_wide_scale(__m256i sums, int32_t filter)
     return _mm256_srav_epi32(_mm256_add_epi32(high, _mm256_add_epi32(half, sign)), right);
 }
 
-/* Eight sums to the output, of which `used` count. */
+/* Write the first `used` of eight sums to the output. */
 THAW_INLINE void thaw_wide_finish(
     const thaw_convolution *layer, __m256i sums, int32_t filter, int32_t used, int8_t *output)
 {
@@ -129,7 +129,7 @@ THAW_INLINE void thaw_wide_finish(
     }
 }
 
-/* `blocks` times eight filters on THAW_LANES columns: the sums, lane by lane. */
+/* Sums of `blocks` times eight filters on THAW_LANES columns, by lane. */
 THAW_INLINE void thaw_wide_block(
     const int16_t *columns, int32_t words, const int32_t *weights, int32_t row, int blocks, __m256i sums[3][THAW_LANES])
 {
@@ -185,7 +185,7 @@ THAW_INLINE void thaw_window_blocks(
     }
 }
 
-/* One position of the output from the columns of its window, as many batches of THAW_LANES as that has. */
+/* One output position from all columns of its window, in batches of THAW_LANES. */
 static void thaw_window(
     const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t batches, int8_t *output)
 {
@@ -224,7 +224,7 @@ THAW_INLINE void thaw_positions_blocks(
     }
 }
 
-/* `used` positions of the output, which follow one another, from a lane each; the others hold what was there. */
+/* `used` consecutive output positions, one per lane; the contents of the other lanes are ignored. */
 static void thaw_positions(
     const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t used, int8_t *output)
 {

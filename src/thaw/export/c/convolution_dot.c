@@ -25,11 +25,11 @@ THAW_INLINE void thaw_dot_one(const int16_t *column, const int8_t *weights, int3
     sums[1] = t;
 }
 
-/* Two filters on THAW_LANES columns, whose pairs of taps lie side by side: sums[filter][lane].
+/* Two filters on THAW_LANES columns with interleaved pairs of taps: sums[filter][lane].
  *
- * The loop needs every register that there is, which a compiler spills; so it is written out. A turn is four pairs; the
- * first turn enters where what is left over begins. Of the registers, r0 and r1 walk through columns and weights, r4 to
- * r11 are the sums, r2 and r3 a pair of columns, r12 and lr the weights of the two filters. */
+ * The loop needs all registers, which compilers would spill, so it is written in assembly. An iteration processes four
+ * pairs; the first one is entered in the middle if the count is not a multiple of four. Registers: r0 and r1 point to
+ * columns and weights, r4 to r11 are the sums, r2 and r3 a pair of columns, r12 and lr the weights of the two filters. */
 #define THAW_DOT_TURN \
     "ldr lr, [r1], #4\n" \
     "ldrd r2, r3, [r0], #8\n" \
@@ -53,9 +53,9 @@ static __attribute__((naked, noinline)) void thaw_dot(
         ".syntax unified\n"
         "push {r3-r11, lr}\n"
         "rsb r3, r2, #0\n"
-        "and r3, r3, #3\n" /* pairs that the first turn skips */
+        "and r3, r3, #3\n" /* pairs that the first iteration skips */
         "adds r2, r2, #3\n"
-        "asrs r2, r2, #2\n" /* turns */
+        "asrs r2, r2, #2\n" /* iterations */
         "push {r1, r2}\n"   /* r1 keeps the stack aligned */
         "movs r4, #0\n"
         "movs r5, #0\n"
@@ -85,7 +85,7 @@ static __attribute__((naked, noinline)) void thaw_dot(
 }
 #undef THAW_DOT_TURN
 #else
-/* A weight times a value. Of the plain a * b, the sum of two would leave an int of 16 bits. */
+/* A weight times a value, as int32_t: the sum of two products may overflow an int of 16 bits. */
 THAW_INLINE int32_t thaw_product(int8_t weight, int16_t value)
 {
     return (int32_t)weight * value;
@@ -95,7 +95,7 @@ THAW_INLINE int32_t thaw_product(int8_t weight, int16_t value)
 THAW_INLINE void thaw_dot_one(const int16_t *column, const int8_t *weights, int32_t pairs, int32_t sums[2])
 {
 #if defined(THAW_AVX2)
-    /* Four pairs at a time: of both filters side by side, filter 0 in the even numbers. */
+    /* Four pairs at a time, with both filters interleaved: filter 0 has the even indices. */
     const __m128i order =
         _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
     const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
@@ -119,7 +119,7 @@ THAW_INLINE void thaw_dot_one(const int16_t *column, const int8_t *weights, int3
     }
 }
 
-/* Two filters on THAW_LANES columns, whose pairs of taps lie side by side: sums[filter][lane]. */
+/* Two filters on THAW_LANES columns with interleaved pairs of taps: sums[filter][lane]. */
 THAW_INLINE void thaw_dot(
     const int16_t *columns, const int8_t *weights, int32_t pairs, int32_t sums[2][THAW_LANES])
 {

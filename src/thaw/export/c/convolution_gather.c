@@ -1,13 +1,13 @@
-/* Convolution with what comes after it, and dense layers, which are convolutions with one position.
+/* Convolution with activation and max pooling, and dense layers, which are convolutions with one position.
  *
- * The inputs of THAW_LANES positions at a time are gathered into columns of int16, and two filters at a time are
- * multiplied with them. Where a max pooling follows, the positions are those of one window, and the largest sum is all
- * that is brought to the scale of the output: that is monotone, so the numbers are those of pooling afterwards.
+ * The inputs of THAW_LANES positions are gathered into columns of int16 and multiplied with two filters at a time. If a max
+ * pooling follows, the positions are those of one window, and only the largest sum is rescaled to the output: rescaling is
+ * monotone, so the result equals that of a separate pooling.
  *
- * Taps go in pairs: those of one row of the kernel follow one another, and a zero fills up an odd number. Weights lie as
- * filter 0 tap a, filter 1 tap a, filter 0 tap b, filter 1 tap b; columns as pair 0 of each lane, pair 1 of each lane,
- * and so on, or, for AVX2, lane by lane. VNNI multiplies bytes without a sign with bytes, four at a time: there columns
- * are bytes, and int8 values are raised by 128. */
+ * Taps are stored in pairs; each row of the kernel is padded to an even number of taps with a zero. The layout of weights is
+ * filter 0 tap a, filter 1 tap a, filter 0 tap b, filter 1 tap b. The layout of columns is pair 0 of all lanes, pair 1 of
+ * all lanes, and so on; for AVX2, one lane after another. VNNI multiplies unsigned bytes with signed bytes, four at a time:
+ * columns are then bytes, and int8 values are offset by 128. */
 #define THAW_LANES 4
 #if defined(THAW_VNNI)
 #define THAW_STEP 0
@@ -19,7 +19,7 @@
 
 typedef struct {
     const int8_t *weights;
-    const int32_t *bias; /* holds what the zero point of the input adds to every sum */
+    const int32_t *bias; /* includes the contribution of the input's zero point */
     const int32_t *multiplier;
     const int8_t *shift;
     int16_t rows, columns, channels;             /* of the input */
@@ -29,7 +29,7 @@ typedef struct {
     int16_t out_rows, out_columns, filters;      /* of the output */
     int16_t pool_rows, pool_columns;             /* 1 and 1 without pooling */
     int16_t pool_stride_rows, pool_stride_columns;
-    int16_t pad;                                 /* what padding reads */
+    int16_t pad;                                 /* value of padding */
     int16_t zero_point, least;                   /* of the output */
     int16_t is_pixels;                           /* the input is uint8 */
 } thaw_convolution;
@@ -40,7 +40,7 @@ THAW_INLINE int32_t thaw_pairs(const thaw_convolution *layer)
     return layer->kernel_rows * (((int32_t)layer->kernel_columns * layer->channels + 1) / 2);
 }
 
-/* Where the pairs of a lane begin. */
+/* The first pair of a lane. */
 THAW_INLINE int16_t *thaw_lane(int16_t *columns, int32_t lane, int32_t pairs)
 {
 #if defined(THAW_VNNI)
@@ -83,7 +83,7 @@ THAW_INLINE uint32_t thaw_bytes_1_3(uint32_t word, int is_pixels)
 }
 #endif
 
-/* Up to 3 values as pairs of int16, one each `step`; where the next one goes. */
+/* Write up to 3 values as pairs of int16, `step` apart; return the next position. */
 THAW_INLINE int16_t *thaw_widen_rest(const uint8_t *from, int32_t count, int16_t *to, int32_t step, int is_pixels)
 {
     if (count & 2) {
@@ -109,12 +109,12 @@ THAW_INLINE int16_t *thaw_widen_rest(const uint8_t *from, int32_t count, int16_t
 }
 
 #if defined(THAW_VNNI)
-/* `count` values as bytes without a sign, and a zero after an odd number. */
+/* Write `count` values as unsigned bytes, padded to an even number with a zero. */
 THAW_INLINE uint8_t *thaw_copy_bytes(const uint8_t *from, int32_t count, uint8_t *to, int is_pixels)
 {
     const __m128i flip = _mm_set1_epi8((char)(is_pixels ? 0 : 0x80));
     const uint8_t flip_byte = (uint8_t)(is_pixels ? 0 : 0x80);
-    if (count == 3) { /* as one word, since it will be read as one */
+    if (count == 3) { /* as one word, since it is read as one */
         uint16_t both;
         uint32_t word;
         memcpy(&both, from, 2);
@@ -157,7 +157,7 @@ THAW_INLINE uint8_t *thaw_copy_bytes(const uint8_t *from, int32_t count, uint8_t
 }
 #endif
 
-/* A window that lies inside the input: `rows` runs of `count` values, `pitch` apart. */
+/* A window inside the input: `rows` runs of `count` values, `pitch` apart. */
 THAW_INLINE void thaw_gather_runs(
     const uint8_t *from, int32_t rows, int32_t count, int32_t pitch, int16_t *to, int32_t step, int is_pixels)
 {
@@ -207,7 +207,7 @@ THAW_INLINE void thaw_gather_runs(
     }
 }
 
-/* Apart on a microcontroller, where code takes room; within the loop elsewhere. */
+/* Not inlined on microcontrollers, where code size matters; inlined elsewhere. */
 #if defined(THAW_AVX2)
 #define THAW_GATHER THAW_INLINE
 #else
@@ -226,7 +226,7 @@ THAW_GATHER void thaw_gather_int8(
     thaw_gather_runs(from, rows, count, pitch, to, step, 0);
 }
 
-/* A window that begins at (row, column) and reaches into the padding. */
+/* A window that begins at (row, column) and overlaps the padding. */
 static THAW_NOINLINE void thaw_gather_border(
     const thaw_convolution *layer, const uint8_t *input, int32_t row, int32_t column, int16_t *to, int32_t step)
 {

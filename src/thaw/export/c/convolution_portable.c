@@ -3,14 +3,14 @@ THAW_INLINE int32_t thaw_larger(int32_t a, int32_t b)
     return a > b ? a : b;
 }
 
-/* A sum on the scale of the output. */
+/* Rescale a sum to the output. */
 THAW_INLINE int8_t thaw_finish(int32_t sum, int32_t multiplier, int32_t shift, int32_t zero_point, int32_t least)
 {
     return thaw_clamp(thaw_scale(sum, multiplier, shift) + zero_point, least);
 }
 
 #if !defined(THAW_AVX2)
-/* One position of the output from the columns of its window, as many batches of THAW_LANES as that has. */
+/* One output position from all columns of its window, in batches of THAW_LANES. */
 static void thaw_window(
     const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t batches, int8_t *output)
 {
@@ -39,7 +39,7 @@ static void thaw_window(
     }
 }
 
-/* `used` positions of the output, which follow one another, from a lane each. */
+/* `used` consecutive output positions, one per lane. */
 static void thaw_positions(
     const thaw_convolution *layer, const int16_t *columns, int32_t pairs, int32_t used, int8_t *output)
 {

@@ -1,4 +1,4 @@
-/* Convolution of each channel with a kernel of its own. Padding reads the zero point of the input, which adds nothing. */
+/* Convolution of each channel with its own kernel. Padding has the value of the input's zero point, so it adds nothing. */
 typedef struct {
     const int8_t *weights; /* [kernel rows][kernel columns][channels] */
     const int32_t *bias;

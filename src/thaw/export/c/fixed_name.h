@@ -1,2 +1,2 @@
-/* @PREFIX@.h by the name that every model's header has. */
+/* @PREFIX@.h under a name that is the same for all models. */
 #include "@PREFIX@.h"

@@ -1,4 +1,4 @@
-/* The network on a picture: ./example picture.ppm (binary PGM or PPM, of any size; most programs can save as one). */
+/* Classify an image: ./example picture.ppm (binary PGM or PPM of any size, a format that most programs can write). */
 #include "@PREFIX@.h"
 
 #include <ctype.h>
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The next whole number of a PNM header, or -1. */
+/* The next integer of a PNM header, or -1. */
 static long next_number(FILE *file)
 {
     long number = 0;
@@ -29,10 +29,10 @@ static long next_number(FILE *file)
         }
         letter = fgetc(file);
     }
-    return number; /* the one white space that follows has been read */
+    return number; /* the white space character after it has been read */
 }
 
-/* Samples of two bytes, the high one first, as uint16_t of this machine; `white` becomes 65535. */
+/* Convert big-endian samples of two bytes to uint16_t; `white` becomes 65535. */
 static void convert_wide(uint8_t *samples, size_t count, uint32_t white)
 {
     for (; count > 0; count--, samples += 2) {
@@ -42,7 +42,7 @@ static void convert_wide(uint8_t *samples, size_t count, uint32_t white)
     }
 }
 
-/* The pixels of a binary PGM (P5) or PPM (P6), of 8 bits with 255 as white or of 16 bits; NULL for anything else. */
+/* The pixels of a binary PGM (P5) or PPM (P6), 8 bits with a maximum of 255 or 16 bits; NULL for anything else. */
 static uint8_t *read_image(const char *path, int32_t *width, int32_t *height, int *channels, int *sample_bytes)
 {
     FILE *file = fopen(path, "rb");

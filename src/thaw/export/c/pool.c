@@ -1,4 +1,4 @@
-/* Pooling that no convolution does on its way. */
+/* Pooling that is not fused with a convolution. */
 typedef struct {
     int16_t columns, channels;         /* of the input */
     int16_t kernel_rows, kernel_columns;

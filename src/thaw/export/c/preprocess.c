@@ -1,15 +1,15 @@
-/* An image of any size as the model's input, in integers.
+/* Resize an image of any size to the model's input, in integer arithmetic.
 
-   A target pixel is a weighted mean of source pixels: of the area that it covers along an axis that shrinks, and
-   of the two nearest along an axis that grows. The mean over columns keeps 8 fractional bits (0 to 65280), the mean
-   over rows rounds to a byte. A row's means over columns are worked out anew for each target pixel that needs them: an
-   axis that shrinks needs a source row at most twice, and nothing has to be kept.
+   A target pixel is a weighted mean of source pixels: along an axis that shrinks, of the pixels that it covers; along
+   an axis that grows, of the two nearest. The mean over columns keeps 8 fractional bits (0 to 65280), the mean over
+   rows rounds to a byte. The means over columns of a row are computed again for each target pixel that needs them. An
+   axis that shrinks needs a source row at most twice, and no buffer is required.
 
-   Bounds: with source sides up to 32768 and target sides up to 8192 an axis' weights sum to at most 32768, so no value
-   is above 255 * 256 * 32768 + 128 * 32768 = 2143289344, which is below 2^31. */
+   Bounds: with source sides up to 32768 and target sides up to 8192, the weights of an axis sum to at most 32768, so
+   all values are at most 255 * 256 * 32768 + 128 * 32768 = 2143289344, which is below 2^31. */
 #define THAW_MAX_SOURCE_SIDE 32768
 
-/* Source positions first to last of an axis, all of the same weight but for what the first and the last have less. */
+/* Source positions of an axis, first to last. All have the same weight, except that the first and the last have less. */
 typedef struct {
     uint32_t first;
     uint32_t last;
@@ -22,7 +22,7 @@ static thaw_taps thaw_axis_taps(uint32_t position, uint32_t source, uint32_t tar
 {
     thaw_taps taps;
     if (target <= source) {
-        /* On a ruler with `target` marks a source pixel and `source` marks a target pixel. */
+        /* In units in which a source pixel has length `target` and a target pixel has length `source`. */
         const uint32_t begin = position * source;
         const uint32_t end = begin + source;
         taps.weight = target;
@@ -49,7 +49,7 @@ static thaw_taps thaw_axis_taps(uint32_t position, uint32_t source, uint32_t tar
     return taps;
 }
 
-/* A 16-bit value, in the byte order of the machine, as 8 bits; at most 65535 * 510 + 65535 = 33488385 in between. */
+/* Convert a 16-bit value in native byte order to 8 bits; intermediate values are at most 65535 * 510 + 65535 = 33488385. */
 static uint32_t thaw_scaled(const uint8_t *source)
 {
     const uint32_t low = THAW_RANGE_LOW;
@@ -68,7 +68,7 @@ static uint32_t thaw_gray(uint32_t red, uint32_t green, uint32_t blue)
 }
 #endif
 
-/* The sum of `count` pixels of a row, and the last of them: of their gray for a model that takes gray, else of their
+/* The sum of `count` pixels of a row, and the last of them: gray values for a model with gray input, else values of the
    color `channel`. */
 static uint32_t thaw_sum(const uint8_t *pixel, uint32_t count, thaw_format format, uint32_t channel, uint32_t *last)
 {
@@ -163,7 +163,7 @@ int thaw_preprocess(const uint8_t *source, int32_t width, int32_t height, int32_
     }
     stride = (size_t)stride_bytes;
 #if THAW_FIT_CROP
-    /* The largest centered window of the model's aspect ratio. */
+    /* The largest centered window with the model's aspect ratio. */
     if (columns * THAW_HEIGHT > rows * THAW_WIDTH) {
         const uint32_t used = rows * THAW_WIDTH / THAW_HEIGHT;
         columns = used > 0U ? used : 1U;

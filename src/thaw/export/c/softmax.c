@@ -1,9 +1,9 @@
-/* Softmax in whole numbers: the exponentials and the reciprocal of gemmlowp, which the LiteRT specification is built on.
- * A number with n integer bits stands for value / 2^(31 - n). The result has the scale 1/256 and the zero point -128. */
+/* Softmax in integers, with the exponential and the reciprocal of gemmlowp, on which the LiteRT specification is based.
+ * A number with n integer bits represents value / 2^(31 - n). The result has scale 1/256 and zero point -128. */
 typedef struct {
-    int32_t multiplier; /* takes a difference of two scores to 5 integer bits, after a left shift */
+    int32_t multiplier; /* converts a difference of scores to 5 integer bits, after a left shift */
     int8_t shift;
-    int32_t least;      /* what lies further below the largest score has probability 0 */
+    int32_t least;      /* scores further below the largest one have probability 0 */
 } thaw_softmax_scale;
 
 static int32_t thaw_shift_left_saturating(int32_t value, int32_t bits)
@@ -23,7 +23,7 @@ static int32_t thaw_exp(int32_t a)
     const int32_t quarter = (int32_t)1 << 24;
     const int32_t below = (a & (quarter - 1)) - quarter;
     const int32_t remainder = below - a;
-    /* a Taylor series round -1/8 */
+    /* Taylor series around -1/8 */
     const int32_t x = below * 32 + ((int32_t)1 << 28);
     const int32_t x2 = thaw_multiply_high(x, x);
     const int32_t x3 = thaw_multiply_high(x2, x);

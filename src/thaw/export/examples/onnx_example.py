@@ -1,4 +1,4 @@
-"""Tells what an image shows: `python example.py IMAGE [MODEL]`; needs NumPy, Pillow and onnxruntime."""
+"""Classify an image: `python example.py IMAGE [MODEL]`. Requires NumPy, Pillow and onnxruntime."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def main(arguments: list[str]) -> None:
     """Print the most likely class of an image file and its probability."""
     if len(arguments) not in (1, 2):
         sys.exit("usage: python example.py IMAGE [MODEL.onnx]")
-    # The last by name: the int8 model where there is one.
+    # The last by name: the int8 model if there is one.
     model = arguments[1] if len(arguments) == 2 else max(FOLDER.glob("model-*.onnx"))
     options = onnxruntime.SessionOptions()
     # x86 processors without VNNI add int8 products in 16 bits, which saturates; this keeps the sums exact.
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
-    # The model carries its class names and what it takes as input.
+    # The model contains its class names and a description of its input.
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
 
-    # Raw pixels go in, 0 to 255: scaling and offset are inside the model.
+    # The input is raw pixels, 0 to 255: the model includes scaling and offset.
     pixels = fit(read_image(arguments[0]), facts["input"])
     (probabilities,) = session.run(["probabilities"], {"image": pixels[None]})
 
     best = int(probabilities[0].argmax())
-    # Of NaN, the largest is whatever comes first.
+    # With NaN, argmax would return the first class.
     if not 0.0 <= probabilities[0, best] <= 1.001:
         sys.exit(f"{model} computes NaN or infinity: export the model again")
     print(f"{printable(facts['classes'][best])} {probabilities[0, best]:.4f}")

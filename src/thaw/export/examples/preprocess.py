@@ -1,6 +1,6 @@
-"""An image file as the pixels that the model takes; needs NumPy and Pillow.
+"""Convert an image file to the input of the model. Requires NumPy and Pillow.
 
-The same whole-number definition of depth, of gray and of resizing by which the training images were made, in short.
+A short form of the integer definition of depth, gray conversion and resizing in training.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from PIL import Image, ImageOps
 
 
 def read_image(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """The colors of an image file, upright, on white where it is transparent: [height, width, 3].
+    """The colors of an image file, upright and blended with white: [height, width, 3].
 
     uint8, or uint16 of a gray image of 16 bits; `fit` scales those.
     """
     with Image.open(path) as opened:
-        # Only the name of the packing tells that Pillow drops the low bytes.
+        # Pillow drops the low bytes of some formats; only the name of the packing shows this.
         is_reduced = ";16" in str(opened.tile) and opened.mode in ("RGB", "RGBA", "CMYK")
-        opened.load()  # which turns some formats upright itself
+        opened.load()  # this rotates some formats upright
         image = ImageOps.exif_transpose(opened)
     if is_reduced or image.mode == "F":
-        raise ValueError(f"{path}: expected 8 bits a channel, or gray of 16 bits without alpha")
+        raise ValueError(f"{path}: expected 8 bits per channel, or 16-bit gray without alpha")
     if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.int64)
         if gray.min() < 0 or gray.max() > 65_535:

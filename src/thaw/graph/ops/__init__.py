@@ -1,7 +1,7 @@
-"""The inference operations, one file each, free of torch until one is trained.
+"""The inference operations, one module per operation. torch is imported only for training.
 
-A file holds everything that its operation is: shape inference, float32 and int8 execution, the trainable
-(fake-quantized) form, the bound on rounding, and what its C kernel needs. Exporters are in `thaw.export`.
+A module defines all of its operation: shape inference, float32 and int8 execution, the trainable (fake-quantized)
+form, the bound on rounding, and the memory of its C kernel. Exporters are in `thaw.export`.
 """
 
 from __future__ import annotations

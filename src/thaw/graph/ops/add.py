@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import torch
 
 _SLACK = 2.0**-11
-"""In steps of the coarser term: XNNPACK scales terms (up to 255) by multipliers of 20 bits."""
+"""In steps of the coarser term. XNNPACK scales terms (up to 255) by multipliers of 20 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Add(Operation):
-    """The sum of two tensors of one shape, and the activation.
+    """The sum of two tensors of the same shape, and the activation.
 
     Attributes:
         activation: "relu" or "none".
-        quantization: of the output; None in a float graph.
+        quantization: quantization of the output; None in a float graph.
     """
 
     kind: ClassVar[str] = "add"
@@ -108,7 +108,7 @@ class Add(Operation):
         return rounded(np.asarray(low), np.asarray(high), slack, written, self.activation)
 
     def quantize(self, builder: Int8Builder) -> None:
-        """With a scale no finer than the multiplier of the sum can reach."""
+        """Choose a scale that the multiplier of the sum can represent."""
         largest = max(builder.scale_of(name).scale for name in self.inputs)
         least_scale = largest / 2.0 ** (fixed_point.ADD_LEFT_SHIFT - 2)
         builder.append(replace(self, quantization=builder.choose_scale(self.output, least_scale)))

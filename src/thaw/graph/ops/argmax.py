@@ -37,7 +37,7 @@ class ArgMax(Operation):
         return arrays[0].argmax(dim=1, keepdim=True)
 
     def admitted(self, reads: Sequence[Tensor], lows: Sequence[Array], highs: Sequence[Array]) -> Interval:
-        """The first and the last index at which the largest number can be."""
+        """The first and the last possible index of the largest number."""
         can_win = highs[0] >= lows[0].max(axis=-1, keepdims=True)
         last = can_win.shape[-1] - 1 - can_win[..., ::-1].argmax(axis=-1)
         return can_win.argmax(axis=-1)[..., None].astype(np.int32), last[..., None].astype(np.int32)

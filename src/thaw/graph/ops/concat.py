@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Concat(Operation):
-    """Its inputs one after another along the last axis: (..., C1), (..., C2), ... -> (..., C1 + C2 + ...).
+    """Concatenation along the last axis: (..., C1), (..., C2), ... -> (..., C1 + C2 + ...).
 
-    In an int8 graph all inputs have the same scale; `quantize` inserts a `Requantize` where one has not.
+    In an int8 graph all inputs have the same scale; `quantize` inserts a `Requantize` before inputs with another one.
     """
 
     kind: ClassVar[str] = "concat"
@@ -30,7 +30,7 @@ class Concat(Operation):
         reads = [self._only([read], None) for read in inputs]
         shapes = [read.shape for read in reads]
         if len({shape[:-1] for shape in shapes}) != 1:
-            self._refuse(f"it reads {', '.join(map(str, shapes))}: expected shapes that differ in their last axis only")
+            self._refuse(f"it reads {', '.join(map(str, shapes))}: expected shapes that differ only in their last axis")
         if len({(read.dtype, read.quantization) for read in reads}) != 1:
             self._refuse("its inputs differ in dtype or scale: expected one for all")
         return self._moved((*shapes[0][:-1], sum(shape[-1] for shape in shapes)), reads[0])
@@ -46,7 +46,7 @@ class Concat(Operation):
         return torch.cat(list(arrays), dim=1)
 
     def quantize(self, builder: Int8Builder) -> None:
-        """With a `Requantize` before each input whose scale differs."""
+        """Insert a `Requantize` before every input whose scale differs."""
         scales = [builder.scale_of(name) for name in self.inputs]
         target = union_quantization(scales) if len(set(scales)) > 1 else scales[0]
         names = []

@@ -54,7 +54,7 @@ class Conv2d(Convolution):
         return conv2d(self._padded_in_torch(x), weights.permute(0, 3, 1, 2), stride=self.stride)
 
     def scratch_bytes(self, written: Tensor, pooled_positions: int) -> int:
-        """Gathered windows, as int16: of a batch of positions, or of all that a pooling window needs."""
+        """Gathered windows as int16, for a batch of positions or for all positions of a pooling window."""
         is_single = pooled_positions == 1 and written.shape[:2] == (1, 1)
         batches = -(-pooled_positions // POSITIONS_AT_ONCE)
         return 2 * self.padded_taps * (1 if is_single else batches * POSITIONS_AT_ONCE)

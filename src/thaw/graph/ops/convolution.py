@@ -1,4 +1,4 @@
-"""What full and depthwise convolutions have in common: padding, stride and windows."""
+"""The common base of full and depthwise convolutions: padding, stride and windows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Convolution(Weighted):
     H' = (H + top + bottom - kh) // sh + 1, and W' likewise.
 
     Attributes:
-        padding: rows and columns of zeros (top, bottom, left, right); in an int8 graph, of the input's zero point.
+        padding: rows and columns of zeros (top, bottom, left, right); in an int8 graph, the input's zero point.
         stride: (rows, columns) from one window to the next.
     """
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dense(Weighted):
-    """Every output from every input, and the activation: (C,) -> (C',), `weights @ x + bias`.
+    """A fully connected layer and its activation: (C,) -> (C',), `weights @ x + bias`.
 
     Attributes:
         weights: [C', C].

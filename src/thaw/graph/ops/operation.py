@@ -1,6 +1,6 @@
-"""The interface of an inference operation: everything that the rest of thaw asks of one.
+"""The interface of an inference operation.
 
-An operation works on float32 tensors (a float graph) or on int8 tensors (an int8 graph), depending on what it reads.
+An operation works on float32 tensors (a float graph) or on int8 tensors (an int8 graph), depending on its inputs.
 Shapes are those of one image (see `thaw.graph.tensors`); arrays have a batch axis N in front.
 """
 
@@ -24,7 +24,7 @@ _NUMBERS: tuple[DType, ...] = ("float32", "int8")
 
 
 class Int8Builder(Protocol):
-    """The int8 graph under construction, as an operation sees it in `Operation.quantize`."""
+    """The int8 graph under construction, as passed to `Operation.quantize`."""
 
     def append(self, op: Operation) -> None:
         """Add an operation."""
@@ -40,14 +40,14 @@ class Int8Builder(Protocol):
 class Operation(ABC):
     """One step of inference.
 
-    Array fields are stored as read-only views, not copies: the caller must not modify the arrays afterwards.
+    Array fields are stored as read-only views, not copies: the caller must not modify the arrays later.
 
     Class attributes:
         kind: name in files and tables.
         output_scale: in an int8 graph, whether the operation chooses the scale of its output (so that calibration
             must know its range), keeps the scale of its inputs, or has a fixed one.
-        works_in_place: whether the C kernel may write over its input, number by number.
-        is_view: whether the output is the input under another name, and takes no memory.
+        works_in_place: whether the C kernel may overwrite its input, number by number.
+        is_view: whether the output is the input under another name and takes no memory.
 
     Attributes:
         name: unique in its graph.
@@ -72,7 +72,7 @@ class Operation(ABC):
 
     @abstractmethod
     def infer(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The tensor that this operation writes when it reads `inputs`.
+        """The tensor that this operation writes for `inputs`.
 
         Raises:
             UsageError: when it cannot read them; the message says what was expected.
@@ -100,7 +100,7 @@ class Operation(ABC):
     def admitted(self, reads: Sequence[Tensor], lows: Sequence[Array], highs: Sequence[Array]) -> Interval:
         """The numbers that any correctly rounding runtime may write for inputs between `lows` and `highs`.
 
-        By default those of a monotone operation that does not round.
+        The default is for a monotone operation that does not round.
         """
         return self.execute(reads, lows), self.execute(reads, highs)
 
@@ -130,7 +130,7 @@ class Operation(ABC):
             pool_stride: of that max pooling; (1, 1) without one.
 
         Returns:
-            None where the two must not overlap.
+            None if the two must not overlap.
         """
         return None
 
@@ -157,7 +157,7 @@ class Operation(ABC):
         return self._written(shape, read.dtype, read.quantization)
 
     def _computed(self, shape: Shape, read: Tensor, quantization: Quantization | None) -> Tensor:
-        """The output of an operation that chooses its scale, as it must in an int8 graph and cannot in a float one."""
+        """The output of an operation that chooses its scale: required in an int8 graph, invalid in a float graph."""
         if (read.dtype == "float32") != (quantization is None):
             found = "without a quantization" if quantization is None else "with a quantization"
             self._refuse(f"it reads {read.dtype} {found}: expected a quantization for int8, and none for float32")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool(Operation):
-    """A window over a feature map, without padding: (H, W, C) -> ((H - kh) // sh + 1, (W - kw) // sw + 1, C).
+    """Pooling windows over a feature map, without padding: (H, W, C) -> ((H - kh) // sh + 1, (W - kw) // sw + 1, C).
 
     Rows and columns that do not fill a window are ignored.
 
@@ -107,5 +107,5 @@ class AveragePool2d(Pool):
         """Means that are rounded in any way."""
         count = math.prod(self.kernel)
         ends = [self._reduce(end.astype(np.float64), np.add) / count for end in (lows[0], highs[0])]
-        # A float32 mean adds `count` numbers up.
+        # A float32 mean adds `count` numbers.
         return rounded(ends[0], ends[1], 255.0 * count * 2.0**-24, None)

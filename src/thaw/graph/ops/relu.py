@@ -1,4 +1,4 @@
-"""ReLU that is not part of the operation before it."""
+"""ReLU as a separate operation."""
 
 from __future__ import annotations
 

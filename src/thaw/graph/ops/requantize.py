@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     import torch
 
 _SLACK = 2.0**-9
-"""Relative to the number: XNNPACK's multiplier from one scale to another has 8 binary places."""
+"""Relative to the number. XNNPACK's multiplier from one scale to another has 8 fractional bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Requantize(Operation):
-    """The same real values on another scale: uint8 or int8 -> int8, any shape. An int8 graph reads raw pixels by it.
+    """The same real values on another scale: uint8 or int8 -> int8, any shape. Int8 graphs read raw pixels with it.
 
     Attributes:
-        quantization: of the output.
+        quantization: quantization of the output.
     """
 
     kind: ClassVar[str] = "requantize"

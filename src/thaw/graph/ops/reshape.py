@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Reshape(Operation):
     """The same values in the same order under another shape, such as (H, W, C) -> (H * W * C,).
 
-    It moves nothing and takes no memory: its output is its input under another name.
+    It copies nothing: the output is the input under another name.
 
     Attributes:
         shape: (H, W, C) or (C,), with as many values as the input.

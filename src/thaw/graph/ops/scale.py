@@ -18,11 +18,12 @@ from thaw.quoting import shown
 class Scale(Operation):
     """Raw pixels to network input: uint8 (H, W, C) -> float32 (H, W, C), `(x / 255 - mean) / std`.
 
-    An int8 graph has none: it reads pixels through a `Requantize`, and the first convolution does the rest.
+    Int8 graphs do not have this operation: they read pixels through a `Requantize`, and normalization is folded into
+    the first convolution.
 
     Attributes:
-        mean: one a channel.
-        std: one a channel, above 0.
+        mean: one number per channel.
+        std: one number per channel, above 0.
     """
 
     kind: ClassVar[str] = "scale"
@@ -39,7 +40,9 @@ class Scale(Operation):
         """uint8 (H, W, C) -> float32 (H, W, C)."""
         read = self._only(inputs, 3, ("uint8",))
         if len(self.mean) != read.shape[2]:
-            self._refuse(f"{len(self.mean)} means and deviations for {read.shape[2]} channels: expected one each")
+            self._refuse(
+                f"{len(self.mean)} means and deviations for {read.shape[2]} channels: expected one per channel"
+            )
         return self._written(read.shape, "float32", None)
 
     def execute(self, reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
@@ -50,16 +53,16 @@ class Scale(Operation):
     def pixel_quantization(self) -> Quantization:
         """The quantization of raw pixels that comes closest to this normalization.
 
-        The rest is folded into weights and biases. That is exact except for padding: the zeros around a normalized
-        image become zero points, which are off by up to half a gray level in a gray image, and in a color image by the
-        difference between a channel's mean and the mean of all.
+        The rest is folded into weights and biases, exactly except for padding: the zeros around a normalized image
+        become zero points, which are off by up to half a gray level in a gray image, and in a color image by the
+        difference between a channel's mean and the mean of all channels.
         """
         mean, std = float(np.mean(self.mean)), float(np.mean(self.std))
         zero_point = int(np.clip(round(255.0 * mean), 0, 255))
         return Quantization(scale=float(np.float32(1.0 / (255.0 * std))), zero_point=zero_point)
 
     def folding(self, pixels: Quantization) -> tuple[FloatArray, FloatArray]:
-        """(factor, offset), float32 [C] each: this operation makes `z * factor + offset` of a pixel with value z."""
+        """(factor, offset), float32 [C]: this operation maps a pixel with value z to `z * factor + offset`."""
         mean, std = np.array(self.mean), np.array(self.std)
         factor = 1.0 / (255.0 * pixels.scale * std)
         offset = (pixels.zero_point / 255.0 - mean) / std

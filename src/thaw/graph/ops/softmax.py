@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _SLACK = 2.0**-5
-"""Exponentials by tables, by fixed-point series and in float32 differ by at most this many steps."""
+"""Maximum difference, in steps, of exponentials from tables, fixed-point series and float32."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,13 +48,13 @@ class Softmax(Operation):
         from thaw.graph.fake_quantize import straight_through
 
         scores, scale = arrays[0], reads[0].scale().scale
-        # A few numbers an image: NumPy's definition is fast enough.
+        # There are few numbers per image, so the NumPy implementation is fast enough.
         exact = fixed_point.softmax(scores.detach().cpu().numpy().astype(np.int64), scale)
         smooth = torch.softmax(scores * scale, dim=1) * 256.0 - 128.0
         return straight_through(smooth, torch.from_numpy(exact).to(scores.device))
 
     def admitted(self, reads: Sequence[Tensor], lows: Sequence[Array], highs: Sequence[Array]) -> Interval:
-        """A probability is least where its own score is least and all others are largest, and vice versa."""
+        """A probability is smallest for the smallest own score and the largest other scores, and vice versa."""
         scale = reads[0].scale().scale
         least, most = (
             np.stack([_softmax_against(*pair, scale=scale) for pair in zip(own, others, strict=True)])

@@ -1,4 +1,4 @@
-"""Operations with weights: what convolutions and dense layers have in common."""
+"""The common base of operations with weights: convolutions and dense layers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from thaw.graph.tensors import (
 if TYPE_CHECKING:
     import torch
 
-# Float32 holds every integer up to 2**24, float64 up to 2**53. Within that range BLAS adds exactly in any order, much
-# faster than NumPy adds integers.
+# float32 represents all integers up to 2**24, float64 up to 2**53. Within that range BLAS sums exactly in any order,
+# much faster than NumPy sums integers.
 _LARGEST_PRODUCT = 255 * 127
 _EXACT_TERMS_FLOAT32 = 2**24 // _LARGEST_PRODUCT
 
@@ -43,12 +43,12 @@ class Weighted(Operation):
     Attributes:
         weights: float32, or int8 from -127 to 127.
         bias: [C'], float32, or int32 on the scale of input times weights.
-        activation: "relu" or "none". ReLU is part of the operation, so that an int8 output spends none of its range on
-            values that ReLU removes.
-        weight_scales: float32 [C'], each above 0; None in a float graph. `real = scale * weight`.
-        quantization: of the output; None in a float graph.
-        shares: name of an earlier operation of the same kind with the same weights, up to one positive factor an output
-            channel, which an int8 graph has in `weight_scales` alone; "" for none.
+        activation: "relu" or "none". ReLU is part of the operation, so that the range of an int8 output excludes values
+            that ReLU removes.
+        weight_scales: float32 [C'], above 0; None in a float graph. `real = scale * weight`.
+        quantization: quantization of the output; None in a float graph.
+        shares: name of an earlier operation of the same kind with the same weights, up to one positive factor per
+            output channel, which an int8 graph stores only in `weight_scales`; "" for none.
     """
 
     output_scale: ClassVar[OutputScale] = "chosen"
@@ -69,13 +69,13 @@ class Weighted(Operation):
         self._check_array("bias", self.bias, "int32" if is_int8 else "float32", 1)
         channels = self.channels
         if len(self.bias) != channels:
-            self._refuse(f"{len(self.bias)} biases for {channels} outputs: expected one each")
+            self._refuse(f"{len(self.bias)} biases for {channels} outputs: expected one per output")
         if is_int8 != (self.weight_scales is not None):
             self._refuse("weight_scales and quantization go together: expected both or neither")
         if self.weight_scales is not None:
             self._check_array("weight_scales", self.weight_scales, "float32", 1)
             if len(self.weight_scales) != channels or float(self.weight_scales.min()) <= 0.0:
-                self._refuse(f"weight_scales: expected {channels} numbers above 0, one an output")
+                self._refuse(f"weight_scales: expected {channels} numbers above 0, one per output")
             if int(self.weights.min()) < -127:
                 self._refuse("weights contain -128: expected int8 weights from -127 to 127")
         self._check_activation(self.activation)
@@ -92,7 +92,7 @@ class Weighted(Operation):
 
     @property
     def summed_axes(self) -> tuple[int, ...]:
-        """The axes of the weights that one output adds up."""
+        """The axes of the weights that are summed for an output."""
         return tuple(axis for axis in range(self.axes) if axis != self.channel_axis)
 
     def by_channel(self, values: Array) -> Array:
@@ -111,7 +111,7 @@ class Weighted(Operation):
 
         Args:
             x: [N, H, W, C] or [N, C], float, with the zero point subtracted.
-            weights: float, of the shape of the operation's own.
+            weights: float, with the shape of the operation's weights.
         """
 
     @abstractmethod
@@ -119,7 +119,7 @@ class Weighted(Operation):
         """`sum_products` in torch: [B, C, H, W] -> [B, C', H', W'], or [B, C] -> [B, C']."""
 
     def output_multipliers(self, read: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(multipliers, shifts), int64 [C'] each, that bring the sums of an int8 operation to the output's scale."""
+        """(multipliers, shifts), int64 [C'], that convert the sums of an int8 operation to the output's scale."""
         if read.quantization is None or self.quantization is None or self.weight_scales is None:
             self._refuse("has no scales: expected an operation of an int8 graph")
         scales = self.weight_scales.astype(np.float64)
@@ -129,7 +129,7 @@ class Weighted(Operation):
         return multipliers, shifts
 
     def execute(self, reads: Sequence[Tensor], arrays: Sequence[Array]) -> Array:
-        """Sums, bias, activation and, in an int8 graph, the output's scale."""
+        """Sums, bias, activation and, in an int8 graph, conversion to the output's scale."""
         x, weights = self._operands(reads[0], arrays[0])
         sums = self.sum_products(x, weights)
         if self.quantization is None:
@@ -153,7 +153,7 @@ class Weighted(Operation):
         return centered, self.weights.astype(dtype)
 
     def admitted(self, reads: Sequence[Tensor], lows: Sequence[Array], highs: Sequence[Array]) -> Interval:
-        """The sums of the middle of the inputs, and how far the weights carry the distance from it."""
+        """Interval arithmetic: the sums for the center of the inputs, plus or minus |weights| times the radius."""
         low, high = lows[0], highs[0]
         read = reads[0].scale()
         _, shifts = self.output_multipliers(reads[0])
@@ -172,13 +172,13 @@ class Weighted(Operation):
         return rounded(ends[0] * factors, ends[1] * factors, slack, self.quantization, self.activation)
 
     def macs(self, output: Shape) -> int:
-        """One product a weight."""
+        """One product per weight."""
         return self.weights.size
 
-    # How the C stores weights. Its kernels read two filters at a time, and two taps of each (a tap is one position of
-    # the kernel in one channel): filter 0 tap a, filter 1 tap a, filter 0 tap b, filter 1 tap b. Read as one word, the
-    # DSP instruction SXTB16 splits that into the pairs of 16-bit numbers that SMLAD multiplies. An odd number of
-    # filters, or of taps in a row of the kernel, is padded with zeros.
+    # Layout of weights in the C. The kernels read two taps of two filters at a time (a tap is one position of the
+    # kernel in one channel): filter 0 tap a, filter 1 tap a, filter 0 tap b, filter 1 tap b. The DSP instruction SXTB16
+    # splits this word into the pairs of 16-bit numbers that SMLAD multiplies. An odd number of filters, or of taps in a
+    # row of the kernel, is padded with zeros.
 
     @property
     def channel_bytes(self) -> int:
@@ -208,7 +208,7 @@ class Weighted(Operation):
         return np.ascontiguousarray(pairs.transpose(0, 2, 3, 1)).reshape(-1)
 
     def _check_array(self, label: str, array: object, dtype: str, axes: int) -> None:
-        """Refuse values that are not finite, another dtype or number of axes; store a read-only view."""
+        """Check dtype, number of axes and finite values, and store a read-only view."""
         if not isinstance(array, np.ndarray) or array.dtype != dtype:
             found = getattr(array, "dtype", type(array).__name__)
             self._refuse(f"{label} are {found}: expected a {dtype} array")
@@ -227,12 +227,12 @@ def even(number: int) -> int:
 
 
 def without_repeats(*arrays: Array) -> tuple[Array, ...]:
-    """Arrays of one shape, with each axis along which all repeat one value (stride 0) cut to length 1."""
+    """Arrays of one shape, with axes along which all of them are constant (stride 0) reduced to length 1."""
     kept = tuple(slice(None if any(strides) else 1) for strides in zip(*(each.strides for each in arrays), strict=True))
     return tuple(each[kept] for each in arrays)
 
 
 def _is_finite(array: FloatArray) -> bool:
-    """Whether all values are; without a temporary array, and at once where an axis repeats one value."""
+    """Whether all values are finite, without a temporary array, and without visiting repeated values."""
     (distinct,) = without_repeats(array)
     return bool(np.isfinite(distinct.min()) and np.isfinite(distinct.max()))

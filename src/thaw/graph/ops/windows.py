@@ -1,4 +1,4 @@
-"""Windows over a feature map: what convolutions and poolings have in common."""
+"""Windows over a feature map, for convolutions and pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from thaw.graph.tensors import Array, Tensor
 
 
 def count_windows(size: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
-    """Windows that fit into (rows, columns), in each direction; below 1 where none fits."""
+    """Number of windows that fit into (rows, columns), per direction; below 1 if none fits."""
     rows, columns = ((side - window) // step + 1 for side, window, step in zip(size, kernel, stride, strict=True))
     return rows, columns
 
@@ -40,7 +40,7 @@ def lead_of_windows(
     index = np.arange(rows * columns - ahead)
     row, column = np.divmod(index + ahead, columns)
     top, left = origin
-    # A later row begins further left, but never above this one.
+    # Later rows begin further left, but never above this one.
     first = np.maximum(0, row * stride[0] - top) * in_columns + np.maximum(0, column * stride[1] - left)
     below = np.where(row + 1 < rows, np.maximum(0, (row + 1) * stride[0] - top) * in_columns, first)
     needed = (index + 1) * channels - np.minimum(first, below) * in_channels
