@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import sys
@@ -15,10 +16,20 @@ from command_line import REPOSITORY, SMALL, FinishedRun, thaw
 from thaw.cli import main
 
 _SCRATCH = pytest.StashKey[Path]()
+_SEED = "THAW_TEST_SEED"
+
+
+def pytest_report_header() -> str:
+    """Log the seed of the tests that draw random numbers."""
+    return f"random seed: {os.environ[_SEED]} (replay with {_SEED}={os.environ[_SEED]})"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any test module is imported, for this process and for the programs it starts."""
+    # Processes of pytest-xdist inherit it, so that all draw from the same seed.
+    os.environ.setdefault(_SEED, str(random.SystemRandom().randrange(1 << 32)))
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = os.environ[_SEED]
     scratch = Path(tempfile.mkdtemp(prefix="thaw-tests-"))
     config.stash[_SCRATCH] = scratch
     os.environ["THAW_CACHE"] = str(scratch / "cache")
@@ -60,6 +71,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     done = thaw("train", "digits", *SMALL, "--out", "run", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return FinishedRun(folder / "run", done.stdout, done.stderr)
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers of this test, from the logged seed and the name of the test."""
+    return random.Random(f"{os.environ[_SEED]} {request.node.nodeid}")
 
 
 @pytest.fixture

@@ -8,27 +8,14 @@ import struct
 
 import numpy as np
 import pytest
-from graph_files import parts_of, sealed
+from graph_files import header_of, parts_of, sealed
 from graph_samples import random_graph, random_images, random_int8_graph
 
-from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError
 from thaw.graph.graph import Graph
-from thaw.graph.graph_file import HEADER, GraphHeader, read_graph, write_graph
+from thaw.graph.graph_file import HEADER, read_graph, write_graph
 from thaw.graph.interpret import run
 from thaw.graph.ops import Weighted
-
-
-def header_of(graph: Graph) -> GraphHeader:
-    height, width, channels = graph.tensor(graph.input).shape
-    scores = graph.tensor(graph.outputs[-1])
-    count = 3 if scores.dtype == "int32" else scores.shape[0]
-    return GraphHeader(
-        name="a model",
-        classes=tuple(f"class {index}" for index in range(count)),
-        input_spec=InputSpec(height=height, width=width, channels=channels),
-        facts={"seed": 3, "test accuracy": 0.5, "nested": {"list": [1, None, True, "text"]}},
-    )
 
 
 def a_graph(seed: int = 2) -> Graph:

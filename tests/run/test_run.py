@@ -109,14 +109,14 @@ def test_run_killed_in_every_stage_ends_with_the_same_bits(finished, tmp_path):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.safetensors"]
 
 
-def test_kills_at_random_moments_lose_nothing(finished, tmp_path):
+def test_kills_at_random_moments_lose_nothing(finished, tmp_path, chance):
     run = tmp_path / "run"
     process = start("train", "digits", *SMALL, "--out", run, cwd=tmp_path)
-    chance = random.Random(time.time_ns())
     for _ in range(2):
         before = len(history(run))
         wait_for(lambda before=before: len(history(run)) > before, process)
-        time.sleep(chance.uniform(0, 1.0))
+        time.sleep(chance.uniform(0, 0.3))
+        assert process.poll() is None, "the run ended before it could be killed"
         kill(process)
         assert_whole_files(run)
         process = start("train", "--resume", run, cwd=tmp_path)
@@ -137,10 +137,9 @@ while True:
 """
 
 
-def test_kill_during_a_write_leaves_complete_files(tmp_path):
+def test_kill_during_a_write_leaves_complete_files(tmp_path, chance):
     path = tmp_path / "checkpoints" / "last.safetensors"
     path.parent.mkdir()
-    chance = random.Random(time.time_ns())
     interrupted = 0
     for _ in range(15):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])

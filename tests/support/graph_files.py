@@ -9,7 +9,9 @@ import struct
 import numpy as np
 from safetensors.numpy import save
 
-from thaw.graph.graph_file import HEADER
+from thaw.data.images import InputSpec
+from thaw.graph.graph import Graph
+from thaw.graph.graph_file import HEADER, GraphHeader
 
 
 def parts_of(content: bytes) -> tuple[dict, dict[str, np.ndarray]]:
@@ -33,3 +35,16 @@ def sealed(header: dict, arrays: dict[str, np.ndarray]) -> bytes:
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
     return save(arrays, {HEADER: json.dumps({**header, "sha256": digest.hexdigest()})})
+
+
+def header_of(graph: Graph) -> GraphHeader:
+    """A header that fits a graph."""
+    height, width, channels = graph.tensor(graph.input).shape
+    scores = graph.tensor(graph.outputs[-1])
+    count = 3 if scores.dtype == "int32" else scores.shape[0]
+    return GraphHeader(
+        name="a model",
+        classes=tuple(f"class {index}" for index in range(count)),
+        input_spec=InputSpec(height=height, width=width, channels=channels),
+        facts={"seed": 3, "test accuracy": 0.5, "nested": {"list": [1, None, True, "text"]}},
+    )
