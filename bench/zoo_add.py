@@ -59,7 +59,7 @@ class _Finished:
     def open(cls, path: Path) -> _Finished:
         folder = RunFolder(path.expanduser())
         if not folder.metrics.is_file():
-            raise RunError(f"{path} is not a finished run: it has no metrics.json")
+            raise RunError(f"{path} is not a finished run: it has no metrics.json", code="run-zoo")
         return cls(folder=folder, opened=Run.open(folder.path), metrics=read_metrics(folder.metrics))
 
     @property
@@ -113,7 +113,9 @@ def add_model(name: str, paths: Sequence[Path], *, out: Path | None = None) -> Z
         # no entry, and never a model with the card of another one.
         (folder / CARD_FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}\nchoose another folder with --out") from error
+        raise RunError(
+            f"cannot write to {folder}: {error.strerror}\nchoose another folder with --out", code="run-zoo"
+        ) from error
     for source in (best.folder.model, best.folder.int8):
         write_atomically(folder / source.name, source.read_bytes())
     write_document(folder / CARD_FILE, card.as_dict())
@@ -127,26 +129,29 @@ def _check_same(runs: Sequence[_Finished]) -> None:
         for what in ("recipe", "overrides", "dataset", "normalization"):
             if other.metrics[what] != first.metrics[what]:
                 mine, its = shown(first.metrics[what]), shown(other.metrics[what])
-                raise RunError(f"{first.folder.path} has {what} {mine}, {other.folder.path} has {its}\n{_SAME}")
+                raise RunError(
+                    f"{first.folder.path} has {what} {mine}, {other.folder.path} has {its}\n{_SAME}", code="run-zoo"
+                )
         both = f"{first.folder.path} and {other.folder.path}"
         if other.recipe != first.recipe:
-            raise RunError(f"the recipes of {both} differ in their settings\n{_SAME}")
+            raise RunError(f"the recipes of {both} differ in their settings\n{_SAME}", code="run-zoo")
         if other.metrics["data"]["fingerprint"] != first.metrics["data"]["fingerprint"]:
-            raise RunError(f"{both} were trained on different data\n{_SAME}")
+            raise RunError(f"{both} were trained on different data\n{_SAME}", code="run-zoo")
     seeds = [run.metrics["seed"] for run in runs]
     if len(set(seeds)) != len(seeds):
-        raise RunError(f"two runs have the same seed: {', '.join(map(str, seeds))}\ngive each run once")
+        raise RunError(f"two runs have the same seed: {', '.join(map(str, seeds))}\ngive each run once", code="run-zoo")
 
 
 def _check_repeatable(run: _Finished) -> None:
     """Refuse a run that others cannot repeat: it needs a named data set and a recipe that ships."""
     source, recipe = run.opened.request.source, run.metrics["recipe"]
     if source not in NAMES:
-        raise RunError(f"{run.folder.path} was trained on {source}: expected one of {', '.join(NAMES)}")
+        raise RunError(f"{run.folder.path} was trained on {source}: expected one of {', '.join(NAMES)}", code="run-zoo")
     if recipe not in recipe_names():
         raise RunError(
             f"{run.folder.path} was trained with recipe {shown(recipe)}, which does not ship: expected one of "
-            f"{', '.join(recipe_names())}"
+            f"{', '.join(recipe_names())}",
+            code="run-zoo",
         )
     _, shipped = load_recipe(recipe, run.metrics["overrides"])
     mine, its = ({**each.as_dict(), "description": ""} for each in (run.recipe, shipped))
@@ -154,7 +159,8 @@ def _check_repeatable(run: _Finished) -> None:
     if differing:
         raise RunError(
             f"recipe {recipe} has changed since {run.folder.path} was trained: {', '.join(differing)}\n"
-            "train again with the current recipe"
+            "train again with the current recipe",
+            code="run-zoo",
         )
 
 

@@ -11,10 +11,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 from command_line import REPOSITORY
+from error_matching import raises
 from pareto import PUBLIC_RESULTS, collect, main, public_results, write_pareto
 from pareto_plot import HEAD, PANEL_HEIGHT, WIDTH, Point, draw, front
 
-from thaw.errors import RunError, UsageError
 from thaw.model import zoo as zoo_file
 from thaw.studies.reproduce import PUBLISHED
 
@@ -195,10 +195,10 @@ def test_script_writes_plot_and_page_of_sources(monkeypatch, capsys, tmp_path):
     ET.fromstring(out.read_text("utf-8"))
     write_pareto(tmp_path / "q.svg", REPRODUCTION)
     assert (tmp_path / "q.svg").read_bytes() == out.read_bytes()
-    with pytest.raises(RunError, match="cannot read"):
+    with raises("run"):
         write_pareto(tmp_path / "q.svg", tmp_path / "none.json")
 
 
 def test_rejects_other_suffix(tmp_path):
-    with pytest.raises(UsageError, match=r"ends in \.svg"):
+    with raises("usage", ".svg"):
         write_pareto(tmp_path / "plot.html")

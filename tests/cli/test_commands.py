@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from command_line import command, error_of, metrics
 from data_samples import write_folder
+from error_matching import raises
 from PIL import Image
 
 import thaw as library
@@ -243,9 +244,9 @@ def test_python_gives_the_same_results(finished, tmp_path):
     assert (len(data.train), len(data.validation), len(data.test)) == tuple(
         run["data"][split] for split in ("train", "validation", "test")
     )
-    with pytest.raises(library.UsageError, match="overrides apply to a recipe's name"):
+    with raises("usage-overrides"):
         library.train("digits", recipe=library.load_recipe("digits"), overrides=["dual.epochs=1"])
-    with pytest.raises(library.RecipeError, match="did you mean epochs"):
+    with raises("recipe", "epochs"):
         library.train("digits", overrides=["dual.epoch=1"], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,6 @@ from data_samples import SETTINGS, picture
 from error_matching import raises
 
 from thaw.data.prepare import prepare
-from thaw.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +54,13 @@ def test_archive_labels_as_integral_floats(tmp_path):
     same = archive(tmp_path / "b.npz", images=IMAGES, labels=np.arange(60) % 3)
     assert prepare(path, SETTINGS, seed=1).train.classes == ("0", "1", "2")
     assert prepare(path, SETTINGS, seed=1).fingerprint == prepare(same, SETTINGS, seed=1).fingerprint
-    for odd, message in (
-        (0.5, "float64: expected integers"),
+    for odd, fact in (
+        (0.5, "float64"),
         (np.inf, "inf"),
-        (np.nan, "1 image without a label"),
+        (np.nan, "1 image "),
     ):
         labels = np.where(np.arange(60) == 7, odd, np.arange(60) % 3)
-        with pytest.raises(DataError, match=message):
+        with raises("data-label", fact):
             prepare(archive(tmp_path / f"{odd}.npz", images=IMAGES, labels=labels), SETTINGS, seed=1)
 
 

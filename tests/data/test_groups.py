@@ -218,7 +218,7 @@ def test_groups_of_arrays(owners):
         own = [{int(name[6:-1]) // 6 for name in part.names} for part in (one, other)]
         assert not own[0] & own[1]
     assert prepare((images, labels, owners), DataSettings(group_by="none"), seed=1).grouping is None
-    with pytest.raises(DataError, match=r"groups have shape \[59\]: expected \[60\]"):
+    with raises(DataError, "[59]", "[60]"):
         prepare((images, labels, owners[:59]), SETTINGS, seed=1)
 
 

@@ -208,7 +208,7 @@ def test_inaccessible_file_is_reported(tmp_path):
         pytest.skip("root can read everything")
     (root / "cat").chmod(0o600)
     try:
-        with pytest.raises(DataError, match="Permission denied"):
+        with raises(DataError, "Permission denied"):
             prepare(root, SETTINGS, seed=1)
     finally:
         (root / "cat").chmod(0o700)

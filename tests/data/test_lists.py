@@ -206,9 +206,7 @@ def test_label_column_has_priority_over_other_columns(folder):
         "person": [f"p{row % 4}" for row in range(COUNT)],
     }
     write_csv(folder / "a.csv", columns)
-    with pytest.raises(
-        DataError, match=r"column 'label' holds 0\.0: expected integers .* name it with data\.label_column"
-    ):
+    with raises(DataError, "'label'", "0.0", "data.label_column"):
         prepare(folder / "a.csv", SETTINGS, seed=1)
     assert prepare(folder / "a.csv", DataSettings(label_column="person"), seed=1).train.classes == (
         "p0",
@@ -337,7 +335,7 @@ def test_folder_of_images_with_one_table_uses_the_table(folder):
     assert problem(data, "layout").message == "no class folders: labels are read from labels.csv"
     assert_holds(data)
     write_csv(folder / "more.csv", {"image": PATHS, "label": LABELS})
-    with pytest.raises(DataError, match=rf"did you mean {folder}/labels.csv or {folder}/more.csv\?"):
+    with raises(DataError, folder / "labels.csv", folder / "more.csv"):
         open_source(folder, SETTINGS)
 
 

@@ -24,13 +24,13 @@ from typing import Any
 
 import pytest
 from command_line import REPOSITORY, FinishedRun, start
+from error_matching import raises
 from export_samples import card_of, paper_graph
 from web_samples import WEB, needs_vendor
 
 from thaw.data.images import InputSpec
 from thaw.deploy import page_server
 from thaw.deploy.page_server import PageServer, is_loopback, start_server
-from thaw.errors import MissingDependencyError, RunError
 from thaw.export import to_web
 from thaw.export.card import ModelCard
 from thaw.export.to_web import MEDIA_TYPES, PAGE, RUNTIME, export_web
@@ -193,16 +193,16 @@ def test_ports_and_addresses() -> None:
     with start_server(FILES, host="127.0.0.1", port=0) as first:
         assert first.url == f"http://127.0.0.1:{first.port}/"
         assert first.server_address[0] == "127.0.0.1"
-        with pytest.raises(RunError, match=rf"port {first.port}: Address already in use; choose another"):
+        with raises("run-address", f"port {first.port}", "Address already in use"):
             start_server(FILES, host="127.0.0.1", port=first.port)
     with (
         start_server(FILES, host="127.0.0.1", port=None) as one,
         start_server(FILES, host="127.0.0.1", port=None) as two,
     ):
         assert 8000 <= one.port < two.port < 8100
-    with pytest.raises(RunError, match="cannot serve at 203"):
+    with raises("run-address", "203"):
         start_server(FILES, host="203.0.113.7", port=0)
-    with pytest.raises(RunError, match="cannot serve at no such host"):
+    with raises("run-address", "no such host"):
         start_server(FILES, host="no such host", port=0)
     with start_server(FILES, host="0.0.0.0", port=0) as wide:
         assert wide.knows_host("anything")
@@ -327,7 +327,7 @@ def test_models_with_a_drawing_pad(classes: tuple[str, ...], channels: int, mean
 def test_missing_runtime_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(to_web, "RUNTIME", {"ort.js": "missing.mjs"})
     graph = paper_graph((28, 28, 1), "float")
-    with pytest.raises(MissingDependencyError, match="make web"):
+    with raises("missing-dependency", "make web"):
         export_web({"float": graph}, card_of(graph))
 
 

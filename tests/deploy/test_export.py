@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import TINY_OVERRIDES, error_of, reseal
+from error_matching import raises
 from sklearn.datasets import load_digits
 
 import thaw as library
 from thaw.deploy import formats
 from thaw.deploy import verify as verification
-from thaw.errors import MissingDependencyError, RunError, UsageError
+from thaw.errors import MissingDependencyError, RunError
 from thaw.events import Step
 from thaw.evidence.emulate import Emulation, missing_tools
 from thaw.export.folder import MANIFEST, read_format, write_format
@@ -186,7 +187,7 @@ def test_c_has_the_requested_prefix(run, call):
     shutil.rmtree(folder)
     assert call("export", run, "--to", "c", "--prefix", "Lamp_2")[0] == 0
     assert b"LAMP_2_INPUT_BYTES" in (folder / "Lamp_2.h").read_bytes()
-    with pytest.raises(UsageError, match="keyword"):
+    with raises("usage-prefix"):
         library.Run.open(run).export(prefix="while")
 
 
@@ -357,7 +358,7 @@ def test_damaged_record_is_rejected(run):
     whole = path.read_text()
     for damaged in (whole[:-30], "[]", json.dumps({"schema": 2}), "[" * 100_000):
         path.write_text(damaged)
-        with pytest.raises(RunError, match=r"deployment\.json"):
+        with raises("run", "deployment.json"):
             read_deployment(run)
     path.write_text(whole)
     content = update_deployment(run, "bench", {"threads": 1})
@@ -391,14 +392,14 @@ def test_bare_model_file_needs_its_run(run, tmp_path, call):
 def test_missing_or_changed_data_are_reported(run):
     request = json.loads((run / "run.json").read_text())
     reseal(run / "run.json", {**request, "fingerprint": "0" * 64})
-    with pytest.raises(RunError, match="have changed"):
+    with raises("run-data"):
         Run.open(run).verify()
     reseal(run / "run.json", {**request, "source": None})
-    with pytest.raises(RunError, match="source="):
+    with raises("run-memory", "source="):
         Run.open(run).verify()
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)
-    with pytest.raises(RunError, match="have changed"):
+    with raises("run-data"):
         Run.open(run, source=(images[:500], digits.target[:500])).verify()
 
 

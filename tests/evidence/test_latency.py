@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from error_matching import raises
 
-from thaw.errors import UsageError
 from thaw.evidence import latency, measure_alternately, measure_latency
 
 
@@ -79,7 +79,7 @@ def test_disabled_garbage_collection_stays_disabled() -> None:
     [{"batch_size": 0}, {"warmup": -1}, {"repeats": 0}, {"min_seconds": -1.0}, {"min_seconds": float("inf")}],
 )
 def test_rejects_invalid_settings(settings: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="latency with"):
+    with raises("usage-latency"):
         measure_latency(int, int, **{"batch_size": 1, **settings})  # type: ignore[arg-type]
 
 
@@ -127,5 +127,5 @@ def test_no_base_gives_no_ratios() -> None:
 
 @pytest.mark.parametrize("settings", [{"rounds": 0}, {"repeats": 0}, {"warmup": -1}, {"base": "other"}])
 def test_rejects_invalid_rounds(settings: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="expected"):
+    with raises("usage-latency"):
         measure_alternately({"one": int}, **settings)

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from error_matching import raises
 from export_samples import card_of, paper_graph
 from graph_samples import random_graph, random_images, random_int8_graph
 
-from thaw.errors import MissingDependencyError, ModelFileError, UsageError
+from thaw.errors import ModelFileError
 from thaw.evidence.litert_process import LiteRtModel
 from thaw.evidence.run_litert import LiteRtRunner
 from thaw.export.to_litert import write_litert
@@ -31,11 +32,11 @@ def written(graph):
 
 def test_runner_rejects_invalid_input():
     model = written(paper_graph(SHAPE))
-    with pytest.raises(UsageError, match="threads = 0: expected at least 1"):
+    with raises("usage", "threads = 0"):
         LiteRtRunner(model, threads=0)
     runner = LiteRtRunner(model)
     for images in (np.zeros((2, 28, 27, 1), np.uint8), np.zeros((2, 28, 28, 1), np.float32), np.zeros(SHAPE, np.uint8)):
-        with pytest.raises(UsageError, match=r"expected uint8 \[N, 28, 28, 1\]"):
+        with raises("usage-images", "uint8 [N, 28, 28, 1]"):
             runner.run(images)
     assert runner.run(np.zeros((0, *SHAPE), np.uint8)).shape == (0, 10)
 
@@ -50,14 +51,14 @@ def test_prints_nothing(capfd):
 def test_missing_package_is_reported(monkeypatch, package):
     graph = paper_graph(SHAPE)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'thaw-cnn\[litert\]'"):
+    with raises("missing-dependency", "pip install 'thaw-cnn[litert]'"):
         written(graph)
 
 
 def test_missing_interpreter_is_reported(monkeypatch):
     model = written(paper_graph(SHAPE))
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'thaw-cnn\[litert\]'"):
+    with raises("missing-dependency", "pip install 'thaw-cnn[litert]'"):
         LiteRtRunner(model)
 
 
@@ -83,11 +84,11 @@ def scored(scale, *, twice=False):
 
 def test_crash_of_litert_is_an_error():
     """LiteRT aborts on scales that `quantize` never chooses."""
-    with pytest.raises(ModelFileError, match=r"LiteRT crashed on the model \(exit code -6\)"):
+    with raises("model-file-litert", "exit code -6"):
         LiteRtRunner(written(scored(2.0**-26)), reference=True)
     assert LiteRtRunner(written(scored(2.0**-25)), reference=True).run(np.zeros((1, 1, 2, 1), np.uint8)).shape == (1, 2)
     finest = float(np.float32(1 / 255)) * 2.0**-19
-    with pytest.raises(ModelFileError, match="LiteRT crashed on the model"):
+    with raises("model-file-litert", "exit code"):
         LiteRtRunner(written(scored(finest, twice=True)), reference=True)
     images = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
     graph = scored(finest * 2, twice=True)

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from error_matching import raises
 from graph_samples import random_images
 from onnx_samples import exported, paper_graphs
 
-from thaw.errors import MissingDependencyError, ModelFileError, UsageError
 from thaw.evidence.run_onnx import OnnxRunner
 
 onnx = pytest.importorskip("onnx")
@@ -35,9 +35,9 @@ def test_runner_accepts_batches_of_any_size():
 def test_runner_rejects_invalid_input():
     runner = OnnxRunner(exported(paper_graphs()["float"], "float"))
     for images in (np.zeros((1, 28, 28, 3), np.uint8), np.zeros((1, 28, 28, 1), np.float32)):
-        with pytest.raises(UsageError, match=r"expected uint8 \[N, 28, 28, 1\]"):
+        with raises("usage-images", "uint8 [N, 28, 28, 1]"):
             runner.run(images)
-    with pytest.raises(UsageError, match="threads = 0: expected at least 1"):
+    with raises("usage", "threads = 0"):
         OnnxRunner(b"", threads=0)
 
 
@@ -52,10 +52,10 @@ def test_missing_package_is_reported(monkeypatch, package):
         return real_import(name, *arguments, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependencyError, match=rf"{package}: pip install 'thaw-cnn\[onnx\]'"):
+    with raises("missing-dependency", f"{package}: pip install 'thaw-cnn[onnx]'"):
         OnnxRunner(content)
     if package == "onnx":
-        with pytest.raises(MissingDependencyError, match=r"thaw-cnn\[onnx\]"):
+        with raises("missing-dependency", "thaw-cnn[onnx]"):
             exported(paper_graphs()["float"], "float")
 
 
@@ -117,29 +117,29 @@ def _float_image(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "facts"),
     [
-        (_external, "expected all data inside"),
-        (_other_operation, "'Loop': expected only what `thaw export` writes"),
-        (_other_domain, "expected only what `thaw export` writes"),
-        (_function, "functions or sparse tensors"),
-        (_second_input, "2 inputs and 1 outputs: expected one image in and one result out"),
-        (_opset, "rejects the model"),
-        (_cycle, "contradicts itself"),
-        (_lying_size, "contradicts itself|too large"),
-        (_huge_padding, "too large|contradicts itself"),
-        (_no_data, "has no raw data"),
-        (_float_image, "contradicts itself|rejects|with input tensor"),
+        (_external, ()),
+        (_other_operation, ("'Loop'",)),
+        (_other_domain, ()),
+        (_function, ("functions",)),
+        (_second_input, ("2 inputs", "1 outputs")),
+        (_opset, ()),
+        (_cycle, ()),
+        (_lying_size, ()),
+        (_huge_padding, ()),
+        (_no_data, ()),
+        (_float_image, ()),
     ],
 )
-def test_rejects_hostile_files(change, message):
-    with pytest.raises(ModelFileError, match=message):
+def test_rejects_hostile_files(change, facts):
+    with raises("model-file-onnx", *facts):
         OnnxRunner(changed(change))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"ONNX", b"\x08\x07", b"\xff" * 1000, b"{}" * 100])
 def test_rejects_invalid_onnx_files(content):
-    with pytest.raises(ModelFileError, match="ONNX"):
+    with raises("model-file-onnx"):
         OnnxRunner(content)
 
 

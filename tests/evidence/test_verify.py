@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from error_matching import raises
 from graph_samples import random_images, random_int8_graph
 from runner_samples import ReferenceRunner, corrupted, network
 
-from thaw.errors import ModelFileError, UsageError
 from thaw.evidence.layers import first_difference
 from thaw.evidence.verify import as_numbers, compare_float, compare_int8, verify_int8
 from thaw.graph.graph import Graph
@@ -126,7 +126,7 @@ def test_dequantized_scores_are_converted_back():
     assert as_numbers(real, quantization).dtype == np.int8
     assert as_numbers(numbers, quantization) is numbers
     for wrong in (real + 0.001, real + 1.0, real * np.float32(np.nan)):
-        with pytest.raises(ModelFileError, match="scale"):
+        with raises("model-file-scores"):
             as_numbers(wrong, quantization)
 
 
@@ -136,21 +136,21 @@ def test_dequantized_scores_are_converted_back():
 )
 def test_rejects_scores_of_another_shape_or_type(found):
     expected = np.zeros((3, 3), np.float32)
-    with pytest.raises(ModelFileError, match=r"expected float32 \[3, 3\]"):
+    with raises("model-file-scores", "float32 [3, 3]"):
         compare_float(expected, found)
-    with pytest.raises(ModelFileError, match=r"expected int8 \[3, 3\]"):
+    with raises("model-file-scores", "int8 [3, 3]"):
         compare_int8(expected.astype(np.int8), found)
 
 
 def test_rejects_scores_that_are_not_finite():
     expected = np.zeros((2, 3), np.float32)
     for value in (np.nan, np.inf):
-        with pytest.raises(ModelFileError, match="not finite"):
+        with raises("model-file-scores"):
             compare_float(expected, np.full((2, 3), value, np.float32))
 
 
 def test_rejects_zero_images():
-    with pytest.raises(UsageError, match="no images"):
+    with raises("usage"):
         compare_int8(np.zeros((0, 3), np.int8), np.zeros((0, 3), np.int8))
 
 
@@ -159,5 +159,5 @@ def test_rejects_intermediate_results_of_another_size(graph, images):
         def tensors(self, image):
             return {"conv1": np.zeros((1, 2, 2, 4), np.int8)}
 
-    with pytest.raises(ModelFileError, match="conv1"):
+    with raises("model-file", "conv1"):
         first_difference(graph, Wrong(graph).tensors(images[:1]), images[:1], [0])

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from error_matching import raises
 from graph_samples import EXTREMES, random_graph, random_images, random_int8_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from thaw.errors import UsageError
 from thaw.graph import fixed_point, interpret
 from thaw.graph.graph import Graph
 from thaw.graph.lower import lower
@@ -345,7 +345,7 @@ def test_rejects_invalid_images():
         np.zeros(shape, np.uint8),
         np.zeros((2, shape[0] + 1, *shape[1:]), np.uint8),
     ):
-        with pytest.raises(UsageError, match=r"images are .*: expected uint8 \[N, "):
+        with raises("usage-images", "uint8 [N, "):
             interpret.run(graph, images)
 
 
@@ -370,7 +370,7 @@ def test_trace_keeps_the_requested_tensors():
 def test_float_operation_has_no_multipliers():
     graph = random_graph(np.random.default_rng(0))
     dense = next(op for op in graph.ops if isinstance(op, Dense))
-    with pytest.raises(UsageError, match="has no scales"):
+    with raises("usage-graph-operation"):
         dense.output_multipliers(graph.tensor(dense.inputs[0]))
 
 

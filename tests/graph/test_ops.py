@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from error_matching import raises
 
 from thaw.errors import UsageError
 from thaw.graph.graph import Graph
@@ -43,7 +44,7 @@ def feature_map(*shape, name="x"):
 def test_tensor_is_found_by_name():
     assert GRAPH.tensor("map") == TENSORS[2]
     assert GRAPH.tensor("map").elements == 12
-    with pytest.raises(UsageError, match=r"no tensor 'mop': expected one of 'image', 'scaled'"):
+    with raises("usage-graph", "'mop'", "'image', 'scaled'"):
         GRAPH.tensor("mop")
 
 
@@ -84,118 +85,118 @@ def test_shapes_are_inferred(op, reads, shape):
 
 
 @pytest.mark.parametrize(
-    ("op", "reads", "message"),
+    ("op", "reads", "facts"),
     [
-        (SCALE, [feature_map(5, 4, 1)], r"scale 'scale': it reads float32 \(5, 4, 1\): expected uint8 \(H, W, C\)"),
-        (SCALE, [Tensor(name="x", shape=(5, 4, 3), dtype="uint8")], r"1 means and deviations for 3 channels"),
-        (CONV, [IMAGE], r"conv2d 'conv': it reads uint8 \(5, 4, 1\): expected float32 or int8 \(H, W, C\)"),
-        (CONV, [vector(4)], r"it reads float32 \(4,\): expected float32 or int8 \(H, W, C\)"),
-        (CONV, [feature_map(5, 4, 3)], r"weights are for 1 channels, but its input has 3"),
-        (CONV, [feature_map(5, 2, 1)], r"it would write \(3, 0, 2\): its input is too small for its kernel"),
-        (CONV, [feature_map(5, 4, 1)] * 2, r"it reads 2 tensors: expected 1"),
-        (DENSE, [vector(11)], r"dense 'dense': its weights are for 12 values, but its input has 11"),
-        (DENSE, [feature_map(3, 2, 2)], r"it reads float32 \(3, 2, 2\): expected float32 or int8 \(C,\)"),
-        (FLAT, [vector(11)], r"\(11,\) cannot become \(12,\): 11 and 12 values"),
+        (SCALE, [feature_map(5, 4, 1)], ("scale", "'scale'", "float32", "(5, 4, 1)", "uint8")),
+        (SCALE, [Tensor(name="x", shape=(5, 4, 3), dtype="uint8")], ("1", "3")),
+        (CONV, [IMAGE], ("conv2d", "'conv'", "uint8", "(5, 4, 1)", "float32")),
+        (CONV, [vector(4)], ("float32", "(4,)", "int8")),
+        (CONV, [feature_map(5, 4, 3)], ("weights", "1", "3")),
+        (CONV, [feature_map(5, 2, 1)], ("(3, 0, 2)", "kernel")),
+        (CONV, [feature_map(5, 4, 1)] * 2, ("2", "1")),
+        (DENSE, [vector(11)], ("dense", "'dense'", "weights", "12", "11")),
+        (DENSE, [feature_map(3, 2, 2)], ("float32", "(3, 2, 2)", "int8")),
+        (FLAT, [vector(11)], ("(11,)", "(12,)")),
         (
             MaxPool2d(name="p", inputs=("x",), output="y", kernel=(2, 2), stride=(2, 2)),
             [feature_map(1, 4, 3)],
-            r"max_pool2d 'p': it would write \(0, 2, 3\)",
+            ("max_pool2d", "'p'", "(0, 2, 3)"),
         ),
-        (Softmax(name="s", inputs=("x",), output="y"), [feature_map(1, 1, 3)], r"expected float32 or int8 \(C,\)"),
+        (Softmax(name="s", inputs=("x",), output="y"), [feature_map(1, 1, 3)], ("float32", "int8")),
         (
             Concat(name="c", inputs=("x", "z"), output="y"),
             [vector(7), feature_map(1, 1, 3)],
-            r"differ in their last axis",
+            (),
         ),
     ],
 )
-def test_rejects_incompatible_inputs(op, reads, message):
-    with pytest.raises(UsageError, match=message):
+def test_rejects_incompatible_inputs(op, reads, facts):
+    with raises("usage-graph-operation", *facts):
         op.infer(reads)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "facts"),
     [
-        ({"weights": np.ones((2, 3, 3, 1))}, r"conv2d 'conv': weights are float64: expected a float32 array"),
-        ({"weights": [1.0]}, r"weights are list: expected a float32 array"),
-        ({"weights": ones(2, 3, 3)}, r"weights have shape \(2, 3, 3\): expected 4 axes"),
-        ({"weights": ones(2, 0, 3, 1)}, r"expected 4 axes, each at least 1"),
-        ({"weights": np.full((2, 3, 3, 1), np.nan, np.float32)}, r"weights contain values that are not finite"),
-        ({"bias": np.array([1, np.inf], np.float32)}, r"bias contain values that are not finite"),
-        ({"bias": ones(3)}, r"3 biases for 2 outputs"),
-        ({"padding": (1, 1)}, r"padding \(1, 1\): expected \(top, bottom, left, right\)"),
-        ({"padding": (0, 0, 0, -1)}, r"each at least 0"),
-        ({"activation": "gelu"}, r"activation 'gelu': expected one of none, relu"),
-        ({"inputs": "scaled"}, r"inputs are 'scaled': expected a tuple"),
-        ({"name": ""}, "conv2d has name ''"),
+        ({"weights": np.ones((2, 3, 3, 1))}, ("conv2d", "'conv'", "weights", "float64", "float32")),
+        ({"weights": [1.0]}, ("weights", "float32")),
+        ({"weights": ones(2, 3, 3)}, ("weights", "shape", "(2, 3, 3)", "4")),
+        ({"weights": ones(2, 0, 3, 1)}, ("4", "1")),
+        ({"weights": np.full((2, 3, 3, 1), np.nan, np.float32)}, ("weights",)),
+        ({"bias": np.array([1, np.inf], np.float32)}, ("bias",)),
+        ({"bias": ones(3)}, ("3", "biases", "2", "outputs")),
+        ({"padding": (1, 1)}, ("padding", "(1, 1)")),
+        ({"padding": (0, 0, 0, -1)}, ("0",)),
+        ({"activation": "gelu"}, ("activation", "'gelu'")),
+        ({"inputs": "scaled"}, ("inputs", "'scaled'")),
+        ({"name": ""}, ("conv2d", "''")),
     ],
 )
-def test_rejects_invalid_convolutions(change, message):
-    with pytest.raises(UsageError, match=message):
+def test_rejects_invalid_convolutions(change, facts):
+    with raises("usage-graph", *facts):
         replace(CONV, **change)
 
 
 @pytest.mark.parametrize(
-    ("kind", "arguments", "message"),
+    ("kind", "arguments", "facts"),
     [
-        (Scale, {"mean": (0.0, 0.0), "std": (1.0,)}, r"expected one per channel \(2\)"),
-        (Scale, {"mean": (float("nan"),), "std": (1.0,)}, r"mean\[0\] = nan: expected a number from -1e\+09"),
-        (Scale, {"mean": (0.0,), "std": (0.0,)}, r"std\[0\] = 0.0: expected a number from 1e-09"),
+        (Scale, {"mean": (0.0, 0.0), "std": (1.0,)}, ("(2)",)),
+        (Scale, {"mean": (float("nan"),), "std": (1.0,)}, ("mean", "[0]", "-1e+09")),
+        (Scale, {"mean": (0.0,), "std": (0.0,)}, ("std", "[0]", "0.0", "1e-09")),
         (
             MaxPool2d,
             {"kernel": (2, 0), "stride": (2, 2)},
-            r"kernel \(2, 0\): expected \(rows, columns\), each at least 1",
+            ("kernel", "(2, 0)", "1"),
         ),
-        (MaxPool2d, {"kernel": (2, 2), "stride": 2}, r"stride 2: expected"),
-        (Reshape, {"shape": (2.0,)}, r"shape \(2.0,\): expected"),
-        (Dense, {"weights": ones(3, 1, 1, 2), "bias": ones(3)}, "expected 2 axes"),
+        (MaxPool2d, {"kernel": (2, 2), "stride": 2}, ("stride", "2")),
+        (Reshape, {"shape": (2.0,)}, ("shape", "(2.0,)")),
+        (Dense, {"weights": ones(3, 1, 1, 2), "bias": ones(3)}, ("2",)),
     ],
 )
-def test_rejects_invalid_settings(kind, arguments, message):
-    with pytest.raises(UsageError, match=message):
+def test_rejects_invalid_settings(kind, arguments, facts):
+    with raises(UsageError, *facts):
         kind(name="x", inputs=("a",), output="b", **arguments)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "facts"),
     [
-        ({"name": ""}, "tensor name ''"),
-        ({"shape": (5, 4)}, r"shape \(5, 4\): expected \(H, W, C\) or \(C,\)"),
-        ({"shape": (5, 0, 1)}, "each at least 1"),
-        ({"shape": (True,)}, "each at least 1"),
-        ({"dtype": "float64"}, "'float64': expected one of uint8, int8, int32, float32"),
+        ({"name": ""}, ("''",)),
+        ({"shape": (5, 4)}, ("shape", "(5, 4)")),
+        ({"shape": (5, 0, 1)}, ("1",)),
+        ({"shape": (True,)}, ("1",)),
+        ({"dtype": "float64"}, ("'float64'", "uint8", "int32", "float32")),
     ],
 )
-def test_rejects_invalid_tensors(change, message):
-    with pytest.raises(UsageError, match=message):
+def test_rejects_invalid_tensors(change, facts):
+    with raises("usage-graph-tensor", *facts):
         replace(IMAGE, **change)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "facts"),
     [
-        ({"tensors": (*TENSORS, TENSORS[1])}, "tensors: the name 'scaled' is used twice"),
-        ({"tensors": (*TENSORS, vector(3, "spare"))}, "no operation writes tensor 'spare'"),
-        ({"tensors": TENSORS[:-1]}, "no tensor 'logits'"),
-        ({"tensors": (*TENSORS[:-1], vector(4, "logits"))}, r"dense 'dense' writes float32 \(3,\), but .* \(4,\)"),
-        ({"ops": (SCALE, CONV, FLAT, replace(DENSE, name="conv"))}, "operations: the name 'conv' is used twice"),
-        ({"ops": (CONV, SCALE, FLAT, DENSE)}, "conv2d 'conv' reads 'scaled', before it is written"),
-        ({"ops": (SCALE, replace(CONV, inputs=("nothing",)), FLAT, DENSE)}, "reads 'nothing', which is not a tensor"),
-        ({"ops": (SCALE, replace(SCALE, name="again"), CONV, FLAT, DENSE)}, "writes 'scaled' a second time"),
+        ({"tensors": (*TENSORS, TENSORS[1])}, ("'scaled'",)),
+        ({"tensors": (*TENSORS, vector(3, "spare"))}, ("'spare'",)),
+        ({"tensors": TENSORS[:-1]}, ("'logits'",)),
+        ({"tensors": (*TENSORS[:-1], vector(4, "logits"))}, ("dense", "'dense'", "float32", "(3,)", "(4,)")),
+        ({"ops": (SCALE, CONV, FLAT, replace(DENSE, name="conv"))}, ("'conv'",)),
+        ({"ops": (CONV, SCALE, FLAT, DENSE)}, ("conv2d", "'conv'", "'scaled'")),
+        ({"ops": (SCALE, replace(CONV, inputs=("nothing",)), FLAT, DENSE)}, ("'nothing'",)),
+        ({"ops": (SCALE, replace(SCALE, name="again"), CONV, FLAT, DENSE)}, ("'scaled'",)),
         (
             {"ops": (SCALE, replace(SCALE, name="loop", output="image"), CONV, FLAT, DENSE)},
-            "writes 'image' a second time",
+            ("'image'",),
         ),
-        ({"ops": (SCALE, "conv")}, "expected Tensors in `tensors` and Operations"),
-        ({"input": "logits"}, r"input 'logits' is float32 \(3,\): expected uint8 \(H, W, C\)"),
-        ({"input": "pixels"}, "no tensor 'pixels'"),
-        ({"outputs": ()}, "it has no outputs"),
-        ({"outputs": ("scores",)}, "no operation writes output 'scores'"),
-        ({"outputs": ("image",)}, "no operation writes output 'image'"),
-        ({"outputs": ("logits", "logits")}, "outputs: the name 'logits' is used twice"),
+        ({"ops": (SCALE, "conv")}, ()),
+        ({"input": "logits"}, ("'logits'", "float32", "(3,)", "uint8")),
+        ({"input": "pixels"}, ("'pixels'",)),
+        ({"outputs": ()}, ("outputs",)),
+        ({"outputs": ("scores",)}, ("'scores'",)),
+        ({"outputs": ("image",)}, ("'image'",)),
+        ({"outputs": ("logits", "logits")}, ("outputs", "'logits'")),
     ],
 )
-def test_rejects_inconsistent_graphs(change, message):
-    with pytest.raises(UsageError, match=message):
+def test_rejects_inconsistent_graphs(change, facts):
+    with raises("usage-graph", *facts):
         replace(GRAPH, **change)

@@ -1,19 +1,19 @@
 """Budgets: parsing, rejection of networks, and the allowances for C."""
 
 import json
-import re
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
 from command_line import REPOSITORY, TINY_OVERRIDES, error_of, reseal
+from error_matching import raises
 from hypothesis import given
 from hypothesis import strategies as st
 
 import thaw
 from thaw.data.images import InputSpec
-from thaw.errors import BudgetError, RunError, UsageError
+from thaw.errors import BudgetError, UsageError
 from thaw.export.card import ModelCard
 from thaw.export.to_c import export_c
 from thaw.graph.calibrate import calibrate
@@ -57,42 +57,42 @@ def test_parses(text, limits):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "code", "facts"),
     [
-        ("", "expected limits such as params=15000"),
-        ("   ", "expected limits such as"),
-        ("params", "expected NAME=LIMIT"),
-        ("params=1,,ram=2", "expected NAME=LIMIT"),
-        ("params=1,", "expected NAME=LIMIT"),
-        ("param=1", "did you mean params"),
-        ("latency=1", "expected one of params, ram, flash, macs, image"),
-        ("=5", "expected one of"),
-        ("ram=8KB,ram=9KB", "ram: expected one value, found two"),
-        ("ram=", "expected bytes"),
-        ("ram=8Q", "expected bytes"),
-        ("ram=8k", "expected bytes"),
-        ("ram=KB", "expected bytes"),
-        ("ram=-8KB", "expected bytes"),
-        ("macs=1GHz", "expected a count"),
-        ("params=8KB", "expected a count"),
-        ("params=1e3", "expected a count"),
-        ("params=nan", "expected a count"),
-        ("params=²", "expected a count"),
-        ("params=1_000", "expected a count"),
-        ("params=1=2", "expected a count"),
-        ("params=0", "expected at least 1"),
-        ("ram=8KB,image=no", "expected included or excluded"),
-        ("ram=8KB,image=Excluded", "expected included or excluded"),
-        ("ram=8KB,image=excluded,image=excluded", "image: expected one value, found two"),
-        ("flash=8KB,image=excluded", "expected ram=LIMIT too"),
-        ("imag=excluded", "did you mean image"),
-        ("params=0.4", "expected at least 1"),
-        ("flash=2000000MB", "at most 1,000,000,000,000"),
-        ("params=" + "9" * 400, "expected a count"),
+        ("", "usage-budget-empty", ("params=15000",)),
+        ("   ", "usage-budget-empty", ()),
+        ("params", "usage-budget-syntax", ("NAME=LIMIT",)),
+        ("params=1,,ram=2", "usage-budget-syntax", ("NAME=LIMIT",)),
+        ("params=1,", "usage-budget-syntax", ("NAME=LIMIT",)),
+        ("param=1", "usage-budget-name", ("params",)),
+        ("latency=1", "usage-budget-name", ("params, ram, flash, macs, image",)),
+        ("=5", "usage-budget-name", ()),
+        ("ram=8KB,ram=9KB", "usage-budget-twice", ("ram",)),
+        ("ram=", "usage-budget-value", ("8192, 8KB",)),
+        ("ram=8Q", "usage-budget-value", ("8192, 8KB",)),
+        ("ram=8k", "usage-budget-value", ("8192, 8KB",)),
+        ("ram=KB", "usage-budget-value", ("8192, 8KB",)),
+        ("ram=-8KB", "usage-budget-value", ("8192, 8KB",)),
+        ("macs=1GHz", "usage-budget-value", ("15000, 15k",)),
+        ("params=8KB", "usage-budget-value", ("15000, 15k",)),
+        ("params=1e3", "usage-budget-value", ("15000, 15k",)),
+        ("params=nan", "usage-budget-value", ("15000, 15k",)),
+        ("params=²", "usage-budget-value", ("15000, 15k",)),
+        ("params=1_000", "usage-budget-value", ("15000, 15k",)),
+        ("params=1=2", "usage-budget-value", ("15000, 15k",)),
+        ("params=0", "usage-budget-range", ()),
+        ("ram=8KB,image=no", "usage-budget-value", ("included or excluded",)),
+        ("ram=8KB,image=Excluded", "usage-budget-value", ("included or excluded",)),
+        ("ram=8KB,image=excluded,image=excluded", "usage-budget-twice", ("image",)),
+        ("flash=8KB,image=excluded", "usage", ("ram=LIMIT",)),
+        ("imag=excluded", "usage-budget-name", ("image",)),
+        ("params=0.4", "usage-budget-range", ()),
+        ("flash=2000000MB", "usage-budget-range", ("1,000,000,000,000",)),
+        ("params=" + "9" * 400, "usage-budget-value", ("15000, 15k",)),
     ],
 )
-def test_rejects_invalid_text_in_one_line(text, told):
-    with pytest.raises(UsageError, match=re.escape(told)) as caught:
+def test_rejects_invalid_text_in_one_line(text, code, facts):
+    with raises(code, *facts) as caught:
         Budget.parse(text)
     assert str(caught.value).startswith(("budget ", "budget."))
     assert "\n" not in str(caught.value)
@@ -125,7 +125,7 @@ def test_any_text_is_a_budget_or_a_usage_error(text):
     ],
 )
 def test_rejects_invalid_values_in_run_json(kept):
-    with pytest.raises(UsageError, match="budget"):
+    with raises("usage", "budget"):
         Budget.from_dict(kept)
 
 
@@ -166,8 +166,9 @@ def test_ram_includes_the_image_unless_excluded():
     assert with_image.image_bytes == 64 * 64 * 3
     assert with_image.ram_bytes == with_image.arena_bytes + STACK_BYTES + 64 * 64 * 3 + 6 <= 65_536
     assert 65_536 < without.ram_bytes <= 65_536 + 64 * 64 * 3
-    with pytest.raises(BudgetError, match=r"image of 784 not counted.*\)\n(?!.*image=excluded)"):
+    with raises("budget", "image of 784") as caught:
         with_network(RECIPE, Budget(ram=PAPER.ram_bytes - 784 - 1, counts_image=False), (28, 28, 1), 10)
+    assert "image=excluded" not in str(caught.value)
     with_network(RECIPE, Budget(ram=PAPER.ram_bytes - 784, counts_image=False), (28, 28, 1), 10)
 
 
@@ -195,7 +196,7 @@ def test_rejects_arrays_after_reading_their_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 16, 12), dtype=np.uint8)
-    with pytest.raises(thaw.BudgetError, match=r"input 16x12x1, 3 classes"):
+    with raises("budget", "16x12x1", "3 classes"):
         thaw.train((images, np.arange(60) % 3), recipe="paper", budget="macs=1k")
     assert not list(tmp_path.iterdir())
 
@@ -249,11 +250,11 @@ def test_rejects_run_json_with_missing_or_invalid_budget(within):
     kept = json.loads((within.path / "run.json").read_text())
     assert TrainRequest.from_dict(kept).budget == Budget.parse("params=15k,flash=32KB")
     for wrong in ({"params": -1}, {"rom": 5}, [1], "ram=8KB"):
-        with pytest.raises(RunError, match=r"run\.json"):
+        with raises("run", "run.json"):
             TrainRequest.from_dict(kept | {"budget": wrong})
     assert TrainRequest.from_dict(kept | {"budget": None}).budget is None
     del kept["budget"]
-    with pytest.raises(RunError, match="budget"):
+    with raises("run", "budget"):
         TrainRequest.from_dict(kept)
 
 

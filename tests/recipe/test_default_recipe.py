@@ -6,9 +6,9 @@ import tomllib
 
 import numpy as np
 import pytest
+from error_matching import raises
 
 import thaw
-from thaw.errors import UsageError
 from thaw.recipe.recipe import default_recipe, load_recipe
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import prepare_run
@@ -69,7 +69,7 @@ def test_large_sets_have_fewer_epochs(images, batch_size, most_steps, epochs):
 
 
 def test_rejects_a_negative_number_of_steps():
-    with pytest.raises(UsageError, match="most_steps"):
+    with raises("usage", "most_steps"):
         PlainSettings(most_steps=-1)
 
 

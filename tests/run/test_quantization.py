@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from command_line import SMALL, metrics
+from error_matching import raises
 from training_samples import CPU, branches_of, snapshot
 
 import thaw as library
 from thaw.data.augment import AugmentSettings
-from thaw.errors import RecipeError, UsageError
+from thaw.errors import RecipeError
 from thaw.graph.calibrate import calibrate
 from thaw.graph.graph_file import read_graph
 from thaw.graph.interpret import run
@@ -274,5 +275,5 @@ def test_invalid_setting_is_reported(override, words):
 
 
 def test_settings_from_python_are_checked():
-    with pytest.raises(UsageError, match="view"):
+    with raises("usage", "view"):
         QatSettings(view="sideways")

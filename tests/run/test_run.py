@@ -32,10 +32,10 @@ from command_line import (
     thaw,
     wait_for,
 )
+from error_matching import raises
 from launcher import Launched
 
 import thaw as library
-from thaw.errors import RunError
 from thaw.files import write_atomically
 from thaw.graph.graph_file import read_graph
 from thaw.run.cross_validation import EpochDone
@@ -340,7 +340,7 @@ def test_full_disk_stops_a_run_on_arrays_that_resumes_later(tmp_path, monkeypatc
     run = tmp_path / "runs" / "arrays-paper-1"
     with monkeypatch.context() as patch:
         full_after(patch, writes)
-        with pytest.raises(RunError, match="No space left on device"):
+        with raises("run-write", "No space left on device"):
             library.train(arrays, recipe="paper", overrides=TINY_OVERRIDES)
     assert_whole_files(run)
     assert not list(run.rglob("*.tmp"))
@@ -348,7 +348,7 @@ def test_full_disk_stops_a_run_on_arrays_that_resumes_later(tmp_path, monkeypatc
     if writes == 0:
         assert not (run / "run.json").exists()
         return
-    with pytest.raises(RunError, match="arrays in memory"):
+    with raises("run-memory"):
         library.Run.open(run).resume()
     made = library.Run.open(run, source=arrays).resume()
     assert made.path == run

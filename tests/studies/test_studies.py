@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 from command_line import TINY_OVERRIDES, assert_same_run, error_of, metrics, reseal, stored
+from error_matching import raises
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from thaw.errors import RunError, UsageError
 from thaw.models.families import PaperSpec
 from thaw.recipe.recipe import load_recipe
 from thaw.recipe.sizing import network_cost
@@ -36,7 +36,7 @@ def test_seeds(text, seeds):
 
 @pytest.mark.parametrize("text", ["", ",", "1,", "a", "-1", "1.5", "1,1", "1,01", "1;2", "²"])
 def test_rejects_invalid_seeds(text):
-    with pytest.raises(UsageError, match="such as 0,1,2"):
+    with raises("usage", repr(text[:40])):
         parse_seeds(text)
 
 
@@ -238,7 +238,7 @@ def test_rejects_runs_that_were_computed_differently(ablation, tmp_path, name):
         shutil.copytree(ablation[0] / run.path.name, run.path)
     assert [each["seed"] for each in read_runs(runs)] == [4, 4]
     reseal(runs[1].path / "metrics.json", metrics(runs[1].path) | {name: "other"})
-    with pytest.raises(RunError, match=name):
+    with raises("run-study", name):
         read_runs(runs)
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from error_matching import raises
 from torch import nn
 from training_samples import CPU, branches_of, digit_set, method_of, odd_submodel, snapshot, source
 
 from thaw.data.batches import Batch, channels_last
 from thaw.data.mix import Mix, Targets
-from thaw.errors import RecipeError, UsageError
+from thaw.errors import RecipeError
 from thaw.model.model import Model
 from thaw.models.blocks import dropouts
 from thaw.models.families import PaperSpec, ResidualSpec
@@ -195,7 +196,7 @@ def test_loss_of_a_part_of_a_batch():
     ],
 )
 def test_settings_reject_invalid_values(name, value):
-    with pytest.raises(UsageError, match=f"DistilSettings.{name} "):
+    with raises("usage", f"DistilSettings.{name} "):
         DistilSettings(**{name: value})
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from error_matching import raises
 from sklearn.metrics import accuracy_score, log_loss
 from training_samples import branches_of, digit_set, method_of, odd_dual, snapshot, source
 
@@ -399,7 +400,7 @@ def test_loss_that_is_not_finite_is_detected_before_the_epoch_ends(parallel, mon
         return {**losses, "augmented": losses["augmented"] * math.nan} if len(done) == 2 else losses
 
     run.stage.backward = backward
-    with pytest.raises(TrainingError, match="stage dual, epoch 1: the training loss is not finite"):
+    with raises("training", "stage dual, epoch 1", "training loss"):
         list(run.epochs())
     assert len(done) == 3
     assert run.epoch == 0
@@ -408,7 +409,7 @@ def test_loss_that_is_not_finite_is_detected_before_the_epoch_ends(parallel, mon
 def test_validation_loss_that_is_not_finite_stops_the_stage(parallel, monkeypatch):
     monkeypatch.setattr(StageRun, "_validate", lambda self: ({"a": hits(0.5)}, math.inf))
     run = dual_run(parallel, images=40)
-    with pytest.raises(TrainingError, match="validation loss"):
+    with raises("training", "validation loss"):
         list(run.epochs())
     assert run.best is None
 

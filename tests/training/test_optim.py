@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from error_matching import raises
 from torch import nn
 from training_samples import odd_submodel, snapshot
 
-from thaw.errors import UsageError
 from thaw.models.families import PaperSpec, SeparableSpec
 from thaw.training.optim import Muon, OptimizerSettings, WeightAverage, make_optimizer, orthogonalize
 
@@ -180,7 +180,7 @@ def test_nadam_without_decay_is_one_group_in_the_order_of_the_module():
     ],
 )
 def test_optimizer_settings_reject_invalid_values(name, value):
-    with pytest.raises(UsageError, match=f"OptimizerSettings.{name} "):
+    with raises("usage", f"OptimizerSettings.{name} "):
         OptimizerSettings(**{name: value})
 
 

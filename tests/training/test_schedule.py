@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from error_matching import raises
 
-from thaw.errors import UsageError
 from thaw.training.schedule import Schedule, learning_rate
 
 
@@ -90,5 +90,5 @@ def test_rates_scale_with_the_base():
     ],
 )
 def test_settings_reject_invalid_values(values, field):
-    with pytest.raises(UsageError, match=field):
+    with raises("usage", field):
         Schedule(**values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from error_matching import raises
 
 from thaw.errors import UsageError
 from thaw.training.stages import DualSettings, UnfreezeSettings, UnfreezeStep
@@ -15,34 +16,34 @@ NO_POSITIVE = [0, -1, math.nan, math.inf]
 @pytest.mark.parametrize("value", NO_POSITIVE)
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate", "patience"])
 def test_dual_settings_reject_invalid_numbers(name, value):
-    with pytest.raises(UsageError, match=f"^DualSettings.{name} = {value}: "):
+    with raises("usage", f"DualSettings.{name} = {value}: "):
         DualSettings(**{name: value})
 
 
 @pytest.mark.parametrize("views", [("original",), ("original", "augmented", "original"), ("original", "mirrored"), ()])
 def test_dual_settings_reject_invalid_views(views):
-    with pytest.raises(UsageError, match=r"^DualSettings\.views"):
+    with raises("usage", "DualSettings.views"):
         DualSettings(views=views)
 
 
 @pytest.mark.parametrize("value", NO_POSITIVE)
 def test_unfreeze_settings_reject_invalid_numbers(value):
     for name in ("epochs", "learning_rate"):
-        with pytest.raises(UsageError, match=f"^UnfreezeStep.{name} = "):
+        with raises("usage", f"UnfreezeStep.{name} = "):
             UnfreezeStep(unit="head", **{"epochs": 1, "learning_rate": 0.1, name: value})
     for name in ("batch_size", "patience"):
-        with pytest.raises(UsageError, match=f"^UnfreezeSettings.{name} = "):
+        with raises("usage", f"UnfreezeSettings.{name} = "):
             UnfreezeSettings(**{name: value})
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
 def test_unfreeze_settings_reject_unknown_keys(momentum):
-    with pytest.raises(UsageError, match=r"UnfreezeSettings\.momentum"):
+    with raises("usage", "UnfreezeSettings.momentum"):
         UnfreezeSettings(momentum=momentum)
 
 
 def test_unfreeze_settings_reject_invalid_view():
-    with pytest.raises(UsageError, match=r"UnfreezeSettings\.view = 'both': expected one of original, augmented"):
+    with raises("usage", "UnfreezeSettings.view = 'both'", "original, augmented"):
         UnfreezeSettings(view="both")
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from error_matching import raises
 from torch import nn
 from training_samples import CPU, branches_of, digit_set, odd_dual, odd_submodel, snapshot, source, unit_of
 
 from thaw.data.batches import Batch, channels_last
 from thaw.data.mix import Mix
-from thaw.errors import UsageError
 from thaw.models.blocks import dropouts
 from thaw.models.families import LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
 from thaw.models.unify import DualModel, UnifiedModel, UnifySpec, average, build_dual, unify
@@ -254,7 +254,7 @@ def test_one_submodel_is_unfrozen_with_the_gradients_of_both_halves(family, thaw
 
 def test_one_submodel_has_no_head_to_unfreeze():
     settings = UnfreezeSettings(steps=steps("head", "dense"))
-    with pytest.raises(UsageError, match="expected the order dense, conv2, conv1"):
+    with raises("usage", "dense, conv2, conv1"):
         unfreeze_stages(a_joined("paper", "average"), settings)
 
 
@@ -409,15 +409,15 @@ def test_accepts_the_unfreezing_order(listed):
 )
 def test_rejects_another_unfreezing_order(listed):
     settings = UnfreezeSettings(steps=steps(*listed))
-    with pytest.raises(UsageError, match=f"steps = {', '.join(listed)}: expected the order head, dense, conv2, conv1"):
+    with raises("usage", ", ".join(listed), "head, dense, conv2, conv1"):
         unfreeze_stages(a_unified("paper"), settings)
 
 
 def test_expected_order_is_that_of_the_family():
-    with pytest.raises(UsageError, match="expected the order head, attic, mixer, stem"):
+    with raises("usage", "head, attic, mixer, stem"):
         unfreeze_stages(a_unified("odd"), UnfreezeSettings(steps=steps("head", "dense")))
 
 
 def test_rejects_a_repeated_unit():
-    with pytest.raises(UsageError, match="unfrozen once"):
+    with raises("usage", "steps"):
         UnfreezeSettings(steps=steps("head", "dense", "head"))

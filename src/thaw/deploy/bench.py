@@ -93,7 +93,7 @@ def bench(
             key = (runtime.name, runtime.precision)
             try:
                 if runtime.precision not in exported[name].precisions:
-                    raise ModelFileError(f"it was not exported: thaw export --to {name}")
+                    raise ModelFileError(f"it was not exported: thaw export --to {name}", code="model-file-export")
                 runner = runtime.open(exported[name].files, model.graph(runtime.precision), False)
                 opened.callback(runner.close)
                 calls[key] = runner.predict_one(image)

@@ -98,18 +98,22 @@ def select_formats(
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         what = f"unknown format {shown(unknown[0])}" if unknown else "no format was given"
-        raise UsageError(f"{what}: expected {', '.join(FORMATS)}")
+        raise UsageError(f"{what}: expected {', '.join(FORMATS)}", code="usage-formats")
     chosen = {name: tuple(each for each in FORMATS[name].precisions if precision in (None, each)) for name in names}
     without = [name for name, precisions in chosen.items() if not precisions]
     if without and formats is not None:
         raise UsageError(
-            f"format {without[0]} is {FORMATS[without[0]].precisions[0]} only: leave out --{precision}, or the format"
+            f"format {without[0]} is {FORMATS[without[0]].precisions[0]} only: leave out --{precision}, or the format",
+            code="usage-formats",
         )
     chosen = {name: precisions for name, precisions in chosen.items() if precisions}
     if prefix is not None:
         check_prefix(prefix)
         if "c" not in chosen:
-            raise UsageError("a prefix applies to the names in the C, which is not exported: add c to the formats")
+            raise UsageError(
+                "a prefix applies to the names in the C, which is not exported: add c to the formats",
+                code="usage-formats",
+            )
     return chosen
 
 

@@ -151,5 +151,5 @@ def runtime_versions() -> Mapping[str, str | None]:
 
 def _model(files: Files, name: str) -> bytes:
     if name not in files:
-        raise ModelFileError(f"the export has no {name}\nexport it again with thaw export")
+        raise ModelFileError(f"the export has no {name}\nexport it again with thaw export", code="model-file-export")
     return files[name]

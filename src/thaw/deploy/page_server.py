@@ -121,7 +121,9 @@ def start_server(files: Mapping[str, bytes], *, host: str, port: int | None) -> 
                 continue
             reason = getattr(error, "strerror", None) or error
             hint = "choose another --host or --port"
-            raise RunError(f"cannot serve at {given(host)}, port {each}: {reason}; {hint}") from error
+            raise RunError(
+                f"cannot serve at {given(host)}, port {each}: {reason}; {hint}", code="run-address"
+            ) from error
     raise AssertionError("at least one port is tried")
 
 

@@ -142,9 +142,9 @@ def check_boards(boards: Sequence[str], images: int | None) -> None:
     """
     unknown = [board for board in boards if board not in BOARDS]
     if unknown:
-        raise UsageError(f"unknown board {shown(unknown[0])}: expected one of {', '.join(BOARDS)}")
+        raise UsageError(f"unknown board {shown(unknown[0])}: expected one of {', '.join(BOARDS)}", code="usage-verify")
     if images is not None and images < 1:
-        raise UsageError(f"{images} images: expected at least 1")
+        raise UsageError(f"{images} images: expected at least 1", code="usage-verify")
 
 
 def verify(
@@ -178,7 +178,7 @@ def verify(
     ]
     wanted = list(dict.fromkeys(boards))
     if wanted and "c" not in exported and not any(check.format == "c" for check in failed):
-        raise UsageError(f"{out} holds no C for {wanted[0]}\nexport it first: thaw export --to c")
+        raise UsageError(f"{out} holds no C for {wanted[0]}\nexport it first: thaw export --to c", code="usage-verify")
     work = _Verifier(model, test, spread(len(test), images), exported, tell)
     checks = [*failed, *work.on_this_machine()]
     if "c" in exported:

@@ -132,9 +132,9 @@ def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], board: st
         ModelFileError: when the C does not compile, or the firmware fails.
     """
     if board not in BOARDS:
-        raise UsageError(f"unknown board {shown(board)}: expected one of {', '.join(BOARDS)}")
+        raise UsageError(f"unknown board {shown(board)}: expected one of {', '.join(BOARDS)}", code="usage-verify")
     if not len(images):
-        raise UsageError("the emulation needs at least one image")
+        raise UsageError("the emulation needs at least one image", code="usage-verify")
     missing = missing_tools()
     if missing:
         packages = " ".join(missing)
@@ -147,7 +147,8 @@ def emulate(files: Mapping[str, bytes], images: npt.NDArray[np.uint8], board: st
         except OSError as error:
             raise ModelFileError(
                 f"the emulation cannot work in {tempfile.gettempdir()}: {error.strerror or error}\n"
-                "set TMPDIR to a folder with space"
+                "set TMPDIR to a folder with space",
+                code="model-file-c",
             ) from error
 
 
@@ -241,17 +242,24 @@ def _run(
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise ModelFileError(f"the firmware on {board.machine} did not end within {limit:.0f} s") from None
+        raise ModelFileError(
+            f"the firmware on {board.machine} did not end within {limit:.0f} s", code="model-file-c"
+        ) from None
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["it faulted"])[0]
-        raise ModelFileError(f"the firmware on {board.machine} failed with exit code {done.returncode}: {reason[:200]}")
+        raise ModelFileError(
+            f"the firmware on {board.machine} failed with exit code {done.returncode}: {reason[:200]}",
+            code="model-file-c",
+        )
     counts = np.frombuffer((folder / "counts.bin").read_bytes(), "<u4").tolist()
     prefix = prefix_of_files(files)
     is_index = f"typedef int32_t {prefix}_score".encode() in files[f"{prefix}.h"]
     scores_type = "<i4" if is_index else "i1"
     scores = np.frombuffer((folder / "scores.bin").read_bytes(), scores_type).reshape(len(images), -1)
     if counts[0] != len(images):
-        raise ModelFileError(f"the firmware on {board.machine} ran {counts[0]} of {len(images)} images")
+        raise ModelFileError(
+            f"the firmware on {board.machine} ran {counts[0]} of {len(images)} images", code="model-file-c"
+        )
     return scores.astype(np.int32 if scores_type == "<i4" else np.int8), counts
 
 

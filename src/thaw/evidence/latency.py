@@ -77,7 +77,8 @@ def measure_latency(
     if batch_size < 1 or warmup < 0 or repeats < 1 or not (min_seconds >= 0 and math.isfinite(min_seconds)):
         raise UsageError(
             f"latency with batch_size={batch_size}, warmup={warmup}, repeats={repeats}, min_seconds={min_seconds}: "
-            "expected at least 1, 0, 1 and 0 (finite)"
+            "expected at least 1, 0, 1 and 0 (finite)",
+            code="usage-latency",
         )
     one = _time_calls(predict_one, warmup, repeats, min_seconds)
     batch = _time_calls(predict_batch, min(warmup, BATCH_WARMUP), min(repeats, BATCH_REPEATS), min_seconds)
@@ -143,9 +144,11 @@ def measure_alternately(
         UsageError: for a number outside its range, or an unknown base. Exceptions of the calls propagate.
     """
     if rounds < 1 or repeats < 1 or warmup < 0:
-        raise UsageError(f"rounds={rounds}, repeats={repeats}, warmup={warmup}: expected at least 1, 1 and 0")
+        raise UsageError(
+            f"rounds={rounds}, repeats={repeats}, warmup={warmup}: expected at least 1, 1 and 0", code="usage-latency"
+        )
     if base is not None and base not in calls:
-        raise UsageError(f"base {shown(base)}: expected one of {', '.join(map(repr, calls))}")
+        raise UsageError(f"base {shown(base)}: expected one of {', '.join(map(repr, calls))}", code="usage-latency")
     names = list(calls)
     times: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in names}
     with _no_garbage_collection():

@@ -157,7 +157,8 @@ def wilson_interval(successes: int, count: int, z: float = Z_95) -> tuple[float,
     """
     if count < 1 or not 0 <= successes <= count:
         raise UsageError(
-            f"interval for {successes} successes of {count}: expected a count of at least 1 and successes from 0 to it"
+            f"interval for {successes} successes of {count}: expected a count of at least 1 and successes from 0 to it",
+            code="usage-quality",
         )
     share = successes / count
     spread = 1 + z * z / count
@@ -239,7 +240,8 @@ def mcnemar(
     if not boolean or first.ndim != 1 or first.shape != second.shape or not len(first):
         raise UsageError(
             f"McNemar's test of {first.dtype} {list(first.shape)} and {second.dtype} {list(second.shape)}: "
-            "expected two bool arrays [N] about the same images, N at least 1"
+            "expected two bool arrays [N] about the same images, N at least 1",
+            code="usage-quality",
         )
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
     pairs = only_a + only_b
@@ -261,7 +263,10 @@ def mean_interval(values: Sequence[float] | npt.NDArray[np.floating[Any]]) -> tu
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
-        raise UsageError(f"interval of a mean over {shown(array.tolist())}: expected at least two finite numbers")
+        raise UsageError(
+            f"interval of a mean over {shown(array.tolist())}: expected at least two finite numbers",
+            code="usage-quality",
+        )
     degrees = len(array) - 1
     return float(array.mean()), float(stats.t.ppf(0.975, degrees) * array.std(ddof=1) / math.sqrt(len(array)))
 
@@ -270,22 +275,32 @@ def _checked(
     probabilities: npt.NDArray[Any], labels: npt.NDArray[Any], classes: Sequence[str], names: Sequence[str] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     if probabilities.ndim != 2 or probabilities.dtype.kind != "f":
-        raise UsageError(f"probabilities are {probabilities.dtype} {list(probabilities.shape)}: expected float [N, K]")
+        raise UsageError(
+            f"probabilities are {probabilities.dtype} {list(probabilities.shape)}: expected float [N, K]",
+            code="usage-quality",
+        )
     count, classes_count = probabilities.shape
     if classes_count != len(classes) or not len(classes):
         raise UsageError(
-            f"probabilities for {classes_count} classes but {len(classes)} class names: expected one name per column"
+            f"probabilities for {classes_count} classes but {len(classes)} class names: expected one name per column",
+            code="usage-quality",
         )
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise UsageError(f"labels are {labels.dtype} {list(labels.shape)}: expected integers [{count}], one per row")
+        raise UsageError(
+            f"labels are {labels.dtype} {list(labels.shape)}: expected integers [{count}], one per row",
+            code="usage-quality",
+        )
     if names is not None and len(names) != count:
-        raise UsageError(f"{len(names)} names for {count} images: expected one per image, or none")
+        raise UsageError(
+            f"{len(names)} names for {count} images: expected one per image, or none", code="usage-quality"
+        )
     if not count:
-        raise DataError("no images to evaluate: expected at least one labeled image")
+        raise DataError("no images to evaluate: expected at least one labeled image", code="data-quality")
     if int(labels.min()) < 0 or int(labels.max()) >= classes_count:
         raise DataError(
             f"labels from {labels.min()} to {labels.max()}: "
-            f"expected 0 to {classes_count - 1} for {classes_count} classes"
+            f"expected 0 to {classes_count - 1} for {classes_count} classes",
+            code="data-quality",
         )
     _refuse_non_distributions(probabilities)
     return probabilities.astype(np.float64), labels.astype(np.int64)
@@ -296,7 +311,8 @@ def _refuse_non_distributions(probabilities: npt.NDArray[Any]) -> None:
     if broken.any():
         raise UsageError(
             f"{int(broken.sum())} of {len(broken)} rows of probabilities are not finite, first row "
-            f"{int(broken.argmax())}: expected numbers from 0 to 1; the model computes NaN or infinity"
+            f"{int(broken.argmax())}: expected numbers from 0 to 1; the model computes NaN or infinity",
+            code="usage-quality",
         )
     sums = probabilities.sum(axis=1, dtype=np.float64)
     # An 8-bit softmax rounds each of K values to a multiple of 1/256, by at most 1/512; bfloat16 loses under 1 %.
@@ -306,7 +322,8 @@ def _refuse_non_distributions(probabilities: npt.NDArray[Any]) -> None:
         raise UsageError(
             f"row {row} of the probabilities sums to {sums[row]:.4g}, "
             f"minimum {probabilities[row].min():.4g}: expected values of at least 0 that sum to 1; "
-            "apply softmax to scores first"
+            "apply softmax to scores first",
+            code="usage-quality",
         )
 
 

@@ -178,12 +178,14 @@ class HostCRunner:
         except OSError as error:
             raise _unusable(error) from error
         except subprocess.TimeoutExpired:
-            raise ModelFileError(f"the C did not finish within {limit:.0f} s") from None
+            raise ModelFileError(f"the C did not finish within {limit:.0f} s", code="model-file-c") from None
         if done.returncode != 0:
-            raise ModelFileError(f"the C failed with exit code {done.returncode}")
+            raise ModelFileError(f"the C failed with exit code {done.returncode}", code="model-file-c")
         sizes = [tensor.elements * np.dtype(tensor.dtype).itemsize for tensor in tensors]
         if len(content) != len(images) * sum(sizes):
-            raise ModelFileError(f"the C wrote {len(content)} bytes: expected {len(images) * sum(sizes)}")
+            raise ModelFileError(
+                f"the C wrote {len(content)} bytes: expected {len(images) * sum(sizes)}", code="model-file-c"
+            )
         rows = np.frombuffer(content, np.uint8).reshape(len(images), sum(sizes))
         parts = np.split(rows, np.cumsum(sizes)[:-1], axis=1)
         return [
@@ -221,7 +223,8 @@ def _unusable(error: OSError) -> ModelFileError:
     """The error for a temporary folder that is full, or from which libraries cannot be loaded."""
     return ModelFileError(
         f"the C cannot be built and loaded in {tempfile.gettempdir()}: {error.strerror or error}\n"
-        "set TMPDIR to a folder with space, from which programs may run"
+        "set TMPDIR to a folder with space, from which programs may run",
+        code="model-file-c",
     )
 
 

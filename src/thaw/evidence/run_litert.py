@@ -98,11 +98,11 @@ class LiteRtRunner:
             reply, values = litert_process.receive(pipes.stdout)
         except (EOFError, OSError):
             code = self._process.wait()
-            raise ModelFileError(f"LiteRT crashed on the model (exit code {code})") from None
+            raise ModelFileError(f"LiteRT crashed on the model (exit code {code})", code="model-file-litert") from None
         finally:
             watch.cancel()
         if "error" in reply:
-            raise ModelFileError(f"LiteRT rejects the model: {reply['error']}")
+            raise ModelFileError(f"LiteRT rejects the model: {reply['error']}", code="model-file-litert")
         return reply, values
 
 

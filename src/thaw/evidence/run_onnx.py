@@ -45,7 +45,9 @@ class OnnxRunner:
         read = self._session.get_inputs()[0]
         self._input, self._shape = read.name, tuple(read.shape[1:])
         if read.type != "tensor(uint8)" or len(self._shape) != 3 or not all(type(side) is int for side in self._shape):
-            raise ModelFileError(f"ONNX model with input {read.type} {read.shape}: expected uint8 [N, H, W, C]")
+            raise ModelFileError(
+                f"ONNX model with input {read.type} {read.shape}: expected uint8 [N, H, W, C]", code="model-file-onnx"
+            )
 
     def run(self, images: npt.NDArray[np.uint8]) -> Array:
         """The model's output [N, K] for images uint8 [N, H, W, C]."""
@@ -108,14 +110,14 @@ def _session(model: bytes, threads: int) -> Any:
     try:
         return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 (onnxruntime raises a dozen classes without a common base)
-        raise ModelFileError(f"onnxruntime rejects the model: {one_line(error)}") from None
+        raise ModelFileError(f"onnxruntime rejects the model: {one_line(error)}", code="model-file-onnx") from None
 
 
 def _run(session: Any, names: list[str] | None, feeds: dict[str, npt.NDArray[np.uint8]]) -> list[Array]:
     try:
         values: list[Array] = session.run(names, feeds)
     except Exception as error:  # noqa: BLE001 (as in `_session`)
-        raise ModelFileError(f"onnxruntime cannot run the model: {one_line(error)}") from None
+        raise ModelFileError(f"onnxruntime cannot run the model: {one_line(error)}", code="model-file-onnx") from None
     return values
 
 

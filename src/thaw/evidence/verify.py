@@ -163,7 +163,7 @@ def as_numbers(scores: Array, quantization: Quantization | None) -> Array:
     whole = np.rint(numbers)
     # NaN must also fail this check.
     if not (np.abs(numbers - whole) <= _OFF_SCALE).all() or not ((whole >= -128) & (whole <= 127)).all():
-        raise ModelFileError("it returns scores that are not on the scale of the int8 graph")
+        raise ModelFileError("it returns scores that are not on the scale of the int8 graph", code="model-file-scores")
     return whole.astype(np.int8)
 
 
@@ -175,7 +175,7 @@ def compare_float(expected: Array, found: Array) -> FloatComparison:
     """
     _check(expected, found)
     if not np.isfinite(found).all():
-        raise ModelFileError("it returns scores that are not finite")
+        raise ModelFileError("it returns scores that are not finite", code="model-file-scores")
     return FloatComparison(
         images=len(expected),
         agreement=_agreement(expected, found),
@@ -210,5 +210,6 @@ def _check(expected: Array, found: Array) -> None:
         raise UsageError("no images to compare: expected at least one")
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ModelFileError(
-            f"it returns scores {found.dtype} {list(found.shape)}: expected {expected.dtype} {list(expected.shape)}"
+            f"it returns scores {found.dtype} {list(found.shape)}: expected {expected.dtype} {list(expected.shape)}",
+            code="model-file-scores",
         )

@@ -97,7 +97,9 @@ class _Emitter:
         self.written = graph.tensor(self.step.writes)
         sides = [side for tensor in (*self.reads, self.written) for side in tensor.shape[:2]]
         if max(sides) > _LARGEST_SIDE:
-            raise UsageError(f"C: {shown(self.op.name)} has a side of {max(sides)}: expected at most {_LARGEST_SIDE}")
+            raise UsageError(
+                f"C: {shown(self.op.name)} has a side of {max(sides)}: expected at most {_LARGEST_SIDE}", code="usage-c"
+            )
 
     def emit(self) -> Emitted:
         """The step."""
@@ -202,7 +204,9 @@ class _Emitter:
         # A convolution of one row, with a kernel as wide as the input.
         width = op.weights.shape[1]
         if width > _LARGEST_SIDE:
-            raise UsageError(f"C: {shown(op.name)} has {width} inputs: expected at most {_LARGEST_SIDE}")
+            raise UsageError(
+                f"C: {shown(op.name)} has {width} inputs: expected at most {_LARGEST_SIDE}", code="usage-c"
+            )
         return self._gathered(op, (1, width, 1, 1, width, 1, 1, 0, 0, 1, 1, op.channels), (1, 1, 1, 1))
 
     def _gathered(
@@ -252,7 +256,10 @@ class _Emitter:
         read, written = _quantization(self.reads[0]), op.quantization
         multiplier, shift = op.multiplier(self.reads[0])
         if 255 << max(shift, 0) > _LARGEST_SUM:
-            raise UsageError(f"C: the output scale of {shown(op.name)} is {read.scale / written.scale:.3g} times finer")
+            raise UsageError(
+                f"C: the output scale of {shown(op.name)} is {read.scale / written.scale:.3g} times finer",
+                code="usage-c",
+            )
         fields = (multiplier, shift, read.zero_point, written.zero_point, int(self.reads[0].dtype == "uint8"))
         call = f"thaw_requantize({self._layer}, {self._raw_or_pixels()}, {self.written.elements}, {self.output});"
         return ("common.c", "requantize.c"), self._struct("thaw_requantization", fields), call
@@ -282,7 +289,9 @@ class _Emitter:
                 # Only the pixels are copied: any other reshape shares its input's memory.
                 return (), "", f"memcpy({self.output}, pixels, {elements});"
             case _:
-                raise UsageError(f"C: {self.op.kind} {shown(self.op.name)} is not an operation of an int8 graph")
+                raise UsageError(
+                    f"C: {self.op.kind} {shown(self.op.name)} is not an operation of an int8 graph", code="usage-c"
+                )
 
     def _concat_calls(self) -> str:
         pitch = self.written.shape[-1]
@@ -299,7 +308,7 @@ class _Emitter:
 
 def _quantization(tensor: Tensor) -> Quantization:
     if tensor.quantization is None:
-        raise UsageError(f"C: tensor {shown(tensor.name)} is {tensor.dtype}: expected an int8 graph")
+        raise UsageError(f"C: tensor {shown(tensor.name)} is {tensor.dtype}: expected an int8 graph", code="usage-c")
     return tensor.quantization
 
 
@@ -308,7 +317,10 @@ def _refuse_large_sums(op: Weighted, bias: npt.NDArray[np.int64], shifts: npt.ND
     weights = op.by_channel(np.abs(op.weights.astype(np.int64)))
     largest = (weights.sum(axis=1) * 255 + np.abs(bias)) << np.maximum(shifts, 0)
     if int(largest.max()) > _LARGEST_SUM:
-        raise UsageError(f"C: sums of {shown(op.name)} can reach {int(largest.max())}: expected at most {_LARGEST_SUM}")
+        raise UsageError(
+            f"C: sums of {shown(op.name)} can reach {int(largest.max())}: expected at most {_LARGEST_SUM}",
+            code="usage-c",
+        )
 
 
 def _braced(values: Iterable[int]) -> str:

@@ -62,10 +62,11 @@ def check_prefix(prefix: str) -> str:
         UsageError: otherwise, with the reason and a valid prefix.
     """
     if not isinstance(prefix, str):
-        raise UsageError(f"prefix {shown(prefix)}: expected a string")
-    fault = _fault(prefix)
+        raise UsageError(f"prefix {shown(prefix)}: expected a string", code="usage-prefix")
+    kind, fault = _fault(prefix)
     if fault:
-        raise UsageError(f"prefix {prefix[:60]!r} {fault} (try {prefix_of_name(prefix[:60])!r})")
+        hint = f"(try {prefix_of_name(prefix[:60])!r})"
+        raise UsageError(f"prefix {prefix[:60]!r} {fault} {hint}", code=f"usage-prefix-{kind}")
     return prefix
 
 
@@ -77,7 +78,7 @@ def prefix_of_name(name: str) -> str:
     """
     letters = [letter for letter in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(letter)]
     prefix = "_".join(re.findall(r"[a-z0-9]+", "".join(letters))) or FIXED_PREFIX
-    if _fault(prefix[:MOST_LETTERS].rstrip("_")):
+    if any(_fault(prefix[:MOST_LETTERS].rstrip("_"))):
         prefix = f"{FIXED_PREFIX}_{prefix}"
     has_lost_letters = any(letter.isalnum() and not letter.isascii() for letter in letters)
     if has_lost_letters or len(prefix) > MOST_LETTERS:
@@ -86,28 +87,35 @@ def prefix_of_name(name: str) -> str:
     return prefix
 
 
-def _fault(prefix: str) -> str:
-    """Why the prefix is invalid; "" if it is valid."""
+def _fault(prefix: str) -> tuple[str, str]:
+    """(Kind, description) of the fault of an invalid prefix; empty strings if it is valid."""
     small = prefix.lower()
     faults = (
         (
             prefix.startswith("_") or "__" in prefix,
+            "reserved",
             "is reserved: C and C++ reserve names with a leading or a double underscore",
         ),
         (
             not _IDENTIFIER.fullmatch(prefix),
+            "identifier",
             "is not a C identifier: expected letters a to z, digits and underscores, beginning with a letter",
         ),
-        (prefix.endswith("_"), "ends in an underscore, which thaw adds: NAME_predict would have two"),
-        (len(prefix) > MOST_LETTERS, f"has {len(prefix)} characters: expected at most {MOST_LETTERS}"),
-        (small in _KEYWORDS.split(), "is a keyword of C or C++"),
-        (_WIDTHS.fullmatch(small) is not None, f"is reserved: C defines {small.upper()}_WIDTH as the bits of a type"),
+        (prefix.endswith("_"), "underscore", "ends in an underscore, which thaw adds: NAME_predict would have two"),
+        (len(prefix) > MOST_LETTERS, "length", f"has {len(prefix)} characters: expected at most {MOST_LETTERS}"),
+        (small in _KEYWORDS.split(), "keyword", "is a keyword of C or C++"),
+        (
+            _WIDTHS.fullmatch(small) is not None,
+            "reserved",
+            f"is reserved: C defines {small.upper()}_WIDTH as the bits of a type",
+        ),
         (
             small in _TAKEN_FILES.split(),
+            "file",
             "conflicts with another file: main.c, a system header, or a device",
         ),
     )
-    return next((fault for is_so, fault in faults if is_so), "")
+    return next(((kind, fault) for is_so, kind, fault in faults if is_so), ("", ""))
 
 
 def with_prefix(text: str, prefix: str) -> str:
@@ -125,7 +133,7 @@ def prefix_of_files(names: Collection[str]) -> str:
     headers = [name.removesuffix(".h") for name in names if name.endswith(".h")]
     prefix = next((name for name in headers if name != FIXED_PREFIX), FIXED_PREFIX)
     missing = [name for name in (f"{prefix}.h", f"{prefix}.c") if name not in names]
-    if missing or _fault(prefix):
+    if missing or any(_fault(prefix)):
         what = f"no {missing[0]}" if missing else f"a header {prefix}.h that thaw does not write"
-        raise ModelFileError(f"the c export has {what}\nexport it again with thaw export")
+        raise ModelFileError(f"the c export has {what}\nexport it again with thaw export", code="model-file-export")
     return prefix

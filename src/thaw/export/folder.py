@@ -86,14 +86,17 @@ def read_format(out: Path, format_: str) -> ExportedFormat | None:
     if listed is None:
         return None
     if listed.get("complete") is not True:
-        raise ModelFileError(f"{folder} contains an interrupted export\nexport it again with thaw export")
+        raise ModelFileError(
+            f"{folder} contains an interrupted export\nexport it again with thaw export", code="model-file-export"
+        )
     entries, files = listed["files"], {}
     for name in entries:
         try:
             files[name] = (folder / name).read_bytes()
         except OSError as error:
             raise ModelFileError(
-                f"{folder / name} was exported but cannot be read: {error.strerror}\nexport it again with thaw export"
+                f"{folder / name} was exported but cannot be read: {error.strerror}\nexport it again with thaw export",
+                code="model-file-export",
             ) from error
     changed = tuple(name for name, data in files.items() if _described({name: data})[name] != entries[name])
     precisions = tuple(each for each in PRECISIONS if each in listed["precisions"])
@@ -123,22 +126,25 @@ def _claim(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():
-            raise RunError(f"{folder} is a link to another folder\nchoose another folder with --out")
+            raise RunError(f"{folder} is a link to another folder\nchoose another folder with --out", code="run-export")
         sweep_unfinished(folder)
         try:
             listed = _read_manifest(folder)
         except ModelFileError as error:
-            raise RunError(f"{str(error).splitlines()[0]}\nchoose another folder with --out") from error
+            raise RunError(
+                f"{str(error).splitlines()[0]}\nchoose another folder with --out", code="run-export"
+            ) from error
         earlier = () if listed is None else tuple(listed["files"])
         foreign = sorted(name for name in files if name not in earlier and (folder / name).exists())
     except OSError as error:
         raise RunError(
-            f"cannot export to {folder}: {error.strerror or error}\nchoose another folder with --out"
+            f"cannot export to {folder}: {error.strerror or error}\nchoose another folder with --out", code="run-export"
         ) from error
     if foreign:
         raise RunError(
             f"{folder / foreign[0]} exists and was not written by thaw export\n"
-            "move it, or choose another folder with --out"
+            "move it, or choose another folder with --out",
+            code="run-export",
         )
     return earlier
 
@@ -155,13 +161,17 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         content = read_document(path, remedy="export to another folder")
     except RunError as error:
-        raise ModelFileError(str(error)) from error
+        raise ModelFileError(str(error), code="model-file-export") from error
     if content.get("version") != EXPORT_VERSION:
         found = content.get("version")
-        raise ModelFileError(f"{path} has version {shown(found)}; this version of thaw reads {EXPORT_VERSION}")
+        raise ModelFileError(
+            f"{path} has version {shown(found)}; this version of thaw reads {EXPORT_VERSION}", code="model-file-export"
+        )
     files, precisions = content.get("files"), content.get("precisions")
     if content.get("format") != folder.name or not isinstance(precisions, list) or not _is_listing(files, content):
-        raise ModelFileError(f"{path} is not a valid manifest of thaw export\nexport to another folder")
+        raise ModelFileError(
+            f"{path} is not a valid manifest of thaw export\nexport to another folder", code="model-file-export"
+        )
     return content
 
 

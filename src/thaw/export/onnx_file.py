@@ -50,18 +50,19 @@ def read_onnx(content: bytes, operations: Collection[str]) -> Any:
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # noqa: BLE001 (protobuf has a DecodeError for each of its implementations)
-        raise ModelFileError(f"not an ONNX file, or a damaged one: {one_line(error)}") from None
+        raise ModelFileError(f"not an ONNX file, or a damaged one: {one_line(error)}", code="model-file-onnx") from None
     graph = model.graph
     if not graph.node or len(graph.input) != 1 or len(graph.output) != 1:
         raise ModelFileError(
             f"ONNX file with {len(graph.node)} operations, {len(graph.input)} inputs and {len(graph.output)} outputs: "
-            "expected one image in and one result out"
+            "expected one image in and one result out",
+            code="model-file-onnx",
         )
     # A string that is not UTF-8 is read as bytes.
     others = {repr(node.op_type[:80]) for node in graph.node if node.domain or node.op_type not in operations}
     if others or model.functions or graph.sparse_initializer:
         found = ", ".join(sorted(others)[:3]) or "functions or sparse tensors"
-        raise ModelFileError(f"ONNX file with {found}: expected only what `thaw export` writes")
+        raise ModelFileError(f"ONNX file with {found}: expected only what `thaw export` writes", code="model-file-onnx")
     for constant in graph.initializer:
         _check_constant(constant)
     _check_shapes(onnx, model)
@@ -71,10 +72,13 @@ def read_onnx(content: bytes, operations: Collection[str]) -> Any:
 def _check_constant(constant: Any) -> None:
     """Reject data in another file, since its path is not trusted, and constants without data."""
     if constant.external_data or constant.data_location:
-        raise ModelFileError(f"ONNX file with external data for {shown(constant.name)}: expected all data inside")
+        raise ModelFileError(
+            f"ONNX file with external data for {shown(constant.name)}: expected all data inside", code="model-file-onnx"
+        )
     if not constant.raw_data and 0 not in constant.dims:
         raise ModelFileError(
-            f"ONNX file has no raw data for {shown(constant.name)}: expected what `thaw export` writes"
+            f"ONNX file has no raw data for {shown(constant.name)}: expected what `thaw export` writes",
+            code="model-file-onnx",
         )
 
 
@@ -83,13 +87,16 @@ def _check_shapes(onnx: ModuleType, model: Any) -> None:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except Exception as error:  # noqa: BLE001 (checker and inference raise several kinds, also bare RuntimeErrors)
-        raise ModelFileError(f"ONNX file that contradicts itself: {one_line(error)}") from None
+        raise ModelFileError(f"ONNX file that contradicts itself: {one_line(error)}", code="model-file-onnx") from None
     graph = inferred.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
         # The batch axis is symbolic: 0 in this field.
         sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         if min(sizes, default=0) < 0 or math.prod(max(size, 1) for size in sizes) > MOST_ELEMENTS:
-            raise ModelFileError(f"ONNX file with {shown(value.name)} of shape {sizes}: too large for a model of thaw")
+            raise ModelFileError(
+                f"ONNX file with {shown(value.name)} of shape {sizes}: too large for a model of thaw",
+                code="model-file-onnx",
+            )
 
 
 def with_all_outputs(model: Any) -> tuple[bytes, dict[str, str]]:

@@ -47,10 +47,13 @@ def export_c(graphs: Mapping[Precision, Graph], card: ModelCard, *, prefix: str 
     """
     check_prefix(prefix)
     if "int8" not in graphs:
-        raise UsageError("C is int8 only: expected an int8 graph")
+        raise UsageError("C is int8 only: expected an int8 graph", code="usage-c")
     graph = replace(graphs["int8"], outputs=graphs["int8"].outputs[-1:])
     if graph.tensor(graph.input).shape != card.input_spec.shape:
-        raise UsageError(f"the network takes {graph.tensor(graph.input).shape}, the card says {card.input_spec.shape}")
+        raise UsageError(
+            f"the network takes {graph.tensor(graph.input).shape}, the card says {card.input_spec.shape}",
+            code="usage-c",
+        )
     program = _Program(graph, plan_memory(graph), card, prefix)
     source = program.source()
     texts = {

@@ -40,7 +40,7 @@ def calibrate(graph: Graph, images: npt.NDArray[np.uint8]) -> dict[ClipMethod, d
         UsageError: without images, or when a value is not finite.
     """
     if not len(images):
-        raise UsageError("calibration needs at least one image")
+        raise UsageError("calibration needs at least one image", code="usage-graph-calibrate")
     names = [op.output for op in graph.ops if op.output_scale == "chosen"]
     spans: dict[str, Range] = dict.fromkeys(names, (np.inf, -np.inf))
     for values in _batches(graph, images, names):
@@ -48,7 +48,8 @@ def calibrate(graph: Graph, images: npt.NDArray[np.uint8]) -> dict[ClipMethod, d
             low, high = float(values[name].min()), float(values[name].max())
             if not np.isfinite((low, high)).all():
                 raise UsageError(
-                    f"tensor {shown(name)} has values that are not finite: the network cannot be quantized"
+                    f"tensor {shown(name)} has values that are not finite: the network cannot be quantized",
+                    code="usage-graph-calibrate",
                 )
             spans[name] = (min(spans[name][0], low), max(spans[name][1], high))
     counts = {name: np.zeros(_BINS, np.int64) for name in names}

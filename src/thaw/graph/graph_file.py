@@ -140,7 +140,7 @@ def _parse(content: Mapping[str, Any], arrays: Mapping[str, Array], where: str) 
         return graph, _header(content, graph)
     except (ThawError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
-        raise ModelFileError(f"{where} is not a valid thaw graph: {reason}") from error
+        raise ModelFileError(f"{where} is not a valid thaw graph: {reason}", code="model-file-graph") from error
 
 
 def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
@@ -149,11 +149,15 @@ def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
         _refuse("classes", content["classes"], "unique names")
     scores = graph.tensor(graph.outputs[-1])
     if scores.dtype != "int32" and scores.shape != (len(classes),):
-        raise ModelFileError(f"output {shown(scores.name)} has shape {scores.shape} for {len(classes)} classes")
+        raise ModelFileError(
+            f"output {shown(scores.name)} has shape {scores.shape} for {len(classes)} classes", code="model-file-graph"
+        )
     input_spec = InputSpec.from_dict(_object_of("input", content["input"]))
     if graph.tensor(graph.input).shape != input_spec.shape:
         found = graph.tensor(graph.input).shape
-        raise ModelFileError(f"the graph takes images of {found}, but its input specification says {input_spec}")
+        raise ModelFileError(
+            f"the graph takes images of {found}, but its input specification says {input_spec}", code="model-file-graph"
+        )
     _check_plain(content["facts"])
     check_numbers(content["facts"], "facts")
     facts = _object_of("facts", content["facts"])
@@ -163,7 +167,7 @@ def _header(content: Mapping[str, Any], graph: Graph) -> GraphHeader:
 def _check_plain(value: Any, depth: int = 0) -> None:
     """Refuse facts that are nested deeply or contain values that JSON cannot represent."""
     if depth > _MOST_FACTS_DEPTH:
-        raise ModelFileError(f"facts are nested more than {_MOST_FACTS_DEPTH} levels deep")
+        raise ModelFileError(f"facts are nested more than {_MOST_FACTS_DEPTH} levels deep", code="model-file-graph")
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             _check_plain(item, depth + 1)
@@ -176,7 +180,7 @@ def _graph(value: Any, arrays: Mapping[str, Array]) -> Graph:
     _expect_keys("graph", fields, ("input", "outputs", "tensors", "ops"))
     described = _list("ops", fields["ops"])
     if len(described) > _MOST_OPS or len(_list("tensors", fields["tensors"])) > _MOST_OPS + 1:
-        raise ModelFileError(f"it has more than {_MOST_OPS} operations")
+        raise ModelFileError(f"it has more than {_MOST_OPS} operations", code="model-file-graph")
     left = dict(arrays)
     ops: list[Operation] = []
     for index, entry in enumerate(described):
@@ -287,13 +291,13 @@ def _object_of(label: str, value: Any) -> Mapping[str, Any]:
 def _expect_keys(label: str, found: Mapping[str, Any], expected: Sequence[str]) -> None:
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing:
-        raise ModelFileError(f"{label} lacks {shown(missing[0])}")
+        raise ModelFileError(f"{label} lacks {shown(missing[0])}", code="model-file-graph")
     if unknown:
-        raise ModelFileError(f"{label} has an unknown key {shown(unknown[0])}")
+        raise ModelFileError(f"{label} has an unknown key {shown(unknown[0])}", code="model-file-graph")
 
 
 def _refuse(label: str, found: Any, expected: str) -> NoReturn:
-    raise ModelFileError(f"{label} is {shown(found)}: expected {expected}")
+    raise ModelFileError(f"{label} is {shown(found)}: expected {expected}", code="model-file-graph")
 
 
 _READERS: Mapping[Any, Callable[[str, Any], Any]] = {

@@ -90,4 +90,6 @@ def check_images(images: Array, shape: Sequence[int]) -> None:
     found = np.asarray(images)
     if found.dtype != np.uint8 or found.ndim != 4 or found.shape[1:] != tuple(shape):
         expected = ", ".join(map(str, shape))
-        raise UsageError(f"images are {found.dtype} {list(found.shape)}: expected uint8 [N, {expected}]")
+        raise UsageError(
+            f"images are {found.dtype} {list(found.shape)}: expected uint8 [N, {expected}]", code="usage-images"
+        )

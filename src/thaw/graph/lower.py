@@ -79,7 +79,10 @@ def lower(
     )
     last = _lower_unit(trace, module, "", trace.add(scale))
     if trace.shape(last) != (classes,):
-        raise UsageError(f"the model returns scores of shape {trace.shape(last)}: expected ({classes},), one per class")
+        raise UsageError(
+            f"the model returns scores of shape {trace.shape(last)}: expected ({classes},), one per class",
+            code="usage-graph-lower",
+        )
     trace.rename_last(LOGITS)
     trace.add(Softmax(name="softmax", inputs=(LOGITS,), output=PROBABILITIES))
     return Graph(
@@ -130,7 +133,7 @@ class _Trace:
 
     def _refuse_taken(self, name: str) -> None:
         if name in self.tensors:
-            raise UsageError(f"the name {shown(name)} is taken: rename a unit of the model")
+            raise UsageError(f"the name {shown(name)} is taken: rename a unit of the model", code="usage-graph-lower")
 
 
 def _lower_unit(trace: _Trace, module: nn.Module, name: str, read: str) -> str:
@@ -139,7 +142,8 @@ def _lower_unit(trace: _Trace, module: nn.Module, name: str, read: str) -> str:
     if lowering is None:
         known = ", ".join(kind.__name__ for kind in _LOWERINGS)
         raise UsageError(
-            f"{name or 'the model'} is a {type(module).__name__}, which has no lowering: expected one of {known}"
+            f"{name or 'the model'} is a {type(module).__name__}, which has no lowering: expected one of {known}",
+            code="usage-graph-lower",
         )
     return lowering(trace, module, name, read)
 
@@ -228,7 +232,10 @@ def _channel_scale(trace: _Trace, unit: ChannelScale, name: str, read: str) -> s
 def _dense_classifier(trace: _Trace, unit: DenseClassifier, name: str, read: str) -> str:
     shape, features = trace.shape(read), unit.dense.in_features
     if len(shape) != 3 or math.prod(shape) != features:
-        raise UsageError(f"{name} takes {features} values, but its input is {shape}: is this the model's image size?")
+        raise UsageError(
+            f"{name} takes {features} values, but its input is {shape}: is this the model's image size?",
+            code="usage-graph-lower",
+        )
     rows, columns, channels = shape
     # torch flattens channel by channel, the graph position by position.
     by_position = unit.dense.weight.reshape(-1, channels, rows, columns).permute(0, 2, 3, 1).flatten(1)
@@ -240,7 +247,8 @@ def _conv_classifier(trace: _Trace, unit: ConvClassifier, name: str, read: str) 
     convolved = _add_conv(trace, unit.conv, name, read, "none")
     if trace.shape(convolved)[:2] != (1, 1):
         raise UsageError(
-            f"{name} returns a map of {trace.shape(convolved)}, not one score per class: is the image size correct?"
+            f"{name} returns a map of {trace.shape(convolved)}, not one score per class: is the image size correct?",
+            code="usage-graph-lower",
         )
     return _flatten(trace, name, convolved)
 
@@ -277,7 +285,9 @@ def _add_normed(
 ) -> str:
     """A convolution and the normalization after it as one convolution."""
     if conv.bias is not None:
-        raise UsageError(f"{name} has a bias before its normalization: expected a convolution without one")
+        raise UsageError(
+            f"{name} has a bias before its normalization: expected a convolution without one", code="usage-graph-lower"
+        )
     weight, offset = conv.weight.detach(), norm.bias.detach()
     # The meta device has no numbers to fold, and the arithmetic would double the time to count costs.
     if not weight.is_meta:
@@ -301,7 +311,8 @@ def _add_convolution(
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     if not plain or isinstance(conv.padding, str) or not (conv.groups == 1 or depthwise):
         raise UsageError(
-            f"{name} is {conv}: expected no dilation, one group or one per channel, and numeric zero padding"
+            f"{name} is {conv}: expected no dilation, one group or one per channel, and numeric zero padding",
+            code="usage-graph-lower",
         )
     rows, columns = conv.padding
     stride_rows, stride_columns = conv.stride
@@ -351,7 +362,7 @@ def _flatten(trace: _Trace, name: str, read: str) -> str:
 
 def _bias(bias: torch.Tensor | None, name: str) -> FloatArray:
     if bias is None:
-        raise UsageError(f"{name} has no bias: expected a layer with one")
+        raise UsageError(f"{name} has no bias: expected a layer with one", code="usage-graph-lower")
     return _array(bias)
 
 

@@ -80,10 +80,10 @@ class _Quantizer:
         self.scores = _scores(graph)
         image = graph.tensor(graph.input)
         if image.quantization is not None:
-            raise UsageError("graph: already int8")
+            raise UsageError("graph: already int8", code="usage-graph-quantize")
         scales = [op for op in graph.ops if isinstance(op, Scale)]
         if len(scales) != 1:
-            raise UsageError(f"graph: {len(scales)} operations scale pixels: expected 1")
+            raise UsageError(f"graph: {len(scales)} operations scale pixels: expected 1", code="usage-graph-quantize")
         self.tensors[image.name] = replace(image, quantization=scales[0].pixel_quantization())
 
     def append(self, op: Operation) -> None:
@@ -98,7 +98,10 @@ class _Quantizer:
     def choose_scale(self, tensor: str, least_scale: float) -> Quantization:
         """The quantization for the range of `tensor`, with a scale of at least `least_scale`."""
         if tensor not in self.ranges:
-            raise UsageError(f"graph: the range of {shown(tensor)} is unknown: calibrate before quantizing")
+            raise UsageError(
+                f"graph: the range of {shown(tensor)} is unknown: calibrate before quantizing",
+                code="usage-graph-quantize",
+            )
         least_score_scale = _LEAST_SCORE_SCALE if tensor in self.scores else 0.0
         return quantization_of(self.ranges[tensor], max(least_scale, least_score_scale))
 
@@ -130,7 +133,10 @@ class _Quantizer:
         """The int8 form of an operation with weights."""
         read = self.tensors[op.inputs[0]].quantization
         if read is None:
-            raise UsageError(f"graph: {op.kind} {shown(op.name)} reads raw pixels: expected a scale before it")
+            raise UsageError(
+                f"graph: {op.kind} {shown(op.name)} reads raw pixels: expected a scale before it",
+                code="usage-graph-quantize",
+            )
         if op.inputs[0] in self.folded and isinstance(op, Convolution):
             op = _fold_scaling(op, *self.folded[op.inputs[0]])
         base = self.bases.get(weights_owner(op))

@@ -70,15 +70,20 @@ def _by_channel(weights: npt.NDArray[np.float32], channel_axis: int) -> npt.NDAr
 def _check_share(op: Weighted, base: Weighted | None) -> None:
     found = f"graph: {op.kind} {shown(op.name)} shares the weights of {shown(op.shares)}"
     if base is None:
-        raise UsageError(f"{found}: expected the name of an earlier operation with weights")
+        raise UsageError(f"{found}: expected the name of an earlier operation with weights", code="usage-graph-shares")
     if base.shares:
-        raise UsageError(f"{found}, which are those of {shown(base.shares)}: expected that name")
+        raise UsageError(
+            f"{found}, which are those of {shown(base.shares)}: expected that name", code="usage-graph-shares"
+        )
     if (base.kind, base.weights.shape) != (op.kind, op.weights.shape):
         raise UsageError(
-            f"{found}, a {base.kind} with weights {base.weights.shape}: expected a {op.kind} with {op.weights.shape}"
+            f"{found}, a {base.kind} with weights {base.weights.shape}: expected a {op.kind} with {op.weights.shape}",
+            code="usage-graph-shares",
         )
     if op.quantization is not None:
         if not np.array_equal(op.weights, base.weights):
-            raise UsageError(f"{found}, but has other values")
+            raise UsageError(f"{found}, but has other values", code="usage-graph-shares")
     elif channel_factors(op, base) is None:
-        raise UsageError(f"{found}, but differs by more than a positive factor per output channel")
+        raise UsageError(
+            f"{found}, but differs by more than a positive factor per output channel", code="usage-graph-shares"
+        )

@@ -49,11 +49,15 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if not isinstance(self.scale, float) or not 0.0 < self.scale < math.inf:
-            raise UsageError(f"graph: scale {shown(self.scale)}: expected a finite number above 0")
+            raise UsageError(
+                f"graph: scale {shown(self.scale)}: expected a finite number above 0", code="usage-graph-tensor"
+            )
         if float(np.float32(self.scale)) != self.scale:
-            raise UsageError(f"graph: scale {shown(self.scale)} is not a float32 number")
+            raise UsageError(f"graph: scale {shown(self.scale)} is not a float32 number", code="usage-graph-tensor")
         if type(self.zero_point) is not int:
-            raise UsageError(f"graph: zero point {shown(self.zero_point)}: expected an integer")
+            raise UsageError(
+                f"graph: zero point {shown(self.zero_point)}: expected an integer", code="usage-graph-tensor"
+            )
 
 
 SOFTMAX_QUANTIZATION = Quantization(scale=1.0 / 256.0, zero_point=-128)
@@ -78,30 +82,41 @@ class Tensor:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise UsageError(f"graph: tensor name {shown(self.name)}: expected a non-empty string")
+            raise UsageError(
+                f"graph: tensor name {shown(self.name)}: expected a non-empty string", code="usage-graph-tensor"
+            )
         if not is_sizes(self.shape, least=1) or len(self.shape) not in (1, 3):
             raise UsageError(
-                f"graph: tensor {shown(self.name)} has shape {self.shape}: expected (H, W, C) or (C,), each at least 1"
+                f"graph: tensor {shown(self.name)} has shape {self.shape}: expected (H, W, C) or (C,), each at least 1",
+                code="usage-graph-tensor",
             )
         if self.dtype not in get_args(DType):
             raise UsageError(
                 f"graph: tensor {shown(self.name)} has dtype {shown(self.dtype)}: "
-                f"expected one of {', '.join(get_args(DType))}"
+                f"expected one of {', '.join(get_args(DType))}",
+                code="usage-graph-tensor",
             )
         self._check_quantization()
 
     def _check_quantization(self) -> None:
         if self.quantization is None:
             if self.dtype == "int8":
-                raise UsageError(f"graph: tensor {shown(self.name)} is int8 without a scale and a zero point")
+                raise UsageError(
+                    f"graph: tensor {shown(self.name)} is int8 without a scale and a zero point",
+                    code="usage-graph-tensor",
+                )
             return
         if self.dtype not in _ZERO_POINTS:
-            raise UsageError(f"graph: tensor {shown(self.name)} is {self.dtype}: expected no scale for this dtype")
+            raise UsageError(
+                f"graph: tensor {shown(self.name)} is {self.dtype}: expected no scale for this dtype",
+                code="usage-graph-tensor",
+            )
         least, most = _ZERO_POINTS[self.dtype]
         if not least <= self.quantization.zero_point <= most:
             raise UsageError(
                 f"graph: tensor {shown(self.name)} has zero point {self.quantization.zero_point}: "
-                f"expected {least} to {most}, the range of {self.dtype}"
+                f"expected {least} to {most}, the range of {self.dtype}",
+                code="usage-graph-tensor",
             )
 
     @property
@@ -116,7 +131,10 @@ class Tensor:
             UsageError: when it has none.
         """
         if self.quantization is None:
-            raise UsageError(f"graph: tensor {shown(self.name)} has no scale: expected one of an int8 graph")
+            raise UsageError(
+                f"graph: tensor {shown(self.name)} has no scale: expected one of an int8 graph",
+                code="usage-graph-tensor",
+            )
         return self.quantization
 
 
@@ -126,7 +144,8 @@ def quantization_of(values: Range, least_scale: float = 0.0) -> Quantization:
     step = max((high - low) / 255.0, least_scale)
     if not step <= float(np.finfo(np.float32).max):
         raise UsageError(
-            f"a tensor has values from {low} to {high}, a step of {step}: expected a range that int8 can represent"
+            f"a tensor has values from {low} to {high}, a step of {step}: expected a range that int8 can represent",
+            code="usage-graph-tensor",
         )
     scale = float(np.float32(step))
     if scale < np.finfo(np.float32).tiny:

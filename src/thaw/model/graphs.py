@@ -61,7 +61,8 @@ def int8_graph(model: Model) -> Graph:
     if path is None or not (model.zoo or path.is_file()):
         raise RunError(
             f"{model.file or 'the model'} has no int8 network: there is no {INT8_FILE} next to it\n"
-            "open the run folder with its run.json, which can quantize again, or choose the float32 network"
+            "open the run folder with its run.json, which can quantize again, or choose the float32 network",
+            code="run-int8",
         )
     return _read_own(path, model)
 
@@ -74,7 +75,7 @@ def _read_own(path: Path, model: Model) -> Graph:
         raise ModelFileError(f"{error}\n{remedy}") from error
     made_of = header.facts.get(MODEL_DIGEST, model.digest)
     if (header.classes, header.input_spec.shape, made_of) != (model.classes, model.input_spec.shape, model.digest):
-        raise ModelFileError(f"{path} belongs to another model than {model.file}\n{remedy}")
+        raise ModelFileError(f"{path} belongs to another model than {model.file}\n{remedy}", code="model-file-other")
     return graph
 
 

@@ -88,14 +88,15 @@ class Model:
             file = file / MODEL_FILE
             if not file.is_file():
                 raise ModelFileError(
-                    f"{path} contains no {MODEL_FILE}: training has not finished, or it is not a run folder"
+                    f"{path} contains no {MODEL_FILE}: training has not finished, or it is not a run folder",
+                    code="model-file-missing",
                 )
         opened = open_tensors(file, version=MODEL_VERSION)
         try:
             model = cls._from_parts(opened.header, opened.tensors)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError, ThawError) as error:
             reason = " ".join((str(error) or type(error).__name__).split())[:300]
-            raise ModelFileError(f"{file} is not a model of thaw: {reason}") from error
+            raise ModelFileError(f"{file} is not a model of thaw: {reason}", code="model-file-model") from error
         # The digest is checked last, so that an invalid value is reported by name.
         opened.check_digest()
         return replace(model, file=file, name=name, zoo=shipped is not None)
@@ -196,7 +197,9 @@ class Model:
         pixels = np.asarray(pixels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self.input_spec.shape:
             expected = ", ".join(map(str, self.input_spec.shape))
-            raise UsageError(f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {expected}]")
+            raise UsageError(
+                f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, {expected}]", code="usage-images"
+            )
         if not len(pixels):
             return np.zeros((0, len(self.classes)))
         return network_probabilities([self.module], pixels, self.input_spec)
@@ -326,7 +329,8 @@ class Model:
         if not self.zoo:
             raise RunError(
                 f"{self.file} is a model without its run folder: verification needs the run's data\n"
-                "open the run folder, with its run.json, instead"
+                "open the run folder, with its run.json, instead",
+                code="run-folder",
             )
         root = None if data_root is None else Path(data_root).expanduser()
         folder, tell = self.export_folder(out), steps_to(on_event)
@@ -368,7 +372,10 @@ class Model:
         if out is not None:
             return Path(out).expanduser()
         if not self.zoo:
-            raise UsageError(f"{self.file} is not a run folder: name the folder of the exported files with --out")
+            raise UsageError(
+                f"{self.file} is not a run folder: name the folder of the exported files with --out",
+                code="usage-folder",
+            )
         return Path(f"{self.name}-export")
 
 

@@ -94,5 +94,6 @@ def check_fingerprint(data: PreparedData, expected: object, trained: object) -> 
     if data.fingerprint != expected:
         raise RunError(
             f"the data of {trained} have changed since it was trained\n"
-            "restore them, or name the folder that holds them with --data-root"
+            "restore them, or name the folder that holds them with --data-root",
+            code="run-data",
         )

@@ -41,7 +41,11 @@ def read_seen(model: Model) -> SeenImages | None:
         parts = {part: tensors[part].numpy().view(np.uint64) for part in _PARTS}
     except (ModelFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = error if isinstance(error, ModelFileError) else f"{path} is damaged"
-        raise ModelFileError(f"{reason}\nremove it to evaluate without the training images") from error
+        raise ModelFileError(
+            f"{reason}\nremove it to evaluate without the training images", code="model-file-images"
+        ) from error
     if any(part.ndim != 1 for part in parts.values()):
-        raise ModelFileError(f"{path} is damaged\nremove it to evaluate without the training images")
+        raise ModelFileError(
+            f"{path} is damaged\nremove it to evaluate without the training images", code="model-file-images"
+        )
     return SeenImages(**parts) if header.get("model") == model.digest else None

@@ -43,5 +43,7 @@ def zoo_folder(path: str | Path) -> Path | None:
         close = difflib.get_close_matches(name, known, n=2)
         hint = f"; did you mean {' or '.join(ZOO_PREFIX + each for each in close)}?" if close else ""
         expected = f"expected one of {', '.join(known)}" if known else "no models are installed"
-        raise ModelFileError(f"unknown model {shown(ZOO_PREFIX + name)}{hint}\n{expected}; see thaw zoo")
+        raise ModelFileError(
+            f"unknown model {shown(ZOO_PREFIX + name)}{hint}\n{expected}; see thaw zoo", code="model-file-zoo"
+        )
     return known[name]

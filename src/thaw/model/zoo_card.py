@@ -158,7 +158,7 @@ def read_card(folder: Path) -> ZooCard:
     try:
         content = read_document(path, remedy="reinstall thaw")
     except RunError as error:
-        raise ModelFileError(str(error)) from error
+        raise ModelFileError(str(error), code="model-file-card") from error
     return card_of(content, path)
 
 
@@ -169,11 +169,14 @@ def card_of(content: Mapping[str, Any], path: Path) -> ZooCard:
         ModelFileError: for another schema, or naming the value that is missing, unknown or invalid.
     """
     if content.get("schema") != CARD_SCHEMA:
-        raise ModelFileError(f"{path} has schema {shown(content.get('schema'))}; this version reads {CARD_SCHEMA}")
+        raise ModelFileError(
+            f"{path} has schema {shown(content.get('schema'))}; this version reads {CARD_SCHEMA}",
+            code="model-file-card",
+        )
     try:
         return from_plain(ZooCard, {key: value for key, value in content.items() if key != "schema"}, "card")
     except UsageError as error:
-        raise ModelFileError(f"{path} is not a valid card: {error}") from error
+        raise ModelFileError(f"{path} is not a valid card: {error}", code="model-file-card") from error
 
 
 def read_cards() -> tuple[ZooCard, ...]:

@@ -69,19 +69,21 @@ class Budget:
             UsageError: for the first invalid part of the text.
         """
         if not isinstance(text, str) or not text.strip():
-            raise UsageError(f"budget {shown(text)}: expected limits such as {EXAMPLE}")
+            raise UsageError(f"budget {shown(text)}: expected limits such as {EXAMPLE}", code="usage-budget-empty")
         limits: dict[str, int] = {}
         image: bool | None = None
         for part in text.split(","):
             name, separator, value = (piece.strip() for piece in part.partition("="))
             if not separator:
-                raise UsageError(f"budget {shown(part.strip())}: expected NAME=LIMIT, as in {EXAMPLE}")
+                raise UsageError(
+                    f"budget {shown(part.strip())}: expected NAME=LIMIT, as in {EXAMPLE}", code="usage-budget-syntax"
+                )
             if name not in _NAMES:
                 close = difflib.get_close_matches(name, _NAMES, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_NAMES)}"
-                raise UsageError(f"budget {shown(name)} is unknown: {hint}")
+                raise UsageError(f"budget {shown(name)} is unknown: {hint}", code="usage-budget-name")
             if name in limits or (name == "image" and image is not None):
-                raise UsageError(f"budget {name}: expected one value, found two")
+                raise UsageError(f"budget {name}: expected one value, found two", code="usage-budget-twice")
             if name == "image":
                 image = _parse_image(value)
             else:
@@ -140,16 +142,18 @@ def _parse_limit(name: str, text: str) -> int:
     found = _VALUE.fullmatch(text)
     unit = _UNITS[name].get(found[2].lower()) if found else None
     if found is None or unit is None:
-        raise UsageError(f"budget {name}={given(text)}: expected {_EXPECTED[name]}")
+        raise UsageError(f"budget {name}={given(text)}: expected {_EXPECTED[name]}", code="usage-budget-value")
     limit = int(Fraction(found[1]) * unit)
     if not 1 <= limit <= _LARGEST:
-        raise UsageError(f"budget {name}={given(text)}: expected at least 1 and at most {_LARGEST:,}")
+        raise UsageError(
+            f"budget {name}={given(text)}: expected at least 1 and at most {_LARGEST:,}", code="usage-budget-range"
+        )
     return limit
 
 
 def _parse_image(text: object) -> bool:
     if not isinstance(text, str) or text not in _IMAGE:
-        raise UsageError(f"budget image={given(text)}: expected {' or '.join(_IMAGE)}")
+        raise UsageError(f"budget image={given(text)}: expected {' or '.join(_IMAGE)}", code="usage-budget-value")
     return _IMAGE[text]
 
 

@@ -41,9 +41,11 @@ def restore(folder: RunFolder, trainer: MultiStageTrainer, plan: str) -> float:
             trainer.restore(tensors, header["method"])
     except (ModelFileError, LookupError, TypeError, ValueError) as error:
         what = str(error) if isinstance(error, ModelFileError) else f"{folder.checkpoint} is incomplete: {error}"
-        raise RunError(f"{what}\n{remedy}") from error
+        raise RunError(f"{what}\n{remedy}", code="run-checkpoint") from error
     if found != plan:
-        raise RunError(f"the checkpoint belongs to a run with another recipe, seed or data\n{remedy}")
+        raise RunError(
+            f"the checkpoint belongs to a run with another recipe, seed or data\n{remedy}", code="run-checkpoint"
+        )
     return max(0.0, seconds)
 
 
@@ -65,5 +67,6 @@ def check_data(folder: RunFolder, data: PreparedData) -> None:
         folder.checkpoint.unlink(missing_ok=True)
         raise RunError(
             f"the prepared images in {cache_root()} were damaged during training\n"
-            "the checkpoint was removed: a resume prepares them again and trains from the start"
+            "the checkpoint was removed: a resume prepares them again and trains from the start",
+            code="run-checkpoint",
         )

@@ -117,7 +117,7 @@ class RunFolder:
             RunError: when another process has started a run here since the folder was made.
         """
         if self.request.exists():
-            raise RunError(f"{self.path} exists already\nchoose another folder with --out")
+            raise RunError(f"{self.path} exists already\nchoose another folder with --out", code="run-exists")
         write_document(self.request, request)
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -139,7 +139,8 @@ def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder
             _remove_own(folder.path)
             raise RunError(
                 f"{free_bytes / 1e6:.0f} MB are free at {folder.path.parent}; a run needs {NEEDED_BYTES / 1e6:.0f} MB\n"
-                "free some space there, or choose another folder with --out"
+                "free some space there, or choose another folder with --out",
+                code="run-space",
             )
         for part in _FOLDERS:
             (folder.path / part).mkdir(exist_ok=True)
@@ -147,7 +148,9 @@ def create(out: Path | None, name: str, *, overwrite: bool = False) -> RunFolder
     except (OSError, ValueError) as error:
         target = given(out if out is not None else "runs", PATH_LENGTH)
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot create run folder {target}: {reason}\nchoose another folder with --out") from error
+        raise RunError(
+            f"cannot create run folder {target}: {reason}\nchoose another folder with --out", code="run-write"
+        ) from error
     return folder
 
 
@@ -159,10 +162,15 @@ def open_for_resume(path: Path) -> tuple[RunFolder, dict[str, Any]]:
     """
     folder = RunFolder(path.expanduser())
     if not folder.request.exists():
-        raise RunError(f"{path} is not a run folder: it contains no run.json\nstart a run with thaw train SOURCE")
+        raise RunError(
+            f"{path} is not a run folder: it contains no run.json\nstart a run with thaw train SOURCE",
+            code="run-folder",
+        )
     request = read_json(folder.request)
     if request.get("version") != RUN_VERSION:
-        raise RunError(f"{path} belongs to another version of thaw, so it cannot be resumed; start a new run")
+        raise RunError(
+            f"{path} belongs to another version of thaw, so it cannot be resumed; start a new run", code="run-version"
+        )
     return folder, request
 
 
@@ -185,12 +193,14 @@ def locked(folder: RunFolder) -> Iterator[None]:
     try:
         file = (folder.path / _LOCK).open("w")
     except OSError as error:
-        raise RunError(f"cannot write in {folder.path}: {error.strerror or error}\nmake it writable") from error
+        raise RunError(
+            f"cannot write in {folder.path}: {error.strerror or error}\nmake it writable", code="run-write"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(f"another process is using {folder.path}; wait until it ends") from None
+            raise RunError(f"another process is using {folder.path}; wait until it ends", code="run-busy") from None
         for part in ("", *_FOLDERS):
             sweep_unfinished(folder.path / part)
         yield
@@ -199,10 +209,14 @@ def locked(folder: RunFolder) -> Iterator[None]:
 def _claim(path: Path, *, overwrite: bool) -> Path:
     if path.exists() and (not path.is_dir() or not _is_bare(path)):
         if not overwrite:
-            raise RunError(f"{path} exists already\nchoose another folder with --out, or allow it with --overwrite")
+            raise RunError(
+                f"{path} exists already\nchoose another folder with --out, or allow it with --overwrite",
+                code="run-exists",
+            )
         if not path.is_dir() or not (path / "run.json").is_file():
             raise RunError(
-                f"{path} is not a run folder, so --overwrite does not remove it\nchoose another folder with --out"
+                f"{path} is not a run folder, so --overwrite does not remove it\nchoose another folder with --out",
+                code="run-folder",
             )
         with locked(RunFolder(path)):
             _remove_own(path)

@@ -100,7 +100,10 @@ def resume_run(
         request = TrainRequest.from_dict(stored, source)
         request, data = yield from settle_run(replace(request, data_root=data_root or request.data_root), progress)
         if data.fingerprint != stored.get("fingerprint"):
-            raise RunError(f"the data of {path} have changed since the run started; start a new run with thaw train")
+            raise RunError(
+                f"the data of {path} have changed since the run started; start a new run with thaw train",
+                code="run-data",
+            )
         # The last bits of a sum depend on the number of threads and on the implementation of normalization.
         with threads(stored["threads"]):
             yield from _run(folder, request, data, stored.get("normalization") or normalization_name(fused=False))

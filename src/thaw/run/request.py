@@ -125,17 +125,20 @@ class TrainRequest:
         """
         for name, kind in _STORED_TYPES.items():
             if name not in data:
-                raise RunError(f"run.json has no {name}\n{_REMEDY}")
+                raise RunError(f"run.json has no {name}\n{_REMEDY}", code="run-json")
             value = data[name]
             # In Python, bool is a subclass of int.
             is_kind = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if not is_kind or not _is_in_range(name, value):
-                raise RunError(f"run.json: invalid {name} {shown(value)} (expected {_kind_name(kind)})\n{_REMEDY}")
+                raise RunError(
+                    f"run.json: invalid {name} {shown(value)} (expected {_kind_name(kind)})\n{_REMEDY}", code="run-json"
+                )
         stored, root, budget = data["source"], data["data_root"], data.get("budget")
         if stored is None and source is None:
             raise RunError(
                 "this run was trained on arrays in memory\n"
-                "open it from Python with them: thaw.Run.open(path, source=(images, labels))"
+                "open it from Python with them: thaw.Run.open(path, source=(images, labels))",
+                code="run-memory",
             )
         try:
             return cls(
@@ -154,9 +157,9 @@ class TrainRequest:
                 typed=str(data.get("typed", "")),
             )
         except RecipeError as error:
-            raise RunError(f"run.json: invalid recipe\n{error}") from error
+            raise RunError(f"run.json: invalid recipe\n{error}", code="run-json") from error
         except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
-            raise RunError(f"run.json: {error}\n{_REMEDY}") from error
+            raise RunError(f"run.json: {error}\n{_REMEDY}", code="run-json") from error
 
 
 def _is_in_range(name: str, value: object) -> bool:
@@ -200,7 +203,10 @@ def build_request(  # noqa: PLR0913 - independent options, by keyword only
     texts = override_texts(overrides)
     if isinstance(recipe, Recipe):
         if texts:
-            raise UsageError("overrides apply to a recipe's name or file; change a Recipe by dataclasses.replace")
+            raise UsageError(
+                "overrides apply to a recipe's name or file; change a Recipe by dataclasses.replace",
+                code="usage-overrides",
+            )
         name, settings, command = "custom", recipe, ""
     else:
         asked = recipe or default_recipe(source, has_budget=bool(budget))
@@ -232,7 +238,10 @@ def override_texts(overrides: Overrides) -> tuple[str, ...]:
         return tuple(f"{key}={_as_toml(value)}" for key, value in _leaves(overrides))
     is_sequence = isinstance(overrides, Sequence) and not isinstance(overrides, str)
     if not is_sequence or not all(isinstance(each, str) for each in overrides):
-        raise UsageError(f"overrides {shown(overrides)}: expected a dict, or a list such as ['dual.epochs=5']")
+        raise UsageError(
+            f"overrides {shown(overrides)}: expected a dict, or a list such as ['dual.epochs=5']",
+            code="usage-overrides",
+        )
     return tuple(overrides)
 
 

@@ -76,7 +76,9 @@ class Run:
             RunError: when the run is not finished, or the file is damaged.
         """
         if not self.is_finished:
-            raise RunError(f"{self.path} is not finished\nresume it with: thaw train --resume {self.path}")
+            raise RunError(
+                f"{self.path} is not finished\nresume it with: thaw train --resume {self.path}", code="run-unfinished"
+            )
         return read_metrics(self._folder.metrics)
 
     @property

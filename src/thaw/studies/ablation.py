@@ -121,7 +121,9 @@ def _outcomes(
         test = data.test.open()
         for arm, of_arm in runs.items():
             if metrics[arm][at]["data"]["fingerprint"] != data.fingerprint:
-                raise RunError(f"{of_arm[at].path} was trained on other data\nchoose another folder with --out")
+                raise RunError(
+                    f"{of_arm[at].path} was trained on other data\nchoose another folder with --out", code="run-study"
+                )
             predicted = Model.load(of_arm[at].path).probabilities(test.images).argmax(axis=1)
             outcomes[arm].append(predicted == test.labels)
     return outcomes

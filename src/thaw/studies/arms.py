@@ -84,17 +84,20 @@ def _check_recipe(recipe: Recipe, study: StudyName) -> None:
     if recipe.method != "two-stage" or recipe.unify.join != "concatenate":
         raise UsageError(
             f"method {recipe.method}, unify.join {recipe.unify.join}: an ablation starts from a recipe with method "
-            "two-stage and unify.join concatenate"
+            "two-stage and unify.join concatenate",
+            code="usage-arms",
         )
     if recipe.sizing.is_open:
         raise UsageError(
             "sizing leaves the network or its input open: an ablation compares networks of one size\n"
-            'set sizing.network=fixed and sizing.input="as is"'
+            'set sizing.network=fixed and sizing.input="as is"',
+            code="usage-arms",
         )
     if study == "unify" and recipe.dual.epochs < 2:
         raise UsageError(
             f"dual.epochs {recipe.dual.epochs}: expected at least 2, because submodels that are averaged or distilled "
-            "train for half of them"
+            "train for half of them",
+            code="usage-arms",
         )
 
 
@@ -189,7 +192,9 @@ def equal_submodel(recipe: Recipe, shape: Shape, classes: int) -> FamilySpec:
     parameters = network_cost(recipe.model, recipe.unify_spec, shape, classes).parameters
     found = largest_variant(recipe.model, Budget(params=parameters), shape, classes, None)
     if found is None:
-        raise UsageError(f"every {recipe.model.family} network has more than {parameters:,} parameters")
+        raise UsageError(
+            f"every {recipe.model.family} network has more than {parameters:,} parameters", code="usage-arms"
+        )
     return found
 
 

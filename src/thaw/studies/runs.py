@@ -76,7 +76,8 @@ def read_runs(runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
             if metrics[name] != found[0][name]:
                 raise RunError(
                     f"{run.path} has {name} {shown(metrics[name])}, and {runs[0].path} has {shown(found[0][name])}\n"
-                    "remove one of them, then run the same command again"
+                    "remove one of them, then run the same command again",
+                    code="run-study",
                 )
     return found
 
@@ -97,4 +98,6 @@ def _check_same(run: StudyRun) -> None:
     recorded, wanted = read_json(RunFolder(run.path).request), run.request.as_dict()
     for name in ("source", "seed", "recipe"):
         if recorded.get(name) != wanted[name]:
-            raise RunError(f"{run.path} contains a run with another {name}\nchoose another folder with --out")
+            raise RunError(
+                f"{run.path} contains a run with another {name}\nchoose another folder with --out", code="run-study"
+            )

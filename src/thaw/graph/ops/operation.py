@@ -66,7 +66,10 @@ class Operation(ABC):
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise UsageError(f"graph: {self.kind} has name {shown(self.name)}: expected a non-empty string")
+            raise UsageError(
+                f"graph: {self.kind} has name {shown(self.name)}: expected a non-empty string",
+                code="usage-graph-operation",
+            )
         if not isinstance(self.inputs, tuple) or not self.inputs:
             self._refuse(f"inputs are {shown(self.inputs)}: expected a tuple of at least one tensor name")
 
@@ -135,7 +138,7 @@ class Operation(ABC):
         return None
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise UsageError(f"graph: {self.kind} {shown(self.name)}: {reason}")
+        raise UsageError(f"graph: {self.kind} {shown(self.name)}: {reason}", code="usage-graph-operation")
 
     def _only(self, inputs: Sequence[Tensor], axes: int | None, dtypes: Sequence[DType] = _NUMBERS) -> Tensor:
         """The single input, checked for its number of axes (None: any) and its dtype."""
