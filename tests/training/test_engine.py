@@ -438,9 +438,8 @@ def test_every_epoch_and_stage_draws_its_own_numbers(parallel):
 
         def backward(batch, *args, real=real, run=run):
             masks = [part.generator.get_state() for _, part in dropouts(run.stage.module)]
-            seen.append(
-                (batch.labels.tolist(), batch.views["augmented"].sum().item(), *(m.sum().item() for m in masks))
-            )
+            view = batch.views["augmented"]
+            seen.append((batch.labels.tolist(), view.sum().item(), *(mask.sum().item() for mask in masks)))
             return real(batch, *args)
 
         run.stage.backward = backward
