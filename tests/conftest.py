@@ -1,4 +1,4 @@
-"""What all tests share: an environment that keeps them off the user's files and the network, and where real data is."""
+"""Common setup: an environment without the user's files and the network, and the location of real data."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["MPLBACKEND"] = "agg"
-    # A shell starts what runs in its background with interrupts ignored, which programs that tests start would inherit.
+    # A shell starts background processes with interrupts ignored, which programs started by tests would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # By way of the environment, because importing torch to say so would slow the tests that do without it.
+    # Set through the environment, since importing torch would slow down tests without it.
     # Two threads also in processes side by side: with one, oneDNN 3.12 corrupts memory in the gradient of a strided 1x1
     # convolution with one filter, which test_trainable has. Passive threads yield the core instead of spinning.
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
@@ -66,7 +66,7 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """A small run on the digits that nothing interrupted; no test may change it."""
+    """An uninterrupted small run on the digits, shared by tests, which must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     done = thaw("train", "digits", *SMALL, "--out", "run", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -81,7 +81,7 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """`thaw ARGUMENTS` in this process, where torch is loaded already: (exit code, standard output, standard error)."""
+    """Run `thaw ARGUMENTS` in this process, which has imported torch: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""Signals: what every command says when it is stopped, and that none is lost."""
+"""Signals: messages of interrupted commands, and lost interrupts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from thaw.cli.interrupt import handle_signals, was_stopped, watched, stopped
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 handle_signals()
 os.kill(os.getpid(), signal.SIGHUP)
-assert not was_stopped(), "who started it wants this one ignored, as nohup does"
+assert not was_stopped(), "an inherited ignored signal stays ignored, as with nohup"
 try:
     os.kill(os.getpid(), signal.SIGTERM)
 except KeyboardInterrupt:
-    pass  # as a finalizer would lose it
+    pass  # a finalizer would lose it in this way
 assert was_stopped()
 try:
     list(watched([1, 2]))
@@ -33,7 +33,7 @@ print(error, error.next_command, error.exit_code)
 """
 
 
-def test_an_interrupt_that_was_lost_comes_with_the_next_event_and_what_is_told_is_told_whole():
+def test_lost_interrupt_is_raised_at_the_next_event():
     done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "told thaw go on 143\n", "")
 
@@ -49,7 +49,7 @@ def test_an_interrupt_that_was_lost_comes_with_the_next_event_and_what_is_told_i
         ("thaw.data.summary.look", ("data", "digits")),
     ],
 )
-def test_a_command_that_is_stopped_says_how_to_go_on(call, finished, monkeypatch, work, arguments):
+def test_interrupted_command_reports_how_to_resume(call, finished, monkeypatch, work, arguments):
     def stop(*_arguments, **_options):
         raise KeyboardInterrupt
 
@@ -62,7 +62,7 @@ def test_a_command_that_is_stopped_says_how_to_go_on(call, finished, monkeypatch
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_before_training_begins(tmp_path, stop, code):
+def test_signal_before_training_begins(tmp_path, stop, code):
     process = start_interpreter("train", "digits", *TINY, "--out", "run", cwd=tmp_path)
     maps = Path(f"/proc/{process.pid}/maps")
     wait_for(lambda: "libtorch" in maps.read_text(), process)
@@ -75,7 +75,7 @@ def test_a_signal_before_training_begins(tmp_path, stop, code):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_stopped_before_its_first_epoch_says_how_to_resume(call, tmp_path, monkeypatch):
+def test_interrupt_before_the_first_epoch_reports_how_to_resume(call, tmp_path, monkeypatch):
     def stop(*_arguments, **_options):
         raise KeyboardInterrupt
 

@@ -1,8 +1,8 @@
-"""The fault campaign: `python tests/faults` tries what strangers' machines do to thaw; --small is what CI runs.
+"""The fault campaign: `python tests/faults` tests faults of other machines; CI runs it with --small.
 
     python tests/faults                             # everything: 100 kills, 10,000 mutated files, ...
-    python tests/faults --only mutations --seed 7   # one area with other chances
-    python tests/faults --only kills --case 12      # one case of it again, as its line of the log says
+    python tests/faults --only mutations --seed 7   # one area with another seed
+    python tests/faults --only kills --case 12      # repeat one case, as in its line of the log
 
 It needs nothing but what the tests need, writes to a scratch folder of its own, and ends with a table and exit code 1
 if there was a fault. The log (--log) has a line for every case before it is tried.
@@ -37,7 +37,7 @@ AREAS = ("kills", "mutations", "caches", "surroundings", "threads", "sets", "whe
 
 
 def main() -> int:
-    """Run the areas that were asked for."""
+    """Run the requested areas."""
     parser = argparse.ArgumentParser(prog="python tests/faults", description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--small", action="store_true", help="a few cases of each area, in under a minute")
     parser.add_argument("--only", action="append", choices=AREAS, help="an area; repeatable")

@@ -1,4 +1,4 @@
-"""Damage: to bytes, to JSON trees that stay JSON, and to safetensors; with or without a digest made to fit again."""
+"""Damage to bytes, to JSON trees (which stay valid JSON), and to safetensors; with or without a matching digest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ODD_FLOATS = (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0.0, 1e30)
 
 
 def bytes_of(data: bytes, chance: random.Random) -> tuple[bytes, str]:
-    """Other bytes, and what was done."""
+    """Damaged bytes, and a description of the damage."""
     content, size = bytearray(data), max(1, len(data))
     at = chance.randrange(size)
     length = min(1 << chance.randrange(1, 12), size)
@@ -61,7 +61,7 @@ def bytes_of(data: bytes, chance: random.Random) -> tuple[bytes, str]:
 
 
 def tree_of(content: Any, chance: random.Random) -> str:
-    """Change one place of a JSON tree; what was done."""
+    """Change one place of a JSON tree and return a description."""
     node, path = content, ""
     while True:
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
@@ -104,7 +104,7 @@ def _nearby(value: Any, chance: random.Random) -> Any:
 
 
 def digest(content: dict[str, Any], parts: list[tuple[str, str, tuple[int, ...], bytes]] | None = None) -> str:
-    """The digest by its definition (docs/architecture.md), written a second time."""
+    """An independent implementation of the digest (docs/architecture.md)."""
     plain = {key: value for key, value in content.items() if key != SEAL}
     found = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name, dtype, shape, data in sorted(parts or []):
@@ -113,7 +113,7 @@ def digest(content: dict[str, Any], parts: list[tuple[str, str, tuple[int, ...],
 
 
 def document_of(data: bytes, chance: random.Random, *, forged: bool) -> tuple[bytes, str]:
-    """A JSON document, changed within what JSON allows; `forged` makes the digest fit."""
+    """A changed but valid JSON document; with `forged`, its digest matches."""
     content = json.loads(data)
     kept = content.pop(SEAL, None)
     what = tree_of(content, chance)
@@ -123,7 +123,7 @@ def document_of(data: bytes, chance: random.Random, *, forged: bool) -> tuple[by
 
 
 def tensors_of(data: bytes, chance: random.Random, key: str, *, forged: bool) -> tuple[bytes, str]:
-    """A safetensors file with a thaw header, changed in header or tensors; `forged` makes the digest fit."""
+    """A safetensors file with a changed thaw header or tensors; with `forged`, its digest matches."""
     size = struct.unpack("<Q", data[:8])[0]
     outer = json.loads(data[8 : 8 + size])
     header = json.loads(outer.pop("__metadata__")[key])
@@ -142,7 +142,7 @@ def tensors_of(data: bytes, chance: random.Random, key: str, *, forged: bool) ->
 
 
 def _tensor_of(tensors: dict[str, np.ndarray], chance: random.Random) -> str:
-    """Change one tensor, or which there are."""
+    """Change one tensor, or the set of tensors."""
     name = chance.choice(sorted(tensors))
     tensor = tensors[name]
     action: Callable[[], object]
@@ -191,7 +191,7 @@ def _packed(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
 
 
 def recipe_of(data: bytes, chance: random.Random) -> tuple[bytes, str]:
-    """A recipe, changed within what TOML allows."""
+    """A changed but valid TOML recipe."""
     import tomllib
 
     import tomli_w

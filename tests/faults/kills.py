@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: then the same command goes on, nothing half is taken for whole, results are equal."""
+"""SIGKILL at random moments: the command resumes, partial results are detected, and the final results are equal."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Scene:
     """A command that is killed.
 
     Attributes:
-        name: of the area, as "kill NAME".
-        begin: the command, given the folder that it writes to.
-        resume: the command after a kill, given the folder.
-        check: what is wrong with the finished folder beside that of an undisturbed run; "" for nothing.
-        half: what is wrong with a folder after a kill.
+        name: name of the area, as in "kill NAME".
+        begin: takes the output folder, returns the command.
+        resume: takes the output folder, returns the command after a kill.
+        check: compares the finished folder with that of an undisturbed run; returns the fault, or "".
+        half: checks a folder after a kill; returns the fault, or "".
         before: called in the command's process.
-        least: a fraction of the undisturbed run's time, before which no kill comes.
+        least: earliest time of a kill, as a fraction of the undisturbed time.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Scene:
 
 
 def always_train_on() -> None:
-    """Train every network further in int8 arithmetic, however good it is."""
+    """Fine-tune every network in int8, whatever its accuracy."""
     quantization._is_worse = lambda *_: True
 
 
 def decode_in_helpers() -> None:
-    """Decode a few images as a large data set is decoded."""
+    """Decode a few images in the way of a large data set."""
     ingest.SMALLEST_PARALLEL = 1
 
 
@@ -72,7 +72,7 @@ def _resume_run(folder: Path) -> list[object]:
 
 
 def _half_run(folder: Path) -> str:
-    """A folder that has metrics.json is a whole run."""
+    """A folder with metrics.json must be a complete run."""
     if (folder / "metrics.json").is_file() and not all((folder / name).is_file() for name in MODELS):
         return "metrics.json is there, but not the models"
     return ""
@@ -126,7 +126,7 @@ def _decoded(folder: Path) -> list[object]:
 
 
 def scenes(world: World) -> list[Scene]:
-    """What is killed."""
+    """The commands that are killed."""
     tables = lambda folder: ["reproduce", "--dataset", "mnist", "--seeds", "0", "--out", folder]  # noqa: E731
     arms = lambda folder: ["ablate", "images", *worlds.TINY, "--seeds", "0", "--out", folder]  # noqa: E731
     export = lambda folder: ["export", world.run, "--out", folder]  # noqa: E731
@@ -161,7 +161,7 @@ def scenes(world: World) -> list[Scene]:
 
 
 def run(world: World, ledger: Ledger, kills: int) -> None:
-    """Kill each scene's command in turn, `kills` times in all."""
+    """Kill the commands of all scenes in turn, `kills` times in total."""
     worlds.write_images(world.root / "many", classes=4, each=150, side=40)
     known: dict[str, float] = {}
     for number in range(kills):
@@ -174,7 +174,7 @@ def run(world: World, ledger: Ledger, kills: int) -> None:
 
 
 def _cache(world: World, scene: Scene, folder: Path) -> dict[str, str]:
-    """A cache of its own where making it is what is killed."""
+    """A separate cache, if its creation is killed."""
     return {"THAW_CACHE": str(folder / "cache")} if scene.name == "caching" else world.env
 
 
@@ -209,12 +209,12 @@ def _kill(world: World, ledger: Ledger, scene: Scene, number: int, seconds: floa
     if ledger.check(area, case, after.trouble()):
         return
     if after.code:
-        ledger.fault(area, f"{case}: afterwards it ended with {after.code}: {after.err.strip()[-300:]}")
+        ledger.fault(area, f"{case}: the resumed command ended with {after.code}: {after.err.strip()[-300:]}")
     else:
         ledger.check(area, case, scene.check(folder, reference))
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sleep_until(moment: float, chance: random.Random) -> None:
-    """Until a moment, to fractions of a millisecond."""
+    """Wait until a moment, accurate to fractions of a millisecond."""
     time.sleep(max(0.0, moment - time.monotonic()) + chance.uniform(0, 1e-3))

@@ -1,4 +1,4 @@
-"""What was tried and what went wrong, and the chance of every case, which a line of the log brings back."""
+"""Record of cases and faults, and the random seed of every case, which the log can reproduce."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Ledger:
     """Counts of tried cases and the faults among them.
 
     Attributes:
-        seed: of the campaign.
-        log: where every case is written before it is tried.
-        only_case: the number of the one case of each area to try; None for all.
+        seed: seed of the campaign.
+        log: file to which every case is written before it is tried.
+        only_case: number of the only case to try in each area; None for all.
     """
 
     seed: int
@@ -30,7 +30,7 @@ class Ledger:
     started: float = field(default_factory=time.monotonic)
 
     def chance(self, area: str, number: int) -> random.Random:
-        """The chance of one case; the same for the same seed, area and number."""
+        """The random generator of a case, determined by seed, area and number."""
         return random.Random(f"{self.seed}/{area}/{number}")
 
     def wants(self, number: int) -> bool:
@@ -44,20 +44,20 @@ class Ledger:
         self.log.flush()
 
     def fault(self, area: str, what: str) -> None:
-        """Something that thaw may not do."""
+        """Record a fault of thaw."""
         self.faults.append((area, what))
         self.log.write(f"FAULT {area}: {what}\n")
         self.log.flush()
         sys.stderr.write(f"FAULT {area}: {what[:600]}\n")
 
     def check(self, area: str, case: str, found: str) -> bool:
-        """A fault if `found` is not empty; whether it was."""
+        """Record a fault if `found` is not empty; return whether there was one."""
         if found:
             self.fault(area, f"{case}: {found}")
         return bool(found)
 
     def summary(self) -> str:
-        """A table of what was tried."""
+        """A table of tried cases and faults."""
         lines = [f"{'area':<34} {'tried':>7} {'faults':>7}"]
         wrong = collections.Counter(area for area, _ in self.faults)
         areas = sorted({*self.tried, *wrong})
@@ -69,6 +69,6 @@ class Ledger:
 
 
 def same_files(first: Path, second: Path, names: tuple[str, ...]) -> str:
-    """Which of the named files differ between two folders; "" where none does."""
+    """The named files that differ between two folders; "" if none do."""
     differing = [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()]
     return f"{', '.join(differing)} differ from those of an undisturbed run" if differing else ""

@@ -1,4 +1,4 @@
-"""Damaged files of every kind that thaw opens: an error in words, or the very answer of the whole file."""
+"""Damaged files of every kind that thaw opens: they give an error message, or the result of the intact file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from thaw.errors import ThawError
 JOBS = 2
 LIMIT_SECONDS = 10.0
 _LONGEST_MESSAGE = 1500
-# What a kind of file answers when it is whole is found out before the first of its kind is damaged.
+# The result of an intact file is computed before the first file of its kind is damaged.
 _PREPARING_SECONDS = 120.0
 
 
 def run(world: World, ledger: Ledger, count: int, *, patience: float = 1.0) -> None:
-    """Try `count` damaged files, in processes that are begun anew when one of them dies."""
+    """Try `count` damaged files, in processes that are restarted when one dies."""
     waiting = [number for number in range(count) if ledger.wants(number)]
     workers = [Worker(world, ledger, waiting[start::JOBS], start, patience) for start in range(JOBS)]
     while any(worker.work() for worker in workers):
@@ -40,7 +40,7 @@ def run(world: World, ledger: Ledger, count: int, *, patience: float = 1.0) -> N
 
 
 class Worker:
-    """A forked process that works off a list of cases and tells of each, before and after."""
+    """A forked process that runs a list of cases and reports each one before and after."""
 
     def __init__(self, world: World, ledger: Ledger, cases: list[int], number: int, patience: float) -> None:
         self.world, self.ledger, self.number = world, ledger, number
@@ -65,11 +65,11 @@ class Worker:
         os.set_blocking(read, False)
         self.pipe = read
         self.heard = time.monotonic()
-        # Copying and preparing come before the first case.
+        # Files are copied and prepared before the first case.
         self.slack = _PREPARING_SECONDS
 
     def work(self) -> bool:
-        """Take what the process told; whether there is more to come."""
+        """Process the reports; return whether more will follow."""
         if self.pipe is None:
             return False
         data: bytes | None = None
@@ -104,7 +104,7 @@ class Worker:
         self.current = None
 
     def _ended(self, why: str) -> None:
-        """The process is gone: with its work done, or in the middle of a case, which is a fault."""
+        """Handle the end of the process: the work is done, or it died during a case, which is a fault."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         os.close(self.pipe)
         self.pipe = None
@@ -122,7 +122,7 @@ class Worker:
 
 
 def _worker(world: World, root: Path, ledger: Ledger, cases: list[int], pipe: TextIO) -> None:
-    """Work off the cases and end the process."""
+    """Run the cases and end the process."""
     code = 1
     try:
         own = copy_world(world, root)
@@ -146,7 +146,7 @@ def _worker(world: World, root: Path, ledger: Ledger, cases: list[int], pipe: Te
 
 
 def _one(target: Target, case: int, chance: random.Random, expected: object, pipe: TextIO) -> None:
-    """Damage one file, ask, and put everything back."""
+    """Damage one file, use it, and restore all files."""
     path = chance.choice(target.files)
     content, what, forged = _damaged(target, path.read_bytes(), chance)
     told = {"name": target.name, "case": case, "what": f"{path.name}: {what}{', forged' if forged else ''}"}
@@ -159,7 +159,7 @@ def _one(target: Target, case: int, chance: random.Random, expected: object, pip
 
 @contextlib.contextmanager
 def _put_back(target: Target) -> Iterator[None]:
-    """Afterwards the files are as they were, with what a question writes beside them."""
+    """A context that restores the files at its end, including other files that the use may write."""
     kept = {path: path.read_bytes() for path in (*target.files, *target.beside) if path.is_file()}
     try:
         yield
@@ -173,7 +173,7 @@ def _put_back(target: Target) -> Iterator[None]:
 
 
 def _damaged(target: Target, data: bytes, chance: random.Random) -> tuple[bytes, str, bool]:
-    """The file damaged: as bytes, or within what its format allows, and then mostly with a digest that fits."""
+    """The damaged file: as bytes, or within its format, then mostly with a matching digest."""
     if target.damage == "bytes" or chance.random() < 0.4:
         return *damage.bytes_of(data, chance), False
     forged = chance.random() < 0.7
@@ -185,18 +185,18 @@ def _damaged(target: Target, data: bytes, chance: random.Random) -> tuple[bytes,
 
 
 def _asked(target: Target, expected: object, *, may_differ: bool) -> tuple[str, str]:
-    """What is wrong with what came of the question, and what came of it in a word or two."""
+    """The fault in the result, if any, and a short description of the result."""
     shown = io.StringIO()
-    wrong, note = "", "damaged files gave the whole one's answer"
+    wrong, note = "", "damaged files gave the intact result"
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
             found = target.ask()
         if may_differ:
-            note = "forged files were taken for what they say"
+            note = "forged files were accepted"
         elif found != expected and not _is_told(target, found):
-            wrong = "another answer, and nothing was said"
+            wrong = "another result without an error"
     except ThawError as error:
-        note = "damaged files were refused"
+        note = "damaged files were rejected"
         if not 0 < len(str(error)) <= _LONGEST_MESSAGE:
             wrong = f"a message of {len(str(error)):,} letters"
     except Unnoticed as error:
@@ -207,5 +207,5 @@ def _asked(target: Target, expected: object, *, may_differ: bool) -> tuple[str, 
 
 
 def _is_told(target: Target, found: object) -> bool:
-    """Whether a verification names what was changed."""
+    """Whether a verification names the changed file."""
     return target.name.startswith("exported") and isinstance(found, tuple) and bool(found[1] or any(found[2]))

@@ -1,4 +1,4 @@
-"""Caches that are damaged while they are used, numbers of threads, and data sets at the edge of what can be trained."""
+"""Caches that are damaged during use, numbers of threads, and extreme data sets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from forking import Running
 from ledger import Ledger, same_files
 from world import World, write_images
 
-# Long enough for something to happen in the middle of it.
+# Long enough for an event in the middle.
 LONGER = ("--recipe", "paper", "--set", "dual.epochs=25", "--set", "dual.patience=25", "--set", worlds.STEPS)
 MODELS = ("model.safetensors", "model-int8.safetensors")
 
 
 def caches(world: World, ledger: Ledger, *, small: bool) -> None:
-    """The prepared images removed, or a bit of them flipped, in the middle of a run: it ends as an undisturbed one."""
+    """Prepared images that are removed, or have a flipped bit, during a run, do not change its result."""
     reference, cache = world.folder("cached") / "run", world.folder("cache-of-its-own")
     env = {"THAW_CACHE": str(cache)}
     world.must("train", "images", *LONGER, "--out", reference, env=env)
@@ -78,7 +78,7 @@ def _wait_for(condition: Callable[[], bool], running: Running) -> None:
 
 
 def threads(world: World, ledger: Ledger, *, small: bool) -> None:
-    """One, two, four and eight threads: a killed run goes on with as many as it began with, to the same bits."""
+    """One, two, four and eight threads: a killed run resumes with its number of threads and gives the same bits."""
     for number, count in enumerate((2,) if small else (1, 2, 4, 8)):
         if not ledger.wants(number):
             continue
@@ -97,7 +97,7 @@ def threads(world: World, ledger: Ledger, *, small: bool) -> None:
 
 
 def odd_sets(world: World, ledger: Ledger, *, small: bool) -> None:
-    """Data sets that can hardly be trained on: a result with finite figures, or an error in words."""
+    """Extreme data sets give a result with finite numbers, or an error message."""
     root = world.folder("odd")
     sets: dict[str, tuple[Path, tuple[str, ...]]] = {
         "all black": (write_images(root / "black", classes=3, each=12, black=True), ()),
@@ -132,7 +132,7 @@ def _train(folder: Path, options: tuple[str, ...], root: Path) -> list[object]:
 
 
 def _one_pixel(folder: Path) -> Path:
-    """All black but for one pixel of one image, which makes the smallest deviation there can be."""
+    """All black except for one pixel of one image: the smallest possible standard deviation."""
     from PIL import Image
 
     path = folder / "c0" / "0.png"

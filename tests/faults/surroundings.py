@@ -1,4 +1,4 @@
-"""Surroundings that are not a developer's: little of everything, odd locales, terminals, pipes and paths."""
+"""Unusual environments: few resources, unusual locales, terminals, pipes and paths."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LONGEST = "y" * 200
 
 @dataclass(frozen=True, kw_only=True)
 class Surrounding:
-    """Where a command runs.
+    """The environment of a command.
 
     Attributes:
-        env: what its environment has besides, None for what it lacks.
+        env: additional environment variables; None removes a variable.
         limits: of the process, by resource.
         closed: which of 1 and 2 is closed.
         output: "pipe", "head" (one byte is read), "full" (a full disk), or "terminal" (20 columns).
@@ -51,7 +51,7 @@ class Surrounding:
 
 
 def commands(world: World) -> dict[str, list[object]]:
-    """Every command, with little to do."""
+    """Every command, with little work."""
     image, scratch = world.images / "c0" / "0.png", world.root / "scratch"
     return {
         "help": ["--help"],
@@ -116,7 +116,7 @@ def run(world: World, ledger: Ledger, *, small: bool) -> None:
 
 
 def _nameless() -> None:
-    """Make this process that of a user whom the system knows no name and no home of, as in many containers."""
+    """Run this process as a user without name and home folder, as in many containers."""
     for name in ("HOME", "THAW_CACHE", "XDG_CACHE_HOME", "USER", "LOGNAME"):
         os.environ.pop(name, None)
 
@@ -161,7 +161,7 @@ def fresh(world: World, arguments: Sequence[object], surrounding: Surrounding, p
         time.sleep(0.005)
     told = err_path.read_text(errors="replace") if surrounding.output != "terminal" else ""
     if code and surrounding.closed and not told:
-        told = "(nothing can be told)"
+        told = "(no output)"
     return Outcome(code=code, out=out, err=told, seconds=time.monotonic() - started, timed_out=timed_out)
 
 
@@ -245,7 +245,7 @@ def _read(descriptor: int, *, most: int | None) -> str:
 
 
 def _turkish(world: World) -> dict[str, str]:
-    """Where a Turkish locale lies, made here if it can be; without one, C stands in for it."""
+    """The folder of a Turkish locale, created here if possible; otherwise the C locale is used."""
     folder = world.folder("locales")
     made = (
         shutil.which("localedef")
@@ -257,7 +257,7 @@ def _turkish(world: World) -> dict[str, str]:
 
 
 def odd_paths(world: World, *, small: bool) -> dict[str, Path]:
-    """Folders of images with names that are hard to write, to show, or to quote."""
+    """Folders of images with names that are difficult to write, show or quote."""
     root = world.folder("paths")
     names = {
         "Unicode": root / "çiçekler İıŞ 花 🌼 \u202etxt",
@@ -298,7 +298,7 @@ def _odd_path(world: World, ledger: Ledger, number: int, name: str, folder: Path
 
 
 def wheel(world: World, ledger: Ledger) -> None:
-    """The wheel, built and used without npm and without a compiler, beside the libraries that are installed here."""
+    """Build and use the wheel without npm and without a compiler, with the libraries that are installed here."""
     folder, empty = world.folder("wheel"), world.folder("empty-path")
     (empty / "python3").symlink_to(sys.executable)
     env = {**os.environ, "PATH": str(empty)}
@@ -333,7 +333,7 @@ def wheel(world: World, ledger: Ledger) -> None:
 
 
 def _interpreter(world: World, site: Path) -> list[str]:
-    """An environment of its own that has the wheel and, after it, the libraries of this one."""
+    """A separate environment with the wheel and, after it, the libraries of this one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(world.root / "venv")], check=True)
     (packages,) = (world.root / "venv" / "lib").glob("python*/site-packages")
     shared = [path for path in sys.path if path.endswith("-packages")] or [sysconfig.get_path("purelib")]

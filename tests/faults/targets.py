@@ -1,4 +1,4 @@
-"""The kinds of file that thaw opens, and what each is asked when it was damaged."""
+"""The kinds of file that thaw opens, and how a damaged file of each kind is used."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Target:
     """A kind of file.
 
     Attributes:
-        name: of the kind.
-        files: one of which is damaged; all are put back afterwards, with `beside`.
-        weight: how often it is its turn.
-        damage: how.
-        ask: what is asked; its answer must be the undamaged file's unless an error says otherwise.
-        beside: other files that the question may change.
-        is_ours: whether thaw wrote it, so that no change may pass unnoticed.
+        name: name of the kind.
+        files: one of them is damaged; all are restored after the case, with `beside`.
+        weight: relative frequency.
+        damage: kind of damage.
+        ask: uses the file; the result must be that of the intact file, unless an error is raised.
+        beside: other files that the use may change.
+        is_ours: whether thaw wrote it, so that any change must be detected.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Target:
 
 
 class Unnoticed(Exception):  # noqa: N818 - what is wrong, not an error of thaw
-    """Something that passed and may not have."""
+    """A fault that was not detected."""
 
 
 def copy_world(world: World, root: Path) -> World:
-    """What a worker may damage, in a folder of its own."""
+    """The files that a worker may damage, in its own folder."""
     root.mkdir(parents=True)
     runs = tuple(root / run.name for run in world.runs if run.is_dir())
     for source, copy in ((world.run, root / "run"), *zip(world.runs, runs, strict=False)):
@@ -62,7 +62,7 @@ def copy_world(world: World, root: Path) -> World:
 
 
 def targets_of(world: World) -> list[Target]:
-    """All kinds, on a copy of the world."""
+    """All kinds, in a copy of the world."""
     from thaw.model import zoo as zoo_file
 
     zoo_file.zoo_root = lambda: world.root / "zoo"
@@ -158,14 +158,14 @@ def targets_of(world: World) -> list[Target]:
 
 
 def _finite(values: Any) -> Any:
-    """Answers that are finite, or a fault."""
+    """Check that results are finite."""
     if not np.isfinite(np.asarray(values, dtype=np.float64)).all():
         raise Unnoticed("an answer that is not finite")
     return values
 
 
 class Asks:
-    """The questions; whatever they need that stays whole is made once."""
+    """The uses of the files. Intact inputs are created once."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -175,7 +175,7 @@ class Asks:
 
     @cache  # noqa: B019 - there is one, as long as its process
     def _setting(self) -> tuple[Any, Any, Any, Any]:
-        """Request, data, setting and plan of the run."""
+        """Request, data, training context and plan of the run."""
         from thaw.run.checkpoints import plan_digest
         from thaw.run.context import training_context
         from thaw.run.folder import open_for_resume
@@ -183,7 +183,7 @@ class Asks:
         from thaw.run.resolve import prepare_run
 
         request, data = prepare_run(TrainRequest.from_dict(open_for_resume(self.run)[1]))
-        # It stays open until the process ends with the case.
+        # It stays open until the process ends.
         context = self.contexts.enter_context(
             training_context(data, request.recipe, request.seed, "cpu", normalization="torch")
         )
@@ -215,7 +215,7 @@ class Asks:
         return header, {name: _finite(value).tobytes() for name, value in scores.items()}
 
     def checkpoint(self) -> object:
-        """The state that training would go on from, and the next epoch where there is one."""
+        """The state that training would resume from, and the next epoch, if any."""
         from thaw.run.checkpoints import restore
         from thaw.run.folder import RunFolder
         from thaw.training.trainer import MultiStageTrainer
@@ -230,7 +230,7 @@ class Asks:
         return seconds, numbers, state
 
     def request(self) -> object:
-        """What the run would go on with."""
+        """The request that a resume would use."""
         from thaw.run.folder import open_for_resume
         from thaw.run.request import TrainRequest
         from thaw.run.resolve import prepare_run
@@ -250,7 +250,7 @@ class Asks:
         return _finite([(fold.accuracy, fold.balanced_accuracy) for fold in folds])
 
     def metrics(self) -> object:
-        """The card of a zoo entry made of the run, and the report's deployment section."""
+        """The card of a zoo entry of the run, and the report's deployment section."""
         from zoo_add import add_model
 
         from thaw.cli.zoo import describe
@@ -263,7 +263,7 @@ class Asks:
         return describe(card), opened.model.card().facts, (run / "report.html").read_bytes()
 
     def deployment(self) -> object:
-        """The record with another part, and the report's section of it."""
+        """The record with another part, and its section of the report."""
         from thaw.model.metrics_file import read_metrics
         from thaw.run.deployment import update_deployment
         from thaw.run.report import rewrite_deployment
@@ -273,7 +273,7 @@ class Asks:
         return known, (self.run / "report.html").read_bytes()
 
     def card(self) -> object:
-        """What `thaw zoo` shows, and its place in the plot."""
+        """The output of `thaw zoo`, and the point in the plot."""
         from pareto import write_pareto
 
         from thaw.cli.zoo import describe
@@ -288,7 +288,7 @@ class Asks:
     pareto = card
 
     def manifests(self) -> object:
-        """What counts as exported."""
+        """The exports that are found."""
         from thaw.export.folder import read_format, remove_exports
 
         found = {each: read_format(self.world.root / f"only-{each}", each) for each in ("onnx", "litert", "c")}
@@ -303,7 +303,7 @@ class Asks:
         return {each: (dict(it.files), it.precisions, it.changed) if it else None for each, it in found.items()}
 
     def recipe(self) -> object:
-        """The networks that the recipes make."""
+        """The networks of the recipes."""
         from thaw.graph.lower import layer_table
         from thaw.recipe.recipe import load_recipe
         from thaw.run.resolve import with_network
@@ -326,21 +326,21 @@ class Asks:
         )
 
     def image(self) -> object:
-        """What the network says of an image file."""
+        """The prediction for an image file."""
         from thaw.model.model import Model
 
         found = Model.load(self.run).predict(self.world.root / "image.png")
         return [_finite(each.probabilities).tobytes() for each in found]
 
     def history(self) -> object:
-        """The history after a resume, which is made from the checkpoint."""
+        """The history after a resume, which is written from the checkpoint."""
         import thaw
 
         thaw.Run.open(self.run).resume()
         return (self.run / "history.jsonl").read_bytes()
 
     def artifacts(self, target: str) -> object:
-        """The verification of one target's artifacts; one that was changed has to be told."""
+        """The verification of one format's artifacts; a changed one must be reported."""
         from thaw.run.run import Run
 
         result = Run.open(self.run).verify(images=2, out=self.world.root / f"only-{target}")

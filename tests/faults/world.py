@@ -1,4 +1,4 @@
-"""What the campaign works on: small data sets, and runs that nothing disturbed, made once."""
+"""The files of the campaign: small data sets and undisturbed runs, created once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import forking
 import numpy as np
 
-# As little training as a run can do; the bundled digits, since `zoo add` takes named data sets only.
+# Minimal training; on the bundled digits, since `zoo_add.py` accepts only named data sets.
 STEPS = 'unfreeze.steps=[{unit="head", epochs=1}, {unit="all", epochs=1}]'
 TINY = ("--recipe", "paper", "--set", "dual.epochs=2", "--set", STEPS)
 SIDE = 12
@@ -20,7 +20,7 @@ SECONDS = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Where things are.
+    """The paths of the files.
 
     Attributes:
         root: scratch folder of the campaign.
@@ -48,19 +48,19 @@ class World:
         return forking.call(arguments, scratch=self.root, cwd=cwd or self.root, env=env, **more)
 
     def start(self, *arguments: object, cwd: Path | None = None, **more: object) -> forking.Running:
-        """`thaw ARGUMENTS`, begun."""
+        """Start `thaw ARGUMENTS`."""
         env = {**self.env, **more.pop("env", {})}
         return forking.Running(arguments, scratch=self.root, cwd=cwd or self.root, env=env, **more)
 
     def must(self, *arguments: object, **more: object) -> forking.Outcome:
-        """The same, where it has to go well for the campaign to make sense."""
+        """Run `thaw ARGUMENTS`, which must succeed."""
         done = self.call(*arguments, **more)
         if done.code:
             raise RuntimeError(f"thaw {' '.join(map(str, arguments))} ended with {done.code}:\n{done.err[-2000:]}")
         return done
 
     def folder(self, name: str) -> Path:
-        """A fresh folder."""
+        """A new folder."""
         path = self.root / name
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
@@ -68,7 +68,7 @@ class World:
 
 
 def write_images(folder: Path, *, classes: int, each: int, side: int = SIDE, black: bool = False) -> Path:
-    """Class folders c0, c1, ... of gray PNG files: a bright bar at a place of its own a class, and noise."""
+    """Class folders c0, c1, ... of gray PNG files: a bright bar at a different place per class, and noise."""
     from PIL import Image
 
     chance = np.random.default_rng(5)
@@ -82,7 +82,7 @@ def write_images(folder: Path, *, classes: int, each: int, side: int = SIDE, bla
 
 
 def write_mnist(folder: Path) -> None:
-    """A parquet data set that `thaw` takes for mnist: 10 classes of 12x12 images."""
+    """A parquet data set that `thaw` accepts as mnist: 10 classes of 12x12 images."""
     from data_samples import write_parquet
 
     chance = np.random.default_rng(3)
@@ -105,7 +105,7 @@ def png_of(pixels: np.ndarray) -> bytes:
 
 
 def make(root: Path, *, small: bool) -> World:
-    """Everything that the areas start from; a small campaign does without what it does not look at."""
+    """Create the files of all areas; a small campaign creates only those that it needs."""
     world = World(
         root=root,
         images=write_images(root / "images", classes=3, each=24),

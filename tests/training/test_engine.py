@@ -402,8 +402,7 @@ def test_loss_that_is_not_finite_is_detected_before_the_epoch_ends(parallel, mon
     run.stage.backward = backward
     with raises("training", "stage dual, epoch 1", "training loss"):
         list(run.epochs())
-    assert len(done) == 3
-    assert run.epoch == 0
+    assert (len(done), run.epoch) == (3, 0)
 
 
 def test_validation_loss_that_is_not_finite_stops_the_stage(parallel, monkeypatch):
