@@ -27,6 +27,11 @@ def test_settings_page_is_up_to_date():
     assert written == tool("settings_page").page(), "run python docs/tools/settings_page.py"
 
 
+def test_commands_page_is_up_to_date():
+    written = (REPOSITORY / "docs" / "commands.md").read_text("utf-8")
+    assert written == tool("commands_page").page(), "run python docs/tools/commands_page.py"
+
+
 def test_settings_page_has_every_setting():
     written = (DOCS / "settings.md").read_text(encoding="utf-8")
     keys = {each.key for each in settings_reference()}
