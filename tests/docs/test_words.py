@@ -6,6 +6,7 @@ python tests/docs/test_words.py src tests    # list the words found in these fol
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import tokenize
@@ -94,16 +95,17 @@ def findings(path: Path) -> list[str]:
 
 
 def files(names: tuple[str, ...]) -> list[Path]:
+    """The files of prose with these names, or in folders of these names; without hidden and generated folders."""
     found: list[Path] = []
-    for name in names:
-        path = REPOSITORY / name
-        found += [path] if path.is_file() else sorted(path.rglob("*"))
-    generated = {"vendor", "__pycache__"}
-    return [
-        path
-        for path in found
-        if path.is_file() and path.suffix in SUFFIXES and generated.isdisjoint(path.relative_to(REPOSITORY).parts)
-    ]
+    for path in (REPOSITORY / name for name in names):
+        if path.is_file():
+            found.append(path)
+        for folder, inner, contents in os.walk(path):
+            inner[:] = sorted(
+                each for each in inner if each not in {"vendor", "__pycache__"} and not each.startswith(".")
+            )
+            found += [Path(folder, each) for each in sorted(contents) if Path(each).suffix in SUFFIXES]
+    return found
 
 
 def test_prose_has_no_banned_words():
