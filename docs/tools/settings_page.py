@@ -24,7 +24,8 @@ Every key of a recipe, with its default and its meaning. Change a setting with `
 thaw.train("photos/", overrides={"augment.cutmix": 1.0, "plain.fit.label_smoothing": 0.1})
 ```
 
-A key that you do not set keeps the value of the recipe, or else the default below. `recipe.toml` in a run folder
+A key that you do not set keeps the value of the recipe, or else the default below. If you set another `model.family` or
+`distil.model.family`, the other keys of that section have the defaults of the family. `recipe.toml` in a run folder
 contains every value that was used. [How to choose](choose.md) says which settings to try first.
 
 This page is generated: run `python docs/tools/settings_page.py` after a change to a settings class.

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import thaw
 from thaw.errors import RecipeError, UsageError
-from thaw.models.families import PaperSpec
+from thaw.models.families import FAMILIES, LoopedSpec, PaperSpec, ResidualSpec, SeparableSpec
 from thaw.models.unify import UnifySpec
 from thaw.recipe.recipe import Recipe, default_recipe, load_recipe, recipe_from_dict, recipe_names
 from thaw.recipe.reference import settings_reference
+from thaw.training.distil import DistilSettings
 from thaw.training.stages import UnfreezeSettings, UnfreezeStep
 
 
@@ -94,6 +96,59 @@ def test_overrides_of_every_type():
 
 def test_last_override_of_a_setting_applies():
     assert load_recipe("paper", ["dual.epochs=5", "dual.epochs=6"])[1].dual.epochs == 6
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_other_family_has_its_defaults_and_the_overrides(family):
+    """Overrides of the new family's settings apply wherever they stand; the recipe's settings of the old one do not."""
+    base = load_recipe("balanced")[1]
+    expected = base.model if family == base.model.family else FAMILIES[family]()
+    for overrides in (
+        ["model.dropout=0.25", f"model.family={family}"],
+        [f"model.family='{family}'", "model.dropout=0.25"],
+        ["model.family=paper", f"model.family={family}", "model.dropout=0.25"],
+    ):
+        recipe = load_recipe("balanced", overrides)[1]
+        assert recipe.model == dataclasses.replace(expected, dropout=0.25)
+        assert dataclasses.replace(recipe, model=base.model) == base
+    tree = {"model": {"family": family, "dropout": 0.25}}
+    assert thaw.load_recipe("balanced", tree).model == dataclasses.replace(expected, dropout=0.25)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_teacher_of_another_family_has_its_defaults_and_the_overrides(family, tmp_path):
+    path = tmp_path / "teacher.toml"
+    path.write_text("method = 'distil'\n[distil.model]\nfamily = 'looped'\npasses = [1, 2]\nwidths = [8, 8]\n")
+    overrides = [f"distil.model.family={family}", "distil.model.dropout=0.25"]
+    kept = LoopedSpec(passes=(1, 2), widths=(8, 8))
+    defaults = {"looped": kept, "residual": DistilSettings().model}.get(family, FAMILIES[family]())
+    expected = dataclasses.replace(defaults, dropout=0.25)
+    assert load_recipe(str(path), overrides)[1].distil.model == expected
+
+
+def test_family_in_a_file_without_one(tmp_path):
+    """A section without a family has the default one, so naming that family changes nothing."""
+    path = tmp_path / "mine.toml"
+    path.write_text("[model]\nfilters = [4, 8]\n[distil.model]\ndropout = 0.5\n")
+    teacher = ResidualSpec(widths=(32, 48, 64), dropout=0.5)
+    for overrides in ([], ["model.family=paper", "distil.model.family=residual"]):
+        recipe = load_recipe(str(path), overrides)[1]
+        assert recipe.model == PaperSpec(filters=(4, 8))
+        assert recipe.distil.model == teacher
+    plain = load_recipe(str(path), ["method=plain", "model.family=separable", "distil.model.family=paper"])[1]
+    assert plain.model == SeparableSpec()
+    assert plain.distil.model == PaperSpec()
+    path.write_text("method = 'plain'\n")
+    assert load_recipe(str(path), ["model.family=looped"])[1].model == LoopedSpec()
+    assert load_recipe(str(path), ["distil.model.widths=[8, 8, 8]"])[1].distil.model == ResidualSpec(widths=(8, 8, 8))
+
+
+def test_family_in_a_section_that_is_not_one(tmp_path):
+    path = tmp_path / "odd.toml"
+    path.write_text("model = 5\ndistil = 6\n")
+    message = faults(["model.family=looped", "distil.model.family=looped"], recipe=str(path))
+    assert "expected a section at model, found a value" in message
+    assert "expected a section at distil, found a value" in message
 
 
 @pytest.mark.parametrize(
@@ -237,8 +292,6 @@ def test_every_setting_is_strict(info):
         return
     wrong = {"text": "5", "true or false": "1", "integer": "true", "number": "true"}.get(info.type, "3")
     family = [f"model.family={info.family}"] if info.family else []
-    recipe = "paper" if info.family in {"", "paper"} else {"looped": "best-cifar10-15k"}.get(info.family, "balanced")
-    if info.family == "separable":
-        family.append("model.blocks=[1, 1, 1]")
+    recipe = "paper" if info.family in {"", "paper"} else "balanced"
     message = faults([*family, f"{info.key}={wrong}"], recipe=recipe)
     assert message.startswith(f"the recipe is not valid: {info.key}")

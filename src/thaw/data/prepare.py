@@ -26,7 +26,7 @@ from thaw.data.ranges import find_range, range_problems, use_problems
 from thaw.data.settings import DataSettings
 from thaw.data.sources import SourceLike, open_source
 from thaw.data.spelling import folded
-from thaw.data.split_plan import plan_splits
+from thaw.data.split_plan import SplitPlan, plan_splits
 from thaw.data.splits import Rows
 from thaw.data.store import Store
 from thaw.errors import DataError, UsageError
@@ -137,11 +137,7 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
         DataError: with all problems of the data.
         UsageError: for an invalid seed, number of folds or data root.
     """
-    for what, value in (("seed", seed), ("folds", folds)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise UsageError(f"{what} {shown(value)}: expected an integer", code=f"usage-{what}")
-    if folds < 0:
-        raise UsageError(f"folds {folds}: expected at least 2, or 0 for none", code="usage-folds")
+    _check_numbers(seed, folds)
     opened = open_source(source, settings, data_root=data_root)
     read = partial(
         read_store,
@@ -157,15 +153,36 @@ def prepare(  # noqa: PLR0913 (independent options, by keyword only)
     raise_errors(store.name, problems)
     plan = plan_splits(store, settings, seed=seed, folds=folds)
     raise_errors(store.name, plan.problems)
-    rows = plan.rows
-    problems += plan.problems
     # Labels and splits do not depend on the range, which is found on the training images.
-    if settings.fixed_range is None and (found := find_range(store.facts["train"], rows["train"])) is not None:
-        first, store = store, read(value_range=found)
-        if store.names != first.names:
-            raise DataError(f"{store.name} changed while it was read: start again", code="data-changed")
-    problems += range_problems(store, rows["train"], is_set=settings.fixed_range is not None)
-    root = cache_root(cache_dir)
+    store = _in_found_range(store, plan.rows["train"], settings, read)
+    is_set = settings.fixed_range is not None
+    problems += [*plan.problems, *range_problems(store, plan.rows["train"], is_set=is_set)]
+    return _prepared_data(store, settings, plan, problems, cache_root(cache_dir))
+
+
+def _check_numbers(seed: int, folds: int) -> None:
+    for what, value in (("seed", seed), ("folds", folds)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UsageError(f"{what} {shown(value)}: expected an integer", code=f"usage-{what}")
+    if folds < 0:
+        raise UsageError(f"folds {folds}: expected at least 2, or 0 for none", code="usage-folds")
+
+
+def _in_found_range(store: Store, train: Rows, settings: DataSettings, read: Callable[..., Store]) -> Store:
+    """The store, or the store read again in the range of its 16-bit training images if the settings have none."""
+    if settings.fixed_range is not None or (found := find_range(store.facts["train"], train)) is None:
+        return store
+    scaled = read(value_range=found)
+    if scaled.names != store.names:
+        raise DataError(f"{scaled.name} changed while it was read: start again", code="data-changed")
+    return scaled
+
+
+def _prepared_data(
+    store: Store, settings: DataSettings, plan: SplitPlan, problems: Sequence[Problem], root: Path
+) -> PreparedData:
+    """The images of each split, and what describes them."""
+    rows = plan.rows
     sets = {
         split: _image_set(store, split if split in store.labels else "train", rows[split], root) for split in SPLITS
     }

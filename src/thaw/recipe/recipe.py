@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,6 +115,19 @@ class Recipe:
         return tomli_w.dumps(self.as_dict())
 
 
+# The sections of a network, with the family of a section that does not name one.
+_NETWORK_SECTIONS = {("model",): "paper", ("distil", "model"): "residual"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Override:
+    """One replaced setting: the text as given, such as "dual.epochs=5", and its parts, ("dual", "epochs") and 5."""
+
+    text: str
+    keys: tuple[str, ...]
+    value: Any
+
+
 def default_recipe(source: object, *, has_budget: bool = False) -> str:
     """The recipe for a source if the user names none.
 
@@ -143,7 +156,9 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> tuple[str, 
 
     Args:
         name_or_file: a name or path, such as "paper" or "my-recipe.toml".
-        overrides: "section.key=value", with a TOML value or a bare string; the last override of a key applies.
+        overrides: "section.key=value", with a TOML value or a bare string; the last override of a key applies. Another
+            `family` discards the recipe's settings of the section, since each family has its own: settings without an
+            override have the defaults of that family.
 
     Returns:
         (The recipe's name, the recipe.)
@@ -157,10 +172,11 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> tuple[str, 
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"recipe {given(name_or_file)}: invalid TOML: {given(error)}") from None
     faults: list[str] = []
-    for override in overrides:
-        _apply(tree, encodable(override), faults)
-    recipe = recipe_from_dict(tree, faults)
-    return name, recipe
+    parsed = [each for text in overrides if (each := _parsed(encodable(text), faults))]
+    _discard_other_families(tree, parsed)
+    for override in parsed:
+        _apply(tree, override, faults)
+    return name, recipe_from_dict(tree, faults)
 
 
 def _recipe_text(name_or_file: str) -> tuple[str, str]:
@@ -187,25 +203,41 @@ def _recipe_text(name_or_file: str) -> tuple[str, str]:
         ) from None
 
 
-def _apply(tree: dict[str, Any], override: str, faults: list[str]) -> None:
-    """Set one `section.key=value` in `tree`; a value that is not TOML is a string."""
-    path, separator, text = override.partition("=")
-    keys = [key.strip() for key in path.split(".")]
+def _parsed(text: str, faults: list[str]) -> _Override | None:
+    """The override of the form `section.key=value`; a value that is not TOML is a string."""
+    path, separator, value_text = text.partition("=")
+    keys = tuple(key.strip() for key in path.split("."))
     if not separator or not all(keys):
-        faults.append(f"--set {given(override)}: expected section.key=value, such as dual.epochs=5")
-        return
+        faults.append(f"--set {given(text)}: expected section.key=value, such as dual.epochs=5")
+        return None
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        value = tomllib.loads(f"value = {value_text.strip()}")["value"]
     except (ValueError, RecursionError):
-        value = text.strip()
+        value = value_text.strip()
+    return _Override(text=text, keys=keys, value=value)
+
+
+def _discard_other_families(tree: dict[str, Any], overrides: Sequence[_Override]) -> None:
+    """Empty each section of a network in `tree` whose family the overrides change."""
+    for section_keys, default in _NETWORK_SECTIONS.items():
+        chosen = [override.value for override in overrides if override.keys == (*section_keys, "family")]
+        section: Any = tree
+        for key in section_keys:
+            section = section.get(key) if isinstance(section, dict) else None
+        if chosen and isinstance(section, dict) and section.get("family", default) != chosen[-1]:
+            section.clear()
+
+
+def _apply(tree: dict[str, Any], override: _Override, faults: list[str]) -> None:
+    """Set the value of an override in `tree`."""
     node = tree
-    for key in keys[:-1]:
+    for key in override.keys[:-1]:
         below = node.setdefault(key, {})
         if not isinstance(below, dict):
-            faults.append(f"--set {given(override)}: expected a section at {given(key)}, found a value")
+            faults.append(f"--set {given(override.text)}: expected a section at {given(key)}, found a value")
             return
         node = below
-    node[keys[-1]] = value
+    node[override.keys[-1]] = override.value
 
 
 def recipe_from_dict(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> Recipe:

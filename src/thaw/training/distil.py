@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from thaw.models.families import FamilySpec, ResidualSpec
@@ -20,12 +20,22 @@ from thaw.training.compute import autocast
 from thaw.training.replicas import Part
 from thaw.training.stages import PlainSettings, PlainStage
 
+_TEACHER_WIDTHS = (32, 48, 64)
+
+
+def _as_teacher(section: Any) -> Any:
+    """A section of the family "residual", the default, has a teacher's widths unless it has its own."""
+    is_residual = isinstance(section, dict) and section.get("family", "residual") == "residual"
+    return {"family": "residual", "widths": _TEACHER_WIDTHS, **section} if is_residual else section
+
 
 @checked_dataclass(frozen=True, kw_only=True)
 class DistilSettings:
     """The teacher, which is trained in the same run, and how the student learns from it."""
 
-    model: FamilySpec = field(default_factory=lambda: ResidualSpec(widths=(32, 48, 64)))
+    model: Annotated[FamilySpec, BeforeValidator(_as_teacher)] = field(
+        default_factory=lambda: ResidualSpec(widths=_TEACHER_WIDTHS)
+    )
     """The teacher's network. It is trained with the settings of the section `plain`, except for its epochs."""
     teacher_epochs: Count = 30
     """Maximum number of epochs of the teacher."""
