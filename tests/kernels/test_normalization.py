@@ -16,13 +16,13 @@ from thaw.host_c import find_compiler
 from thaw.kernels import normalization as kernel
 from thaw.kernels.library import SOURCES, _compiled
 from thaw.kernels.normalization import can_fuse, compiled
-from thaw.models.blocks import Norm, fuse_norms
+from thaw.models.blocks import Norm, use_kernels
 from thaw.models.families import LoopedSpec, ResidualSpec, SeparableSpec
 from thaw.recipe.recipe import load_recipe
 from thaw.run.cross_validation import EpochDone
 from thaw.run.pipeline import resume_run, start_run
 from thaw.run.request import TrainRequest
-from thaw.training.compute import ComputeSettings, autocast, resolve_normalization
+from thaw.training.compute import ComputeSettings, autocast, resolve_kernels
 
 CPU = torch.device("cpu")
 AFTER = ("nothing", "relu", "add relu", "relu add")
@@ -73,7 +73,7 @@ def test_values_and_gradients_are_those_of_torch(shape, dtype, after):
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(-1.2, 1.5, shape[1]))
         norm.bias.copy_(torch.linspace(0.4, -0.3, shape[1]))
-    norm.fused = True
+    norm.compiled = True
     assert can_fuse(x, shortcut)
     leaves = [each for each in (x, shortcut) if each is not None]
     for leaf in leaves:
@@ -101,7 +101,7 @@ def test_values_and_gradients_are_those_of_torch(shape, dtype, after):
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_running_statistics_are_those_of_torch(dtype):
     norms = [Norm(6), Norm(6)]
-    norms[1].fused = True
+    norms[1].compiled = True
     for seed in range(3):
         x = channels_last(4, 6, 5, 5, dtype=dtype, seed=seed, mean=2.0)
         for norm in norms:
@@ -114,7 +114,7 @@ def test_running_statistics_are_those_of_torch(dtype):
 def test_a_variance_that_is_small_beside_the_mean_keeps_its_size():
     x = channels_last(8, 4, 16, 16, dtype=torch.float32) + 100.0
     norm = Norm(4)
-    norm.fused = True
+    norm.compiled = True
     assert torch.allclose(norm(x).var((0, 2, 3)), torch.ones(4), atol=0.02)
 
 
@@ -124,7 +124,7 @@ def test_first_rows_that_are_like_no_other_do_not_spoil_statistics(place):
     x = channels_last(64, 16, 32, 32, dtype=torch.float32)
     x[place] = 100.0
     norm = Norm(16)
-    norm.fused = True
+    norm.compiled = True
     y = norm(x)
     expected = in_torch(x.double(), norm.weight.double(), norm.bias.double(), "nothing", None)
     assert (y - expected).abs().max() < 1e-5 * expected.abs().max()
@@ -136,7 +136,7 @@ def test_gradients_in_any_layout():
     shortcut = channels_last(4, 6, 5, 3, dtype=torch.float32, seed=1).requires_grad_()
     dy = channels_last(4, 6, 5, 3, dtype=torch.float32, seed=2)
     norm = Norm(6)
-    norm.fused = True
+    norm.compiled = True
     wanted = torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], dy)
     assert all(
         map(torch.equal, torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], dy.contiguous()), wanted)
@@ -158,7 +158,7 @@ def test_a_shortcut_is_given_where_one_is_added():
 @needs_compiler
 def test_what_is_constant_and_what_is_no_number():
     norm = Norm(2)
-    norm.fused = True
+    norm.compiled = True
     constant = torch.full((2, 2, 4, 4), 3.0).to(memory_format=torch.channels_last)
     assert norm(constant).abs().max() < 1e-3
     for dtype in ROUNDING:
@@ -183,7 +183,7 @@ def test_a_network_trains_the_same_with_and_without(family, dtype, monkeypatch):
     torch.manual_seed(0)
     modules = [FAMILIES[family].build((16, 16, 3), 5).to(memory_format=torch.channels_last)]
     modules.append(copy.deepcopy(modules[0]))
-    fuse_norms(modules[1], fused=True)
+    use_kernels(modules[1], compiled=True)
     calls = []
     monkeypatch.setattr("thaw.models.blocks.normalize", lambda *args: calls.append(args) or kernel.normalize(*args))
     x = channels_last(8, 3, 16, 16, dtype=torch.float32)
@@ -206,7 +206,7 @@ def test_evaluation_is_torchs():
     norm = Norm(4).eval()
     x = channels_last(2, 4, 3, 3, dtype=torch.float32)
     before = norm(x, "relu")
-    norm.fused = True
+    norm.compiled = True
     assert torch.equal(norm(x, "relu"), before)
 
 
@@ -226,22 +226,22 @@ def test_what_the_c_does_not_take_is_left_to_torch():
 @needs_compiler
 def test_a_layout_that_the_c_does_not_take_gives_the_same():
     norm = Norm(4)
-    norm.fused = True
+    norm.compiled = True
     x = channels_last(3, 4, 6, 5, dtype=torch.float32)
     assert torch.allclose(norm(x, "relu"), norm(x.contiguous(), "relu"), atol=1e-5)
 
 
 def test_settings():
-    with pytest.raises(UsageError, match=r"ComputeSettings.normalization = 'fast': expected one of auto, fused, torch"):
-        ComputeSettings(normalization="fast")
-    assert not resolve_normalization("torch", CPU, torch.float32, threads=1)
-    assert not resolve_normalization("auto", torch.device("cuda"), torch.float32, threads=1)
+    with pytest.raises(UsageError, match=r"ComputeSettings.kernels = 'fast': expected one of auto, compiled, torch"):
+        ComputeSettings(kernels="fast")
+    assert not resolve_kernels("torch", CPU, torch.float32, threads=1)
+    assert not resolve_kernels("auto", torch.device("cuda"), torch.float32, threads=1)
     # The C has one thread, where torch's operations have as many as there are.
-    assert not resolve_normalization("auto", CPU, torch.float32, threads=8)
+    assert not resolve_kernels("auto", CPU, torch.float32, threads=8)
     with pytest.raises(UsageError, match="not available on cuda"):
-        resolve_normalization("fused", torch.device("cuda"), torch.float32, threads=1)
-    with pytest.raises(UsageError, match="expected one of auto, fused, torch"):
-        resolve_normalization("C", CPU, torch.float32, threads=1)
+        resolve_kernels("compiled", torch.device("cuda"), torch.float32, threads=1)
+    with pytest.raises(UsageError, match="expected one of auto, compiled, torch"):
+        resolve_kernels("C", CPU, torch.float32, threads=1)
 
 
 @pytest.fixture
@@ -257,9 +257,9 @@ def nothing_compiled():
 def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert not resolve_normalization("auto", CPU, torch.bfloat16, threads=1)
-    with raises("missing-dependency", "compute.normalization=torch"):
-        resolve_normalization("fused", CPU, torch.bfloat16, threads=1)
+    assert not resolve_kernels("auto", CPU, torch.bfloat16, threads=1)
+    with raises("missing-dependency", "compute.kernels=torch"):
+        resolve_kernels("compiled", CPU, torch.bfloat16, threads=1)
 
 
 @pytest.mark.usefixtures("nothing_compiled")
@@ -269,9 +269,9 @@ def test_with_a_compiler_that_is_none(monkeypatch, tmp_path, script):
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert not resolve_normalization("auto", CPU, torch.bfloat16, threads=1)
+    assert not resolve_kernels("auto", CPU, torch.bfloat16, threads=1)
     with raises("missing-dependency", "normalization.c cannot be compiled"):
-        resolve_normalization("fused", CPU, torch.bfloat16, threads=1)
+        resolve_kernels("compiled", CPU, torch.bfloat16, threads=1)
 
 
 @needs_compiler
@@ -281,7 +281,7 @@ def test_a_compiler_that_does_not_know_this_processor_is_asked_again(monkeypatch
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {find_compiler()} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert resolve_normalization("fused", CPU, torch.float32, threads=9)
+    assert resolve_kernels("compiled", CPU, torch.float32, threads=9)
 
 
 def test_the_numbers_of_what_comes_after_are_those_of_the_c():
@@ -313,13 +313,13 @@ qat_threshold = 100
 def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     weights, said = {}, {}
-    for name, normalization in (("first", "auto"), ("second", "fused"), ("third", "torch")):
-        words = ["--recipe", "small.toml", "--set", f"compute.normalization={normalization}", "--out", name]
+    for name, kernels in (("first", "auto"), ("second", "compiled"), ("third", "torch")):
+        words = ["--recipe", "small.toml", "--set", f"compute.kernels={kernels}", "--out", name]
         code, _, err = call("train", "digits", *words)
         assert code == 0, err
         weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
         said[name] = metrics(tmp_path / name)
-    assert [said[name]["normalization"] for name in weights] == ["fused", "fused", "torch"]
+    assert [said[name]["kernels"] for name in weights] == ["compiled", "compiled", "torch"]
     tensors = {name: load(content) for name, content in weights.items()}
     assert all(torch.equal(tensor, tensors["second"][name]) for name, tensor in tensors["first"].items())
     assert any(not torch.equal(tensor, tensors["third"][name]) for name, tensor in tensors["first"].items())
@@ -327,27 +327,27 @@ def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
 
 
 def test_the_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("thaw.training.compute.compiled", lambda _: pytest.fail("compiled for nothing"))
+    monkeypatch.setattr("thaw.kernels.normalization.compiled", lambda _: pytest.fail("compiled for nothing"))
     overrides = ["dual.epochs=1", 'unfreeze.steps=[{unit="head", epochs=1}]', "quantize.qat_threshold=100"]
     options = [word for override in overrides for word in ("--set", override)]
     code, _, err = call("train", "digits", *options, "--out", "run")
     assert code == 0, err
-    assert metrics(tmp_path / "run")["normalization"] == "torch"
+    assert metrics(tmp_path / "run")["kernels"] == "torch"
 
 
 @needs_compiler
-@pytest.mark.parametrize("kept", ["fused", "torch"])
+@pytest.mark.parametrize("kept", ["compiled", "torch"])
 def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
     (tmp_path / "small.toml").write_text(RECIPE)
-    name, recipe = load_recipe(str(tmp_path / "small.toml"), [f"compute.normalization={kept}"])
+    name, recipe = load_recipe(str(tmp_path / "small.toml"), [f"compute.kernels={kept}"])
     request = TrainRequest(source="digits", recipe_name=name, recipe=recipe)
     list(start_run(request, out=tmp_path / "whole"))
     begun = start_run(request, out=tmp_path / "begun")
     next(event for event in begun if isinstance(event, EpochDone))
     begun.close()
     # What a machine would choose now does not matter.
-    other = kept != "fused"
-    monkeypatch.setattr("thaw.run.context.resolve_normalization", lambda *_, **__: other)
+    other = kept != "compiled"
+    monkeypatch.setattr("thaw.run.context.resolve_kernels", lambda *_, **__: other)
     list(resume_run(tmp_path / "begun"))
-    assert metrics(tmp_path / "begun")["normalization"] == kept
+    assert metrics(tmp_path / "begun")["kernels"] == kept
     assert_same_run(tmp_path / "begun", tmp_path / "whole")

@@ -410,6 +410,6 @@ def test_a_model_of_the_zoo_has_its_page(zoo):
 
 def test_runs_that_were_computed_by_another_are_not_averaged(runs, tmp_path):
     copies = [Path(shutil.copytree(run, tmp_path / run.name)) for run in runs]
-    edit(copies[0] / "metrics.json", normalization="fused")
-    with pytest.raises(RunError, match="has normalization"):
+    edit(copies[0] / "metrics.json", kernels="compiled")
+    with pytest.raises(RunError, match="has kernels"):
         add_model("x", copies, out=tmp_path / "zoo")

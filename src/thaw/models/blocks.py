@@ -135,13 +135,13 @@ class Norm(nn.Module):
             stores the weights once.
 
     Attributes:
-        fused: in training mode, use compiled C for inputs that it supports (see `thaw.kernels.normalization`).
+        compiled: in training mode, use compiled C for inputs that it supports (see `thaw.kernels.normalization`).
     """
 
     def __init__(self, channels: int, *, positive: bool = False) -> None:
         super().__init__()
         self.positive = positive
-        self.fused = False
+        self.compiled = False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -165,7 +165,7 @@ class Norm(nn.Module):
             "a shortcut is given if and only if it is added"
         )
         scale = self.scale
-        if self.fused and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
+        if self.compiled and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
             running = Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
             return normalize(x, scale, self.bias, running, after, shortcut)
         y = F.batch_norm(
@@ -360,11 +360,11 @@ def learned_parameters(module: nn.Module) -> int:
     )
 
 
-def fuse_norms(module: nn.Module, *, fused: bool) -> None:
-    """Make all normalizations of `module` train in compiled C, or in torch."""
+def use_kernels(module: nn.Module, *, compiled: bool) -> None:
+    """Make the blocks of `module` that have compiled kernels use them, or torch's operations."""
     for part in module.modules():
         if isinstance(part, Norm):
-            part.fused = fused
+            part.compiled = compiled
 
 
 def dropouts(module: nn.Module) -> list[tuple[str, Dropout]]:

@@ -10,39 +10,39 @@ from thaw.recipe.recipe import Recipe
 from thaw.training.compute import (
     PARALLEL_BRANCHES,
     ParallelBranches,
-    normalization_name,
+    kernels_name,
     resolve_device,
-    resolve_normalization,
+    resolve_kernels,
     resolve_precision,
     thread_count,
 )
 from thaw.training.trainer import TrainingContext
 
 
-def normalization_of(recipe: Recipe, device: str) -> str:
-    """Return how normalization is computed in training, "fused" or "torch", on device "auto", "cpu" or "cuda".
+def kernels_of(recipe: Recipe, device: str) -> str:
+    """Return what computes a training, "compiled" kernels or "torch" alone, on device "auto", "cpu" or "cuda".
 
     Raises:
-        UsageError: for "fused" on a GPU.
-        MissingDependencyError: for "fused" without a C compiler.
+        UsageError: for "compiled" on a GPU.
+        MissingDependencyError: for "compiled" without a C compiler.
     """
     found = resolve_device(device)
-    fused = recipe.trainer_settings().normalized and resolve_normalization(
-        recipe.compute.normalization,
+    compiled = recipe.trainer_settings().normalized and resolve_kernels(
+        recipe.compute.kernels,
         found,
         resolve_precision(recipe.compute.precision, found),
         threads=max(1, thread_count() // PARALLEL_BRANCHES),
     )
-    return normalization_name(fused=fused)
+    return kernels_name(compiled=compiled)
 
 
 @contextmanager
 def training_context(
-    data: PreparedData, recipe: Recipe, seed: int, device: str, *, normalization: str
+    data: PreparedData, recipe: Recipe, seed: int, device: str, *, kernels: str
 ) -> Iterator[TrainingContext]:
     """Open the training context for `data` on device "auto", "cpu" or "cuda"; its threads end with the context.
 
-    `normalization` is what `normalization_of` returned when the training began.
+    `kernels` is what `kernels_of` returned when the training began.
     """
     found = resolve_device(device)
     with ParallelBranches(PARALLEL_BRANCHES, found) as parallel:
@@ -54,6 +54,6 @@ def training_context(
             device=found,
             dtype=resolve_precision(recipe.compute.precision, found),
             parallel=parallel,
-            fused=normalization == normalization_name(fused=True),
+            compiled=kernels == kernels_name(compiled=True),
             loss=recipe.loss,
         )

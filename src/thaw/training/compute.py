@@ -11,19 +11,19 @@ from typing import Literal, Self, TypeVar, get_args
 import torch
 
 from thaw.errors import MissingDependencyError, UsageError
-from thaw.kernels.normalization import compiled
+from thaw.kernels import normalization
 from thaw.plain import checked_dataclass
 from thaw.quoting import shown
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
 ComputePrecision = Literal["auto", "float32", "bfloat16"]
-Normalization = Literal["auto", "fused", "torch"]
+Kernels = Literal["auto", "compiled", "torch"]
 
 PARALLEL_BRANCHES = 2
 """Branches of a network, or parts of a batch, that are computed at the same time."""
 
-# The fused C code uses one thread. With more threads per operation, torch is assumed to be faster.
+# A compiled kernel uses one thread. With more threads per operation, torch is assumed to be faster.
 _FUSED_THREADS = 2
 
 
@@ -33,9 +33,9 @@ class ComputeSettings:
 
     precision: ComputePrecision = "auto"
     """Precision of convolutions: "float32", "bfloat16", or "auto" (bfloat16 if the hardware supports it)."""
-    normalization: Normalization = "auto"
-    """Implementation of normalization layers: "fused" (with the layers after them, in C compiled when training
-    starts), "torch", or "auto" (fused if that is faster and a C compiler is installed)."""
+    kernels: Kernels = "auto"
+    """Implementation of the layers that have C kernels: "compiled" (in C that is compiled when training starts),
+    "torch", or "auto" (compiled if that is faster and a C compiler is installed)."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -68,40 +68,40 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in _cpu_features() else torch.float32
 
 
-def resolve_normalization(name: str, device: torch.device, dtype: torch.dtype, *, threads: int) -> bool:
-    """Return whether to use fused normalization; if so, its C code for feature maps of `dtype` is compiled here.
+def resolve_kernels(name: str, device: torch.device, dtype: torch.dtype, *, threads: int) -> bool:
+    """Return whether to use compiled kernels; if so, they are compiled here, for feature maps of `dtype`.
 
     "auto" selects it on a CPU with at most two threads per operation (the C code uses one), if it compiles.
 
     Args:
-        name: the setting `compute.normalization`.
+        name: the setting `compute.kernels`.
         device: where training computes.
         dtype: dtype of the convolutions.
         threads: number of threads per torch operation.
 
     Raises:
-        UsageError: for an unknown name, or for "fused" on a GPU.
-        MissingDependencyError: for "fused" without a working C compiler.
+        UsageError: for an unknown name, or for "compiled" on a GPU.
+        MissingDependencyError: for "compiled" without a working C compiler.
     """
-    if name not in get_args(Normalization):
-        raise UsageError(f"normalization {shown(name)}: expected one of {', '.join(get_args(Normalization))}")
+    if name not in get_args(Kernels):
+        raise UsageError(f"kernels {shown(name)}: expected one of {', '.join(get_args(Kernels))}")
     pays = device.type == "cpu" and threads <= _FUSED_THREADS
     if name == "torch" or (name == "auto" and not pays):
         return False
     if device.type != "cpu":
-        raise UsageError(f'compute.normalization "fused" is not available on {device.type}; use "auto" or "torch"')
+        raise UsageError(f'compute.kernels "compiled" is not available on {device.type}; use "auto" or "torch"')
     try:
-        compiled(dtype)
+        normalization.compiled(dtype)
     except MissingDependencyError:
-        if name == "fused":
+        if name == "compiled":
             raise
         return False
     return True
 
 
-def normalization_name(*, fused: bool) -> str:
-    """Return "fused" or "torch"."""
-    return "fused" if fused else "torch"
+def kernels_name(*, compiled: bool) -> str:
+    """Return "compiled" or "torch"."""
+    return "compiled" if compiled else "torch"
 
 
 def precision_name(dtype: torch.dtype) -> str:

@@ -24,7 +24,7 @@ from thaw.data.balance import class_counts
 from thaw.data.batches import BatchSource, View
 from thaw.data.images import ImageSet, InputSpec
 from thaw.errors import ModelFileError, UsageError
-from thaw.models.blocks import dropouts, fuse_norms
+from thaw.models.blocks import dropouts, use_kernels
 from thaw.models.families import FamilySpec
 from thaw.models.unify import DualModel, UnifiedModel, UnifySpec, average, build_dual, unify
 from thaw.plain import Real, Whole, from_plain
@@ -102,7 +102,7 @@ class TrainingContext:
         device: where training computes.
         dtype: dtype of convolutions.
         parallel: runs independent branches at the same time.
-        fused: whether normalization is fused with the operations after it (`thaw.kernels.normalization`).
+        compiled: whether to use compiled kernels (`thaw.kernels`).
         loss: class weights, and the figure that selects the best epoch.
     """
 
@@ -113,7 +113,7 @@ class TrainingContext:
     device: torch.device
     dtype: torch.dtype
     parallel: ParallelBranches
-    fused: bool = False
+    compiled: bool = False
     loss: LossSettings = field(default_factory=LossSettings)
 
     @property
@@ -146,15 +146,15 @@ class TrainingContext:
         if next(module.buffers(), None) is None:
             return
         module.train()
-        # Use float32, for which the fused normalization may not have been compiled.
-        fuse_norms(module, fused=False)
+        # Use float32, for which the kernels may not have been compiled.
+        use_kernels(module, compiled=False)
         for _, dropout in dropouts(module):
             dropout.eval()
         batches = self._source(self.train, batch_size, AugmentSettings()).shuffled(derive(self.seed, "statistics"))
         with torch.no_grad():
             for batch in islice(batches, _STATISTICS_BATCHES):
                 module(batch.views["original"])
-        fuse_norms(module, fused=self.fused)
+        use_kernels(module, compiled=self.compiled)
 
     def _source(
         self, images: ImageSet, batch_size: int, augment: AugmentSettings, views: tuple[View, ...] = ("original",)
@@ -169,8 +169,8 @@ class TrainingContext:
         )
 
     def place(self, module: nn.Module) -> None:
-        """Move a module to the device, in channels-last order, with its normalizations fused or not."""
-        fuse_norms(module, fused=self.fused)
+        """Move a module to the device, in channels-last order, with compiled kernels or not."""
+        use_kernels(module, compiled=self.compiled)
         # The type stubs of torch lack memory_format.
         module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
