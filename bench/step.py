@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,7 @@ from thaw.training.compute import (
     autocast,
     kernels_name,
     precision_name,
-    resolve_kernels,
-    resolve_precision,
+    resolve_arithmetic,
 )
 
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ def main() -> None:
     torch.set_num_threads(1)
     name, recipe = load_recipe(options.recipe, options.overrides)
     shape = next((shape for word, shape in SHAPES.items() if word in name), SHAPES["cifar10"])
-    dtype = resolve_precision(recipe.compute.precision, CPU)
-    resolve_kernels("compiled", CPU, dtype, threads=1)
+    layers = recipe.trainer_settings().kernel_layers
+    dtype = resolve_arithmetic(replace(recipe.compute, kernels="compiled"), CPU, layers, threads=1).dtype
     module = recipe.model.build(shape, CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = _step(module, shape, options.batch, dtype)
     rates: dict[bool, list[float]] = {False: [], True: []}

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_line import assert_same_run, metrics
+from compilers import needs_compiler
 from error_matching import raises
 from safetensors.torch import load
 
-from thaw.errors import MissingDependencyError, UsageError
+from thaw.errors import UsageError
 from thaw.host_c import find_compiler
 from thaw.kernels import normalization as kernel
 from thaw.kernels.library import SOURCES, _compiled
@@ -22,20 +23,12 @@ from thaw.recipe.recipe import load_recipe
 from thaw.run.cross_validation import EpochDone
 from thaw.run.pipeline import resume_run, start_run
 from thaw.run.request import TrainRequest
-from thaw.training.compute import ComputeSettings, autocast, resolve_kernels
+from thaw.training.compute import ComputeSettings, autocast, kernels_name, resolve_arithmetic
 
 CPU = torch.device("cpu")
 AFTER = ("nothing", "relu", "add relu", "relu add")
 # Rounding of one result: to 24 bits, and to 8.
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
-
-try:
-    find_compiler()
-except MissingDependencyError:
-    HAS_COMPILER = False
-else:
-    HAS_COMPILER = True
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs a C compiler: apt-get install gcc libc6-dev")
 
 
 def channels_last(*shape, dtype, seed=0, mean=0.0):
@@ -169,6 +162,11 @@ def test_what_is_constant_and_what_is_no_number():
             assert norm(broken, after)[:, 0].isnan().all()
 
 
+def computed(kernels, device=CPU, precision="float32", *, threads=1):
+    settings = ComputeSettings(kernels=kernels, precision=precision)
+    return resolve_arithmetic(settings, device, {"normalization"}, threads=threads)
+
+
 FAMILIES = {
     "residual": ResidualSpec(widths=(4, 6), blocks=(1, 1)),
     "looped": LoopedSpec(stem=4, widths=(4, 6), passes=(1, 2), pooling="average"),
@@ -234,14 +232,14 @@ def test_a_layout_that_the_c_does_not_take_gives_the_same():
 def test_settings():
     with pytest.raises(UsageError, match=r"ComputeSettings.kernels = 'fast': expected one of auto, compiled, torch"):
         ComputeSettings(kernels="fast")
-    assert not resolve_kernels("torch", CPU, torch.float32, threads=1)
-    assert not resolve_kernels("auto", torch.device("cuda"), torch.float32, threads=1)
+    assert not computed("torch", CPU, "float32", threads=1).compiled
+    assert not computed("auto", torch.device("cuda"), "float32", threads=1).compiled
     # The C has one thread, where torch's operations have as many as there are.
-    assert not resolve_kernels("auto", CPU, torch.float32, threads=8)
+    assert not computed("auto", CPU, "float32", threads=8).compiled
     with pytest.raises(UsageError, match="not available on cuda"):
-        resolve_kernels("compiled", torch.device("cuda"), torch.float32, threads=1)
+        computed("compiled", torch.device("cuda"), "float32", threads=1)
     with pytest.raises(UsageError, match="expected one of auto, compiled, torch"):
-        resolve_kernels("C", CPU, torch.float32, threads=1)
+        computed("C", CPU, "float32", threads=1)
 
 
 @pytest.fixture
@@ -257,9 +255,9 @@ def nothing_compiled():
 def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert not resolve_kernels("auto", CPU, torch.bfloat16, threads=1)
+    assert not computed("auto", CPU, "bfloat16", threads=1).compiled
     with raises("missing-dependency", "compute.kernels=torch"):
-        resolve_kernels("compiled", CPU, torch.bfloat16, threads=1)
+        computed("compiled", CPU, "bfloat16", threads=1)
 
 
 @pytest.mark.usefixtures("nothing_compiled")
@@ -269,9 +267,9 @@ def test_with_a_compiler_that_is_none(monkeypatch, tmp_path, script):
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert not resolve_kernels("auto", CPU, torch.bfloat16, threads=1)
+    assert not computed("auto", CPU, "bfloat16", threads=1).compiled
     with raises("missing-dependency", "normalization.c cannot be compiled"):
-        resolve_kernels("compiled", CPU, torch.bfloat16, threads=1)
+        computed("compiled", CPU, "bfloat16", threads=1)
 
 
 @needs_compiler
@@ -281,7 +279,7 @@ def test_a_compiler_that_does_not_know_this_processor_is_asked_again(monkeypatch
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {find_compiler()} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert resolve_kernels("compiled", CPU, torch.float32, threads=9)
+    assert computed("compiled", CPU, "float32", threads=9).compiled
 
 
 def test_the_numbers_of_what_comes_after_are_those_of_the_c():
@@ -326,15 +324,6 @@ def test_a_run_says_what_computed_and_repeats_its_bits(call, tmp_path):
     assert abs(said["first"]["validation"]["accuracy"] - said["third"]["validation"]["accuracy"]) < 0.1
 
 
-def test_the_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("thaw.kernels.normalization.compiled", lambda _: pytest.fail("compiled for nothing"))
-    overrides = ["dual.epochs=1", 'unfreeze.steps=[{unit="head", epochs=1}]', "quantize.qat_threshold=100"]
-    options = [word for override in overrides for word in ("--set", override)]
-    code, _, err = call("train", "digits", *options, "--out", "run")
-    assert code == 0, err
-    assert metrics(tmp_path / "run")["kernels"] == "torch"
-
-
 @needs_compiler
 @pytest.mark.parametrize("kept", ["compiled", "torch"])
 def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
@@ -347,7 +336,7 @@ def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch, kept):
     begun.close()
     # What a machine would choose now does not matter.
     other = kept != "compiled"
-    monkeypatch.setattr("thaw.run.context.resolve_kernels", lambda *_, **__: other)
+    monkeypatch.setattr("thaw.run.pipeline.kernels_of", lambda *_: kernels_name(compiled=other))
     list(resume_run(tmp_path / "begun"))
     assert metrics(tmp_path / "begun")["kernels"] == kept
     assert_same_run(tmp_path / "begun", tmp_path / "whole")

@@ -4,47 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from thaw.data.prepare import PreparedData
 from thaw.recipe.recipe import Recipe
 from thaw.training.compute import (
     PARALLEL_BRANCHES,
+    Arithmetic,
+    KernelsName,
     ParallelBranches,
     kernels_name,
+    resolve_arithmetic,
     resolve_device,
-    resolve_kernels,
-    resolve_precision,
     thread_count,
 )
 from thaw.training.trainer import TrainingContext
 
 
-def kernels_of(recipe: Recipe, device: str) -> str:
+def kernels_of(recipe: Recipe, device: str) -> KernelsName:
     """Return what computes a training, "compiled" kernels or "torch" alone, on device "auto", "cpu" or "cuda".
 
     Raises:
         UsageError: for "compiled" on a GPU.
         MissingDependencyError: for "compiled" without a C compiler.
     """
-    found = resolve_device(device)
-    compiled = recipe.trainer_settings().normalized and resolve_kernels(
-        recipe.compute.kernels,
-        found,
-        resolve_precision(recipe.compute.precision, found),
-        threads=max(1, thread_count() // PARALLEL_BRANCHES),
-    )
-    return kernels_name(compiled=compiled)
+    return kernels_name(compiled=_arithmetic(recipe, device, recipe.compute.kernels).compiled)
+
+
+def _arithmetic(recipe: Recipe, device: str, kernels: KernelsName) -> Arithmetic:
+    layers = recipe.trainer_settings().kernel_layers
+    share = max(1, thread_count() // PARALLEL_BRANCHES)
+    return resolve_arithmetic(replace(recipe.compute, kernels=kernels), resolve_device(device), layers, threads=share)
 
 
 @contextmanager
 def training_context(
-    data: PreparedData, recipe: Recipe, seed: int, device: str, *, kernels: str
+    data: PreparedData, recipe: Recipe, seed: int, device: str, *, kernels: KernelsName
 ) -> Iterator[TrainingContext]:
     """Open the training context for `data` on device "auto", "cpu" or "cuda"; its threads end with the context.
 
     `kernels` is what `kernels_of` returned when the training began.
+
+    Raises:
+        UsageError: for "compiled" on a GPU.
+        MissingDependencyError: for "compiled" without a C compiler.
     """
-    found = resolve_device(device)
+    found, arithmetic = resolve_device(device), _arithmetic(recipe, device, kernels)
     with ParallelBranches(PARALLEL_BRANCHES, found) as parallel:
         yield TrainingContext(
             train=data.train,
@@ -52,8 +57,8 @@ def training_context(
             input_spec=data.input_spec,
             seed=seed,
             device=found,
-            dtype=resolve_precision(recipe.compute.precision, found),
+            dtype=arithmetic.dtype,
             parallel=parallel,
-            compiled=kernels == kernels_name(compiled=True),
+            compiled=arithmetic.compiled,
             loss=recipe.loss,
         )

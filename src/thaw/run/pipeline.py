@@ -44,7 +44,7 @@ from thaw.run.report import ReportPictures, write_report
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import settle_run
 from thaw.seeds import derive
-from thaw.training.compute import kernels_name, resolve_device, thread_count, threads
+from thaw.training.compute import KernelsName, kernels_name, resolve_device, thread_count, threads
 from thaw.training.pace import seconds_per_epoch
 from thaw.training.trainer import MultiStageTrainer
 
@@ -106,7 +106,9 @@ def resume_run(
             yield from _run(folder, request, data, stored.get("kernels") or kernels_name(compiled=False))
 
 
-def _run(folder: RunFolder, request: TrainRequest, data: PreparedData, kernels: str) -> Generator[Event, None, None]:
+def _run(
+    folder: RunFolder, request: TrainRequest, data: PreparedData, kernels: KernelsName
+) -> Generator[Event, None, None]:
     started, recipe = time.perf_counter(), request.recipe
     with training_context(data, recipe, request.seed, request.device, kernels=kernels) as context:
         # Network and stages.

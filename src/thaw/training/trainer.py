@@ -24,6 +24,7 @@ from thaw.data.balance import class_counts
 from thaw.data.batches import BatchSource, View
 from thaw.data.images import ImageSet, InputSpec
 from thaw.errors import ModelFileError, UsageError
+from thaw.kernels import KernelLayer
 from thaw.models.blocks import dropouts, use_kernels
 from thaw.models.families import FamilySpec
 from thaw.models.unify import DualModel, UnifiedModel, UnifySpec, average, build_dual, unify
@@ -80,9 +81,10 @@ class TrainerSettings:
                 return {"teacher": self.distil.teacher_epochs, "student": self.plain.epochs}
 
     @property
-    def normalized(self) -> bool:
-        """Whether a network that trains has normalizations."""
-        return self.model.normalized or (self.method == "distil" and self.distil.model.normalized)
+    def kernel_layers(self) -> frozenset[KernelLayer]:
+        """The layers that have compiled kernels in the networks that train."""
+        specs = [self.model, *([self.distil.model] if self.method == "distil" else [])]
+        return frozenset(spec.kernel_layer for spec in specs)
 
     @property
     def unify_spec(self) -> UnifySpec | None:
@@ -271,6 +273,8 @@ class MultiStageTrainer:
                 self.progress.submodel_hits = self._run.best.hits
             if self._index + 1 >= len(self._names):
                 self.network.requires_grad_(False).eval()
+                # Whatever trained it, what is measured and exported is torch's network.
+                use_kernels(self.network, compiled=False)
                 return
             self._index += 1
             self._run = self._begin(self._index)
