@@ -38,7 +38,7 @@ from thaw.evidence.environment import environment
 
 # Two submodels of 6,930 (PAPER.md's count for 28x28x1 and ten classes): 100 + 1,820 + 5,010 each.
 PARAMETERS = 13_860
-THAW, FLOAT32, PLAIN = "thaw", "thaw, float32", "plain PyTorch"
+THAW, PLAIN = "thaw", "plain PyTorch"
 KERAS = (("float32", False), ("bfloat16", False), ("float32", True))
 # Load average above which other programs are likely to be in the way.
 BUSY = 0.5
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="thaw-bench-") as folder, contextlib.ExitStack() as stack:
             workload = make_workload(options, Path(folder))
-            rows = (step_rows if options.steps else contender_rows)(options, workload, stack)
+            rows = step_rows(workload, stack) if options.steps else contender_rows(options, workload, stack)
             check_parameters(rows)
             measure(rows, options.rounds, tell)
     except (ThawError, WorkerError) as error:
@@ -117,12 +117,9 @@ def make_workload(options: argparse.Namespace, folder: Path) -> Workload:
 
 
 def contender_rows(options: argparse.Namespace, workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
-    """Return rows for thaw in its default precision and in float32, plain PyTorch, and Keras if installed."""
-    fast = stack.enter_context(thaw_worker(workload, ["thaw"]))
-    rows = [Row(THAW, fast, "thaw", fast.about["precision"])]
-    if fast.about["precision"] != "float32":
-        slow = stack.enter_context(thaw_worker(workload, ["float32"]))
-        rows.append(Row(FLOAT32, slow, "float32", "float32"))
+    """Return rows for thaw, plain PyTorch, and Keras if installed."""
+    own = stack.enter_context(thaw_worker(workload, [THAW]))
+    rows = [Row(THAW, own, THAW, own.about["precision"][THAW])]
     plain = stack.enter_context(torch_worker(workload, options.workers))
     rows.append(Row(PLAIN, plain, "", plain.about["precision"]))
     if not options.keras_python.is_file():
@@ -134,29 +131,18 @@ def contender_rows(options: argparse.Namespace, workload: Workload, stack: conte
     return rows
 
 
-def step_rows(options: argparse.Namespace, workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
+def step_rows(workload: Workload, stack: contextlib.ExitStack) -> list[Row]:
     """Return rows for thaw, and for thaw without each of its optimizations."""
-    names = ["thaw"]
-    if thaw_has_bfloat16(options.device):
-        names.append("float32")
-    names += [
+    names = [
+        THAW,
+        "operations of torch",
         "both submodels in one thread after the other",
-        "channels first (NCHW)",
-        "ReLU before pooling",
         "augmentation a batch at a time",
+        "all of the above",
+        "no augmentation (what it costs)",
     ]
-    everything, free = "all of the above", "no augmentation (what it costs)"
-    worker = stack.enter_context(thaw_worker(workload, [*names, everything, free]))
-    fast = worker.about["precision"]
-    slow = {"float32", everything}
-    return [Row(name, worker, name, "float32" if name in slow else fast) for name in (*names, everything, free)]
-
-
-def thaw_has_bfloat16(device: str) -> bool:
-    """Whether precision "auto" is bfloat16 on this machine."""
-    from thaw.training.compute import precision_name, resolve_device, resolve_precision
-
-    return precision_name(resolve_precision("auto", resolve_device(device))) == "bfloat16"
+    worker = stack.enter_context(thaw_worker(workload, names))
+    return [Row(name, worker, name, worker.about["precision"][name]) for name in names]
 
 
 def check_parameters(rows: Sequence[Row]) -> None:
@@ -169,7 +155,7 @@ def check_parameters(rows: Sequence[Row]) -> None:
 
 def contender_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the ratios of thaw to plain PyTorch, and to the faster Keras row."""
-    own = [row for row in rows if row.name in {THAW, FLOAT32}]
+    own = [row for row in rows if row.name == THAW]
     others = [row for row in rows if row.name == PLAIN]
     keras = [row for row in rows if row.name.startswith("Keras")]
     if keras:

@@ -1,4 +1,4 @@
-"""Time a training step of a recipe's network on one core, with torch's normalization and with the fused one.
+"""Time a training step of a recipe's network on one core, with torch's operations and with compiled kernels.
 
     python bench/step.py best-cifar10-19k [--batch 64] [--rounds 5]
 
@@ -11,20 +11,20 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from thaw.errors import ThawError
-from thaw.models.blocks import fuse_norms
+from thaw.models.blocks import use_kernels
 from thaw.recipe.recipe import load_recipe
 from thaw.training.compute import (
     autocast,
-    normalization_name,
+    kernels_name,
     precision_name,
-    resolve_normalization,
-    resolve_precision,
+    resolve_arithmetic,
 )
 
 CPU = torch.device("cpu")
@@ -38,19 +38,19 @@ def main() -> None:
     torch.set_num_threads(1)
     name, recipe = load_recipe(options.recipe, options.overrides)
     shape = next((shape for word, shape in SHAPES.items() if word in name), SHAPES["cifar10"])
-    dtype = resolve_precision(recipe.compute.precision, CPU)
-    resolve_normalization("fused", CPU, dtype, threads=1)
+    layers = recipe.trainer_settings().kernel_layers
+    dtype = resolve_arithmetic(replace(recipe.compute, kernels="compiled"), CPU, layers, threads=1).dtype
     module = recipe.model.build(shape, CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = _step(module, shape, options.batch, dtype)
     rates: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(options.rounds):
-        for fused, measured in rates.items():
-            fuse_norms(module, fused=fused)
+        for compiled, measured in rates.items():
+            use_kernels(module, compiled=compiled)
             measured.append(options.batch * _steps_a_second(step, options.seconds))
     print(f"{name}, {precision_name(dtype)}, one core, batches of {options.batch}: images/s")
-    for fused, measured in rates.items():
+    for compiled, measured in rates.items():
         median, low, high = statistics.median(measured), min(measured), max(measured)
-        print(f"  {normalization_name(fused=fused):6} {median:8,.0f} ({low:,.0f} to {high:,.0f})")
+        print(f"  {kernels_name(compiled=compiled):8} {median:8,.0f} ({low:,.0f} to {high:,.0f})")
 
 
 def _step(module: nn.Module, shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> Callable[[], None]:

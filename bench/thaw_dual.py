@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from workload import Workload, serve
 
 from thaw import __version__
 from thaw.data import batches
 from thaw.data.augment import AugmentSettings
-from thaw.data.batches import Batch, BatchSource
 from thaw.data.images import ImageSet, InputSpec
-from thaw.models.blocks import ConvReluPool, learned_parameters
+from thaw.models.blocks import learned_parameters
 from thaw.models.families import PaperSpec
-from thaw.training.compute import ParallelBranches, precision_name, resolve_device, resolve_precision
+from thaw.training.compute import (
+    ComputeSettings,
+    ParallelBranches,
+    precision_name,
+    resolve_arithmetic,
+    resolve_device,
+)
 from thaw.training.engine import StageRun
 from thaw.training.stages import DualSettings, DualStage
 from thaw.training.trainer import TrainingContext, seeded_dual
@@ -35,10 +37,8 @@ FOREVER = 1_000_000
 class Measures:
     """The optimizations that are on; thaw uses all of them."""
 
+    kernels: bool = True
     parallel: bool = True
-    channels_last: bool = True
-    bfloat16: bool = True
-    pool_first: bool = True
     large_chunks: bool = True
     augmented: bool = True
 
@@ -47,37 +47,12 @@ NOTHING = Measures(**{field.name: field.name == "augmented" for field in fields(
 
 VARIANTS: dict[str, Measures] = {
     AS_IT_IS: Measures(),
-    "float32": Measures(bfloat16=False),
+    "operations of torch": Measures(kernels=False),
     "both submodels in one thread after the other": Measures(parallel=False),
-    "channels first (NCHW)": Measures(channels_last=False),
-    "ReLU before pooling": Measures(pool_first=False),
     "augmentation a batch at a time": Measures(large_chunks=False),
     "all of the above": NOTHING,
     "no augmentation (what it costs)": Measures(augmented=False),
 }
-
-
-class ReluThenPool(ConvReluPool):
-    """The block with ReLU before pooling, as in papers; the results are equal."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', (H-2)//2, (W-2)//2]."""
-        return F.max_pool2d(F.relu(self.conv(x)), 2)
-
-
-class ChannelsFirst(BatchSource):
-    """Batches of grayscale images with channels-first strides; with one channel, both orders have the same bytes."""
-
-    def shuffled(self, seed: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        for batch in super().shuffled(seed):
-            views = {view: x.as_strided(x.shape, _channels_first(x)) for view, x in batch.views.items()}
-            yield Batch(views, batch.labels)
-
-
-def _channels_first(x: Tensor) -> tuple[int, int, int, int]:
-    _, _, height, width = x.shape
-    return (height * width, height * width, width, 1)
 
 
 class ThawDual:
@@ -87,7 +62,6 @@ class ThawDual:
         self.workload = workload
         self.device = resolve_device(workload.device)
         self.threads = torch.get_num_threads()
-        self.fast = resolve_precision("auto", self.device)
         images, labels = workload.load()
         classes = tuple(str(label) for label in range(workload.classes))
         self.images = ImageSet(images=images, labels=labels, classes=classes)
@@ -99,30 +73,23 @@ class ThawDual:
         mean, std = (workload.mean,) * channels, (workload.deviation,) * channels
         # ParallelBranches divides the number of threads that it finds, for the whole process.
         torch.set_num_threads(self.threads)
+        compute = ComputeSettings(kernels="auto" if measures.kernels else "torch")
+        arithmetic = resolve_arithmetic(compute, self.device, {"convolution"}, threads=1)
         context = TrainingContext(
             train=self.images,
             validation=_first(self.images, workload.batch_size),
             input_spec=InputSpec(height=height, width=width, channels=channels, mean=mean, std=std),
             seed=0,
             device=self.device,
-            dtype=self.fast if measures.bfloat16 else torch.float32,
+            dtype=arithmetic.dtype,
+            compiled=arithmetic.compiled,
             parallel=ParallelBranches(2 if measures.parallel else 1, self.device),
         )
         dual = seeded_dual(PaperSpec(filters=workload.filters, dropout=workload.dropout), context)
-        if not measures.pool_first:
-            for branch in dual.branches:
-                for unit in branch.children():
-                    if isinstance(unit, ConvReluPool):
-                        unit.__class__ = ReluThenPool
-        if not measures.channels_last:
-            dual.to(memory_format=torch.contiguous_format)
         settings = DualSettings(
             epochs=FOREVER, patience=FOREVER, batch_size=workload.batch_size, learning_rate=workload.learning_rate
         )
-        run = context.run(DualStage(dual, settings), self._augment(measures))
-        if not measures.channels_last:
-            run.train = ChannelsFirst(**{field.name: getattr(run.train, field.name) for field in fields(run.train)})
-        return run
+        return context.run(DualStage(dual, settings), self._augment(measures))
 
     def _augment(self, measures: Measures) -> AugmentSettings:
         workload = self.workload
@@ -142,7 +109,7 @@ class ThawDual:
         return {
             "parameters": learned_parameters(first.stage.module),
             "versions": {"thaw": __version__, "torch": torch.__version__, "numpy": np.__version__},
-            "precision": precision_name(first.dtype),
+            "precision": {name: precision_name(run.dtype) for name, run in self.runs.items()},
             "device": self.device.type,
             "threads": self.threads,
         }

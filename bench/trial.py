@@ -17,7 +17,7 @@ from thaw.data.prepare import prepare
 from thaw.errors import ThawError
 from thaw.graph.lower import layer_table
 from thaw.recipe.recipe import load_recipe
-from thaw.run.context import normalization_of, training_context
+from thaw.run.context import kernels_of, training_context
 from thaw.training.trainer import MultiStageTrainer
 
 
@@ -28,8 +28,8 @@ def main() -> None:
     data = prepare(options.source, recipe.data, seed=options.seed, data_root=options.data_root)
     cost = layer_table(recipe.model, recipe.unify_spec, data.input_spec.shape, len(data.train.classes))
     started = time.perf_counter()
-    normalization = normalization_of(recipe, "auto")
-    with training_context(data, recipe, options.seed, "auto", normalization=normalization) as context:
+    kernels = kernels_of(recipe, "auto")
+    with training_context(data, recipe, options.seed, "auto", kernels=kernels) as context:
         trainer = MultiStageTrainer(recipe.trainer_settings(), context)
         for record in trainer.epochs():
             print(

@@ -126,7 +126,7 @@ def _check_same(runs: Sequence[_Finished]) -> None:
     """Refuse runs that differ in more than their seed."""
     first = runs[0]
     for other in runs[1:]:
-        for what in ("recipe", "overrides", "dataset", "normalization"):
+        for what in ("recipe", "overrides", "dataset", "kernels"):
             if other.metrics[what] != first.metrics[what]:
                 mine, its = shown(first.metrics[what]), shown(other.metrics[what])
                 raise RunError(
@@ -191,7 +191,7 @@ def _card(name: str, best: _Finished, results: Sequence[SeedResult]) -> ZooCard:
         fingerprint=metrics["data"]["fingerprint"],
         device=metrics["device"],
         precision=metrics["precision"],
-        normalization=str(metrics["normalization"]),
+        kernels=str(metrics["kernels"]),
         seconds=round(metrics["seconds"], 1),
         environment=metrics["environment"],
     )

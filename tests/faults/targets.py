@@ -185,7 +185,7 @@ class Asks:
         request, data = prepare_run(TrainRequest.from_dict(open_for_resume(self.run)[1]))
         # It stays open until the process ends.
         context = self.contexts.enter_context(
-            training_context(data, request.recipe, request.seed, "cpu", normalization="torch")
+            training_context(data, request.recipe, request.seed, "cpu", kernels="torch")
         )
         return request, data, context, plan_digest(request, data)
 

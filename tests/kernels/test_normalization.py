@@ -8,34 +8,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_line import assert_same_run, metrics
+from compilers import needs_compiler
 from error_matching import raises
 from safetensors.torch import load
 
-from thaw.errors import MissingDependencyError
 from thaw.host_c import find_compiler
 from thaw.kernels import normalization as kernel
 from thaw.kernels.library import SOURCES, _compiled
 from thaw.kernels.normalization import can_fuse, compiled
-from thaw.models.blocks import Norm, fuse_norms
+from thaw.models.blocks import Norm, use_kernels
 from thaw.models.families import LoopedSpec, ResidualSpec, SeparableSpec
 from thaw.recipe.recipe import load_recipe
 from thaw.run.cross_validation import EpochDone
 from thaw.run.pipeline import resume_run, start_run
 from thaw.run.request import TrainRequest
-from thaw.training.compute import ComputeSettings, autocast, resolve_normalization
+from thaw.training.compute import ComputeSettings, autocast, kernels_name, resolve_arithmetic
 
 CPU = torch.device("cpu")
 AFTER = ("nothing", "relu", "add relu", "relu add")
 # Rounding error of one result, with 24 bits and with 8 bits.
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
-
-try:
-    find_compiler()
-except MissingDependencyError:
-    HAS_COMPILER = False
-else:
-    HAS_COMPILER = True
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs a C compiler: apt-get install gcc libc6-dev")
 
 
 def channels_last(*shape, dtype, seed=0, mean=0.0):
@@ -73,7 +65,7 @@ def test_values_and_gradients_agree_with_torch(shape, dtype, after):
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(-1.2, 1.5, shape[1]))
         norm.bias.copy_(torch.linspace(0.4, -0.3, shape[1]))
-    norm.fused = True
+    norm.compiled = True
     assert can_fuse(x, shortcut)
     leaves = [each for each in (x, shortcut) if each is not None]
     for leaf in leaves:
@@ -101,7 +93,7 @@ def test_values_and_gradients_agree_with_torch(shape, dtype, after):
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_running_statistics_agree_with_torch(dtype):
     norms = [Norm(6), Norm(6)]
-    norms[1].fused = True
+    norms[1].compiled = True
     for seed in range(3):
         x = channels_last(4, 6, 5, 5, dtype=dtype, seed=seed, mean=2.0)
         for norm in norms:
@@ -114,7 +106,7 @@ def test_running_statistics_agree_with_torch(dtype):
 def test_small_variance_with_a_large_mean_is_accurate():
     x = channels_last(8, 4, 16, 16, dtype=torch.float32) + 100.0
     norm = Norm(4)
-    norm.fused = True
+    norm.compiled = True
     assert torch.allclose(norm(x).var((0, 2, 3)), torch.ones(4), atol=0.02)
 
 
@@ -124,7 +116,7 @@ def test_outliers_in_the_first_rows_do_not_spoil_statistics(place):
     x = channels_last(64, 16, 32, 32, dtype=torch.float32)
     x[place] = 100.0
     norm = Norm(16)
-    norm.fused = True
+    norm.compiled = True
     y = norm(x)
     expected = in_torch(x.double(), norm.weight.double(), norm.bias.double(), "nothing", None)
     assert (y - expected).abs().max() < 1e-5 * expected.abs().max()
@@ -136,7 +128,7 @@ def test_gradients_in_any_layout():
     shortcut = channels_last(4, 6, 5, 3, dtype=torch.float32, seed=1).requires_grad_()
     dy = channels_last(4, 6, 5, 3, dtype=torch.float32, seed=2)
     norm = Norm(6)
-    norm.fused = True
+    norm.compiled = True
     wanted = torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], dy)
     assert all(
         map(torch.equal, torch.autograd.grad(norm(x, "add relu", shortcut), [x, shortcut], dy.contiguous()), wanted)
@@ -158,7 +150,7 @@ def test_shortcut_is_required_if_and_only_if_one_is_added():
 @needs_compiler
 def test_constant_input_and_nan():
     norm = Norm(2)
-    norm.fused = True
+    norm.compiled = True
     constant = torch.full((2, 2, 4, 4), 3.0).to(memory_format=torch.channels_last)
     assert norm(constant).abs().max() < 1e-3
     for dtype in ROUNDING:
@@ -167,6 +159,11 @@ def test_constant_input_and_nan():
         for after in ("nothing", "relu"):
             # A loss that is not finite must be visible.
             assert norm(broken, after)[:, 0].isnan().all()
+
+
+def computed(kernels, device=CPU, precision="float32", *, threads=1):
+    settings = ComputeSettings(kernels=kernels, precision=precision)
+    return resolve_arithmetic(settings, device, {"normalization"}, threads=threads)
 
 
 FAMILIES = {
@@ -183,7 +180,7 @@ def test_network_trains_equally_with_and_without_fusion(family, dtype, monkeypat
     torch.manual_seed(0)
     modules = [FAMILIES[family].build((16, 16, 3), 5).to(memory_format=torch.channels_last)]
     modules.append(copy.deepcopy(modules[0]))
-    fuse_norms(modules[1], fused=True)
+    use_kernels(modules[1], compiled=True)
     calls = []
     monkeypatch.setattr("thaw.models.blocks.normalize", lambda *args: calls.append(args) or kernel.normalize(*args))
     x = channels_last(8, 3, 16, 16, dtype=torch.float32)
@@ -206,7 +203,7 @@ def test_evaluation_uses_torch():
     norm = Norm(4).eval()
     x = channels_last(2, 4, 3, 3, dtype=torch.float32)
     before = norm(x, "relu")
-    norm.fused = True
+    norm.compiled = True
     assert torch.equal(norm(x, "relu"), before)
 
 
@@ -226,22 +223,22 @@ def test_unsupported_input_uses_torch():
 @needs_compiler
 def test_unsupported_layout_gives_the_same_result():
     norm = Norm(4)
-    norm.fused = True
+    norm.compiled = True
     x = channels_last(3, 4, 6, 5, dtype=torch.float32)
     assert torch.allclose(norm(x, "relu"), norm(x.contiguous(), "relu"), atol=1e-5)
 
 
 def test_settings():
-    with raises("usage", "ComputeSettings.normalization = 'fast'", "auto, fused, torch"):
-        ComputeSettings(normalization="fast")
-    assert not resolve_normalization("torch", CPU, torch.float32, threads=1)
-    assert not resolve_normalization("auto", torch.device("cuda"), torch.float32, threads=1)
+    with raises("usage", "ComputeSettings.kernels = 'fast'", "auto, compiled, torch"):
+        ComputeSettings(kernels="fast")
+    assert not computed("torch", CPU, "float32", threads=1).compiled
+    assert not computed("auto", torch.device("cuda"), "float32", threads=1).compiled
     # The C has one thread, torch's operations have several.
-    assert not resolve_normalization("auto", CPU, torch.float32, threads=8)
+    assert not computed("auto", CPU, "float32", threads=8).compiled
     with raises("usage", "cuda"):
-        resolve_normalization("fused", torch.device("cuda"), torch.float32, threads=1)
-    with raises("usage", "auto, fused, torch"):
-        resolve_normalization("C", CPU, torch.float32, threads=1)
+        computed("compiled", torch.device("cuda"), "float32", threads=1)
+    with raises("usage", "auto, compiled, torch"):
+        computed("C", CPU, "float32", threads=1)
 
 
 @pytest.fixture
@@ -257,9 +254,9 @@ def nothing_compiled():
 def test_missing_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert not resolve_normalization("auto", CPU, torch.bfloat16, threads=1)
-    with raises("missing-dependency", "compute.normalization=torch"):
-        resolve_normalization("fused", CPU, torch.bfloat16, threads=1)
+    assert not computed("auto", CPU, "bfloat16", threads=1).compiled
+    with raises("missing-dependency", "compute.kernels=torch"):
+        computed("compiled", CPU, "bfloat16", threads=1)
 
 
 @pytest.mark.usefixtures("nothing_compiled")
@@ -269,9 +266,9 @@ def test_broken_compiler(monkeypatch, tmp_path, script):
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert not resolve_normalization("auto", CPU, torch.bfloat16, threads=1)
+    assert not computed("auto", CPU, "bfloat16", threads=1).compiled
     with raises("missing-dependency", "normalization.c cannot be compiled"):
-        resolve_normalization("fused", CPU, torch.bfloat16, threads=1)
+        computed("compiled", CPU, "bfloat16", threads=1)
 
 
 @needs_compiler
@@ -281,7 +278,7 @@ def test_unknown_processor_flags_are_retried(monkeypatch, tmp_path):
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {find_compiler()} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert resolve_normalization("fused", CPU, torch.float32, threads=9)
+    assert computed("compiled", CPU, "float32", threads=9).compiled
 
 
 def test_constants_agree_with_the_c_source():
@@ -313,41 +310,32 @@ qat_threshold = 100
 def test_run_records_its_implementation_and_repeats_its_bits(call, tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     weights, said = {}, {}
-    for name, normalization in (("first", "auto"), ("second", "fused"), ("third", "torch")):
-        words = ["--recipe", "small.toml", "--set", f"compute.normalization={normalization}", "--out", name]
+    for name, kernels in (("first", "auto"), ("second", "compiled"), ("third", "torch")):
+        words = ["--recipe", "small.toml", "--set", f"compute.kernels={kernels}", "--out", name]
         code, _, err = call("train", "digits", *words)
         assert code == 0, err
         weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
         said[name] = metrics(tmp_path / name)
-    assert [said[name]["normalization"] for name in weights] == ["fused", "fused", "torch"]
+    assert [said[name]["kernels"] for name in weights] == ["compiled", "compiled", "torch"]
     tensors = {name: load(content) for name, content in weights.items()}
     assert all(torch.equal(tensor, tensors["second"][name]) for name, tensor in tensors["first"].items())
     assert any(not torch.equal(tensor, tensors["third"][name]) for name, tensor in tensors["first"].items())
     assert abs(said["first"]["validation"]["accuracy"] - said["third"]["validation"]["accuracy"]) < 0.1
 
 
-def test_papers_network_has_nothing_to_fuse(call, tmp_path, monkeypatch):
-    monkeypatch.setattr("thaw.training.compute.compiled", lambda _: pytest.fail("compiled although nothing uses it"))
-    overrides = ["dual.epochs=1", 'unfreeze.steps=[{unit="head", epochs=1}]', "quantize.qat_threshold=100"]
-    options = [word for override in overrides for word in ("--set", override)]
-    code, _, err = call("train", "digits", *options, "--out", "run")
-    assert code == 0, err
-    assert metrics(tmp_path / "run")["normalization"] == "torch"
-
-
 @needs_compiler
-@pytest.mark.parametrize("kept", ["fused", "torch"])
+@pytest.mark.parametrize("kept", ["compiled", "torch"])
 def test_resumed_run_uses_the_same_implementation(tmp_path, monkeypatch, kept):
     (tmp_path / "small.toml").write_text(RECIPE)
-    name, recipe = load_recipe(str(tmp_path / "small.toml"), [f"compute.normalization={kept}"])
+    name, recipe = load_recipe(str(tmp_path / "small.toml"), [f"compute.kernels={kept}"])
     request = TrainRequest(source="digits", recipe_name=name, recipe=recipe)
     list(start_run(request, out=tmp_path / "whole"))
     begun = start_run(request, out=tmp_path / "begun")
     next(event for event in begun if isinstance(event, EpochDone))
     begun.close()
     # The choice of the current machine does not matter.
-    other = kept != "fused"
-    monkeypatch.setattr("thaw.run.context.resolve_normalization", lambda *_, **__: other)
+    other = kept != "compiled"
+    monkeypatch.setattr("thaw.run.pipeline.kernels_of", lambda *_: kernels_name(compiled=other))
     list(resume_run(tmp_path / "begun"))
-    assert metrics(tmp_path / "begun")["normalization"] == kept
+    assert metrics(tmp_path / "begun")["kernels"] == kept
     assert_same_run(tmp_path / "begun", tmp_path / "whole")

@@ -231,7 +231,7 @@ def test_interval_over_seeds():
     assert (mean, half) == (pytest.approx(0.93), pytest.approx(12.7062 * np.std([0.9, 0.96], ddof=1) / np.sqrt(2)))
 
 
-@pytest.mark.parametrize("name", ["precision", "normalization", "device"])
+@pytest.mark.parametrize("name", ["precision", "kernels", "device"])
 def test_rejects_runs_that_were_computed_differently(ablation, tmp_path, name):
     runs = [StudyRun(title="", path=tmp_path / each, request=None) for each in ("plain-seed4", "distil-seed4")]
     for run in runs:

@@ -229,7 +229,7 @@ def run_of(
         "command": "thaw train digits --recipe paper --seed 1 --folds 5",
         "device": "cpu",
         "precision": "float32",
-        "normalization": "torch",
+        "kernels": "torch",
         "seconds": 61.5,
         "environment": environment("cpu"),
         "files": {"recipe": "recipe.toml"},

@@ -87,7 +87,7 @@ def describe(card: ZooCard) -> list[tuple[str, str]]:
     height, width, channels = (card.input[key] for key in ("height", "width", "channels"))
     machine = card.environment
     litert = "" if card.litert_bytes is None else f"; LiteRT file {card.litert_bytes:,} bytes"
-    trained = f"{machine['cpu']}, {card.device}, {card.precision}, {card.normalization} normalization"
+    trained = f"{machine['cpu']}, {card.device}, {card.precision}, {card.kernels} kernels"
     return [
         ("model", f"zoo:{card.name}"),
         ("data set", f"{card.dataset}, {len(card.classes)} classes, input {height}x{width}x{channels}"),

@@ -39,7 +39,7 @@ def load_library(source: str, signatures: Signatures, flags: Sequence[str] = ())
         reason = str(error).splitlines()[0]
         raise MissingDependencyError(
             f"{source} cannot be compiled: {reason}\n"
-            "on Debian and Ubuntu: apt-get install gcc libc6-dev; or train with compute.normalization=torch"
+            "on Debian and Ubuntu: apt-get install gcc libc6-dev; or train with compute.kernels=torch"
         ) from error
     return library
 

@@ -44,7 +44,7 @@ _USED: Mapping[str, _Check] = {
     "seconds": _NUMBER,
     "device": _TEXT,
     "precision": _TEXT,
-    "normalization": _TEXT,
+    "kernels": _TEXT,
     "environment": ("an object", lambda value: isinstance(value, dict)),
     "stages": ("a list", lambda value: isinstance(value, list)),
 }

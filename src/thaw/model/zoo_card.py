@@ -96,7 +96,7 @@ class ZooCard:
         fingerprint: fingerprint of the data.
         device: training device, "cpu" or "cuda".
         precision: dtype of the convolutions in training.
-        normalization: how normalization was computed in training, "fused" or "torch".
+        kernels: what computed the training, "compiled" kernels or "torch" alone.
         seconds: training time of this model.
         environment: versions and hardware, as `thaw.evidence.environment.environment` returns them.
     """
@@ -122,7 +122,7 @@ class ZooCard:
     fingerprint: StrictStr
     device: StrictStr
     precision: StrictStr
-    normalization: StrictStr
+    kernels: StrictStr
     seconds: Annotated[Real, Field(ge=0)]
     environment: Mapping[StrictStr, Any]
 

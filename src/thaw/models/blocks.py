@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thaw.kernels import conv_relu_pool
 from thaw.kernels.normalization import After, Running, can_fuse, normalize
 
 Pooling = Literal["max", "average"]
@@ -29,14 +30,21 @@ class ConvReluPool(nn.Module):
 
     Papers put the ReLU before the pooling. Both orders give the same result, since ReLU is monotone, and this one
     applies it to a quarter of the values.
+
+    Attributes:
+        compiled: use compiled C for inputs that it supports (see `thaw.kernels.conv_relu_pool`).
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
+        self.compiled = False
         self.conv = nn.Conv2d(channels_in, channels_out, kernel_size=3)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', (H-2)//2, (W-2)//2]."""
+        weight, bias = self.conv.weight, self.conv.bias
+        if self.compiled and bias is not None and conv_relu_pool.can_compute(x, weight):
+            return conv_relu_pool.conv_relu_pool(x, weight, bias)
         return F.relu(F.max_pool2d(self.conv(x), 2))
 
     @staticmethod
@@ -135,13 +143,13 @@ class Norm(nn.Module):
             stores the weights once.
 
     Attributes:
-        fused: in training mode, use compiled C for inputs that it supports (see `thaw.kernels.normalization`).
+        compiled: in training mode, use compiled C for inputs that it supports (see `thaw.kernels.normalization`).
     """
 
     def __init__(self, channels: int, *, positive: bool = False) -> None:
         super().__init__()
         self.positive = positive
-        self.fused = False
+        self.compiled = False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running_mean: Tensor
@@ -165,7 +173,7 @@ class Norm(nn.Module):
             "a shortcut is given if and only if it is added"
         )
         scale = self.scale
-        if self.fused and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
+        if self.compiled and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
             running = Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
             return normalize(x, scale, self.bias, running, after, shortcut)
         y = F.batch_norm(
@@ -360,11 +368,11 @@ def learned_parameters(module: nn.Module) -> int:
     )
 
 
-def fuse_norms(module: nn.Module, *, fused: bool) -> None:
-    """Make all normalizations of `module` train in compiled C, or in torch."""
+def use_kernels(module: nn.Module, *, compiled: bool) -> None:
+    """Make the blocks of `module` that have compiled kernels use them, or torch's operations."""
     for part in module.modules():
-        if isinstance(part, Norm):
-            part.fused = fused
+        if isinstance(part, (ConvReluPool, Norm)):
+            part.compiled = compiled
 
 
 def dropouts(module: nn.Module) -> list[tuple[str, Dropout]]:

@@ -19,6 +19,7 @@ from pydantic import Field, StrictBool, model_validator
 from torch import nn
 
 from thaw.errors import UsageError
+from thaw.kernels import KernelLayer
 from thaw.models.blocks import (
     ConvNorm,
     ConvReluPool,
@@ -54,7 +55,7 @@ class PaperSpec:
     """The submodel of arXiv 2501.15547: twice 3x3 convolution, pooling and ReLU, then dropout and a dense layer."""
 
     units: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense")
-    normalized: ClassVar[bool] = False
+    kernel_layer: ClassVar[KernelLayer] = "convolution"
     width_step: ClassVar[int] = 1
 
     family: Literal["paper"] = "paper"
@@ -121,7 +122,7 @@ class _BlockSpec(ABC):
     """
 
     width_step: ClassVar[int] = 4
-    normalized: ClassVar[bool] = True
+    kernel_layer: ClassVar[KernelLayer] = "normalization"
 
     family: str
     """The network's family."""
@@ -222,7 +223,7 @@ class LoopedSpec:
     """
 
     width_step: ClassVar[int] = 4
-    normalized: ClassVar[bool] = True
+    kernel_layer: ClassVar[KernelLayer] = "normalization"
 
     family: Literal["looped"] = "looped"
     """The network's family."""

@@ -4,47 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from thaw.data.prepare import PreparedData
 from thaw.recipe.recipe import Recipe
 from thaw.training.compute import (
     PARALLEL_BRANCHES,
+    Arithmetic,
+    KernelsName,
     ParallelBranches,
-    normalization_name,
+    kernels_name,
+    resolve_arithmetic,
     resolve_device,
-    resolve_normalization,
-    resolve_precision,
     thread_count,
 )
 from thaw.training.trainer import TrainingContext
 
 
-def normalization_of(recipe: Recipe, device: str) -> str:
-    """Return how normalization is computed in training, "fused" or "torch", on device "auto", "cpu" or "cuda".
+def kernels_of(recipe: Recipe, device: str) -> KernelsName:
+    """Return what computes a training, "compiled" kernels or "torch" alone, on device "auto", "cpu" or "cuda".
 
     Raises:
-        UsageError: for "fused" on a GPU.
-        MissingDependencyError: for "fused" without a C compiler.
+        UsageError: for "compiled" on a GPU.
+        MissingDependencyError: for "compiled" without a C compiler.
     """
-    found = resolve_device(device)
-    fused = recipe.trainer_settings().normalized and resolve_normalization(
-        recipe.compute.normalization,
-        found,
-        resolve_precision(recipe.compute.precision, found),
-        threads=max(1, thread_count() // PARALLEL_BRANCHES),
-    )
-    return normalization_name(fused=fused)
+    return kernels_name(compiled=_arithmetic(recipe, device, recipe.compute.kernels).compiled)
+
+
+def _arithmetic(recipe: Recipe, device: str, kernels: KernelsName) -> Arithmetic:
+    layers = recipe.trainer_settings().kernel_layers
+    share = max(1, thread_count() // PARALLEL_BRANCHES)
+    return resolve_arithmetic(replace(recipe.compute, kernels=kernels), resolve_device(device), layers, threads=share)
 
 
 @contextmanager
 def training_context(
-    data: PreparedData, recipe: Recipe, seed: int, device: str, *, normalization: str
+    data: PreparedData, recipe: Recipe, seed: int, device: str, *, kernels: KernelsName
 ) -> Iterator[TrainingContext]:
     """Open the training context for `data` on device "auto", "cpu" or "cuda". Its threads end with the context.
 
-    `normalization` is the result of `normalization_of` when training began.
+    `kernels` is what `kernels_of` returned when training started.
+
+    Raises:
+        UsageError: for "compiled" on a GPU.
+        MissingDependencyError: for "compiled" without a C compiler.
     """
-    found = resolve_device(device)
+    found, arithmetic = resolve_device(device), _arithmetic(recipe, device, kernels)
     with ParallelBranches(PARALLEL_BRANCHES, found) as parallel:
         yield TrainingContext(
             train=data.train,
@@ -52,8 +57,8 @@ def training_context(
             input_spec=data.input_spec,
             seed=seed,
             device=found,
-            dtype=resolve_precision(recipe.compute.precision, found),
+            dtype=arithmetic.dtype,
             parallel=parallel,
-            fused=normalization == normalization_name(fused=True),
+            compiled=arithmetic.compiled,
             loss=recipe.loss,
         )

@@ -19,7 +19,7 @@ from thaw.run.cross_validation import FoldDone, fold_summary
 from thaw.run.findings import run_findings
 from thaw.run.quantization import QuantizationResult, compare_on_test
 from thaw.run.request import TrainRequest
-from thaw.training.compute import normalization_name, precision_name, threads
+from thaw.training.compute import kernels_name, precision_name, threads
 from thaw.training.trainer import MultiStageTrainer
 
 _LATENCY_BATCH = 256
@@ -79,7 +79,7 @@ def measure(  # noqa: PLR0913, PLR0917 - everything that a run made
         "command": encodable(request.command),
         "device": str(context.device.type),
         "precision": precision_name(context.dtype),
-        "normalization": normalization_name(fused=context.fused),
+        "kernels": kernels_name(compiled=context.compiled),
         "seconds": seconds,
         "environment": environment(str(context.device.type)),
         "files": {

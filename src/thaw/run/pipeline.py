@@ -34,7 +34,7 @@ from thaw.graph.lower import layer_table
 from thaw.model.model import Model
 from thaw.model.training_images import write_seen
 from thaw.run.checkpoints import check_data, plan_digest, restore, save
-from thaw.run.context import normalization_of, training_context
+from thaw.run.context import kernels_of, training_context
 from thaw.run.cross_validation import EpochDone, cross_validate
 from thaw.run.events import Begun, Event, Finished, Int8Done, Started
 from thaw.run.folder import RunFolder, create, locked, open_for_resume
@@ -44,7 +44,7 @@ from thaw.run.report import ReportPictures, write_report
 from thaw.run.request import TrainRequest
 from thaw.run.resolve import settle_run
 from thaw.seeds import derive
-from thaw.training.compute import normalization_name, resolve_device, thread_count, threads
+from thaw.training.compute import KernelsName, kernels_name, resolve_device, thread_count, threads
 from thaw.training.pace import seconds_per_epoch
 from thaw.training.trainer import MultiStageTrainer
 
@@ -72,13 +72,13 @@ def start_run(
     stored = request.as_dict() | {
         "fingerprint": data.fingerprint,
         "threads": thread_count(),
-        "normalization": normalization_of(request.recipe, request.device),
+        "kernels": kernels_of(request.recipe, request.device),
     }
     folder = create(out, f"{data.name}-{request.recipe_name}", overwrite=overwrite)
     with locked(folder):
         folder.begin(stored)
         yield Begun(folder.path)
-        yield from _run(folder, request, data, stored["normalization"])
+        yield from _run(folder, request, data, stored["kernels"])
 
 
 def resume_run(
@@ -104,16 +104,16 @@ def resume_run(
                 f"the data of {path} have changed since the run started; start a new run with thaw train",
                 code="run-data",
             )
-        # The last bits of a sum depend on the number of threads and on the implementation of normalization.
+        # The last bits of a sum depend on the number of threads and on the kernels.
         with threads(stored["threads"]):
-            yield from _run(folder, request, data, stored.get("normalization") or normalization_name(fused=False))
+            yield from _run(folder, request, data, stored.get("kernels") or kernels_name(compiled=False))
 
 
 def _run(
-    folder: RunFolder, request: TrainRequest, data: PreparedData, normalization: str
+    folder: RunFolder, request: TrainRequest, data: PreparedData, kernels: KernelsName
 ) -> Generator[Event, None, None]:
     started, recipe = time.perf_counter(), request.recipe
-    with training_context(data, recipe, request.seed, request.device, normalization=normalization) as context:
+    with training_context(data, recipe, request.seed, request.device, kernels=kernels) as context:
         # Network and stages.
         trainer = MultiStageTrainer(recipe.trainer_settings(), context)
         plan = plan_digest(request, data)
@@ -175,6 +175,6 @@ def _model(request: TrainRequest, data: PreparedData, trainer: MultiStageTrainer
 def quantize_run(model: Model, data: PreparedData, request: TrainRequest) -> tuple[Graph, GraphHeader]:
     """Quantize a finished run again, with the same result, because the file of its int8 graph is missing."""
     # An int8 graph has no normalization.
-    with training_context(data, request.recipe, request.seed, request.device, normalization="torch") as context:
+    with training_context(data, request.recipe, request.seed, request.device, kernels="torch") as context:
         int8 = result_of(quantize_model(model, context, request.recipe.quantize, request.recipe.augment))
         return int8.graph, int8_header(model, int8)

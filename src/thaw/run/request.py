@@ -33,7 +33,7 @@ _STORED_TYPES: dict[str, type | types.UnionType] = {
     "command": str,
     "fingerprint": str,
     "threads": int,
-    "normalization": str | None,
+    "kernels": str | None,
 }
 
 

@@ -27,7 +27,7 @@ from thaw.model.probabilities import network_probabilities
 from thaw.models.stages import Shape
 from thaw.recipe.candidates import Candidate
 from thaw.recipe.recipe import Recipe
-from thaw.run.context import normalization_of, training_context
+from thaw.run.context import kernels_of, training_context
 from thaw.seeds import derive, numpy_generator
 from thaw.training.loss import Score
 from thaw.training.trainer import MultiStageTrainer
@@ -133,8 +133,8 @@ def run_trials(plan: TrialPlan, recipe: Recipe, seed: int, device: str) -> Itera
 
 def _hits(data: PreparedData, recipe: Recipe, seed: int, device: str) -> npt.NDArray[np.bool_]:
     """Train a network; return whether it classifies each validation image correctly, bool [N], or False on failure."""
-    normalization = normalization_of(recipe, device)
-    with training_context(data, recipe, seed, device, normalization=normalization) as context:
+    kernels = kernels_of(recipe, device)
+    with training_context(data, recipe, seed, device, kernels=kernels) as context:
         trainer = MultiStageTrainer(recipe.trainer_settings(), context)
         try:
             deque(trainer.epochs(), maxlen=0)

@@ -101,7 +101,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
         "stages": base.stage_epochs(),
         "arms": [_compare(arm, metrics, outcomes) for arm in arms],
         "test_count": found[0]["test"]["count"],
-        **{key: found[0][key] for key in ("precision", "normalization", "environment")},
+        **{key: found[0][key] for key in ("precision", "kernels", "environment")},
     }
     write_document(out / f"{_FILES[study]}.json", result)
     write_atomically(out / f"{_FILES[study]}.md", page(result))

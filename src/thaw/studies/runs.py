@@ -17,7 +17,7 @@ from thaw.run.pipeline import resume_run, start_run
 from thaw.run.request import TrainRequest
 
 # Runs with different values of these cannot be compared or averaged.
-_COMPARABLE = ("device", "precision", "normalization")
+_COMPARABLE = ("device", "precision", "kernels")
 
 
 @dataclass(frozen=True, kw_only=True)

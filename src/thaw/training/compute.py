@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, TypeVar, get_args
 
 import torch
 
 from thaw.errors import MissingDependencyError, UsageError
-from thaw.kernels.normalization import compiled
+from thaw.kernels import KernelLayer, conv_relu_pool, normalization
 from thaw.plain import checked_dataclass
 from thaw.quoting import shown
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
 ComputePrecision = Literal["auto", "float32", "bfloat16"]
-Normalization = Literal["auto", "fused", "torch"]
+KernelsName = Literal["auto", "compiled", "torch"]
 
 PARALLEL_BRANCHES = 2
 """Branches of a network, or parts of a batch, that are computed at the same time."""
 
-# The fused C code uses one thread. With more threads per operation, torch is assumed to be faster.
-_FUSED_THREADS = 2
+# The compiled normalization uses one thread. With more threads per operation, torch is assumed to be faster.
+_NORMALIZATION_THREADS = 2
 
 
 @checked_dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,11 @@ class ComputeSettings:
     """The arithmetic of training."""
 
     precision: ComputePrecision = "auto"
-    """Precision of convolutions: "float32", "bfloat16", or "auto" (bfloat16 if the hardware supports it)."""
-    normalization: Normalization = "auto"
-    """Implementation of normalization layers: "fused" (with the layers after them, in C compiled when training
-    starts), "torch", or "auto" (fused if that is faster and a C compiler is installed)."""
+    """Precision of convolutions: "float32", "bfloat16", or "auto" (bfloat16 if the hardware supports it, except where
+    compiled kernels compute all convolutions, in float32)."""
+    kernels: KernelsName = "auto"
+    """Implementation of the layers that have C kernels: "compiled" (in C that is compiled when training starts),
+    "torch", or "auto" (compiled if that is faster and a C compiler is installed)."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -68,40 +70,65 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in _cpu_features() else torch.float32
 
 
-def resolve_normalization(name: str, device: torch.device, dtype: torch.dtype, *, threads: int) -> bool:
-    """Return whether to use fused normalization; if so, its C code for feature maps of `dtype` is compiled here.
+@dataclass(frozen=True)
+class Arithmetic:
+    """What computes a training.
 
-    "auto" selects it on a CPU with at most two threads per operation (the C code uses one), if it compiles.
+    Attributes:
+        compiled: whether layers that have compiled kernels use them.
+        dtype: dtype of the convolutions.
+    """
+
+    compiled: bool
+    dtype: torch.dtype
+
+
+def resolve_arithmetic(
+    settings: ComputeSettings, device: torch.device, layers: Collection[KernelLayer], *, threads: int
+) -> Arithmetic:
+    """Return what computes networks with these layers on this machine; kernels are compiled here.
+
+    "auto" selects compiled kernels on a CPU if they compile; for normalization, with at most two threads per operation
+    (the C uses one). Compiled convolutions are float32, and faster than torch's in bfloat16. So with "auto", the
+    precision is float32 if all convolutions are compiled, and otherwise as in `resolve_precision`.
 
     Args:
-        name: the setting `compute.normalization`.
+        settings: "auto", or what `kernels_name` returned when the training began.
         device: where training computes.
-        dtype: dtype of the convolutions.
+        layers: layers of the networks that train, of those that have kernels.
         threads: number of threads per torch operation.
 
     Raises:
-        UsageError: for an unknown name, or for "fused" on a GPU.
-        MissingDependencyError: for "fused" without a working C compiler.
+        UsageError: for "compiled" on a GPU.
+        MissingDependencyError: for "compiled" without a working C compiler.
     """
-    if name not in get_args(Normalization):
-        raise UsageError(f"normalization {shown(name)}: expected one of {', '.join(get_args(Normalization))}")
-    pays = device.type == "cpu" and threads <= _FUSED_THREADS
-    if name == "torch" or (name == "auto" and not pays):
-        return False
+    torchs = Arithmetic(compiled=False, dtype=resolve_precision(settings.precision, device))
+    only_convolutions = set(layers) == {"convolution"}
+    convolutions = torchs.dtype == torch.float32 or (settings.precision == "auto" and only_convolutions)
+    dtype = torch.float32 if only_convolutions and convolutions else torchs.dtype
+    compile_sources: dict[KernelLayer, Callable[[], object]] = {
+        "normalization": lambda: normalization.compiled(dtype),
+        **({"convolution": conv_relu_pool.compiled} if convolutions else {}),
+    }
+    wanted = [compile_sources[layer] for layer in layers if layer in compile_sources]
+    pays = device.type == "cpu" and ("normalization" not in layers or threads <= _NORMALIZATION_THREADS)
+    if not wanted or settings.kernels == "torch" or (settings.kernels == "auto" and not pays):
+        return torchs
     if device.type != "cpu":
-        raise UsageError(f'compute.normalization "fused" is not available on {device.type}; use "auto" or "torch"')
+        raise UsageError(f'compute.kernels "compiled" is not available on {device.type}; use "auto" or "torch"')
     try:
-        compiled(dtype)
+        for compile_source in wanted:
+            compile_source()
     except MissingDependencyError:
-        if name == "fused":
+        if settings.kernels == "compiled":
             raise
-        return False
-    return True
+        return torchs
+    return Arithmetic(compiled=True, dtype=dtype)
 
 
-def normalization_name(*, fused: bool) -> str:
-    """Return "fused" or "torch"."""
-    return "fused" if fused else "torch"
+def kernels_name(*, compiled: bool) -> KernelsName:
+    """Return "compiled" or "torch"."""
+    return "compiled" if compiled else "torch"
 
 
 def precision_name(dtype: torch.dtype) -> str:

@@ -24,7 +24,8 @@ from thaw.data.balance import class_counts
 from thaw.data.batches import BatchSource, View
 from thaw.data.images import ImageSet, InputSpec
 from thaw.errors import ModelFileError, UsageError
-from thaw.models.blocks import dropouts, fuse_norms
+from thaw.kernels import KernelLayer
+from thaw.models.blocks import dropouts, use_kernels
 from thaw.models.families import FamilySpec
 from thaw.models.unify import DualModel, UnifiedModel, UnifySpec, average, build_dual, unify
 from thaw.plain import Real, Whole, from_plain
@@ -80,9 +81,10 @@ class TrainerSettings:
                 return {"teacher": self.distil.teacher_epochs, "student": self.plain.epochs}
 
     @property
-    def normalized(self) -> bool:
-        """Whether a network that trains has normalizations."""
-        return self.model.normalized or (self.method == "distil" and self.distil.model.normalized)
+    def kernel_layers(self) -> frozenset[KernelLayer]:
+        """The layers that have compiled kernels in the networks that train."""
+        specs = [self.model, *([self.distil.model] if self.method == "distil" else [])]
+        return frozenset(spec.kernel_layer for spec in specs)
 
     @property
     def unify_spec(self) -> UnifySpec | None:
@@ -102,7 +104,7 @@ class TrainingContext:
         device: where training computes.
         dtype: dtype of convolutions.
         parallel: runs independent branches at the same time.
-        fused: whether normalization is fused with the operations after it (`thaw.kernels.normalization`).
+        compiled: whether to use compiled kernels (`thaw.kernels`).
         loss: class weights, and the figure that selects the best epoch.
     """
 
@@ -113,7 +115,7 @@ class TrainingContext:
     device: torch.device
     dtype: torch.dtype
     parallel: ParallelBranches
-    fused: bool = False
+    compiled: bool = False
     loss: LossSettings = field(default_factory=LossSettings)
 
     @property
@@ -146,15 +148,15 @@ class TrainingContext:
         if next(module.buffers(), None) is None:
             return
         module.train()
-        # Use float32, for which the fused normalization may not have been compiled.
-        fuse_norms(module, fused=False)
+        # Use float32, for which the kernels may not have been compiled.
+        use_kernels(module, compiled=False)
         for _, dropout in dropouts(module):
             dropout.eval()
         batches = self._source(self.train, batch_size, AugmentSettings()).shuffled(derive(self.seed, "statistics"))
         with torch.no_grad():
             for batch in islice(batches, _STATISTICS_BATCHES):
                 module(batch.views["original"])
-        fuse_norms(module, fused=self.fused)
+        use_kernels(module, compiled=self.compiled)
 
     def _source(
         self, images: ImageSet, batch_size: int, augment: AugmentSettings, views: tuple[View, ...] = ("original",)
@@ -169,8 +171,8 @@ class TrainingContext:
         )
 
     def place(self, module: nn.Module) -> None:
-        """Move a module to the device, in channels-last order, with its normalizations fused or not."""
-        fuse_norms(module, fused=self.fused)
+        """Move a module to the device, in channels-last order, with compiled kernels or not."""
+        use_kernels(module, compiled=self.compiled)
         # The type stubs of torch lack memory_format.
         module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -271,6 +273,8 @@ class MultiStageTrainer:
                 self.progress.submodel_hits = self._run.best.hits
             if self._index + 1 >= len(self._names):
                 self.network.requires_grad_(False).eval()
+                # Whatever trained it, what is measured and exported is torch's network.
+                use_kernels(self.network, compiled=False)
                 return
             self._index += 1
             self._run = self._begin(self._index)
