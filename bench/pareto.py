@@ -21,7 +21,7 @@ from pareto_plot import Point, draw
 from thaw.errors import RunError, ThawError, UsageError
 from thaw.files import read_document, write_atomically
 from thaw.graph.lower import layer_table
-from thaw.model.zoo_card import ZooCard, read_cards
+from thaw.model.zoo_card import ZooCard, zoo_cards
 from thaw.quoting import markdown_code, markdown_text
 from thaw.recipe.recipe import load_recipe
 from thaw.studies.reproduce import PUBLISHED, RECIPE
@@ -54,7 +54,7 @@ def collect(reproduction: Path | None = None) -> tuple[Point, ...]:
     Raises:
         RunError: if that cannot be read.
     """
-    zoo = [_of_card(card) for card in read_cards() if card.dataset in PUBLISHED]
+    zoo = [_of_card(card) for card in zoo_cards() if card.dataset in PUBLISHED]
     mine = [] if reproduction is None else _reproduced(reproduction)
     return (*zoo, *mine, *_paper(), *public_results())
 

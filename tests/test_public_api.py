@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -51,6 +52,38 @@ def test_no_other_public_names():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         thaw.no_such_name  # noqa: B018 (the access is what is tested)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "arguments", "options"),
+    [
+        (["reproduce", "--dataset", "mnist", "--seeds", "4,2"], "reproduce", (["mnist"],), {"seeds": (4, 2)}),
+        (
+            ["ablate", "digits", "--study", "unify", "--set", "dual.epochs=1", "--out", "there"],
+            "ablate",
+            ("digits",),
+            {"seeds": (0, 1, 2), "study": "unify", "overrides": ["dual.epochs=1"], "out": Path("there")},
+        ),
+        (["zoo"], "zoo_cards", (), {}),
+        (["zoo", "zoo:mnist-15k"], "zoo_card", ("zoo:mnist-15k",), {}),
+        (["train", "digits", "--seed", "4"], "train", ("digits",), {"seed": 4}),
+        (["data", "digits", "--set", "data.fit=crop"], "summarize", ("digits",), {"overrides": ["data.fit=crop"]}),
+        (["info", "--recipe", "paper", "--classes", "7"], "estimate", ("paper",), {"classes": 7}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value else None,
+)
+def test_command_calls_the_public_function(call, monkeypatch, words, name, arguments, options):
+    calls = []
+
+    def recorded(*given, **named):
+        calls.append((given, named))
+        raise thaw.UsageError("recorded")
+
+    monkeypatch.setattr(thaw, name, recorded)
+    assert call(*words)[0] == 2
+    ((given, named),) = calls
+    assert given == arguments
+    assert named | options == named
 
 
 def test_version_is_that_of_the_package():

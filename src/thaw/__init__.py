@@ -19,7 +19,7 @@ import typing as _typing
 from thaw._version import __version__
 
 if _typing.TYPE_CHECKING:
-    from thaw.api import Estimate, estimate, load, load_recipe, summarize, train
+    from thaw.api import Estimate, ablate, estimate, load, load_recipe, reproduce, summarize, train
     from thaw.data.images import ImageSet, InputSpec
     from thaw.data.prepare import PreparedData
     from thaw.errors import (
@@ -36,8 +36,10 @@ if _typing.TYPE_CHECKING:
     )
     from thaw.model.model import Model
     from thaw.model.probabilities import Prediction
+    from thaw.model.zoo_card import ZooCard, zoo_card, zoo_cards
     from thaw.recipe.recipe import Recipe
     from thaw.run.run import Run
+    from thaw.studies.runs import Study
 
 __all__ = [
     "BudgetError",
@@ -55,20 +57,26 @@ __all__ = [
     "RecipeError",
     "Run",
     "RunError",
+    "Study",
     "ThawError",
     "TrainingError",
     "UsageError",
+    "ZooCard",
     "__version__",
+    "ablate",
     "estimate",
     "load",
     "load_recipe",
+    "reproduce",
     "summarize",
     "train",
+    "zoo_card",
+    "zoo_cards",
 ]
 
 # Name -> module: the same table as the imports above, which only type checkers run.
 _HOMES = {
-    "thaw.api": ("Estimate", "estimate", "load", "load_recipe", "summarize", "train"),
+    "thaw.api": ("Estimate", "ablate", "estimate", "load", "load_recipe", "reproduce", "summarize", "train"),
     "thaw.data.images": ("ImageSet", "InputSpec"),
     "thaw.data.prepare": ("PreparedData",),
     "thaw.errors": (
@@ -85,8 +93,10 @@ _HOMES = {
     ),
     "thaw.model.model": ("Model",),
     "thaw.model.probabilities": ("Prediction",),
+    "thaw.model.zoo_card": ("ZooCard", "zoo_card", "zoo_cards"),
     "thaw.recipe.recipe": ("Recipe",),
     "thaw.run.run": ("Run",),
+    "thaw.studies.runs": ("Study",),
 }
 
 

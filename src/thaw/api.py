@@ -1,4 +1,4 @@
-"""The public functions: train, inspect data, load a recipe, estimate a network's cost.
+"""The public functions: train, inspect data, load a recipe, estimate a network's cost, compare runs.
 
 The public classes are `thaw.run.run.Run` and `thaw.model.model.Model`. The command line is a client of both.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from thaw.data.images import InputSpec, parse_shape
 from thaw.data.prepare import PreparedData
 from thaw.data.problems import Problem
+from thaw.errors import UsageError
 from thaw.events import OnEvent, decoding_to, result_of
 from thaw.graph.cost import Cost
 from thaw.recipe.budget import Budget
@@ -23,6 +24,8 @@ from thaw.run.run import Run, drive
 
 if TYPE_CHECKING:
     from thaw.data.summary import SourceSummary
+    from thaw.studies.arms import StudyName
+    from thaw.studies.runs import Study
 
 
 def train(  # noqa: PLR0913 - independent options, by keyword only
@@ -237,3 +240,94 @@ def estimate(
     settled, notes = with_network(settings, limits, input_spec.shape, classes)
     cost = layer_table(settled.model, settled.unify_spec, input_spec.shape, classes)
     return Estimate(recipe=settled, input_spec=input_spec, classes=classes, cost=cost, notes=notes)
+
+
+def reproduce(
+    datasets: Sequence[str] | None = None,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    out: str | Path = "runs/reproduce",
+    device: str = "auto",
+    data_root: str | Path | None = None,
+    on_event: OnEvent | None = None,
+) -> Study:
+    """Train the networks of arXiv 2501.15547 and compare their accuracy with the published figures.
+
+    Each data set and seed is a run in its own folder. Finished runs are not trained again and interrupted ones are
+    resumed, so the same call continues an interrupted study.
+
+    Args:
+        datasets: any of "mnist", "fashion_mnist" and "cifar10"; None for all.
+        seeds: random seeds, distinct.
+        out: the folder for the runs and the table.
+        device: "auto", "cpu" or "cuda".
+        data_root: folder that holds the named data sets; the environment's THAW_DATA by default.
+        on_event: called with a `thaw.studies.runs.RunStarted` before each run, and as for `train`.
+
+    Raises:
+        UsageError: for an unknown data set or device, or invalid seeds.
+        RunError: when `out` contains runs of another recipe, or cannot be written.
+    """
+    from thaw.studies import reproduce as study
+
+    events = study.reproduce(
+        datasets,
+        seeds,
+        out=Path(out).expanduser(),
+        device=device,
+        data_root=None if data_root is None else Path(data_root).expanduser(),
+        progress=decoding_to(on_event),
+    )
+    return result_of(events, on_event)
+
+
+def ablate(  # noqa: PLR0913 - as above
+    source: str | Path,
+    *,
+    recipe: str = "paper",
+    overrides: Overrides = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    study: StudyName = "parts",
+    out: str | Path | None = None,
+    device: str = "auto",
+    data_root: str | Path | None = None,
+    on_event: OnEvent | None = None,
+) -> Study:
+    """Compare variants of the two-stage method, with equal parameters and equally many image passes.
+
+    Each variant and seed is a run in its own folder. Finished runs are not trained again and interrupted ones are
+    resumed, so the same call continues an interrupted study.
+
+    Args:
+        source: a name, path or Hub id, as for `load`.
+        recipe: name or file of a two-stage recipe.
+        overrides: settings of the recipe to replace.
+        seeds: random seeds, distinct.
+        study: "parts" leaves out one idea of the method at a time; "unify" compares ways to unify two submodels.
+        out: the folder for the runs and the comparison; runs/ablate-<source> or runs/unify-<source> by default.
+        device: "auto", "cpu" or "cuda".
+        data_root: folder that holds the named data sets; the environment's THAW_DATA by default.
+        on_event: as for `reproduce`.
+
+    Raises:
+        UsageError: for a recipe without variants, an unknown study, or invalid seeds.
+        RecipeError: for invalid settings.
+        DataError: for invalid data.
+        RunError: when `out` contains runs of another source or recipe, or cannot be written.
+    """
+    from thaw.studies import ablation
+
+    if not isinstance(source, str | Path):
+        raise UsageError("an ablation needs a source that can be opened again: a name, a path or a Hub id")
+    events = ablation.ablate(
+        str(source),
+        recipe,
+        override_texts(overrides),
+        seeds,
+        study=study,
+        out=None if out is None else Path(out).expanduser(),
+        device=device,
+        data_root=None if data_root is None else Path(data_root).expanduser(),
+        progress=decoding_to(on_event),
+    )
+    return result_of(events, on_event)

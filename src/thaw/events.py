@@ -6,6 +6,7 @@ A caller also receives the events of a run (`thaw.run.events`) and the problems 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -41,11 +42,13 @@ def steps_to(on_event: OnEvent | None) -> Callable[[str], None]:
 
 def result_of(steps: Generator[object, None, R], on_event: OnEvent | None = None) -> R:
     """Run a generator of events to its end and return its result."""
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            result: R = end.value
-            return result
-        if on_event is not None:
-            on_event(event)
+    # Closed also if `on_event` raises. Otherwise files would stay locked as long as the traceback exists.
+    with contextlib.closing(steps):
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            if on_event is not None:
+                on_event(event)

@@ -12,7 +12,9 @@ from command_line import TINY, start_interpreter, wait_for
 
 LOST = """
 import os, signal
-from thaw.cli.interrupt import handle_signals, was_stopped, watched, stopped
+from thaw.cli.interrupt import handle_signals, was_stopped, stopped
+from thaw.cli.progress import Progress
+from thaw.events import Step
 
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 handle_signals()
@@ -24,7 +26,7 @@ except KeyboardInterrupt:
     pass  # a finalizer would lose it in this way
 assert was_stopped()
 try:
-    list(watched([1, 2]))
+    Progress()(Step("work"))
 except KeyboardInterrupt:
     error = stopped("told", "thaw go on")
 os.kill(os.getpid(), signal.SIGTERM)

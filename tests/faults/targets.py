@@ -277,9 +277,9 @@ class Asks:
         from pareto import write_pareto
 
         from thaw.cli.zoo import describe
-        from thaw.model.zoo_card import read_cards
+        from thaw.model.zoo_card import zoo_cards
 
-        cards = read_cards()
+        cards = zoo_cards()
         paths = write_pareto(self.world.root / "work" / "pareto.svg", self.world.root / "reproduce.json")
         shown = [(describe(card), str(card.mean)) for card in cards]
         json.dumps([card.as_dict() for card in cards])

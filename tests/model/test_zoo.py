@@ -36,7 +36,7 @@ from thaw.model import origin
 from thaw.model import zoo as zoo_file
 from thaw.model.model import Model
 from thaw.model.zoo import ZOO_PREFIX, zoo_folder, zoo_folders
-from thaw.model.zoo_card import Measured, ZooCard, card_of, read_card, read_cards
+from thaw.model.zoo_card import Measured, ZooCard, card_of, read_card
 from thaw.recipe.recipe import recipe_names
 
 SHIPPED = [folder.name for folder in zoo_folders()]
@@ -238,8 +238,11 @@ def test_unknown_name_is_reported_with_the_known_ones(zoo, call, monkeypatch, tm
         error_of(["'zoo:tiny-digit'", "did you mean zoo:tiny-digits?", "expected one of"], call(*command), 1)
     with raises("model-file-zoo", "tiny-digits"):
         library.Model.load("zoo:")
+    assert library.zoo_cards() == (library.zoo_card("zoo:tiny-digits"),) == (library.zoo_card("tiny-digits"),)
+    with pytest.raises(ModelFileError, match="did you mean zoo:tiny-digits"):
+        library.zoo_card("tiny-digit")
     monkeypatch.setattr(zoo_file, "zoo_root", lambda: tmp_path / "none")
-    assert read_cards() == ()
+    assert library.zoo_cards() == ()
     assert "no models" in call("zoo")[1]
     with raises("model-file-zoo"):
         library.Model.load("zoo:tiny-digits")

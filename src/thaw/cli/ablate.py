@@ -34,20 +34,20 @@ def ablate(  # noqa: PLR0913, PLR0917 - the options are the parameters
 
     Each variant and seed is a run of its own. Running the command again resumes an interrupted study.
     """
-    from thaw.cli.study_progress import show_study
-    from thaw.studies.ablation import ablate as run_ablation
-    from thaw.studies.reproduce import parse_seeds
+    import thaw
+    from thaw.cli.interrupt import RESUMABLE, told_when_stopped
+    from thaw.cli.study_progress import StudyProgress, parse_seeds, print_study
 
-    kind = "ablate" if study == "parts" else study
-    show_study(
-        run_ablation,
-        source,
-        recipe,
-        overrides or [],
-        parse_seeds(seeds),
-        study=study,
-        out=Path("runs") / f"{kind}-{Path(source).resolve().name}" if out is None else out,
-        device=device,
-        data_root=data_root,
-        as_json=as_json,
-    )
+    with StudyProgress() as progress, told_when_stopped(RESUMABLE):
+        comparison = thaw.ablate(
+            source,
+            recipe=recipe,
+            overrides=overrides or (),
+            seeds=parse_seeds(seeds),
+            study=study,
+            out=out,
+            device=device,
+            data_root=data_root,
+            on_event=progress,
+        )
+    print_study(comparison, as_json=as_json)

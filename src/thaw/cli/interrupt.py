@@ -10,13 +10,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import FrameType
-from typing import TypeVar
 
 from thaw.errors import ThawError
-
-T = TypeVar("T")
 
 STOPPED = "interrupted; run the same command again"
 RESUMABLE = "interrupted; finished work is saved: run the same command again to continue"
@@ -86,18 +83,6 @@ def stopped(message: str, resume: str = "") -> StoppedError:
 def was_stopped() -> bool:
     """Whether a signal was received. Its interrupt may have been lost, or turned into another error."""
     return bool(_received)
-
-
-def watched(events: Iterable[T]) -> Iterator[T]:
-    """Pass on the events of a job. A lost interrupt, for example in a finalizer, is raised at the next event.
-
-    Raises:
-        KeyboardInterrupt: when a signal came.
-    """
-    for event in events:
-        if was_stopped():
-            raise KeyboardInterrupt
-        yield event
 
 
 def exit_code() -> int:

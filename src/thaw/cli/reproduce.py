@@ -25,16 +25,12 @@ def reproduce(
 
     Running the command again resumes an interrupted study.
     """
-    from thaw.cli.study_progress import show_study
-    from thaw.studies.reproduce import PUBLISHED, parse_seeds
-    from thaw.studies.reproduce import reproduce as run_reproduction
+    import thaw
+    from thaw.cli.interrupt import RESUMABLE, told_when_stopped
+    from thaw.cli.study_progress import StudyProgress, parse_seeds, print_study
 
-    show_study(
-        run_reproduction,
-        list(datasets or PUBLISHED),
-        parse_seeds(seeds),
-        out=out,
-        device=device,
-        data_root=data_root,
-        as_json=as_json,
-    )
+    with StudyProgress() as progress, told_when_stopped(RESUMABLE):
+        study = thaw.reproduce(
+            datasets, seeds=parse_seeds(seeds), out=out, device=device, data_root=data_root, on_event=progress
+        )
+    print_study(study, as_json=as_json)

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+import re
 
-from thaw.cli.interrupt import RESUMABLE, told_when_stopped, watched
+import thaw
 from thaw.cli.output import print_json, print_text
 from thaw.cli.training_progress import TrainingProgress
-from thaw.events import decoding_to
-from thaw.quoting import printable, shell_command
-from thaw.studies.runs import RunStarted, StudyDone
+from thaw.errors import UsageError
+from thaw.quoting import printable, shown
+from thaw.studies.runs import RunStarted
 
 
-def show_study(study: Callable[..., Iterator[object]], /, *arguments: Any, as_json: bool, **options: Any) -> None:
-    """Run a study to its end and print its results, as JSON or as a page.
+class StudyProgress(TrainingProgress):
+    """Shows the events of a study: the title of each run, and its events."""
 
-    Args:
-        study: a generator of the events of its runs and a final `StudyDone`.
-        arguments: positional arguments of the study.
-        as_json: print JSON.
-        options: keyword arguments of the study, except `command` and `progress`.
+    def show(self, event: object) -> None:
+        """Show an event."""
+        if isinstance(event, RunStarted):
+            self.say(f"\n{event.title}: {event.path}")
+        else:
+            super().show(event)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """'0,1,2' -> (0, 1, 2).
+
+    Raises:
+        UsageError: unless the text is a list of integers, separated by commas.
     """
-    command = shell_command(["thaw", *sys.argv[1:]])
-    with TrainingProgress() as progress, told_when_stopped(RESUMABLE):
-        events = study(*arguments, **options, command=command, progress=decoding_to(progress))
-        for event in watched(events):
-            if isinstance(event, RunStarted):
-                progress.say(f"\n{event.title}: {event.path}")
-            elif isinstance(event, StudyDone):
-                progress.close()
-                if as_json:
-                    print_json(event.result)
-                else:
-                    print_text(f"{event.page.read_text('utf-8')}\nwritten to {printable(str(event.page))}")
-            else:
-                progress(event)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
+        raise UsageError(f"seeds {shown(text)}: expected distinct integers separated by commas, such as 0,1,2")
+    return tuple(int(part) for part in parts)
+
+
+def print_study(study: thaw.Study, *, as_json: bool) -> None:
+    """Print the results of a study, as JSON or as its page."""
+    if as_json:
+        print_json(study.result)
+    else:
+        print_text(f"{study.page.read_text('utf-8')}\nwritten to {printable(str(study.page))}")

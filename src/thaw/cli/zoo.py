@@ -9,10 +9,10 @@ from typer.core import TyperGroup
 
 from thaw.cli.options import Json
 from thaw.cli.output import columns
-from thaw.quoting import shown
 
 if TYPE_CHECKING:
-    from thaw.model.zoo_card import Measured, SeedResult, ZooCard
+    import thaw
+    from thaw.model.zoo_card import Measured, SeedResult
 
 
 class _NamesAreShown(TyperGroup):
@@ -38,10 +38,10 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         context.obj = as_json
         return
+    import thaw
     from thaw.cli.output import print_json, print_text
-    from thaw.model.zoo_card import read_cards
 
-    cards = read_cards()
+    cards = thaw.zoo_cards()
     if as_json:
         print_json({"models": [card.as_dict() for card in cards]})
         return
@@ -67,22 +67,17 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the card of a model; the same as `thaw zoo NAME`."""
+    import thaw
     from thaw.cli.output import print_json, print_text
-    from thaw.errors import UsageError
-    from thaw.model.zoo import ZOO_PREFIX, zoo_folder
-    from thaw.model.zoo_card import read_card
 
-    folder = zoo_folder(ZOO_PREFIX + name.removeprefix(ZOO_PREFIX))
-    if folder is None:
-        raise UsageError(f"{shown(name)} is not a model name")
-    card = read_card(folder)
+    card = thaw.zoo_card(name)
     if as_json or context.obj:
         print_json(card.as_dict())
     else:
         print_text(columns(describe(card)))
 
 
-def describe(card: ZooCard) -> list[tuple[str, str]]:
+def describe(card: thaw.ZooCard) -> list[tuple[str, str]]:
     """Return a card as (label, value) lines."""
     height, width, channels = (card.input[key] for key in ("height", "width", "channels"))
     machine = card.environment

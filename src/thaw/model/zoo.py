@@ -35,9 +35,15 @@ def zoo_folder(path: str | Path) -> Path | None:
         ModelFileError: when the zoo has no such model.
     """
     text = str(path)
-    if not text.startswith(ZOO_PREFIX):
-        return None
-    name = text.removeprefix(ZOO_PREFIX)
+    return folder_of(text.removeprefix(ZOO_PREFIX)) if text.startswith(ZOO_PREFIX) else None
+
+
+def folder_of(name: str) -> Path:
+    """The folder of the model `name`, without zoo:.
+
+    Raises:
+        ModelFileError: when the zoo has no such model.
+    """
     known = {folder.name: folder for folder in zoo_folders()}
     if name not in known:
         close = difflib.get_close_matches(name, known, n=2)

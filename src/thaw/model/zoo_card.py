@@ -12,7 +12,7 @@ from pydantic import Field, StrictStr, model_validator
 from thaw.data.images import InputSpec
 from thaw.errors import ModelFileError, RunError, UsageError
 from thaw.files import read_document
-from thaw.model.zoo import CARD_FILE, zoo_folders
+from thaw.model.zoo import CARD_FILE, ZOO_PREFIX, folder_of, zoo_folders
 from thaw.plain import Count, Real, Share, Whole, as_plain, checked_dataclass, from_plain
 from thaw.quoting import shown
 
@@ -179,7 +179,19 @@ def card_of(content: Mapping[str, Any], path: Path) -> ZooCard:
         raise ModelFileError(f"{path} is not a valid card: {error}", code="model-file-card") from error
 
 
-def read_cards() -> tuple[ZooCard, ...]:
+def zoo_card(name: str) -> ZooCard:
+    """Return the card of a model that ships with the package. `thaw.Model.load("zoo:NAME")` loads the model.
+
+    Args:
+        name: its name, with or without "zoo:".
+
+    Raises:
+        ModelFileError: when there is no such model, or its card is damaged.
+    """
+    return read_card(folder_of(name.removeprefix(ZOO_PREFIX)))
+
+
+def zoo_cards() -> tuple[ZooCard, ...]:
     """Return the cards of all models that ship with the package, by data set, the most accurate first."""
     cards = [read_card(folder) for folder in zoo_folders()]
     return tuple(sorted(cards, key=lambda card: (card.dataset, -card.mean.mean, card.name)))

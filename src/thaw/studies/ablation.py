@@ -6,7 +6,7 @@ Every arm and seed is an ordinary run with its own folder: report, int8 network,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,26 @@ import numpy.typing as npt
 
 from thaw.data.ingest import Progress as DecodeProgress
 from thaw.data.prepare import prepare
-from thaw.errors import RunError
+from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mcnemar
 from thaw.files import write_atomically, write_document
 from thaw.model.model import Model
-from thaw.quoting import markdown_code, markdown_text
+from thaw.quoting import markdown_code, markdown_text, shown
 from thaw.recipe.recipe import load_recipe
 from thaw.run.events import Event
 from thaw.run.request import TrainRequest
 from thaw.studies.arms import PLAIN, Arm, StudyName, arms_of, overrides_between
-from thaw.studies.runs import RunStarted, StudyDone, StudyRun, mean_over_seeds, read_runs, train_command, train_runs
+from thaw.studies.runs import (
+    RunStarted,
+    Study,
+    StudyRun,
+    checked_seeds,
+    mean_over_seeds,
+    read_runs,
+    study_command,
+    train_command,
+    train_runs,
+)
 from thaw.training.compute import resolve_device
 
 Outcomes = npt.NDArray[np.bool_]
@@ -50,20 +60,25 @@ def ablate(  # noqa: PLR0913 - the options of the command
     seeds: Sequence[int],
     *,
     study: StudyName = "parts",
-    out: Path,
+    out: Path | None,
     device: str,
     data_root: Path | None,
-    command: str,
     progress: DecodeProgress | None = None,
-) -> Iterator[Event | RunStarted | StudyDone]:
+) -> Generator[Event | RunStarted, None, Study]:
     """Train a run per arm and seed in `out`, and write the comparison there: ablation.md and .json, or unify.md.
 
-    Finished runs are not trained again, so the same call resumes an interrupted study.
+    Finished runs are not trained again, so the same call resumes an interrupted study. `out` is
+    runs/ablate-<source> or runs/unify-<source> by default.
 
     Raises:
-        UsageError: for a recipe from which the arms cannot be made.
+        UsageError: for a recipe from which the arms cannot be made, an unknown study or invalid seeds.
         RunError: if `out` holds runs of another source or recipe, or cannot be written.
     """
+    if study not in _FILES:
+        raise UsageError(f"study {shown(study)}: expected one of {', '.join(_FILES)}")
+    seeds = checked_seeds(seeds)
+    if out is None:
+        out = Path("runs") / f"{'ablate' if study == 'parts' else study}-{Path(source).resolve().name}"
     name, base = load_recipe(recipe, overrides)
     resolve_device(device)
     data = prepare(source, base.data, seed=seeds[0], data_root=data_root, progress=progress)
@@ -93,7 +108,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
     outcomes = _outcomes(runs, metrics, source, data_root)
     result = {
         "study": study,
-        "command": command,
+        "command": study_command(["ablate", source, "--recipe", recipe, "--study", study], overrides, seeds, device),
         "dataset": data.name,
         "recipe": name,
         "seeds": list(seeds),
@@ -105,7 +120,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
     }
     write_document(out / f"{_FILES[study]}.json", result)
     write_atomically(out / f"{_FILES[study]}.md", page(result))
-    yield StudyDone(result, out / f"{_FILES[study]}.md")
+    return Study(result=result, page=out / f"{_FILES[study]}.md")
 
 
 def _outcomes(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,22 @@ from thaw.data.ingest import Progress as DecodeProgress
 from thaw.data.prepare import prepare
 from thaw.errors import UsageError
 from thaw.files import write_atomically, write_document
-from thaw.quoting import listed, markdown_code, markdown_text, shown
+from thaw.quoting import listed, markdown_code, markdown_text
 from thaw.recipe.recipe import load_recipe
 from thaw.run.events import Event
 from thaw.run.folder import RunFolder
 from thaw.run.request import TrainRequest
-from thaw.studies.runs import RunStarted, StudyDone, StudyRun, mean_over_seeds, read_runs, train_command, train_runs
+from thaw.studies.runs import (
+    RunStarted,
+    Study,
+    StudyRun,
+    checked_seeds,
+    mean_over_seeds,
+    read_runs,
+    study_command,
+    train_command,
+    train_runs,
+)
 from thaw.training.compute import resolve_device
 
 RECIPE = "paper"
@@ -39,67 +48,54 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """'0,1,2' -> (0, 1, 2).
-
-    Raises:
-        UsageError: unless the text is a list of distinct integers, separated by commas.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts) or len(set(map(int, parts))) != len(parts):
-        raise UsageError(f"seeds {shown(text)}: expected distinct integers separated by commas, such as 0,1,2")
-    return tuple(int(part) for part in parts)
-
-
 def reproduce(
-    datasets: Sequence[str],
+    datasets: Sequence[str] | None,
     seeds: Sequence[int],
     *,
     out: Path,
     device: str,
     data_root: Path | None,
-    command: str,
     progress: DecodeProgress | None = None,
-) -> Iterator[Event | RunStarted | StudyDone]:
+) -> Generator[Event | RunStarted, None, Study]:
     """Train the missing runs, one folder per data set and seed under `out`, and write the table there.
 
     Raises:
-        UsageError: for a data set that is not in the paper.
+        UsageError: for a data set that is not in the paper, or invalid seeds.
     """
-    unknown = [name for name in datasets if name not in PUBLISHED]
+    unknown = [name for name in datasets or () if name not in PUBLISHED]
     if unknown:
         raise UsageError(f"data set {listed(unknown)}: expected some of {', '.join(PUBLISHED)}")
+    seeds = checked_seeds(seeds)
     _, recipe = load_recipe(RECIPE)
     resolve_device(device)
-    datasets = list(dict.fromkeys(datasets))
+    names = list(dict.fromkeys(datasets or PUBLISHED))
     # Open all data sets before the first training, so that a missing one is reported at once.
-    for name in datasets:
+    for name in names:
         prepare(name, recipe.data, seed=seeds[0], data_root=data_root, progress=progress)
-    runs = {
-        name: [
-            StudyRun(
-                title=f"{PUBLISHED[name].title}, seed {seed}",
-                path=out / f"{name}-seed{seed}",
-                request=TrainRequest(
-                    source=name,
-                    recipe_name=RECIPE,
-                    recipe=recipe,
-                    seed=seed,
-                    device=device,
-                    data_root=data_root,
-                    command=train_command(name, RECIPE, (), seed),
-                ),
-            )
-            for seed in seeds
-        ]
-        for name in datasets
-    }
+
+    def run_of(name: str, seed: int) -> StudyRun:
+        command = train_command(name, RECIPE, (), seed)
+        request = TrainRequest(
+            source=name,
+            recipe_name=RECIPE,
+            recipe=recipe,
+            seed=seed,
+            device=device,
+            data_root=data_root,
+            command=command,
+        )
+        title = f"{PUBLISHED[name].title}, seed {seed}"
+        return StudyRun(title=title, path=out / f"{name}-seed{seed}", request=request)
+
+    runs = {name: [run_of(name, seed) for seed in seeds] for name in names}
     yield from train_runs([run for of_data in runs.values() for run in of_data])
     rows = [_row(name, of_data) for name, of_data in runs.items()]
+    options = [word for name in names for word in ("--dataset", name)] if datasets else []
+    command = study_command(["reproduce", *options], (), seeds, device)
     result = {"command": command, "recipe": RECIPE, "seeds": list(seeds), "rows": rows}
     write_document(out / "reproduce.json", result)
     write_atomically(out / "reproduce.md", _page(result))
-    yield StudyDone(result, out / "reproduce.md")
+    return Study(result=result, page=out / "reproduce.md")
 
 
 def _row(name: str, runs: Sequence[StudyRun]) -> dict[str, Any]:

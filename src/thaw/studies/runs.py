@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thaw.errors import RunError
+from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mean_interval
 from thaw.model.metrics_file import read_metrics
 from thaw.quoting import shell_command, shown
@@ -37,12 +37,32 @@ class RunStarted:
     path: Path
 
 
-@dataclass(frozen=True)
-class StudyDone:
-    """The results of a study and its page have been written."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Study:
+    """A finished comparison of runs.
+
+    Attributes:
+        result: its figures, as in the JSON file next to the page.
+        page: the comparison as Markdown. The folder also contains the folders of the runs.
+    """
 
     result: dict[str, Any]
     page: Path
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.page)!r}, seeds {', '.join(map(str, self.result['seeds']))})"
+
+
+def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds of a study.
+
+    Raises:
+        UsageError: unless they are distinct integers of at least 0, and at least one.
+    """
+    are_seeds = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    if not are_seeds or not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError(f"seeds {shown(seeds)}: expected distinct integers of at least 0, such as 0, 1, 2")
+    return tuple(seeds)
 
 
 def train_runs(runs: Sequence[StudyRun]) -> Iterator[Event | RunStarted]:
@@ -85,6 +105,13 @@ def read_runs(runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
 def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean, and half of its 95 % Student-t interval; None for one seed."""
     return mean_interval(values) if len(values) > 1 else (values[0], None)
+
+
+def study_command(words: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], device: str) -> str:
+    """Return the command line of a study; `words` are its name, its argument and its own options."""
+    settings = [word for override in overrides for word in ("--set", override)]
+    chosen = ["--device", device] if device != "auto" else []
+    return shell_command(["thaw", *words, *settings, "--seeds", ",".join(map(str, seeds)), *chosen])
 
 
 def train_command(source: str, recipe: str, overrides: Sequence[str], seed: int) -> str:
