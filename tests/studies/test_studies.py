@@ -227,16 +227,16 @@ def test_ablation_from_python(ablation):
 @pytest.mark.parametrize("seeds", [[], [0, 0], [-1], [True], ["0"], "01", [0.0]])
 def test_rejects_seeds_that_are_not_distinct_integers(seeds):
     for study in (library.reproduce, lambda **options: library.ablate("digits", **options)):
-        with pytest.raises(UsageError, match="seeds"):
+        with raises("usage", "seeds"):
             study(seeds=seeds, out="none")
 
 
 def test_rejects_other_arguments_of_a_study():
-    with pytest.raises(UsageError, match="some of mnist"):
+    with raises("usage", "some of mnist"):
         library.reproduce(["mnist", "digits"])
-    with pytest.raises(UsageError, match="one of parts, unify"):
+    with raises("usage", "one of parts, unify"):
         library.ablate("digits", study="all")
-    with pytest.raises(UsageError, match="a name, a path or a Hub id"):
+    with raises("usage", "a name, a path or a Hub id"):
         library.ablate((np.zeros((2, 8, 8), np.uint8), [0, 1]))
 
 
