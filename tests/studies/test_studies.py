@@ -259,7 +259,7 @@ def test_unwritable_study_is_reported(call, tmp_path):
     (tmp_path / "file").write_text("")
     code, out, err = call("ablate", "digits", *EPOCHS, "--out", "file")
     assert (code, out) == (1, "")
-    assert err.splitlines()[-2].startswith("error: cannot make a run folder at file")
+    assert err.splitlines()[-2].startswith("error: cannot create run folder file")
     assert "--out" in err.splitlines()[-1]
 
 

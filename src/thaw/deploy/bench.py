@@ -70,7 +70,7 @@ def bench(
     repeats: int = 100,
     tell: Tell = lambda _: None,
 ) -> Bench:
-    """Time torch, onnxruntime, LiteRT and the C on one image, in turns.
+    """Time torch, onnxruntime, LiteRT and C on one image, alternating.
 
     Args:
         model: the exported model.
@@ -99,7 +99,7 @@ def bench(
                 calls[key] = runner.predict_one(image)
             except ThawError as error:
                 problems[key] = str(error)
-        tell(f"timing {len(calls)} runtimes in turns: {rounds} rounds of {repeats} images each, on one thread")
+        tell(f"timing {len(calls)} runtimes: {rounds} rounds of {repeats} images each, on one thread")
         # torch sets its number of threads for the whole process; the other runtimes set theirs when they are opened.
         with threads(1):
             timings = _measure(calls, rounds, repeats)
