@@ -29,8 +29,8 @@ except SystemExit as end:
     assert not end.code
 """
 )
-MOST_MODULES = 56
-"""Modules of thaw that a prediction imports: model, model file, and image decoding."""
+MOST_MODULES = 58
+"""Modules of thaw that a prediction imports: model with its kernels, model file, and image decoding."""
 
 
 def imported(program, **values):
