@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test faults check format docs bench bench-keras clean
+.PHONY: help demo web test coverage faults check format docs bench bench-keras clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) and VENV=$(VENV) can be given: make demo PYTHON=python3.12):"
@@ -29,6 +29,9 @@ web: ## fetch onnxruntime-web by npm for the page of thaw demo, where the instal
 
 test: $(DEV_STAMP) ## set up .venv if need be, then run the tests, one process per core (PYTEST_ARGS=... is passed on)
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+coverage: $(DEV_STAMP) ## run the tests and measure branch coverage, which has a floor in pyproject.toml
+	@$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 faults: $(DEV_STAMP) ## set up .venv if need be, then run the fault campaign (FAULTS_ARGS=... is passed on); see CONTRIBUTING.md
 	@$(BIN)/python tests/faults $(FAULTS_ARGS)

@@ -198,7 +198,7 @@ def test_run_on_noise_reports_that_it_learned_nothing(tmp_path):
     assert "--set loss.class_weights=balanced" in stored[0]["try"]
     assert 'overrides=["loss.class_weights=balanced"]' in found[0].remedies
     assert "--recipe balanced" not in stored[0]["try"], "the run already uses it"
-    notes = [problem for problem in run.metrics["data"]["problems"] if problem["kind"] == "uneven"]
+    notes = [problem for problem in run.metrics["data"]["problems"] if problem["kind"] == "imbalance"]
     assert len(notes) == 1
     assert "7.2 times" in notes[0]["message"], "101 of 14, in training"
     page = run.report.read_text("utf-8")
