@@ -27,6 +27,7 @@ from graph_samples import random_graph, random_images, random_int8_graph
 from PIL import Image
 
 import thaw as library
+from thaw.data.sources import FILE_TYPES
 from thaw.deploy.formats import FORMATS
 from thaw.errors import UsageError
 from thaw.evidence.verify import as_numbers
@@ -342,6 +343,8 @@ class _Images(torch.utils.data.Dataset):
         return Image.open(io.BytesIO(content)), NAMES.index(name)
 
 
+FILE_SAMPLES = ("csv", "jsonl", "parquet", "npz")
+"""Sources in one file, by the suffix of the sample."""
 SOURCES = {
     "folder": _folder,
     "csv": _csv,
@@ -353,6 +356,12 @@ SOURCES = {
     "data frame": _data_frame,
     "torch data set": lambda _: _Images(),
 }
+
+
+def test_every_file_type_has_a_sample():
+    opened = {FILE_TYPES[f".{kind}"] for kind in FILE_SAMPLES}
+    missing = {suffix for suffix, opens in FILE_TYPES.items() if opens not in opened}
+    assert not missing, f"add {missing} to SOURCES and FILE_SAMPLES"
 
 
 def _content(data):
@@ -383,7 +392,7 @@ def test_source_is_split_the_same_way_again(kind, tmp_path):
     np.testing.assert_array_equal(first.validation.images, second.validation.images)
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "npz"])
+@pytest.mark.parametrize("kind", FILE_SAMPLES)
 def test_damaged_source_is_a_data_error(kind, tmp_path, chance: random.Random):
     path = SOURCES[kind](tmp_path)
     content = path.read_bytes()

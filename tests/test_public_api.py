@@ -86,5 +86,12 @@ def test_command_calls_the_public_function(call, monkeypatch, words, name, argum
     assert named | options == named
 
 
+@pytest.mark.parametrize("verb", ["predict", "export", "verify", "bench"])
+def test_run_and_model_take_the_same_arguments(verb):
+    """Both state their signatures, since each does something different around the same work."""
+    of_run, of_model = (inspect.signature(getattr(kind, verb)) for kind in (thaw.Run, thaw.Model))
+    assert of_run == of_model
+
+
 def test_version_is_that_of_the_package():
     assert thaw.__version__ == _version.__version__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +13,7 @@ import numpy as np
 from thaw.data.catalog import SPLITS, Catalog, Entries, Payload, Source, Split, natural_key, source_name
 from thaw.data.decode import SUFFIXES, looks_like_image
 from thaw.data.groups import groups_by_pattern
-from thaw.data.layout import find_layout
+from thaw.data.layout import Layout, find_layout
 from thaw.data.pairs import find_pairs
 from thaw.data.pattern import FilePattern, require_match
 from thaw.data.problems import Problem
@@ -140,13 +140,35 @@ def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalog:
     images, problems = _chosen_images(root, walk, settings)
     others = {file.path for file in walk.files if not file.hidden} - set(images)
     layout = find_layout(shown_path(root), images, others, walk.folders)
+    return layout_catalog(shown_path(root), layout, settings, partial(path_batches, root), problems)
+
+
+def layout_catalog(
+    where: str,
+    layout: Layout,
+    settings: DataSettings,
+    batches_of: Callable[[Sequence[str]], Iterator[Sequence[Payload]]],
+    problems: Sequence[Problem],
+) -> Catalog:
+    """The catalog of images that lie in class folders.
+
+    Args:
+        where: the root, for messages.
+        layout: the images by split and class folder.
+        settings: the groups, and whether names are merged.
+        batches_of: reads the images of these paths, in batches.
+        problems: problems found before, which come first.
+
+    Raises:
+        DataError: for class folders whose names cannot be distinguished.
+    """
     members = [(split, path, name) for split in SPLITS for path, name in layout.files.get(split, ())]
     counts = Counter(name for *_, name in members)
     named, merged = one_spelling({name: counts[name] for name in layout.classes}, merge=settings.merge_spellings)
     classes = sorted(set(named.values()), key=natural_key)
     if len(classes) < len({folded(name) for name in layout.classes} if settings.merge_spellings else layout.classes):
         raise DataError(
-            f"{shown_path(root)} has class folders whose names look alike: rename those that are not UTF-8",
+            f"{where} has class folders whose names look alike: rename those that are not UTF-8",
             code="data-classes",
         )
     order = {name: index for index, name in enumerate(classes)}
@@ -154,7 +176,7 @@ def _read(root: Path, walk: Walk, settings: DataSettings) -> Catalog:
     for split in (split for split in SPLITS if split in layout.files):
         paths = [path for path, _ in layout.files[split]]
         labels = np.array([order[named[name]] for _, name in layout.files[split]], dtype=np.int64)
-        splits[split] = Entries(names=_printable(paths), labels=labels, batches=partial(path_batches, root, paths))
+        splits[split] = Entries(names=_printable(paths), labels=labels, batches=partial(batches_of, paths))
     pairs = find_pairs(path for _, path, _ in members)
     groups, grouping = groups_by_pattern(
         {split: [path for path, _ in layout.files[split]] for split in splits}, settings.group_by

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ HUB_IDS: Mapping[str, str] = {
 }
 """Known data sets -> their Hub ids."""
 
+FILE_TYPES: Mapping[str, Callable[[Path, DataSettings], Source]] = {
+    ".parquet": parquet_source,
+    **dict.fromkeys(sorted(LIST_SUFFIXES), list_source),
+    ".npz": npz_source,
+}
+"""Suffixes of data sets in one file, in lower case -> the function that opens one."""
+
 # Larger files next to images, such as annotations, are not opened.
 _LARGEST_LIST_BYTES = 128 << 20
 
@@ -48,7 +55,7 @@ def open_source(source: SourceLike, settings: DataSettings, *, data_root: str | 
     """Open a source; nothing is decoded or downloaded yet.
 
     Args:
-        source: one of `NAMES`; a folder; a parquet, CSV, JSON Lines or .npz file; a Hub id (`owner/name`); or data in
+        source: one of `NAMES`; a folder; a file with a suffix of `FILE_TYPES`; a Hub id (`owner/name`); or data in
             memory. An opened source is returned unchanged.
         settings: columns, groups and file pattern.
         data_root: a folder with parquet subfolders for the known data sets; by default `THAW_DATA`.
@@ -164,18 +171,15 @@ def _named_source(name: str, settings: DataSettings, data_root: str | Path | Non
 
 
 def _file_source(path: Path, settings: DataSettings) -> Source:
-    if path.suffix.lower() == ".parquet":
-        return parquet_source(path, settings)
-    if path.suffix.lower() in LIST_SUFFIXES:
-        return list_source(path, settings)
-    if path.suffix.lower() == ".npz":
-        return npz_source(path, settings)
-    if path.suffix.lower() in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix in FILE_TYPES:
+        return FILE_TYPES[suffix](path, settings)
+    if suffix in SUFFIXES:
         message = f"{path} is a single image: expected a folder with one subfolder of images per class"
         raise DataError(message, code="data-source")
     raise DataError(
-        f"{path} has an unknown file type: expected a folder of class folders, or a .parquet, .csv, .tsv, .jsonl or "
-        ".npz file",
+        f"{path} has an unknown file type: expected a folder of class folders, or a file of one of the types "
+        f"{', '.join(FILE_TYPES)}",
         code="data-source",
     )
 

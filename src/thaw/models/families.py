@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias, get_args
 
 from pydantic import Field, StrictBool, model_validator
 from torch import nn
@@ -340,12 +340,10 @@ class SeparableSpec(_BlockSpec):
         )
 
 
-FamilySpec: TypeAlias = Annotated[
-    PaperSpec | ResidualSpec | LoopedSpec | SeparableSpec, Field(discriminator="family"), default_family("paper")
-]
-FAMILIES: dict[str, type[FamilySpec]] = {
-    spec.family: spec for spec in (PaperSpec, ResidualSpec, LoopedSpec, SeparableSpec)
-}
+_AnySpec: TypeAlias = PaperSpec | ResidualSpec | LoopedSpec | SeparableSpec
+FamilySpec: TypeAlias = Annotated[_AnySpec, Field(discriminator="family"), default_family("paper")]
+FAMILIES: dict[str, type[FamilySpec]] = {spec.family: spec for spec in get_args(_AnySpec)}
+"""The specs of all families by name."""
 
 
 def _staged(
