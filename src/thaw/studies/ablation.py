@@ -17,12 +17,10 @@ from thaw.data.ingest import Progress as DecodeProgress
 from thaw.data.prepare import prepare
 from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mcnemar
-from thaw.files import write_atomically, write_document
 from thaw.model.model import Model
 from thaw.quoting import markdown_code, markdown_text, shown
 from thaw.recipe.recipe import load_recipe
 from thaw.run.events import Event
-from thaw.run.request import TrainRequest
 from thaw.studies.arms import PLAIN, Arm, StudyName, arms_of, overrides_between
 from thaw.studies.runs import (
     RunStarted,
@@ -32,8 +30,9 @@ from thaw.studies.runs import (
     mean_over_seeds,
     read_runs,
     study_command,
-    train_command,
+    study_run,
     train_runs,
+    write_study,
 )
 from thaw.training.compute import resolve_device
 
@@ -85,19 +84,17 @@ def ablate(  # noqa: PLR0913 - the options of the command
     arms = arms_of(study, base, data.input_spec.shape, len(data.train.classes))
 
     def run_of(arm: Arm, seed: int) -> StudyRun:
-        settings = (*overrides, *overrides_between(base, arm.recipe))
-        request = TrainRequest(
+        return study_run(
+            title=f"{arm.name}, seed {seed}: {arm.description}",
+            path=out / f"{arm.name}-seed{seed}",
             source=source,
+            recipe_given=recipe,
             recipe_name=name,
             recipe=arm.recipe,
+            overrides=(*overrides, *overrides_between(base, arm.recipe)),
             seed=seed,
             device=device,
             data_root=data_root,
-            overrides=settings,
-            command=train_command(source, recipe, settings, seed),
-        )
-        return StudyRun(
-            title=f"{arm.name}, seed {seed}: {arm.description}", path=out / f"{arm.name}-seed{seed}", request=request
         )
 
     runs = {arm.name: [run_of(arm, seed) for seed in seeds] for arm in arms}
@@ -118,9 +115,7 @@ def ablate(  # noqa: PLR0913 - the options of the command
         "test_count": found[0]["test"]["count"],
         **{key: found[0][key] for key in ("precision", "kernels", "environment")},
     }
-    write_document(out / f"{_FILES[study]}.json", result)
-    write_atomically(out / f"{_FILES[study]}.md", page(result))
-    return Study(result=result, page=out / f"{_FILES[study]}.md")
+    return write_study(out / _FILES[study], result, page(result))
 
 
 def _outcomes(

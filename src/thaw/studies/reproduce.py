@@ -10,12 +10,10 @@ from typing import Any
 from thaw.data.ingest import Progress as DecodeProgress
 from thaw.data.prepare import prepare
 from thaw.errors import UsageError
-from thaw.files import write_atomically, write_document
 from thaw.quoting import listed, markdown_code, markdown_text
 from thaw.recipe.recipe import load_recipe
 from thaw.run.events import Event
 from thaw.run.folder import RunFolder
-from thaw.run.request import TrainRequest
 from thaw.studies.runs import (
     RunStarted,
     Study,
@@ -24,8 +22,9 @@ from thaw.studies.runs import (
     mean_over_seeds,
     read_runs,
     study_command,
-    train_command,
+    study_run,
     train_runs,
+    write_study,
 )
 from thaw.training.compute import resolve_device
 
@@ -74,18 +73,17 @@ def reproduce(
         prepare(name, recipe.data, seed=seeds[0], data_root=data_root, progress=progress)
 
     def run_of(name: str, seed: int) -> StudyRun:
-        command = train_command(name, RECIPE, (), seed)
-        request = TrainRequest(
+        return study_run(
+            title=f"{PUBLISHED[name].title}, seed {seed}",
+            path=out / f"{name}-seed{seed}",
             source=name,
+            recipe_given=RECIPE,
             recipe_name=RECIPE,
             recipe=recipe,
             seed=seed,
             device=device,
             data_root=data_root,
-            command=command,
         )
-        title = f"{PUBLISHED[name].title}, seed {seed}"
-        return StudyRun(title=title, path=out / f"{name}-seed{seed}", request=request)
 
     runs = {name: [run_of(name, seed) for seed in seeds] for name in names}
     yield from train_runs([run for of_data in runs.values() for run in of_data])
@@ -93,9 +91,7 @@ def reproduce(
     options = [word for name in names for word in ("--dataset", name)] if datasets else []
     command = study_command(["reproduce", *options], (), seeds, device)
     result = {"command": command, "recipe": RECIPE, "seeds": list(seeds), "rows": rows}
-    write_document(out / "reproduce.json", result)
-    write_atomically(out / "reproduce.md", _page(result))
-    return Study(result=result, page=out / "reproduce.md")
+    return write_study(out / "reproduce", result, _page(result))
 
 
 def _row(name: str, runs: Sequence[StudyRun]) -> dict[str, Any]:

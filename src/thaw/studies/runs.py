@@ -9,8 +9,10 @@ from typing import Any
 
 from thaw.errors import RunError, UsageError
 from thaw.evidence.quality import mean_interval
+from thaw.files import write_atomically, write_document
 from thaw.model.metrics_file import read_metrics
 from thaw.quoting import shell_command, shown
+from thaw.recipe.recipe import Recipe
 from thaw.run.events import Event
 from thaw.run.folder import RunFolder, read_json
 from thaw.run.pipeline import resume_run, start_run
@@ -51,6 +53,46 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({str(self.page)!r}, seeds {', '.join(map(str, self.result['seeds']))})"
+
+
+def study_run(  # noqa: PLR0913 - what defines a run, by keyword only
+    *,
+    title: str,
+    path: Path,
+    source: str,
+    recipe_given: str,
+    recipe_name: str,
+    recipe: Recipe,
+    overrides: Sequence[str] = (),
+    seed: int,
+    device: str,
+    data_root: Path | None,
+) -> StudyRun:
+    """Return a run that trains `recipe` on `source`.
+
+    Args:
+        title: the run, for the user.
+        path: its folder.
+        source: a name, path or Hub id.
+        recipe_given: the recipe's name or file, for the run's command.
+        recipe_name: the recipe's name, as `load_recipe` returns it.
+        recipe: the recipe with the overrides.
+        overrides: settings that the run's command replaces in `recipe_given`.
+        seed: random seed.
+        device: "auto", "cpu" or "cuda".
+        data_root: folder that holds the named data sets.
+    """
+    request = TrainRequest(
+        source=source,
+        recipe_name=recipe_name,
+        recipe=recipe,
+        seed=seed,
+        device=device,
+        data_root=data_root,
+        overrides=tuple(overrides),
+        command=_train_command(source, recipe_given, overrides, seed),
+    )
+    return StudyRun(title=title, path=path, request=request)
 
 
 def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
@@ -102,6 +144,14 @@ def read_runs(runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
     return found
 
 
+def write_study(path: Path, result: dict[str, Any], page: str) -> Study:
+    """Write the figures to `path`.json and the page to `path`.md, atomically."""
+    write_document(path.with_name(f"{path.name}.json"), result)
+    written = path.with_name(f"{path.name}.md")
+    write_atomically(written, page)
+    return Study(result=result, page=written)
+
+
 def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean, and half of its 95 % Student-t interval; None for one seed."""
     return mean_interval(values) if len(values) > 1 else (values[0], None)
@@ -109,15 +159,17 @@ def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
 
 def study_command(words: Sequence[str], overrides: Sequence[str], seeds: Sequence[int], device: str) -> str:
     """Return the command line of a study; `words` are its name, its argument and its own options."""
-    settings = [word for override in overrides for word in ("--set", override)]
     chosen = ["--device", device] if device != "auto" else []
-    return shell_command(["thaw", *words, *settings, "--seeds", ",".join(map(str, seeds)), *chosen])
+    return shell_command(["thaw", *words, *_settings(overrides), "--seeds", ",".join(map(str, seeds)), *chosen])
 
 
-def train_command(source: str, recipe: str, overrides: Sequence[str], seed: int) -> str:
+def _train_command(source: str, recipe: str, overrides: Sequence[str], seed: int) -> str:
     """Return the command line that trains one run."""
-    settings = [word for override in overrides for word in ("--set", override)]
-    return shell_command(["thaw", "train", source, "--recipe", recipe, *settings, "--seed", str(seed)])
+    return shell_command(["thaw", "train", source, "--recipe", recipe, *_settings(overrides), "--seed", str(seed)])
+
+
+def _settings(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def _check_same(run: StudyRun) -> None:
