@@ -64,6 +64,13 @@ INLINE vec choose(ints mask, vec yes, vec no) { return (vec)(((ints)yes & mask) 
 /* Where a vector is larger; as in torch, one that is not a number counts as larger. */
 INLINE ints larger(vec a, vec b) { return (a > b) | (a != a); }
 
+/* gcc has __builtin_shufflevector from version 12 on, and clang has no __builtin_shuffle. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+#endif
+
 static size_t windows_across(size_t side) { return (side - 2) / 2; }
 static size_t tiles_of(size_t filters) { return (filters + TILE - 1) / TILE; }
 /* Tiles differ by at most one filter. */
@@ -80,14 +87,14 @@ INLINE void transpose(vec *rows)
         for (size_t i = 0; i < LANES / 2; i++) {
             vec a = rows[i], b = rows[i + LANES / 2];
 #if THAW_LANES == 16
-            made[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            made[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            made[2 * i] = SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            made[2 * i + 1] = SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #elif THAW_LANES == 8
-            made[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-            made[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+            made[2 * i] = SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+            made[2 * i + 1] = SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 #else
-            made[2 * i] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-            made[2 * i + 1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            made[2 * i] = SHUFFLE(a, b, 0, 4, 1, 5);
+            made[2 * i + 1] = SHUFFLE(a, b, 2, 6, 3, 7);
 #endif
         }
         memcpy(rows, made, sizeof made);
