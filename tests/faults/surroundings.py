@@ -147,9 +147,9 @@ def fresh(world: World, arguments: Sequence[object], surrounding: Surrounding, p
     with err_path.open("wb") as err:
         err_fd = out_write if surrounding.output == "terminal" else err.fileno()
         out_fd = os.open("/dev/full", os.O_WRONLY) if surrounding.output == "full" else out_write
-        words = [str(argument) for argument in arguments]
-        start = _new_interpreter if python or surrounding.is_read_at_startup else _forked
-        process = start(words, world.root, env, surrounding, (out_fd, err_fd), python or (sys.executable,))
+        command = _Command([str(argument) for argument in arguments], world.root, env, surrounding, (out_fd, err_fd))
+        is_new = bool(python) or surrounding.is_read_at_startup
+        process = _Process(_start_interpreter(command, python or (sys.executable,)) if is_new else _fork(command))
     for each in {out_write, out_fd}:
         os.close(each)
     out = _read(out_read, most=1 if surrounding.output == "head" else None)
@@ -176,44 +176,42 @@ class _Process:
         return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def _forked(
-    words: list[str],
-    cwd: Path,
-    env: Mapping[str, str | None],
-    surrounding: Surrounding,
-    streams: tuple[int, int],
-    _: Sequence[str],
-) -> _Process:
+@dataclass(frozen=True)
+class _Command:
+    """`thaw WORDS` in a surrounding; its output goes to two descriptors."""
+
+    words: list[str]
+    cwd: Path
+    env: Mapping[str, str | None]
+    surrounding: Surrounding
+    streams: tuple[int, int]
+
+
+def _fork(command: _Command) -> int:
     pid = os.fork()
     if not pid:
         os.setsid()
-        standard_input = os.open(os.devnull, os.O_RDONLY)
-        out, err = (-1 if number in surrounding.closed else each for number, each in zip((1, 2), streams, strict=True))
-        apply_limits = partial(_limit, surrounding.limits)
-        become_command(words, cwd=cwd, descriptors=(standard_input, out, err), env=env, before=apply_limits)
-    return _Process(pid)
+        closed = command.surrounding.closed
+        streams = (-1 if number in closed else each for number, each in zip((1, 2), command.streams, strict=True))
+        descriptors = (os.open(os.devnull, os.O_RDONLY), *streams)
+        limit = partial(_limit, command.surrounding.limits)
+        become_command(command.words, cwd=command.cwd, descriptors=descriptors, env=command.env, before=limit)
+    return pid
 
 
-def _new_interpreter(
-    words: list[str],
-    cwd: Path,
-    env: Mapping[str, str | None],
-    surrounding: Surrounding,
-    streams: tuple[int, int],
-    python: Sequence[str],
-) -> _Process:
+def _start_interpreter(command: _Command, python: Sequence[str]) -> int:
     process = subprocess.Popen(
-        [*python, "-m", "thaw", *words],
+        [*python, "-m", "thaw", *command.words],
         stdin=subprocess.DEVNULL,
-        stdout=streams[0],
-        stderr=streams[1],
-        cwd=cwd,
-        env={key: value for key, value in {**os.environ, **env}.items() if value is not None},
-        preexec_fn=lambda: _before(surrounding),  # noqa: PLW1509 - there are no threads here
+        stdout=command.streams[0],
+        stderr=command.streams[1],
+        cwd=command.cwd,
+        env={key: value for key, value in {**os.environ, **command.env}.items() if value is not None},
+        preexec_fn=lambda: _before(command.surrounding),  # noqa: PLW1509 - there are no threads here
         start_new_session=True,
     )
     process.returncode = 0  # waited for by its process id
-    return _Process(process.pid)
+    return process.pid
 
 
 def _limit(limits: Mapping[int, int]) -> None:

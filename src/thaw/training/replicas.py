@@ -31,7 +31,7 @@ class Part:
 
 
 def split(batch: Batch, view: View, parts: int) -> list[Part]:
-    """Split a batch into up to `parts` parts; all but the last are equal, and none has a single image if avoidable."""
+    """Split a batch into up to `parts` parts. Only the last may be smaller; none has a single image if avoidable."""
     count = len(batch)
     parts = parts if count >= 2 * parts else 1
     step = -(-count // parts)

@@ -88,7 +88,7 @@ class TrainerSettings:
 
     @property
     def unify_spec(self) -> UnifySpec | None:
-        """How the network that comes out is made of two; None where it is one submodel that stands alone."""
+        """How two submodels become the final network; None if the final network is a single submodel."""
         return self.unify if self.method == "two-stage" and self.unify.join == "concatenate" else None
 
 
@@ -395,7 +395,7 @@ def seeded_submodel(model: FamilySpec, context: TrainingContext, stream: str = "
 
 
 def _seeded(seed: int, name: str, build: Callable[[], M]) -> M:
-    """Return the result of `build` with torch's global generator seeded for a named stream; restore it afterwards."""
+    """Return the result of `build` with torch's global generator seeded for a named stream, and restore it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, name))
         return build()
