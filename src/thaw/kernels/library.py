@@ -49,7 +49,9 @@ def _compiled(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     compiler = find_compiler()
     with tempfile.TemporaryDirectory(prefix="thaw-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        (folder / source).write_bytes((SOURCES / source).read_bytes())
+        for file in SOURCES.iterdir():
+            if file.name == source or file.name.endswith(".h"):
+                (folder / file.name).write_bytes(file.read_bytes())
         made = Path(source).with_suffix(".so").name
         # Without contraction, all compilers round alike.
         rest = ["-std=c99", "-ffp-contract=off", *flags, "-fPIC", "-shared", "-o", made, source, "-lm"]

@@ -14,6 +14,7 @@ from thaw.training.compute import (
     KernelsName,
     ParallelBranches,
     kernels_name,
+    parallel_jobs,
     resolve_arithmetic,
     resolve_device,
     thread_count,
@@ -50,7 +51,8 @@ def training_context(
         MissingDependencyError: for "compiled" without a C compiler.
     """
     found, arithmetic = resolve_device(device), _arithmetic(recipe, device, kernels)
-    with ParallelBranches(PARALLEL_BRANCHES, found) as parallel:
+    jobs = parallel_jobs(arithmetic, recipe.trainer_settings().kernel_layers, thread_count())
+    with ParallelBranches(jobs, found) as parallel:
         yield TrainingContext(
             train=data.train,
             validation=data.validation,

@@ -137,6 +137,7 @@ class TrainingContext:
         """Return the training of `stage` on this data, with its class weights."""
         weights = self.class_weights
         stage.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
+        stage.compiled = self.compiled
         train = self._source(self.train, stage.batch_size, augment, stage.views)
         validation = self._source(self.validation, VALIDATION_BATCH, augment)
         return StageRun(
