@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+
+import torch
 
 from thaw.errors import MissingDependencyError, ModelFileError
 from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
@@ -61,3 +64,16 @@ def _compiled(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
             # Some compilers do not support -march=native on this processor.
             compile_c([compiler, FAST_FLAGS[0], *rest], folder, source)
         return ctypes.CDLL(str(folder / made))
+
+
+class Scratch(threading.local):
+    """Memory for a kernel's intermediate values; each thread has its own, kept from call to call."""
+
+    def __init__(self) -> None:
+        self._floats = torch.empty(0)
+
+    def pointer(self, floats: int) -> int:
+        """The address of at least this many float32 values, which are not initialized."""
+        if len(self._floats) < floats:
+            self._floats = torch.empty(floats, dtype=torch.float32)
+        return self._floats.data_ptr()

@@ -29,6 +29,10 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _SIGNATURES: Signatures = {
     "thaw_norm_forward": [*[POINTER] * 3, SIZE, SIZE, *[POINTER] * 4, FLOAT, FLOAT, INT, POINTER],
     "thaw_norm_backward": [*[POINTER] * 5, SIZE, SIZE, INT, *[POINTER] * 3],
+    "thaw_norm_constants": [POINTER, SIZE, SIZE, *[POINTER] * 4, FLOAT, FLOAT, POINTER],
+    "thaw_norm_apply": [*[POINTER] * 3, SIZE, SIZE, INT, POINTER],
+    "thaw_norm_sums": [*[POINTER] * 3, SIZE, SIZE, INT, *[POINTER] * 2],
+    "thaw_norm_back": [POINTER, SIZE, SIZE, *[POINTER] * 4],
 }
 
 

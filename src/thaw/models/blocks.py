@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from thaw.kernels import conv_relu_pool, dropout_dense
 from thaw.kernels.normalization import After, Running, can_fuse, normalize
+from thaw.kernels.separable import Learned, separable
+from thaw.kernels.separable import can_fuse as can_fuse_separable
+from thaw.models.depthwise import DepthwiseConv, in_autocast_dtype
 
 Pooling = Literal["max", "average"]
 StemReduction = Literal["none", "pool", "stride"]
@@ -194,6 +197,11 @@ class Norm(nn.Module):
         """The scale that is applied, float32 [C]."""
         return self.weight.abs().clamp(min=_LEAST_SCALE) if self.positive else self.weight
 
+    @property
+    def running(self) -> Running:
+        """The running statistics."""
+        return Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
+
     def affine(self) -> tuple[Tensor, Tensor]:
         """(factor, offset), float32 [C] each, of the evaluation mode: `x * factor + offset`."""
         factor = self.scale / torch.sqrt(self.running_var + _NORM_EPSILON)
@@ -206,8 +214,7 @@ class Norm(nn.Module):
         )
         scale = self.scale
         if self.compiled and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
-            running = Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
-            return normalize(x, scale, self.bias, running, after, shortcut)
+            return normalize(x, scale, self.bias, self.running, after, shortcut)
         y = F.batch_norm(
             x,
             self.running_mean,
@@ -248,11 +255,18 @@ class ConvNorm(nn.Module):
         relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+        self.conv = (
+            DepthwiseConv(channels_in, kernel, stride)
+            if groups > 1
+            else nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False)
         )
         self.norm = Norm(channels_out)
         self.relu = relu
+
+    @property
+    def learned(self) -> Learned:
+        """The parameters and the running statistics."""
+        return Learned(self.conv.weight, self.norm.scale, self.norm.bias, self.norm.running)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
@@ -278,6 +292,9 @@ class Separable(nn.Module):
     """Depthwise 3x3 and pointwise convolution, each normalized and followed by ReLU: [B, C, H, W] -> [B, C', H, W].
 
     If C' = C there is a shortcut around both, and the ReLU of the second comes before the addition.
+
+    Attributes:
+        compiled: in training mode, use compiled C for inputs that it supports (see `thaw.kernels.separable`).
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -285,9 +302,14 @@ class Separable(nn.Module):
         self.depthwise = ConvNorm(channels_in, channels_in, groups=channels_in)
         self.pointwise = ConvNorm(channels_in, channels_out, kernel=1)
         self.shortcut = channels_in == channels_out
+        self.compiled = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
+        if self.compiled and self.training and self.pointwise.conv.weight.dtype == torch.float32:
+            x = in_autocast_dtype(x)
+            if can_fuse_separable(x):
+                return separable(x, self.depthwise.learned, self.pointwise.learned, shortcut=self.shortcut)
         filtered = self.depthwise(x)
         if not self.shortcut:
             y: Tensor = self.pointwise(filtered)
@@ -400,13 +422,17 @@ def learned_parameters(module: nn.Module) -> int:
     )
 
 
+_COMPILED = (ConvReluPool, DepthwiseConv, Norm, Separable)
+"""Blocks with compiled kernels in all networks."""
+
+
 def use_kernels(module: nn.Module, *, compiled: bool) -> None:
     """Make the blocks of `module` that have compiled kernels use them, or torch's operations."""
     parts = list(module.modules())
     # In other families, the dense layer is a small part of a step.
     dense = any(isinstance(part, ConvReluPool) for part in parts)
     for part in parts:
-        if isinstance(part, (ConvReluPool, Norm)) or (dense and isinstance(part, (ConvClassifier, DenseClassifier))):
+        if isinstance(part, _COMPILED) or (dense and isinstance(part, (ConvClassifier, DenseClassifier))):
             part.compiled = compiled
 
 

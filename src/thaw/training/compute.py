@@ -13,7 +13,7 @@ from typing import Literal, Self, TypeVar, get_args
 import torch
 
 from thaw.errors import MissingDependencyError, UsageError
-from thaw.kernels import KernelLayer, conv_relu_pool, dropout_dense, normalization, optimizers
+from thaw.kernels import KernelLayer, augmentation, conv_relu_pool, dropout_dense, normalization, optimizers
 from thaw.plain import checked_dataclass
 from thaw.quoting import shown
 
@@ -117,7 +117,7 @@ def resolve_arithmetic(
         return torchs
     if device.type != "cpu":
         raise UsageError(f'compute.kernels "compiled" is not available on {device.type}; use "auto" or "torch"')
-    wanted.append(optimizers.compiled)
+    wanted += [optimizers.compiled, augmentation.compiled]
     try:
         with ThreadPoolExecutor() as pool:
             for made in [pool.submit(compile_source) for compile_source in wanted]:
