@@ -1,4 +1,4 @@
-"""Views of images in compiled C: those of the torch operations, but for rounding, from the same random numbers."""
+"""Views of images in compiled C: those of the torch operations, except for rounding, from the same random numbers."""
 
 from __future__ import annotations
 

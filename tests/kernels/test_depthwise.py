@@ -1,4 +1,4 @@
-"""Depthwise convolution in compiled C: the results and gradients of torch, but for rounding."""
+"""Depthwise convolution in compiled C: the results and gradients of torch, except for rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The depthwise-separable block in compiled C: the results and gradients of torch, but for rounding."""
+"""The depthwise-separable block in compiled C: the results and gradients of torch, except for rounding."""
 
 from __future__ import annotations
 

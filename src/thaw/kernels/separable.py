@@ -87,7 +87,7 @@ def separable(x: Tensor, first: Learned, second: Learned, *, shortcut: bool) -> 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What `_Separable` needs besides tensors that have gradients."""
+    """The arguments of `_Separable` without gradients."""
 
     running_a: Running
     running_b: Running
