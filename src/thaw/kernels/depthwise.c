@@ -146,8 +146,10 @@ static void fill(ring to, size_t row, const value *image, const shape *s)
 }
 
 /* A row of the result; the upper row under the kernel is `row`. */
-static void forward_row(ring from, size_t row, const vec *weights, value *y, size_t columns, size_t channels, moments *sums)
+static void forward_row(ring from, size_t row, const vec *weights, value *y, size_t columns, size_t channels, moments *sums,
+                        soon next)
 {
+    const size_t share = share_of(next, blocks_of(channels) * (columns / MANY + 1));
     const vec *rows[KERNEL];
     rows_under(from, row, rows);
     for (size_t b = 0; b < blocks_of(channels); b++, weights += TAPS) {
@@ -156,6 +158,8 @@ static void forward_row(ring from, size_t row, const vec *weights, value *y, siz
         vec total[MANY];
         size_t x = 0;
         for (; x + MANY <= columns; x += MANY, out += MANY * channels) {
+            prefetch_some(&next, share);
+            prefetch_write(y + columns * channels + (b * columns + x) * LANES, MANY * LANES);
             positions(MANY, STRIDE, rows, x * STRIDE, weights, total);
             write(MANY, total, out, channels, count_of(channels));
             moments_add(&block, total, MANY);
@@ -193,14 +197,14 @@ void thaw_depthwise_forward(const shape *s, const value *restrict x, const float
             for (; filled < row * STRIDE + KERNEL; filled++) {
                 fill(in, filled, x, s);
             }
-            prefetch_write(y + columns * channels, columns * channels);
-            forward_row(in, row * STRIDE, arranged, y, columns, channels, sums);
+            const value *next = x + (filled - SIDE) * s->columns * channels;
+            forward_row(in, row * STRIDE, arranged, y, columns, channels, sums, (soon){next, STRIDE * s->columns * channels, 0});
             if (image == 0 && row == 0) {
                 /* The mean of the first row becomes the origin. */
                 for (size_t b = 0; b < blocks; b++) {
                     moments_begin(&sums[b], sums[b].sums / (float)columns);
                 }
-                forward_row(in, 0, arranged, y, columns, channels, sums);
+                forward_row(in, 0, arranged, y, columns, channels, sums, (soon){NULL, 0, 0});
             }
         }
         for (size_t b = 0; b < blocks; b++) {
@@ -271,12 +275,16 @@ INLINE void rows_of_taps(size_t many, const vec *gradient, const vec *const *in,
 }
 
 /* The gradients of all taps, from one row of dy, whose upper row under the kernel is `row`. */
-static void backward_taps(ring from, ring gradient, size_t row, size_t columns, size_t channels, vec *sums)
+static void backward_taps(ring from, ring gradient, size_t row, size_t columns, size_t channels, vec *sums, soon first,
+                          soon second)
 {
+    const size_t one = share_of(first, blocks_of(channels)), other = share_of(second, blocks_of(channels));
     const vec *rows[KERNEL], *center = row_of(gradient, row + SIDE) + SIDE;
     rows_under(from, row, rows);
     for (size_t b = 0; b < blocks_of(channels); b++, center += gradient.width) {
         size_t r = 0;
+        prefetch_some(&first, one);
+        prefetch_some(&second, other);
         for (; r + ROWS <= KERNEL; r += ROWS, sums += ROWS * KERNEL) {
             rows_of_taps(ROWS, center, rows + r, columns, sums);
         }
@@ -293,8 +301,10 @@ static void backward_taps(ring from, ring gradient, size_t row, size_t columns, 
 
 /* A row of dx: the convolution of dy by the reversed weights, and `also` if it is not NULL. */
 static void backward_row(ring gradient, size_t row, const vec *weights, const value *also, value *dx, size_t columns,
-                         size_t channels)
+                         size_t channels, soon first, soon second)
 {
+    const size_t times = blocks_of(channels) * (columns / MANY + 1), one = share_of(first, times);
+    const size_t other = share_of(second, times);
     const size_t lanes = count_of(channels);
     const vec *rows[KERNEL];
     rows_under(gradient, row, rows);
@@ -302,6 +312,9 @@ static void backward_row(ring gradient, size_t row, const vec *weights, const va
         size_t x = 0, at = first_of(b, channels);
         vec total[MANY];
         for (; x + MANY <= columns; x += MANY, at += MANY * channels) {
+            prefetch_some(&first, one);
+            prefetch_some(&second, other);
+            prefetch_write(dx + columns * channels + (b * columns + x) * LANES, MANY * LANES);
             positions(MANY, 1, rows, x, weights, total);
 #pragma GCC unroll 8
             for (size_t p = 0; also && p < MANY; p++) {
@@ -346,12 +359,16 @@ void thaw_depthwise_backward(const shape *s, const value *restrict dy, const val
                 fill(in, filled, x, s);
                 fill_gradient(gradient, filled, &from, s);
             }
+            const size_t across = s->columns * channels, coming = reduced(s->columns) * channels;
+            const size_t below = (row + KERNEL - SIDE) / STRIDE * coming;
             if (row % STRIDE == 0) {
-                backward_taps(in, gradient, row, s->columns, channels, sums);
+                const soon next_x = {x + (row + KERNEL - SIDE) * across, across, 0}, next_dy = {from.dy + below, coming, 0};
+                backward_taps(in, gradient, row, s->columns, channels, sums, next_x, next_dy);
             }
             if (dx) {
-                prefetch_write(dx + at + s->columns * channels, s->columns * channels);
-                backward_row(gradient, row, arranged, also ? also + at : NULL, dx + at, s->columns, channels);
+                const soon next_y = {back ? from.y + below : NULL, back ? coming : 0, 0};
+                const soon next_also = {also ? also + at + across : NULL, also ? across : 0, 0};
+                backward_row(gradient, row, arranged, also ? also + at : NULL, dx + at, s->columns, channels, next_y, next_also);
             }
         }
         x += s->rows * s->columns * channels;

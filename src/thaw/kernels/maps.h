@@ -120,6 +120,33 @@ INLINE void prefetch_read(const value *from, size_t count)
     }
 }
 
+/* Values that will be read or written soon. They are asked for a few lines at a time during arithmetic that does not read memory: a
+ * processor can wait for few lines at once. */
+typedef struct {
+    const value *from;
+    size_t count;
+    int written;
+} soon;
+
+INLINE void prefetch_some(soon *next, size_t count)
+{
+    count = count < next->count ? count : next->count;
+    if (next->written) {
+        prefetch_write(next->from, count);
+    } else {
+        prefetch_read(next->from, count);
+    }
+    next->from += count;
+    next->count -= count;
+}
+
+/* Values to ask for in each of `times` calls. */
+INLINE size_t share_of(soon next, size_t times)
+{
+    const size_t line = 64 / sizeof(value);
+    return (next.count / times / line + 1) * line;
+}
+
 /* Channels are processed in blocks of LANES. The last block overlaps the one before it, so that every block is whole, unless
  * there are fewer than LANES channels. Both compute the same values for the channels that they share. */
 INLINE size_t blocks_of(size_t channels) { return (channels + LANES - 1) / LANES; }

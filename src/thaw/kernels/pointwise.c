@@ -11,7 +11,7 @@
 #include "maps.h"
 
 /* Rows that are processed together, and rows of a tile of a product; both matrices of a tile fit the registers. */
-#define CHUNK 32
+#define CHUNK 16
 #define TILE 4
 
 typedef struct {
@@ -66,14 +66,18 @@ INLINE void tile(size_t vectors, const float *left, size_t row, size_t step, con
 /* out[i][j] = sum of left[i * row + k * step] * right[k][j] over `depth` values of k, or that sum added to out. `right` and
  * `out` have `width` columns. `rows` is a multiple of TILE, `width` of LANES. */
 static void multiply(const float *left, size_t row, size_t step, const float *right, size_t depth, float *out, size_t rows,
-                     size_t width, int add)
+                     size_t width, int add, soon first, soon second)
 {
+    const size_t tiles = rows / TILE * ((width / LANES + 2) / 3);
+    const size_t one = share_of(first, tiles), other = share_of(second, tiles);
     for (size_t left_over = width / LANES, done = 0; left_over; ) {
         /* 4 vectors are 2 and 2. */
         const size_t vectors = left_over == 4 || left_over == 2 ? 2 : left_over >= 3 ? 3 : 1;
         for (size_t i = 0; i < rows; i += TILE) {
             const float *from = left + i * row, *by = right + done * LANES;
             float *to = out + i * width + done * LANES;
+            prefetch_some(&first, one);
+            prefetch_some(&second, other);
             switch (vectors) {
             case 1:
                 tile(1, from, row, step, by, width, depth, to, add);
@@ -134,9 +138,10 @@ void thaw_pointwise_forward(const shape *s, const value *restrict a, const float
     for (size_t row = 0; row < s->rows; row += CHUNK) {
         const size_t rest = s->rows - row, rows = rest < CHUNK ? rest : CHUNK;
         normalized(h, a + row * s->inputs, spread, rows, s->inputs);
-        prefetch_read(a + (row + CHUNK) * s->inputs, rows * s->inputs);
-        prefetch_write(b + row * s->outputs, rows * s->outputs);
-        multiply(h, in, 1, arranged, s->inputs, made, CHUNK, out, 0);
+        const size_t next = row + rows;
+        const size_t coming = s->rows - next < CHUNK ? s->rows - next : CHUNK;
+        multiply(h, in, 1, arranged, s->inputs, made, CHUNK, out, 0, (soon){a + next * s->inputs, coming * s->inputs, 0},
+                 (soon){b + row * s->outputs, rows * s->outputs, 1});
         for (size_t k = 0; k < blocks; k++) {
             const size_t first = first_of(k, s->outputs), count = count_of(s->outputs);
             if (row == 0) {
@@ -246,12 +251,14 @@ void thaw_pointwise_backward(const shape *s, const value *restrict dy, const val
         const size_t rest = s->rows - row, rows = rest < CHUNK ? rest : CHUNK;
         gradient_of_b(db, &m, row, rows, s->outputs);
         normalized(h, a + row * s->inputs, m.constants_a, rows, s->inputs);
-        prefetch_write(da + row * s->inputs, rows * s->inputs);
-        multiply(h, 1, in, db, rows, total, in, out, 1);
-        prefetch_read(dy + (row + CHUNK) * s->outputs, rows * s->outputs);
-        prefetch_read(b + (row + CHUNK) * s->outputs, rows * s->outputs);
-        multiply(db, out, 1, arranged, s->outputs, dh, CHUNK, in, 0);
-        prefetch_read(a + (row + CHUNK) * s->inputs, rows * s->inputs);
+        const size_t next = row + rows;
+        const size_t coming = s->rows - next < CHUNK ? s->rows - next : CHUNK;
+        const soon next_dy = {dy + next * s->outputs, coming * s->outputs, 0};
+        const soon next_b = {b + next * s->outputs, coming * s->outputs, 0};
+        const soon next_a = {a + next * s->inputs, coming * s->inputs, 0};
+        const soon this_da = {da + row * s->inputs, rows * s->inputs, 1};
+        multiply(h, 1, in, db, rows, total, in, out, 1, next_dy, next_b);
+        multiply(db, out, 1, arranged, s->outputs, dh, CHUNK, in, 0, this_da, next_a);
         gradient_of_h(da, sums_by_block, dh, h, &m, row, rows, s->inputs);
     }
     for (size_t k = 0; k < blocks_of(s->inputs); k++) {
