@@ -74,6 +74,7 @@ class Training:
             device=CPU,
             augment=AugmentSettings(),
             views=("original", "augmented"),
+            compiled=True,
         )
         torch.manual_seed(0)
         dual = build_dual(PaperSpec(), (28, 28, 1), 10)

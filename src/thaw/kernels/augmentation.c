@@ -119,22 +119,21 @@ static inline void places(const views *v, const float *t, size_t y, int fill, in
     }
 }
 
-/* Bilinear resampling of one row, and a brightness that is added. */
+/* Bilinear resampling of one row. */
 static inline void sample(const float *restrict image, const int32_t *restrict offset, const float *restrict right,
-                          const float *restrict down, float light, size_t width, size_t stride, size_t channels,
-                          float *restrict to)
+                          const float *restrict down, size_t width, size_t stride, size_t channels, float *restrict to)
 {
     for (size_t x = 0; x < width; x++) {
         for (size_t c = 0; c < channels; c++) {
             const float *upper = image + offset[x] + (ptrdiff_t)c, *lower = upper + stride;
             const float above = upper[0] + right[x] * (upper[channels] - upper[0]);
             const float below = lower[0] + right[x] * (lower[channels] - lower[0]);
-            to[x * channels + c] = clamped(above + down[x] * (below - above) + light, 0.0f, 1.0f);
+            to[x * channels + c] = above + down[x] * (below - above);
         }
     }
 }
 
-static void resample(const views *v, const float *image, const float *t, float light, float *work, float *to)
+static void resample(const views *v, const float *image, const float *t, float *work, float *to)
 {
     int32_t *offset = (int32_t *)work;
     float *right = work + v->width, *down = right + v->width;
@@ -153,24 +152,30 @@ static void resample(const views *v, const float *image, const float *t, float l
         }
         switch (v->channels) {
         case 1:
-            sample(image, offset, right, down, light, v->width, stride, 1, to);
+            sample(image, offset, right, down, v->width, stride, 1, to);
             break;
         case 3:
-            sample(image, offset, right, down, light, v->width, stride, 3, to);
+            sample(image, offset, right, down, v->width, stride, 3, to);
             break;
         default:
-            sample(image, offset, right, down, light, v->width, stride, v->channels, to);
+            sample(image, offset, right, down, v->width, stride, v->channels, to);
         }
     }
 }
 
-static void brighten(const views *v, const float *image, const float *light, float *to)
+static void copy(const views *v, const float *image, float *to)
 {
     const size_t row = v->width * v->channels;
     for (size_t y = 0; y < v->height; y++, image += stride_of(v), to += row) {
-        for (size_t i = 0; i < row; i++) {
-            to[i] = light ? clamped(image[i] + *light, 0.0f, 1.0f) : image[i];
-        }
+        memcpy(to, image, row * sizeof *to);
+    }
+}
+
+/* Add a brightness; rounding of a resampling can also exceed the range. */
+static void brighten(float *to, size_t size, float light)
+{
+    for (size_t i = 0; i < size; i++) {
+        to[i] = clamped(to[i] + light, 0.0f, 1.0f);
     }
 }
 
@@ -225,9 +230,12 @@ void thaw_views(const views *v, const uint8_t *pixels, const int32_t *frames, co
     for (size_t n = 0; n < v->count; n++, out += size) {
         convert(v, pixels + n * size, frames ? frames + 3 * n : NULL, (int32_t *)rows, image);
         if (maps) {
-            resample(v, image, maps + 6 * n, lights ? lights[n] : 0.0f, rows, out);
+            resample(v, image, maps + 6 * n, rows, out);
         } else {
-            brighten(v, image, lights ? lights + n : NULL, out);
+            copy(v, image, out);
+        }
+        if (maps || lights) {
+            brighten(out, size, lights ? lights[n] : 0.0f);
         }
         if (centers) {
             cut_out(v, centers + 2 * n, out);

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from thaw.kernels.library import POINTER, Scratch, Signatures, load_library
+from thaw.kernels.memory import new_map
 
 FILLS = ("zeros", "border", "reflection")
 """Pixels outside of an image; the C numbers them in this order."""
@@ -72,7 +73,7 @@ def views(pixels: Tensor, changes: Changes, mean: Sequence[float], std: Sequence
     Pixels are in 0..1 when they are changed; then each channel becomes (x - mean) / std.
     """
     batch, height, width, channels = pixels.shape
-    made = torch.empty(pixels.shape)
+    made = new_map((batch, channels, height, width), torch.float32)
     settings = _Views(batch, height, width, channels, FILLS.index(changes.fill), changes.square)
     floats = ctypes.c_size_t()
     library = compiled()
@@ -85,7 +86,7 @@ def views(pixels: Tensor, changes: Changes, mean: Sequence[float], std: Sequence
         *(None if array is None else array.data_ptr() for array in arrays),
         _scratch.pointer(floats.value),
     )
-    return made.permute(0, 3, 1, 2)
+    return made
 
 
 def _in_pixels(theta: Tensor | None, height: int, width: int) -> Tensor | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thaw.kernels.library import POINTER, Scratch, Signatures, load_library
+from thaw.kernels.memory import map_like, new_map
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _SIGNATURES: Signatures = {
@@ -73,7 +74,7 @@ def forward(x: Tensor, weight: Tensor, stride: int, statistics: Tensor | None = 
     library, shape, work = _prepared(x, weight, stride)
     batch, channels, height, width = x.shape
     size = (batch, channels, -(-height // stride), -(-width // stride))
-    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y = new_map(size, x.dtype)
     library.thaw_depthwise_forward(
         shape,
         x.data_ptr(),
@@ -109,7 +110,7 @@ def backward(
     """
     library, shape, work = _prepared(x, weight, stride)
     y, constants, back = normalized or (None, None, None)
-    dx = torch.empty_like(x) if needs_dx else None
+    dx = map_like(x) if needs_dx else None
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     library.thaw_depthwise_backward(
         shape,

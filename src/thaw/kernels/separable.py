@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from thaw.kernels import depthwise, normalization
 from thaw.kernels.library import POINTER, Scratch, Signatures, load_library
+from thaw.kernels.memory import map_like, new_map
 from thaw.kernels.normalization import NUMBERS, Running
 
 _SIGNATURES: Signatures = {
@@ -103,12 +104,12 @@ class _Separable(torch.autograd.Function):
         constants_a = _constants(a, statistics, weight_a, bias_a, settings.running_a)
         batch, _, height, width = x.shape
         size = (batch, matrix.shape[0], height, width)
-        b = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        b = new_map(size, x.dtype)
         statistics = torch.empty(2, matrix.shape[0], dtype=torch.float64)
         shape, work = _prepared(a, matrix)
         compiled(x.dtype).thaw_pointwise_forward(shape, *_pointers(a, constants_a, matrix, b, statistics), work)
         constants_b = _constants(b, statistics, weight_b, bias_b, settings.running_b)
-        y = torch.empty_like(b)
+        y = map_like(b)
         after = NUMBERS["relu add" if settings.shortcut else "relu"]
         rows, channels = _rows(b)
         normalization.compiled(x.dtype).thaw_norm_apply(
@@ -128,7 +129,7 @@ class _Separable(torch.autograd.Function):
         sums = torch.empty(2, channels, dtype=torch.float64)
         norm.thaw_norm_sums(*_pointers(dy, b, b), rows, channels, NUMBERS["relu"], *_pointers(constants_b, sums))
         dweight_b, dbias_b, back_b = _back(norm, b, sums, constants_b)
-        da, dmatrix = torch.empty_like(a), torch.empty_like(matrix, memory_format=torch.contiguous_format)
+        da, dmatrix = map_like(a), torch.empty_like(matrix, memory_format=torch.contiguous_format)
         sums = torch.empty(2, taps.shape[0], dtype=torch.float64)
         shape, work = _prepared(a, matrix)
         compiled(x.dtype).thaw_pointwise_backward(
