@@ -22,30 +22,34 @@ from thaw.data.augment import AugmentSettings
 from thaw.data.batches import Batch, BatchSource
 from thaw.data.images import ImageSet, InputSpec
 from thaw.evidence.environment import environment
+from thaw.models.blocks import use_kernels
 from thaw.models.families import PaperSpec
 from thaw.models.unify import build_dual
-from thaw.training.compute import ParallelBranches, precision_name, resolve_precision
+from thaw.training.compute import ComputeSettings, ParallelBranches, resolve_arithmetic
 from thaw.training.stages import DualSettings, DualStage
 
 CPU = torch.device("cpu")
 DATA, TRAIN, STEP = "images and augmentation", "both submodels, forward and backward", "optimizer step"
+KERNELS = {
+    ("_ConvReluPool", 1): "convolution 1, forward",
+    ("_ConvReluPool", 10): "convolution 2, forward",
+    # The first argument of a backward operation is the gradient of its result.
+    ("_ConvReluPoolBackward", 10): "convolution 1, backward",
+    ("_ConvReluPoolBackward", 20): "convolution 2, backward",
+    ("_DropoutDense", 20): "dropout and dense layer, forward",
+    ("_DropoutDenseBackward", 10): "dropout and dense layer, backward",
+}
 OPERATIONS = {
-    "clamp_min": "ReLU",
-    "threshold_backward": "ReLU",
-    "addmm": "dense layers",
-    "mm": "dense layers",
-    "uniform_": "dropout",
-    "ge": "dropout",
-    "mul": "dropout",
     "_log_softmax": "loss",
     "_log_softmax_backward_data": "loss",
     "nll_loss_forward": "loss",
     "nll_loss_backward": "loss",
-    "fill_": "zero filling",
-    "zero_": "zero filling",
-    "copy_": "copies and changes of type",
-    "_to_copy": "copies and changes of type",
+    "empty": "allocation",
+    "empty_like": "allocation",
+    "empty_strided": "allocation",
+    "new_empty": "allocation",
 }
+REST = "everything else, Python included"
 
 
 @dataclass
@@ -53,7 +57,6 @@ class Training:
     """Stage 1 on noise in the shape of MNIST; how long a step takes does not depend on the pixels."""
 
     steps: int
-    dtype: torch.dtype
     batch_size: int = 128
     cpu_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((DATA, TRAIN, STEP), 0.0))
 
@@ -71,11 +74,14 @@ class Training:
             device=CPU,
             augment=AugmentSettings(),
             views=("original", "augmented"),
+            compiled=True,
         )
         torch.manual_seed(0)
         dual = build_dual(PaperSpec(), (28, 28, 1), 10)
         dual.to(memory_format=torch.channels_last)
+        use_kernels(dual, compiled=True)
         self.stage = DualStage(dual, DualSettings(batch_size=self.batch_size))
+        self.stage.compiled = True
         self.optimizer = self.stage.optimizer()
         self.parallel = ParallelBranches(1, CPU)
 
@@ -86,7 +92,7 @@ class Training:
         batches = self.source.ordered()
         while (batch := self._timed(DATA, lambda: _next(batches))) is not None:
             self.optimizer.zero_grad(set_to_none=True)
-            self._timed(TRAIN, lambda batch=batch: self.stage.backward(batch, self.parallel, self.dtype))
+            self._timed(TRAIN, lambda batch=batch: self.stage.backward(batch, self.parallel, torch.float32))
             self._timed(STEP, self.optimizer.step)
         return time.perf_counter() - started
 
@@ -109,14 +115,9 @@ def place(event: Any) -> str:
         if above.name in {DATA, STEP}:
             return str(above.name)
         above = above.cpu_parent
-    name = event.name.removeprefix("aten::")
-    if name in {"mkldnn_convolution", "convolution_backward"} or "max_pool2d_with_indices" in name:
-        backward = "backward" in name
-        # The first argument of a backward operation is the gradient, the second what went in.
-        channels = event.input_shapes[1 if backward else 0][1]
-        kind, first_channels = ("pooling", 10) if "pool" in name else ("convolution", 1)
-        return f"{kind} {1 if channels == first_channels else 2}, {'backward' if backward else 'forward'}"
-    return OPERATIONS.get(name, "everything else, Python included")
+    shape = event.input_shapes[0] if event.input_shapes else []
+    kernel = KERNELS.get((event.name, shape[1] if len(shape) > 1 else 0))
+    return kernel or OPERATIONS.get(event.name.removeprefix("aten::"), REST)
 
 
 def shares(training: Training) -> dict[str, float]:
@@ -127,7 +128,7 @@ def shares(training: Training) -> dict[str, float]:
     for event in profiled.events():
         micros[place(event)] += event.self_cpu_time_total
     seen = sum(micros.values())
-    micros["everything else, Python included"] += max(0.0, wall * 1e6 - seen)
+    micros[REST] += max(0.0, wall * 1e6 - seen)
     total = sum(micros.values())
     return {name: value / total for name, value in sorted(micros.items(), key=lambda item: -item[1])}
 
@@ -137,11 +138,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench/profile_step.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=60, help="steps to profile (default: 60)")
     parser.add_argument("--repeats", type=int, default=5, help="runs for the CPU times (default: 5)")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     options = parser.parse_args()
     use_cores(1)
     torch.set_num_threads(1)
-    training = Training(options.steps, resolve_precision(options.precision, CPU))
+    resolve_arithmetic(ComputeSettings(kernels="compiled"), CPU, {"convolution"}, threads=1)
+    training = Training(options.steps)
     training.epoch()
     training.cpu_seconds = dict.fromkeys(training.cpu_seconds, 0.0)
     for _ in range(options.repeats):
@@ -149,7 +150,7 @@ def main() -> None:
     steps = options.steps * options.repeats
     milliseconds = {part: 1e3 * seconds / steps for part, seconds in training.cpu_seconds.items()}
     machine = environment("cpu")
-    print(f"{machine['cpu']}, one core; torch {torch.__version__}; {precision_name(training.dtype)}; batch 128\n")
+    print(f"{machine['cpu']}, one core; torch {torch.__version__}; compiled kernels, float32; batch 128\n")
     print("| part of a step | CPU time, ms | share |\n|---|---:|---:|")
     for part, value in milliseconds.items():
         print(f"| {part} | {value:.2f} | {value / sum(milliseconds.values()):.0%} |")

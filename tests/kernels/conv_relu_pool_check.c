@@ -1,9 +1,24 @@
-/* Compares conv_relu_pool.c with plain loops in double precision, on memory of exactly the right size. */
-#include "conv_relu_pool.c"
+/* Compares conv_relu_pool.c and conv_relu_pool_backward.c with plain loops in double precision, on memory of exactly the right
+ * size. */
+#include <stddef.h>
+#include <stdint.h>
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+
+struct shape {
+    size_t images, height, width, channels, filters;
+};
+
+size_t thaw_conv_relu_pool_codes(const struct shape *s);
+size_t thaw_conv_relu_pool_forward_scratch(const struct shape *s);
+size_t thaw_conv_relu_pool_backward_scratch(const struct shape *s);
+void thaw_conv_relu_pool_forward(const struct shape *s, const float *x, const float *weights, const size_t *strides,
+                                 const float *bias, float *y, int32_t *codes, float *scratch);
+void thaw_conv_relu_pool_backward(const struct shape *s, const float *x, const float *weights, const size_t *strides,
+                                  const float *dy, const size_t *steps, const int32_t *codes, float *dx, float *dweights,
+                                  float *dbias, float *scratch);
 
 static uint32_t state = 1;
 
@@ -44,7 +59,7 @@ static void check(struct shape s)
     float *x = numbers(inputs), *weights = numbers(taps), *bias = numbers(s.filters), *dy = numbers(outputs);
     float *y = numbers(outputs), *dx = numbers(inputs), *dweights = numbers(taps), *dbias = numbers(s.filters);
     int32_t *codes = memory(thaw_conv_relu_pool_codes(&s) * sizeof *codes);
-    float *scratch = memory(thaw_conv_relu_pool_scratch(&s) * sizeof *scratch);
+    float *scratch = memory(thaw_conv_relu_pool_forward_scratch(&s) * sizeof *scratch);
     double *ey = calloc(outputs, sizeof *ey), *ex = calloc(inputs, sizeof *ex);
     double *ew = calloc(taps, sizeof *ew), *eb = calloc(s.filters, sizeof *eb);
     for (size_t i = 0; i < outputs; i++) {
@@ -77,6 +92,8 @@ static void check(struct shape s)
     }
     thaw_conv_relu_pool_forward(&s, x, weights, strides, bias, y, codes, scratch);
     compare(y, ey, outputs, "y");
+    free(scratch);
+    scratch = memory(thaw_conv_relu_pool_backward_scratch(&s) * sizeof *scratch);
     thaw_conv_relu_pool_backward(&s, x, weights, strides, dy, steps, codes, dx, dweights, dbias, scratch);
     compare(dx, ex, inputs, "dx");
     compare(dweights, ew, taps, "dweights");

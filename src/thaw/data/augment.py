@@ -15,6 +15,7 @@ from pydantic import Field, StrictBool
 from torch import Tensor
 
 from thaw.data.policy import apply_policy
+from thaw.kernels.augmentation import Changes
 from thaw.plain import Real, Share, checked_dataclass
 
 Fill = Literal["zeros", "border", "reflection"]
@@ -88,10 +89,9 @@ def reframe(x: Tensor, settings: AugmentSettings, generator: torch.Generator) ->
     """Flip and shift by whole pixels: float32 [B, C, H, W] -> the same, channels last in memory."""
     count, channels, height, width = x.shape
     device = x.device
-    down, across = (_shifts(settings.crop, side, count, generator) for side in (height, width))
+    down, across, mirrored = _frames(settings, count, (height, width), generator)
     columns = torch.arange(width, device=device).expand(count, width)
-    if settings.flip:
-        mirrored = torch.rand((count, 1), generator=generator, device=device) < 0.5
+    if mirrored is not None:
         columns = torch.where(mirrored, width - 1 - columns, columns)
     columns = columns + across
     rows = torch.arange(height, device=device) + down
@@ -107,6 +107,16 @@ def reframe(x: Tensor, settings: AugmentSettings, generator: torch.Generator) ->
         lines.mul_(_is_inside(rows, height)[:, :, None])
         lines.mul_(_is_inside(columns, width).repeat_interleave(channels, dim=1)[:, None, :])
     return made.permute(0, 3, 1, 2)
+
+
+def _frames(
+    settings: AugmentSettings, count: int, sides: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Random shifts down and across, int64 [count, 1], and which images are mirrored, bool [count, 1], if any are."""
+    down, across = (_shifts(settings.crop, side, count, generator) for side in sides)
+    if not settings.flip:
+        return down, across, None
+    return down, across, torch.rand((count, 1), generator=generator, device=generator.device) < 0.5
 
 
 def _shifts(crop: float, side: int, count: int, generator: torch.Generator) -> Tensor:
@@ -135,15 +145,30 @@ def _move_and_light(x: Tensor, settings: AugmentSettings, generator: torch.Gener
     """The affine map and the brightness: float32 [B, C, H, W] in 0..1 -> the same."""
     count, _, height, width = x.shape
     theta = affine_matrices(settings, count, width / height, generator)
-    offset = torch.rand((count, 1, 1, 1), generator=generator, device=generator.device).mul_(2.0).sub_(1.0)
-    moves = bool(settings.rotation_degrees or settings.zoom or settings.translation)
+    offset = _offsets(count, generator)
+    moves = _moves(settings)
     if moves:
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode=settings.fill, align_corners=False)
     if settings.brightness:
-        x = x + settings.brightness * offset
+        x = x + settings.brightness * offset.view(-1, 1, 1, 1)
     # Rounding of the bilinear weights can also exceed the range.
     return x.clamp_(0.0, 1.0) if moves or settings.brightness else x
+
+
+def _moves(settings: AugmentSettings) -> bool:
+    """Whether there is an affine map."""
+    return bool(settings.rotation_degrees or settings.zoom or settings.translation)
+
+
+def _offsets(count: int, generator: torch.Generator) -> Tensor:
+    """Random numbers from -1 to 1, float32 [count]."""
+    return torch.rand(count, generator=generator, device=generator.device).mul_(2.0).sub_(1.0)
+
+
+def _centers(count: int, sides: tuple[int, int], generator: torch.Generator) -> list[Tensor]:
+    """A random row and a random column of each image, int64 [count, 1]."""
+    return [torch.randint(n, (count, 1), generator=generator, device=generator.device) for n in sides]
 
 
 def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -155,7 +180,7 @@ def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     count, channels, height, width = x.shape
     side = round(share * min(height, width))
     reach = torch.arange(side, device=x.device) - side // 2
-    centers = [torch.randint(n, (count, 1), generator=generator, device=x.device) for n in (height, width)]
+    centers = _centers(count, (height, width), generator)
     # The center lies inside, so that border pixels, to which outside positions are clamped, belong to the square.
     rows, columns = ((center + reach).clamp(0, n - 1) for center, n in zip(centers, (height, width), strict=True))
     first = torch.arange(count, device=x.device)[:, None] * height
@@ -164,3 +189,32 @@ def cut_out(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     means = x.mean(dim=(2, 3)).repeat_interleave(side * side, dim=0)
     made.view(-1, channels).index_copy_(0, chosen.view(-1), means)
     return made.permute(0, 3, 1, 2)
+
+
+def draw_changes(
+    settings: AugmentSettings, count: int, sides: tuple[int, int], generator: torch.Generator
+) -> Changes | None:
+    """The random numbers of `augment` for images of `sides` (H, W), for `thaw.kernels.augmentation`.
+
+    Returns:
+        The changes; None, without drawing anything, if the settings have one that is not among them.
+    """
+    if settings.policy != "none":
+        return None
+    height, width = sides
+    frames = centers = None
+    if settings.flip or settings.crop:
+        down, across, mirrored = _frames(settings, count, sides, generator)
+        frames = torch.cat([down, across, torch.zeros_like(down) if mirrored is None else mirrored], dim=1)
+    theta = affine_matrices(settings, count, width / height, generator)
+    offsets = _offsets(count, generator)
+    if settings.cutout:
+        centers = torch.cat(_centers(count, sides, generator), dim=1).to(torch.int32)
+    return Changes(
+        frames=None if frames is None else frames.to(torch.int32),
+        theta=theta if _moves(settings) else None,
+        lights=offsets.mul_(settings.brightness) if settings.brightness else None,
+        centers=centers,
+        square=round(settings.cutout * min(sides)),
+        fill=settings.fill,
+    )

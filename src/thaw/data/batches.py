@@ -14,9 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from thaw.data.augment import AugmentSettings, augment
+from thaw.data.augment import AugmentSettings, augment, draw_changes
 from thaw.data.images import ImageSet, InputSpec
 from thaw.data.mix import Mix, mix_images
+from thaw.kernels.augmentation import Changes
+from thaw.kernels.augmentation import views as compiled_views
 from thaw.seeds import derive, numpy_generator
 
 View = Literal["original", "augmented"]
@@ -46,7 +48,17 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSource:
-    """The batches of one ImageSet."""
+    """The batches of one ImageSet.
+
+    Attributes:
+        images: the images.
+        input_spec: how pixels are normalized.
+        batch_size: images per batch; the last batch may be smaller.
+        device: where the batches are.
+        augment: the changes of the augmented view.
+        views: the views of a batch.
+        compiled: whether views are computed in compiled C (`thaw.kernels.augmentation`), on the CPU.
+    """
 
     images: ImageSet
     input_spec: InputSpec
@@ -54,6 +66,7 @@ class BatchSource:
     device: torch.device
     augment: AugmentSettings
     views: tuple[View, ...] = ("original",)
+    compiled: bool = False
 
     def __len__(self) -> int:
         """Number of batches per epoch."""
@@ -77,8 +90,7 @@ class BatchSource:
             chosen = order[start : start + step]
             labels = torch.from_numpy(self.images.labels[chosen]).to(self.device)
             pixels = torch.from_numpy(self.images.images[chosen]).to(self.device)
-            unit = to_unit(pixels)
-            views = {view: self._view(view, unit, generator) for view in dict.fromkeys(self.views)}
+            views = {view: self._view(view, pixels, generator) for view in dict.fromkeys(self.views)}
             for first in range(0, len(chosen), self.batch_size):
                 part = slice(first, first + self.batch_size)
                 yield Batch({view: x[part] for view, x in views.items()}, labels[part])
@@ -92,7 +104,16 @@ class BatchSource:
             return batch
         return Batch({**batch.views, "augmented": channels_last(x)}, batch.labels, {"augmented": mix})
 
-    def _view(self, view: View, unit: Tensor, generator: torch.Generator) -> Tensor:
+    def _view(self, view: View, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """One view of images uint8 [B, H, W, C]."""
+        count, height, width, _ = pixels.shape
+        if self.compiled:
+            changes: Changes | None = Changes()
+            if view == "augmented":
+                changes = draw_changes(self.augment, count, (height, width), generator)
+            if changes is not None:
+                return channels_last(compiled_views(pixels, changes, self.input_spec.mean, self.input_spec.std))
+        unit = to_unit(pixels)
         x = augment(unit, self.augment, generator) if view == "augmented" else unit
         return normalize(x, self.input_spec)
 

@@ -3,4 +3,4 @@
 from typing import Literal
 
 KernelLayer = Literal["convolution", "normalization"]
-"""Layers that have compiled kernels: "convolution" is that of `blocks.ConvReluPool`."""
+"""Layers that have compiled kernels. "convolution" is `blocks.ConvReluPool`, with the dense layer behind it."""

@@ -1,8 +1,8 @@
 """3x3 convolution, 2x2 max pooling and ReLU as one operation.
 
-On a CPU, torch's operations are made for many channels and large maps. `conv_relu_pool.c` computes these three together
-for any number of channels, without the positions that no pooling reads, and uses in the backward pass that pooling
-passes each gradient to one position only. Its results equal those of torch in float32 up to rounding.
+On a CPU, torch's operations are made for many channels and large maps. The C computes these three together for any
+number of channels, without the positions that no pooling reads, and uses in the backward pass that pooling passes each
+gradient to one position only. Its results equal those of torch in float32 up to rounding.
 
 Shapes: B batch, C channels, H rows, W columns, F filters, H' = (H - 2) // 2, W' = (W - 2) // 2.
 """
@@ -20,10 +20,10 @@ from torch.autograd.function import once_differentiable
 from thaw.kernels.library import POINTER, SIZE, Signatures, load_library
 
 _LEAST_SIDE = 4
-_SIGNATURES: Signatures = {
-    "thaw_conv_relu_pool_forward": [POINTER] * 8,
-    "thaw_conv_relu_pool_backward": [POINTER] * 11,
-}
+_FORWARD: Signatures = {"thaw_conv_relu_pool_forward": [POINTER] * 8}
+_BACKWARD: Signatures = {"thaw_conv_relu_pool_backward": [POINTER] * 11}
+# Contraction makes one instruction of a product and a sum, which doubles the speed.
+_FLAGS = ["-ffp-contract=fast"]
 _FOUR = SIZE * 4
 
 
@@ -32,16 +32,23 @@ class _Shape(ctypes.Structure):
 
 
 @cache
-def compiled() -> ctypes.CDLL:
-    """The C, compiled for this machine on the first call, in about a second.
+def compiled_forward() -> ctypes.CDLL:
+    """The C of the forward pass, compiled for this machine on the first call, in about half a second.
 
     Raises:
         MissingDependencyError: without a C compiler that can compile it.
     """
-    # Contraction makes one instruction of a product and a sum, which doubles the speed.
-    library = load_library("conv_relu_pool.c", _SIGNATURES, ["-ffp-contract=fast"])
-    for name in ("thaw_conv_relu_pool_scratch", "thaw_conv_relu_pool_codes"):
+    library = load_library("conv_relu_pool.c", _FORWARD, _FLAGS)
+    for name in ("thaw_conv_relu_pool_codes", "thaw_conv_relu_pool_forward_scratch"):
         getattr(library, name).restype = SIZE
+    return library
+
+
+@cache
+def compiled_backward() -> ctypes.CDLL:
+    """The C of the backward pass; otherwise as `compiled_forward`."""
+    library = load_library("conv_relu_pool_backward.c", _BACKWARD, _FLAGS)
+    library.thaw_conv_relu_pool_backward_scratch.restype = SIZE
     return library
 
 
@@ -74,12 +81,13 @@ class _ConvReluPool(torch.autograd.Function):
         x, bias = x.contiguous(memory_format=torch.channels_last), bias.contiguous()
         images, channels, height, width = x.shape
         filters = weight.shape[0]
-        shape = _Shape(images, height, width, channels, filters)
+        library, shape = compiled_forward(), _Shape(images, height, width, channels, filters)
         size = (images, filters, (height - 2) // 2, (width - 2) // 2)
         y = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last)
-        codes = torch.empty(compiled().thaw_conv_relu_pool_codes(ctypes.byref(shape)), dtype=torch.int32)
-        scratch = _scratch(shape)
-        compiled().thaw_conv_relu_pool_forward(
+        codes = torch.empty(library.thaw_conv_relu_pool_codes(ctypes.byref(shape)), dtype=torch.int32)
+        # Tensors are aligned to 64 bytes.
+        scratch = torch.empty(library.thaw_conv_relu_pool_forward_scratch(ctypes.byref(shape)), dtype=torch.float32)
+        library.thaw_conv_relu_pool_forward(
             ctypes.byref(shape),
             x.data_ptr(),
             weight.data_ptr(),
@@ -97,12 +105,16 @@ class _ConvReluPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, codes = ctx.saved_tensors
+        if dy.stride(2) != dy.shape[3] * dy.stride(3):
+            dy = dy.contiguous()
         of_x, *of_parameters = ctx.needs_input_grad
         dx = torch.empty_like(x) if of_x else None
         dweight = torch.empty_like(weight) if any(of_parameters) else None
         dbias = weight.new_empty(weight.shape[0]) if any(of_parameters) else None
-        scratch = _scratch(ctx.shape)
-        compiled().thaw_conv_relu_pool_backward(
+        library = compiled_backward()
+        size = library.thaw_conv_relu_pool_backward_scratch(ctypes.byref(ctx.shape))
+        scratch = torch.empty(size, dtype=torch.float32)
+        library.thaw_conv_relu_pool_backward(
             ctypes.byref(ctx.shape),
             x.data_ptr(),
             weight.data_ptr(),
@@ -116,8 +128,3 @@ class _ConvReluPool(torch.autograd.Function):
             scratch.data_ptr(),
         )
         return dx, dweight, dbias
-
-
-def _scratch(shape: _Shape) -> Tensor:
-    """Memory that the C works in. Tensors are aligned to 64 bytes."""
-    return torch.empty(compiled().thaw_conv_relu_pool_scratch(ctypes.byref(shape)), dtype=torch.float32)

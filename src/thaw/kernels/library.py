@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+
+import torch
 
 from thaw.errors import MissingDependencyError, ModelFileError
 from thaw.host_c import FAST_FLAGS, compile_c, find_compiler
@@ -49,7 +52,9 @@ def _compiled(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     compiler = find_compiler()
     with tempfile.TemporaryDirectory(prefix="thaw-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        (folder / source).write_bytes((SOURCES / source).read_bytes())
+        for file in SOURCES.iterdir():
+            if file.name == source or file.name.endswith(".h"):
+                (folder / file.name).write_bytes(file.read_bytes())
         made = Path(source).with_suffix(".so").name
         # Without contraction, all compilers round alike.
         rest = ["-std=c99", "-ffp-contract=off", *flags, "-fPIC", "-shared", "-o", made, source, "-lm"]
@@ -59,3 +64,16 @@ def _compiled(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
             # Some compilers do not support -march=native on this processor.
             compile_c([compiler, FAST_FLAGS[0], *rest], folder, source)
         return ctypes.CDLL(str(folder / made))
+
+
+class Scratch(threading.local):
+    """Memory for a kernel's intermediate values; each thread has its own, kept from call to call."""
+
+    def __init__(self) -> None:
+        self._floats = torch.empty(0)
+
+    def pointer(self, floats: int) -> int:
+        """The address of at least this many float32 values, which are not initialized."""
+        if len(self._floats) < floats:
+            self._floats = torch.empty(floats, dtype=torch.float32)
+        return self._floats.data_ptr()

@@ -7,36 +7,7 @@
  * Several rows are processed at a time, so that each inner loop runs over a fixed, large number of consecutive values. The
  * compiler can then vectorize it for any number of channels. The order of summation depends only on the shape.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#ifdef THAW_BFLOAT16
-typedef uint16_t value;
-
-static inline float load(value stored)
-{
-    uint32_t bits = (uint32_t)stored << 16;
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-}
-
-/* Round to nearest, ties to even; NaN stays NaN. */
-static inline value store(float number)
-{
-    uint32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    return (value)(number == number ? rounded : 0x7FC0u);
-}
-#else
-typedef float value;
-
-static inline float load(value stored) { return stored; }
-static inline value store(float number) { return number; }
-#endif
+#include "maps.h"
 
 /* The operations after the normalization, numbered as in normalization.py. */
 enum { NOTHING, RELU, ADD_RELU, RELU_ADD };
@@ -88,19 +59,20 @@ static double total_of(const float *sums, size_t channel, size_t channels, size_
 
 static inline float relu(float number) { return number < 0.0f ? 0.0f : number; }
 
-/* Mean and variance of x per channel.
+/* Mean and variance of x per channel: statistics [2, channels].
  *
  * Two measures keep precision: differences are taken from the mean of the first rows, which matters when the variance is
  * small compared with the mean, and float32 sums cover only a piece and are then added to float64 totals. */
-static void statistics(const value *restrict x, size_t rows, size_t channels, double *means, double *variances)
+static void statistics_of(const value *restrict x, size_t rows, size_t channels, double *statistics)
 {
+    double *means = statistics, *variances = statistics + channels;
     float sums[MOST], squares[MOST], origin[MOST], by_channel[MOST];
     const size_t tile = tile_of(channels), piece = tile / channels * 32 * channels;
     const size_t beginning = rows < 32 ? rows : 32;
     for (size_t c = 0; c < channels; c++) {
         double sum = 0.0;
         for (size_t row = 0; row < beginning; row++) {
-            sum += (double)load(x[row * channels + c]);
+            sum += (double)widen(x[row * channels + c]);
         }
         by_channel[c] = (float)(sum / (double)beginning);
         means[c] = 0.0;
@@ -110,10 +82,10 @@ static void statistics(const value *restrict x, size_t rows, size_t channels, do
     for (size_t begin = 0; begin < rows * channels; begin += piece) {
         const value *restrict part = x + begin;
         const size_t rest = rows * channels - begin, count = rest < piece ? rest : piece;
-        memset(sums, 0, sizeof sums);
-        memset(squares, 0, sizeof squares);
+        memset(sums, 0, tile * sizeof *sums);
+        memset(squares, 0, tile * sizeof *squares);
         EACH({
-            float number = load(part[at]) - origin[i];
+            float number = widen(part[at]) - origin[i];
             sums[i] += number;
             squares[i] += number * number;
         });
@@ -129,115 +101,163 @@ static void statistics(const value *restrict x, size_t rows, size_t channels, do
     }
 }
 
-/* y = after((x - mean) / sqrt(variance + epsilon) * weight + bias), where `after` selects the operations that follow.
- *
- * The mean and variance of x per channel also update the running statistics, the variance with Bessel's correction. `saved`
- * receives factor, offset, mean and 1 / sqrt(variance + epsilon) for the backward step, [4, channels]. */
-void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, value *restrict y, size_t rows,
-                       size_t channels, const float *weight, const float *bias, float *running_mean,
-                       float *running_variance, float momentum, float epsilon, int after, float *saved)
+/* The constants of a normalization with these statistics of `rows` rows, [2, channels], which also update the running
+ * statistics, the variance with Bessel's correction. `constants` receives factor, offset, mean and
+ * 1 / sqrt(variance + epsilon), [4, channels]: the normalization is factor * x + offset. */
+void thaw_norm_constants(const double *statistics, size_t rows, size_t channels, const float *weight, const float *bias,
+                         float *running_mean, float *running_variance, float momentum, float epsilon, float *constants)
 {
-    double means[MOST], variances[MOST];
-    float factor[MOST], offset[MOST];
-    const size_t tile = tile_of(channels), count = rows * channels;
-    statistics(x, rows, channels, means, variances);
     for (size_t c = 0; c < channels; c++) {
-        double mean = means[c], variance = variances[c];
+        double mean = statistics[c], variance = statistics[channels + c];
         double inverse = 1.0 / sqrt(variance + (double)epsilon);
         double sample = rows > 1 ? variance * (double)rows / (double)(rows - 1) : variance;
         running_mean[c] += momentum * ((float)mean - running_mean[c]);
         running_variance[c] += momentum * ((float)sample - running_variance[c]);
-        saved[c] = (float)(weight[c] * inverse);
-        saved[channels + c] = (float)(bias[c] - mean * weight[c] * inverse);
-        saved[2 * channels + c] = (float)mean;
-        saved[3 * channels + c] = (float)inverse;
+        constants[c] = (float)(weight[c] * inverse);
+        constants[channels + c] = (float)(bias[c] - mean * weight[c] * inverse);
+        constants[2 * channels + c] = (float)mean;
+        constants[3 * channels + c] = (float)inverse;
     }
-    repeat(factor, saved, channels, tile);
-    repeat(offset, saved + channels, channels, tile);
+}
+
+/* y = after(factor * x + offset), where `after` selects the operations that follow. */
+void thaw_norm_apply(const value *restrict x, const value *restrict shortcut, value *restrict y, size_t rows,
+                     size_t channels, int after, const float *constants)
+{
+    float factor[MOST], offset[MOST];
+    const size_t tile = tile_of(channels), count = rows * channels;
+    repeat(factor, constants, channels, tile);
+    repeat(offset, constants + channels, channels, tile);
     switch (after) {
     case NOTHING:
-        EACH({ y[at] = store(load(x[at]) * factor[i] + offset[i]); });
+        EACH({ y[at] = narrow(widen(x[at]) * factor[i] + offset[i]); });
         break;
     case RELU:
-        EACH({ y[at] = store(relu(load(x[at]) * factor[i] + offset[i])); });
+        EACH({ y[at] = narrow(relu(widen(x[at]) * factor[i] + offset[i])); });
         break;
     case ADD_RELU:
-        EACH({ y[at] = store(relu(load(x[at]) * factor[i] + offset[i] + load(shortcut[at]))); });
+        EACH({ y[at] = narrow(relu(widen(x[at]) * factor[i] + offset[i] + widen(shortcut[at]))); });
         break;
     case RELU_ADD:
-        EACH({ y[at] = store(relu(load(x[at]) * factor[i] + offset[i]) + load(shortcut[at])); });
+        EACH({ y[at] = narrow(relu(widen(x[at]) * factor[i] + offset[i]) + widen(shortcut[at])); });
         break;
     }
+}
+
+/* y = after((x - mean) / sqrt(variance + epsilon) * weight + bias), and the constants as above. */
+void thaw_norm_forward(const value *restrict x, const value *restrict shortcut, value *restrict y, size_t rows,
+                       size_t channels, const float *weight, const float *bias, float *running_mean,
+                       float *running_variance, float momentum, float epsilon, int after, float *constants)
+{
+    double statistics[2 * MOST];
+    statistics_of(x, rows, channels, statistics);
+    thaw_norm_constants(statistics, rows, channels, weight, bias, running_mean, running_variance, momentum, epsilon,
+                        constants);
+    thaw_norm_apply(x, shortcut, y, rows, channels, after, constants);
 }
 
 /* The gradient at the output of the normalization: dy where the ReLU was active, otherwise 0. */
 static inline float passed(int after, value dy, value x, value y, float factor, float offset)
 {
-    float gradient = load(dy);
+    float gradient = widen(dy);
     switch (after) {
     case NOTHING:
         return gradient;
     case ADD_RELU:
-        return load(y) > 0.0f ? gradient : 0.0f;
+        return widen(y) > 0.0f ? gradient : 0.0f;
     default:
-        return load(x) * factor + offset > 0.0f ? gradient : 0.0f;
+        return widen(x) * factor + offset > 0.0f ? gradient : 0.0f;
     }
 }
 
-static inline __attribute__((always_inline)) void backward(
-    int after, const value *restrict dy, const value *restrict x, const value *restrict y, value *restrict dx,
-    value *restrict dshortcut, size_t rows, size_t channels, const float *saved, float *dweight, float *dbias)
+INLINE void sums_after(int after, const value *restrict dy, const value *restrict x, const value *restrict y, size_t rows,
+                       size_t channels, const float *constants, double *totals)
 {
-    float sums[MOST] = {0.0f}, products[MOST] = {0.0f}, factor[MOST], offset[MOST], mean[MOST];
-    float slope[MOST], shift[MOST];
+    float sums[MOST], products[MOST], factor[MOST], offset[MOST], mean[MOST];
     const size_t tile = tile_of(channels), count = rows * channels;
-    repeat(factor, saved, channels, tile);
-    repeat(offset, saved + channels, channels, tile);
-    repeat(mean, saved + 2 * channels, channels, tile);
+    memset(sums, 0, tile * sizeof *sums);
+    memset(products, 0, tile * sizeof *products);
+    repeat(factor, constants, channels, tile);
+    repeat(offset, constants + channels, channels, tile);
+    repeat(mean, constants + 2 * channels, channels, tile);
     EACH({
         float gradient = passed(after, dy[at], x[at], y[at], factor[i], offset[i]);
         sums[i] += gradient;
-        products[i] += gradient * (load(x[at]) - mean[i]);
+        products[i] += gradient * (widen(x[at]) - mean[i]);
     });
-    /* dx = factor (g - mean(g) - x^ mean(g x^)) with x^ = (x - mean) inverse, as factor g + slope (x - mean) + shift. */
     for (size_t c = 0; c < channels; c++) {
-        double inverse = saved[3 * channels + c], sum = total_of(sums, c, channels, tile);
-        double along = total_of(products, c, channels, tile) * inverse;
-        dbias[c] = (float)sum;
+        totals[c] = total_of(sums, c, channels, tile);
+        totals[channels + c] = total_of(products, c, channels, tile);
+    }
+}
+
+/* Separate calls of the functions above and below, so that the choice is made once and not for each value. */
+#define AFTER(function, ...)                        \
+    do {                                            \
+        switch (after) {                            \
+        case NOTHING:                               \
+            function(NOTHING, __VA_ARGS__);         \
+            break;                                  \
+        case ADD_RELU:                              \
+            function(ADD_RELU, __VA_ARGS__);        \
+            break;                                  \
+        default:                                    \
+            function(RELU, __VA_ARGS__);            \
+        }                                           \
+    } while (0)
+
+/* Sums over all rows for the backward step, [2, channels]: of the gradient g at the output of the normalization, and of
+ * g (x - mean). */
+void thaw_norm_sums(const value *restrict dy, const value *restrict x, const value *restrict y, size_t rows, size_t channels,
+                    int after, const float *constants, double *sums)
+{
+    AFTER(sums_after, dy, x, y, rows, channels, constants, sums);
+}
+
+/* The gradients of weight and bias, and slope and shift [2, channels] of the backward step, which is
+ * dx = factor g + slope (x - mean) + shift, from factor (g - mean(g) - x^ mean(g x^)) with x^ = (x - mean) inverse. */
+void thaw_norm_back(const double *sums, size_t rows, size_t channels, const float *constants, float *dweight, float *dbias,
+                    float *back)
+{
+    for (size_t c = 0; c < channels; c++) {
+        double inverse = constants[3 * channels + c], along = sums[channels + c] * inverse;
+        dbias[c] = (float)sums[c];
         dweight[c] = (float)along;
-        slope[c] = (float)(-saved[c] * inverse * along / (double)rows);
-        shift[c] = (float)(-saved[c] * sum / (double)rows);
+        back[c] = (float)(-constants[c] * inverse * along / (double)rows);
+        back[channels + c] = (float)(-constants[c] * sums[c] / (double)rows);
     }
-    for (size_t i = channels; i < tile; i++) {
-        slope[i] = slope[i - channels];
-        shift[i] = shift[i - channels];
-    }
+}
+
+INLINE void gradient_after(int after, const value *restrict dy, const value *restrict x, const value *restrict y,
+                           value *restrict dx, value *restrict dshortcut, size_t rows, size_t channels,
+                           const float *constants, const float *back)
+{
+    float factor[MOST], offset[MOST], mean[MOST], slope[MOST], shift[MOST];
+    const size_t tile = tile_of(channels), count = rows * channels;
+    repeat(factor, constants, channels, tile);
+    repeat(offset, constants + channels, channels, tile);
+    repeat(mean, constants + 2 * channels, channels, tile);
+    repeat(slope, back, channels, tile);
+    repeat(shift, back + channels, channels, tile);
     EACH({
         float gradient = passed(after, dy[at], x[at], y[at], factor[i], offset[i]);
         if (after == ADD_RELU) {
-            dshortcut[at] = store(gradient);
+            dshortcut[at] = narrow(gradient);
         }
-        dx[at] = store(factor[i] * gradient + slope[i] * (load(x[at]) - mean[i]) + shift[i]);
+        dx[at] = narrow(factor[i] * gradient + slope[i] * (widen(x[at]) - mean[i]) + shift[i]);
     });
 }
 
-/* The gradients of `thaw_norm_forward`, which returned y and `saved` for x. With ADD_RELU, dshortcut receives the gradient of
- * the shortcut. With RELU_ADD that gradient is dy itself, and dshortcut is not written. y is used only with ADD_RELU;
+/* The gradients of `thaw_norm_forward`, which returned y and `constants` for x. With ADD_RELU, dshortcut receives the gradient
+ * of the shortcut. With RELU_ADD that gradient is dy itself, and dshortcut is not written. y is used only with ADD_RELU;
  * otherwise it may be any map of the same size, such as x. */
 void thaw_norm_backward(const value *restrict dy, const value *restrict x, const value *restrict y, value *restrict dx,
-                        value *restrict dshortcut, size_t rows, size_t channels, int after, const float *saved,
+                        value *restrict dshortcut, size_t rows, size_t channels, int after, const float *constants,
                         float *dweight, float *dbias)
 {
-    /* Separate calls, so that the choice is made once and not for each value. */
-    switch (after) {
-    case NOTHING:
-        backward(NOTHING, dy, x, y, dx, dshortcut, rows, channels, saved, dweight, dbias);
-        break;
-    case ADD_RELU:
-        backward(ADD_RELU, dy, x, y, dx, dshortcut, rows, channels, saved, dweight, dbias);
-        break;
-    default:
-        backward(RELU, dy, x, y, dx, dshortcut, rows, channels, saved, dweight, dbias);
-        break;
-    }
+    double sums[2 * MOST];
+    float back[2 * MOST];
+    thaw_norm_sums(dy, x, y, rows, channels, after, constants, sums);
+    thaw_norm_back(sums, rows, channels, constants, dweight, dbias, back);
+    AFTER(gradient_after, dy, x, y, dx, dshortcut, rows, channels, constants, back);
 }

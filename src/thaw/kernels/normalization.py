@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thaw.kernels.library import FLOAT, INT, POINTER, SIZE, Signatures, load_library
+from thaw.kernels.memory import map_like
 
 After = Literal["nothing", "relu", "add relu", "relu add"]
 """The operations after a normalization; "add" adds a shortcut. The C numbers them in this order."""
@@ -29,6 +30,10 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _SIGNATURES: Signatures = {
     "thaw_norm_forward": [*[POINTER] * 3, SIZE, SIZE, *[POINTER] * 4, FLOAT, FLOAT, INT, POINTER],
     "thaw_norm_backward": [*[POINTER] * 5, SIZE, SIZE, INT, *[POINTER] * 3],
+    "thaw_norm_constants": [POINTER, SIZE, SIZE, *[POINTER] * 4, FLOAT, FLOAT, POINTER],
+    "thaw_norm_apply": [*[POINTER] * 3, SIZE, SIZE, INT, POINTER],
+    "thaw_norm_sums": [*[POINTER] * 3, SIZE, SIZE, INT, *[POINTER] * 2],
+    "thaw_norm_back": [POINTER, SIZE, SIZE, *[POINTER] * 4],
 }
 
 
@@ -114,7 +119,7 @@ class _Normalize(torch.autograd.Function):
         after: After,
     ) -> Tensor:
         channels = x.shape[1]
-        y = torch.empty_like(x)
+        y = map_like(x)
         kept = torch.empty(4, channels, dtype=torch.float32, device=x.device)
         compiled(x.dtype).thaw_norm_forward(
             x.data_ptr(),
@@ -143,8 +148,8 @@ class _Normalize(torch.autograd.Function):
         after: After = ctx.after
         channels = x.shape[1]
         dy = dy.contiguous(memory_format=torch.channels_last)
-        dx = torch.empty_like(x)
-        dshortcut = torch.empty_like(x) if after == "add relu" else dy if after == "relu add" else None
+        dx = map_like(x)
+        dshortcut = map_like(x) if after == "add relu" else dy if after == "relu add" else None
         dweight, dbias = torch.empty(2, channels, dtype=torch.float32, device=x.device)
         compiled(x.dtype).thaw_norm_backward(
             dy.data_ptr(),

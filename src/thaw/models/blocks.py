@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thaw.kernels import conv_relu_pool
+from thaw.kernels import conv_relu_pool, dropout_dense
 from thaw.kernels.normalization import After, Running, can_fuse, normalize
+from thaw.kernels.separable import Learned, separable
+from thaw.kernels.separable import can_fuse as can_fuse_separable
+from thaw.models.depthwise import DepthwiseConv, in_autocast_dtype
 
 Pooling = Literal["max", "average"]
 StemReduction = Literal["none", "pool", "stride"]
@@ -58,6 +61,8 @@ class Dropout(nn.Module):
 
     Branches that train in parallel would share the global generator, and their random numbers would depend on which
     branch came first. The training loop seeds `generator` at the start of each epoch; `beginnings` counts the epochs.
+
+    The generator draws one number per batch, which selects the mask (`thaw.kernels.dropout_dense`).
     """
 
     def __init__(self, probability: float) -> None:
@@ -73,11 +78,20 @@ class Dropout(nn.Module):
         self.generator.manual_seed(seed)
         self.beginnings += 1
 
+    @property
+    def drops(self) -> bool:
+        """Whether the forward pass drops values."""
+        return self.training and self.probability > 0.0
+
+    def draw(self, device: torch.device) -> Tensor:
+        """Draw the key of the next mask, an int64 scalar."""
+        return torch.randint(dropout_dense.KEYS, (), generator=self.generator, device=device)
+
     def forward(self, x: Tensor) -> Tensor:
         """Any shape: in training mode, zero values with `probability` and scale the rest by 1 / (1 - probability)."""
-        if not self.training or self.probability == 0.0:
+        if not self.drops:
             return x
-        kept = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.probability
+        kept = dropout_dense.kept(x.shape, self.probability, self.draw(x.device))
         return x * kept.to(x.dtype).div_(1.0 - self.probability)
 
     def extra_repr(self) -> str:
@@ -86,17 +100,26 @@ class Dropout(nn.Module):
 
 
 class DenseClassifier(nn.Module):
-    """The last unit of a submodel: dropout, then one dense layer on the features: [B, C, H, W] -> logits [B, K]."""
+    """The last unit of a submodel: dropout, then one dense layer on the features: [B, C, H, W] -> logits [B, K].
+
+    Attributes:
+        compiled: use compiled C for inputs that it supports (see `thaw.kernels.dropout_dense`).
+    """
 
     def __init__(self, features: tuple[int, int, int], classes: int, dropout: float) -> None:
         super().__init__()
         self.features = features
+        self.compiled = False
         channels, height, width = features
         self.dropout = Dropout(dropout)
         self.dense = nn.Linear(channels * height * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, K]."""
+        if self.compiled:
+            weight = self.dense.weight.view(-1, *self.features)
+            if dropout_dense.can_compute(x, weight):
+                return _dropout_dense(x, weight, self.dense.bias, self.dropout)
         logits: Tensor = self.dense(self.dropout(x.flatten(1)))
         return logits
 
@@ -105,11 +128,15 @@ class ConvClassifier(nn.Module):
     """A `DenseClassifier` as one convolution over the whole feature map: same weights, same outputs.
 
     The dense weight of class k and flattened feature (c, y, x) becomes the kernel's weight [k, c, y, x].
+
+    Attributes:
+        compiled: use compiled C for inputs that it supports (see `thaw.kernels.dropout_dense`).
     """
 
     def __init__(self, features: tuple[int, int, int], classes: int, dropout: float) -> None:
         super().__init__()
         self.features = features
+        self.compiled = False
         channels, height, width = features
         self.dropout = Dropout(dropout)
         self.conv = nn.Conv2d(channels, classes, kernel_size=(height, width))
@@ -126,8 +153,16 @@ class ConvClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, K]."""
+        if self.compiled and dropout_dense.can_compute(x, self.conv.weight):
+            return _dropout_dense(x, self.conv.weight, self.conv.bias, self.dropout)
         scores: Tensor = self.conv(self.dropout(x))
         return scores.flatten(1)
+
+
+def _dropout_dense(x: Tensor, weight: Tensor, bias: Tensor | None, dropout: Dropout) -> Tensor:
+    assert bias is not None, "a classifier has a bias"
+    drop = dropout_dense.Drop(dropout.probability, int(dropout.draw(x.device))) if dropout.drops else None
+    return dropout_dense.dropout_dense(x, weight, bias, drop)
 
 
 class Norm(nn.Module):
@@ -162,6 +197,11 @@ class Norm(nn.Module):
         """The scale that is applied, float32 [C]."""
         return self.weight.abs().clamp(min=_LEAST_SCALE) if self.positive else self.weight
 
+    @property
+    def running(self) -> Running:
+        """The running statistics."""
+        return Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
+
     def affine(self) -> tuple[Tensor, Tensor]:
         """(factor, offset), float32 [C] each, of the evaluation mode: `x * factor + offset`."""
         factor = self.scale / torch.sqrt(self.running_var + _NORM_EPSILON)
@@ -174,8 +214,7 @@ class Norm(nn.Module):
         )
         scale = self.scale
         if self.compiled and self.training and scale.dtype == torch.float32 and can_fuse(x, shortcut):
-            running = Running(self.running_mean, self.running_var, _NORM_MOMENTUM, _NORM_EPSILON)
-            return normalize(x, scale, self.bias, running, after, shortcut)
+            return normalize(x, scale, self.bias, self.running, after, shortcut)
         y = F.batch_norm(
             x,
             self.running_mean,
@@ -216,11 +255,18 @@ class ConvNorm(nn.Module):
         relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+        self.conv = (
+            DepthwiseConv(channels_in, kernel, stride)
+            if groups > 1
+            else nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False)
         )
         self.norm = Norm(channels_out)
         self.relu = relu
+
+    @property
+    def learned(self) -> Learned:
+        """The parameters and the running statistics."""
+        return Learned(self.conv.weight, self.norm.scale, self.norm.bias, self.norm.running)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
@@ -246,6 +292,9 @@ class Separable(nn.Module):
     """Depthwise 3x3 and pointwise convolution, each normalized and followed by ReLU: [B, C, H, W] -> [B, C', H, W].
 
     If C' = C there is a shortcut around both, and the ReLU of the second comes before the addition.
+
+    Attributes:
+        compiled: in training mode, use compiled C for inputs that it supports (see `thaw.kernels.separable`).
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -253,9 +302,14 @@ class Separable(nn.Module):
         self.depthwise = ConvNorm(channels_in, channels_in, groups=channels_in)
         self.pointwise = ConvNorm(channels_in, channels_out, kernel=1)
         self.shortcut = channels_in == channels_out
+        self.compiled = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
+        if self.compiled and self.training and self.pointwise.conv.weight.dtype == torch.float32:
+            x = in_autocast_dtype(x)
+            if can_fuse_separable(x):
+                return separable(x, self.depthwise.learned, self.pointwise.learned, shortcut=self.shortcut)
         filtered = self.depthwise(x)
         if not self.shortcut:
             y: Tensor = self.pointwise(filtered)
@@ -368,10 +422,17 @@ def learned_parameters(module: nn.Module) -> int:
     )
 
 
+_COMPILED = (ConvReluPool, DepthwiseConv, Norm, Separable)
+"""Blocks with compiled kernels in all networks."""
+
+
 def use_kernels(module: nn.Module, *, compiled: bool) -> None:
     """Make the blocks of `module` that have compiled kernels use them, or torch's operations."""
-    for part in module.modules():
-        if isinstance(part, (ConvReluPool, Norm)):
+    parts = list(module.modules())
+    # In other families, the dense layer is a small part of a step.
+    dense = any(isinstance(part, ConvReluPool) for part in parts)
+    for part in parts:
+        if isinstance(part, _COMPILED) or (dense and isinstance(part, (ConvClassifier, DenseClassifier))):
             part.compiled = compiled
 
 

@@ -321,8 +321,8 @@ class LoopedSpec:
 class SeparableSpec(_BlockSpec):
     """Stages of depthwise-separable convolutions, pooled between, then global pooling and a dense layer.
 
-    Few parameters and multiply-accumulates, as in MobileNet (arXiv 1704.04861). Better suited to inference on devices
-    than to training: depthwise convolutions are slow on desktop CPUs.
+    Few parameters and multiply-accumulates, as in MobileNet (arXiv 1704.04861). Memory limits their speed in training,
+    more than arithmetic.
     """
 
     family: Literal["separable"] = "separable"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from thaw.data.prepare import PreparedData
+from thaw.kernels.memory import release
 from thaw.recipe.recipe import Recipe
 from thaw.training.compute import (
     PARALLEL_BRANCHES,
@@ -14,6 +15,7 @@ from thaw.training.compute import (
     KernelsName,
     ParallelBranches,
     kernels_name,
+    parallel_jobs,
     resolve_arithmetic,
     resolve_device,
     thread_count,
@@ -41,8 +43,9 @@ def _arithmetic(recipe: Recipe, device: str, kernels: KernelsName) -> Arithmetic
 def training_context(
     data: PreparedData, recipe: Recipe, seed: int, device: str, *, kernels: KernelsName
 ) -> Iterator[TrainingContext]:
-    """Open the training context for `data` on device "auto", "cpu" or "cuda". Its threads end with the context.
+    """Open the training context for `data` on device "auto", "cpu" or "cuda".
 
+    Its threads end with the context, and memory for feature maps is returned to the system.
     `kernels` is what `kernels_of` returned when training started.
 
     Raises:
@@ -50,15 +53,19 @@ def training_context(
         MissingDependencyError: for "compiled" without a C compiler.
     """
     found, arithmetic = resolve_device(device), _arithmetic(recipe, device, kernels)
-    with ParallelBranches(PARALLEL_BRANCHES, found) as parallel:
-        yield TrainingContext(
-            train=data.train,
-            validation=data.validation,
-            input_spec=data.input_spec,
-            seed=seed,
-            device=found,
-            dtype=arithmetic.dtype,
-            parallel=parallel,
-            compiled=arithmetic.compiled,
-            loss=recipe.loss,
-        )
+    jobs = parallel_jobs(arithmetic, recipe.trainer_settings().kernel_layers, thread_count())
+    try:
+        with ParallelBranches(jobs, found) as parallel:
+            yield TrainingContext(
+                train=data.train,
+                validation=data.validation,
+                input_spec=data.input_spec,
+                seed=seed,
+                device=found,
+                dtype=arithmetic.dtype,
+                parallel=parallel,
+                compiled=arithmetic.compiled,
+                loss=recipe.loss,
+            )
+    finally:
+        release()

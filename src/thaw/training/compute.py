@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self, TypeVar, get_args
 
 import torch
 
 from thaw.errors import MissingDependencyError, UsageError
-from thaw.kernels import KernelLayer, conv_relu_pool, normalization
+from thaw.kernels import KernelLayer, augmentation, conv_relu_pool, dropout_dense, normalization, optimizers
 from thaw.plain import checked_dataclass
 from thaw.quoting import shown
 
@@ -106,24 +107,36 @@ def resolve_arithmetic(
     only_convolutions = set(layers) == {"convolution"}
     convolutions = torchs.dtype == torch.float32 or (settings.precision == "auto" and only_convolutions)
     dtype = torch.float32 if only_convolutions and convolutions else torchs.dtype
-    compile_sources: dict[KernelLayer, Callable[[], object]] = {
-        "normalization": lambda: normalization.compiled(dtype),
-        **({"convolution": conv_relu_pool.compiled} if convolutions else {}),
-    }
-    wanted = [compile_sources[layer] for layer in layers if layer in compile_sources]
+    wanted: list[Callable[[], object]] = []
+    if "normalization" in layers:
+        wanted.append(partial(normalization.compiled, dtype))
+    if "convolution" in layers and convolutions:
+        wanted += [conv_relu_pool.compiled_forward, conv_relu_pool.compiled_backward, dropout_dense.compiled]
     pays = device.type == "cpu" and ("normalization" not in layers or threads <= _NORMALIZATION_THREADS)
     if not wanted or settings.kernels == "torch" or (settings.kernels == "auto" and not pays):
         return torchs
     if device.type != "cpu":
         raise UsageError(f'compute.kernels "compiled" is not available on {device.type}; use "auto" or "torch"')
+    wanted += [optimizers.compiled, augmentation.compiled]
     try:
-        for compile_source in wanted:
-            compile_source()
+        with ThreadPoolExecutor() as pool:
+            for made in [pool.submit(compile_source) for compile_source in wanted]:
+                made.result()
     except MissingDependencyError:
         if settings.kernels == "compiled":
             raise
         return torchs
     return Arithmetic(compiled=True, dtype=dtype)
+
+
+def parallel_jobs(arithmetic: Arithmetic, layers: Collection[KernelLayer], threads: int) -> int:
+    """Return how many jobs to run at the same time on `threads` cores.
+
+    Compiled convolutions use one thread, and a batch can be computed in any number of parts, since no statistics are
+    taken over it. Other networks are computed as two branches or parts, with threads inside torch's operations.
+    """
+    alone = arithmetic.compiled and set(layers) == {"convolution"}
+    return max(PARALLEL_BRANCHES, threads) if alone else PARALLEL_BRANCHES
 
 
 def kernels_name(*, compiled: bool) -> KernelsName:
@@ -168,9 +181,17 @@ class ParallelBranches:
     Networks this small gain nothing from threads inside an operation, but two branches keep two cores busy. Results do
     not depend on the order in which jobs finish, because jobs share nothing that they write to. On a GPU, jobs run one
     after the other.
+
+    Args:
+        count: number of jobs that run at the same time.
+        device: where they compute.
+
+    Attributes:
+        count: the same; 1 on a GPU, or with one thread.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
+        self.count = 1
         self._pool: ThreadPoolExecutor | None = None
         self._threads = torch.get_num_threads()
         if device.type == "cpu" and count > 1 and self._threads > 1:
@@ -178,6 +199,7 @@ class ParallelBranches:
             # The calling thread computes little. With two threads per operation it would wait for a core that a branch
             # is using: the head alone then took longer than both branches.
             torch.set_num_threads(share)
+            self.count = count
             self._pool = ThreadPoolExecutor(count, "thaw-branch", initializer=torch.set_num_threads, initargs=(share,))
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:

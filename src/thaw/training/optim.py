@@ -17,7 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from thaw.kernels.optimizers import can_step
 from thaw.plain import BelowOne, Real, checked_dataclass
+from thaw.training.compiled_optim import CompiledNAdam, CompiledSGD
 
 OptimizerName = Literal["nadam", "adamw", "sgd", "muon"]
 
@@ -39,8 +41,11 @@ class OptimizerSettings:
     """Fraction of the target that is spread over all classes (arXiv 1512.00567)."""
 
 
-def make_optimizer(module: nn.Module, fit: OptimizerSettings, learning_rate: float) -> torch.optim.Optimizer:
-    """Return a new optimizer over all parameters of `module`."""
+def make_optimizer(
+    module: nn.Module, fit: OptimizerSettings, learning_rate: float, *, compiled: bool = False
+) -> torch.optim.Optimizer:
+    """Return a new optimizer over all parameters of `module`; "nadam" and "sgd" can take their steps in compiled C."""
+    compiled = compiled and can_step(module.parameters())
     trained = list(module.parameters())
     decayed = [parameter for parameter in trained if parameter.ndim > 1]
     others = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -52,11 +57,13 @@ def make_optimizer(module: nn.Module, fit: OptimizerSettings, learning_rate: flo
     match fit.optimizer:
         case "nadam":
             # Without weight decay there is one group, in the order of the module.
-            return torch.optim.NAdam(groups if fit.weight_decay else trained, lr=learning_rate)
+            kind = CompiledNAdam if compiled else torch.optim.NAdam
+            return kind(groups if fit.weight_decay else trained, lr=learning_rate)
         case "adamw":
             return torch.optim.AdamW(groups, lr=learning_rate)
         case "sgd":
-            return torch.optim.SGD(groups, lr=learning_rate, momentum=fit.momentum, nesterov=fit.momentum > 0)
+            sgd = CompiledSGD if compiled else torch.optim.SGD
+            return sgd(groups, lr=learning_rate, momentum=fit.momentum, nesterov=fit.momentum > 0)
         case "muon":
             return Muon(groups, lr=learning_rate, momentum=fit.momentum)
 

@@ -21,6 +21,9 @@ from thaw.training.compute import ParallelBranches
 # Parts that a batch is computed in on every machine, so that sums do not depend on the number of cores.
 _PARTS = 2
 
+Job = Callable[[], tuple[Tensor, Sequence[Tensor]]]
+"""Computes the mean loss of a part, times the part's share of the batch, and its gradients."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -71,6 +74,10 @@ class Replicas:
         self, loss: Callable[[nn.Module, Part], Tensor], parts: Sequence[Part], parallel: ParallelBranches
     ) -> Tensor:
         """Add the gradients of the batch's mean loss and return it, a scalar; `loss` returns the mean over a part."""
+        return self.join(parallel.run(self.jobs(loss, parts)))
+
+    def jobs(self, loss: Callable[[nn.Module, Part], Tensor], parts: Sequence[Part]) -> list[Job]:
+        """Return what computes the gradients of the parts, to be run at the same time; `join` takes the results."""
         total = sum(len(part.targets) for part in parts)
         modules = self._modules(len(parts))
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -80,13 +87,17 @@ class Replicas:
             # Each part has its own gradients, which are then added in order.
             return value.detach(), torch.autograd.grad(value, trained)
 
-        done = parallel.run([partial(job, *pair) for pair in zip(modules, parts, strict=True)])
+        return [partial(job, *pair) for pair in zip(modules, parts, strict=True)]
+
+    def join(self, done: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Tensor:
+        """Add the gradients of the parts, in their order, and return the batch's mean loss, a scalar."""
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         for parameter, *gradients in zip(trained, *(gradients for _, gradients in done), strict=True):
             whole = gradients[0]
             for gradient in gradients[1:]:
                 whole = whole + gradient
             parameter.grad = whole if parameter.grad is None else parameter.grad + whole
-        self._average_statistics(modules)
+        self._average_statistics([self.module, *self._others[: len(done) - 1]])
         return torch.stack([value for value, _ in done]).sum()
 
     def _modules(self, count: int) -> list[nn.Module]:

@@ -19,16 +19,20 @@ from torch import Tensor, nn
 from thaw.data.batches import Batch, View
 from thaw.data.mix import cross_entropy
 from thaw.errors import UsageError
+from thaw.kernels.optimizers import can_step
 from thaw.models.unify import DualModel, UnifiedModel, unit_names, units
 from thaw.plain import BelowOne, Count, Real, Whole, checked_dataclass
 from thaw.quoting import listed
+from thaw.training.compiled_optim import CompiledSGD
 from thaw.training.compute import ParallelBranches, autocast
 from thaw.training.optim import OptimizerSettings, make_optimizer
-from thaw.training.replicas import Part, Replicas, logits_by_parts, parts_of, without_gradients
+from thaw.training.replicas import Part, Replicas, logits_by_parts, parts_of, split, without_gradients
 from thaw.training.schedule import Schedule
 
 T = TypeVar("T")
 
+# Fewer images in a part would leave vectors of the compiled kernels empty.
+_LEAST_PART = 16
 
 Rate = Annotated[Real, Field(gt=0)]
 
@@ -152,6 +156,7 @@ class Stage(ABC):
         ema: decay per step of the moving average of the weights, which is validated and saved; 0 for none.
         frozen: a module that the stage uses without training it, also part of its checkpoints; or None.
         class_weights: loss weight per class, float32 [K]; None if all are 1.
+        compiled: whether the optimizer may take its steps in compiled C.
     """
 
     kind: ClassVar[str]
@@ -168,6 +173,7 @@ class Stage(ABC):
     ema: float = 0.0
     frozen: nn.Module | None = None
     class_weights: Tensor | None = None
+    compiled: bool = False
 
     def _follow(self, settings: DualSettings | PlainSettings) -> None:
         """Copy the settings that stages with new weights have in common."""
@@ -210,17 +216,24 @@ class DualStage(Stage):
         # Outputs are named after their views; two equal views are numbered.
         self.outputs = (first, second) if first != second else (f"{first} 1", f"{second} 2")
         self.trains = tuple(name for name, _ in module.branches[0].named_children())
+        self._replicas = [Replicas(branch) for branch in module.branches]
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return one optimizer over both submodels."""
-        return make_optimizer(self.module, self.fit, self.learning_rate)
+        return make_optimizer(self.module, self.fit, self.learning_rate, compiled=self.compiled)
 
     def set_training(self) -> None:
         """Everything trains."""
         self.module.requires_grad_(True).train()
 
     def backward(self, batch: Batch, parallel: ParallelBranches, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Compute both cross-entropies. The submodels share no weights, so each has its own gradient."""
+        """Compute both cross-entropies. The submodels share no weights, so each has its own gradient.
+
+        With four cores or more, each submodel is computed in several parts of the batch.
+        """
+        parts = min(parallel.count // len(self.views), len(batch) // _LEAST_PART)
+        if parts > 1:
+            return self._backward_by_parts(batch, parallel, dtype, parts)
 
         def job(branch: nn.Module, view: View) -> Tensor:
             with autocast(dtype, batch.labels.device):
@@ -233,11 +246,32 @@ class DualStage(Stage):
         jobs = [_bind(job, branch, view) for branch, view in zip(self.module.branches, self.views, strict=True)]
         return dict(zip(self.outputs, parallel.run(jobs), strict=True))
 
+    def _backward_by_parts(
+        self, batch: Batch, parallel: ParallelBranches, dtype: torch.dtype, parts: int
+    ) -> dict[str, Tensor]:
+        def loss(branch: nn.Module, part: Part) -> Tensor:
+            with autocast(dtype, batch.labels.device):
+                logits = branch(part.x)
+            return part.targets.cross_entropy(logits.float(), self.fit.label_smoothing, self.class_weights)
+
+        by_branch = [
+            replicas.jobs(loss, split(batch, view, parts))
+            for replicas, view in zip(self._replicas, self.views, strict=True)
+        ]
+        done = iter(parallel.run([job for jobs in by_branch for job in jobs]))
+        losses = [
+            replicas.join([next(done) for _ in jobs]) for replicas, jobs in zip(self._replicas, by_branch, strict=True)
+        ]
+        return dict(zip(self.outputs, losses, strict=True))
+
     def logits(self, x: Tensor, parallel: ParallelBranches) -> dict[str, Tensor]:
         """Return the logits of both submodels for the same images."""
         self.module.eval()
-        results = parallel.run([_bind(without_gradients, branch, x) for branch in self.module.branches])
-        return dict(zip(self.outputs, results, strict=True))
+        parts = x.chunk(max(1, parallel.count // len(self.views)))
+        jobs = [_bind(without_gradients, branch, part) for branch in self.module.branches for part in parts]
+        done = parallel.run(jobs)
+        each = [torch.cat(done[first : first + len(parts)]) for first in range(0, len(done), len(parts))]
+        return dict(zip(self.outputs, each, strict=True))
 
 
 class UnfreezeStage(Stage):
@@ -268,7 +302,8 @@ class UnfreezeStage(Stage):
         """Return SGD with momentum over the unfrozen units."""
         self.set_training()
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        return torch.optim.SGD(trained, lr=self.learning_rate, momentum=self.momentum)
+        sgd = CompiledSGD if self.compiled and can_step(trained) else torch.optim.SGD
+        return sgd(trained, lr=self.learning_rate, momentum=self.momentum)
 
     def set_training(self) -> None:
         """Train unfrozen units; frozen ones get no gradient and run in evaluation mode, with dropout and statistics."""
@@ -349,7 +384,7 @@ class PlainStage(Stage):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return an optimizer over all parameters."""
-        return make_optimizer(self.module, self.fit, self.learning_rate)
+        return make_optimizer(self.module, self.fit, self.learning_rate, compiled=self.compiled)
 
     def set_training(self) -> None:
         """Everything trains."""

@@ -26,6 +26,7 @@ from thaw.data.images import ImageSet, InputSpec
 from thaw.errors import ModelFileError, UsageError
 from thaw.kernels import KernelLayer
 from thaw.models.blocks import dropouts, use_kernels
+from thaw.models.compiling import compile_kernels
 from thaw.models.families import FamilySpec
 from thaw.models.unify import DualModel, UnifiedModel, UnifySpec, average, build_dual, unify
 from thaw.plain import Real, Whole, from_plain
@@ -137,6 +138,7 @@ class TrainingContext:
         """Return the training of `stage` on this data, with its class weights."""
         weights = self.class_weights
         stage.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
+        stage.compiled = self.compiled
         train = self._source(self.train, stage.batch_size, augment, stage.views)
         validation = self._source(self.validation, VALIDATION_BATCH, augment)
         return StageRun(
@@ -168,11 +170,14 @@ class TrainingContext:
             device=self.device,
             augment=augment,
             views=views,
+            compiled=self.compiled,
         )
 
     def place(self, module: nn.Module) -> None:
         """Move a module to the device, in channels-last order, with compiled kernels or not."""
         use_kernels(module, compiled=self.compiled)
+        if self.compiled:
+            compile_kernels(module, self.dtype)
         # The type stubs of torch lack memory_format.
         module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

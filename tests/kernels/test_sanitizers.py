@@ -1,0 +1,167 @@
+"""Training kernels under the address and undefined-behavior sanitizers, on buffers of exactly the needed size."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from compilers import needs_compiler
+
+from thaw.host_c import find_compiler
+from thaw.kernels.library import SOURCES
+
+COMMON = """
+#include <stdlib.h>
+
+static void *filled(size_t count, size_t size)
+{
+    unsigned char *made = malloc(count * size);
+    for (size_t i = 0; i < count * size; i++) {
+        made[i] = (unsigned char)(i * 37 % 61);
+    }
+    return made;
+}
+
+static float *numbers(size_t count)
+{
+    float *made = malloc(count * sizeof *made);
+    for (size_t i = 0; i < count; i++) {
+        made[i] = (float)(i % 7) * 0.25f - 0.5f;
+    }
+    return made;
+}
+
+static value *map(size_t count)
+{
+    value *made = malloc(count * sizeof *made);
+    for (size_t i = 0; i < count; i++) {
+        made[i] = narrow((float)(i % 11) * 0.125f - 0.5f);
+    }
+    return made;
+}
+"""
+
+DEPTHWISE = """
+int main(void)
+{
+    const size_t sizes[][4] = {{2, 9, 11, 20}, {1, 1, 1, 1}, {3, 8, 8, 16}, {2, 5, 33, 7}, {1, 17, 4, 40}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const shape s = {sizes[i][0], sizes[i][1], sizes[i][2], sizes[i][3]};
+        const size_t in = s.images * s.rows * s.columns * s.channels;
+        const size_t out = s.images * reduced(s.rows) * reduced(s.columns) * s.channels;
+        value *x = map(in), *also = map(in), *dx = map(in), *y = map(out), *dy = map(out);
+        float *weights = numbers(s.channels * TAPS), *dweights = numbers(s.channels * TAPS);
+        float *constants = numbers(4 * s.channels), *back = numbers(2 * s.channels);
+        double *statistics = malloc(2 * s.channels * sizeof *statistics);
+        size_t floats;
+        thaw_depthwise_work(&s, &floats);
+        float *work = numbers(floats);
+        thaw_depthwise_forward(&s, x, weights, y, statistics, work);
+        thaw_depthwise_forward(&s, x, weights, y, NULL, work);
+        thaw_depthwise_backward(&s, dy, x, y, weights, constants, back, also, dx, dweights, work);
+        thaw_depthwise_backward(&s, dy, x, NULL, weights, NULL, NULL, NULL, NULL, dweights, work);
+        void *all[] = {x, also, dx, y, dy, weights, dweights, constants, back, statistics, work};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+            free(all[k]);
+        }
+    }
+    return 0;
+}
+"""
+
+POINTWISE = """
+int main(void)
+{
+    const size_t sizes[][3] = {{100, 20, 33}, {1, 1, 1}, {32, 16, 8}, {65, 7, 3}, {31, 64, 40}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const shape s = {sizes[i][0], sizes[i][1], sizes[i][2]};
+        value *a = map(s.rows * s.inputs), *da = map(s.rows * s.inputs);
+        value *b = map(s.rows * s.outputs), *dy = map(s.rows * s.outputs);
+        float *weights = numbers(s.inputs * s.outputs), *dweights = numbers(s.inputs * s.outputs);
+        float *first = numbers(4 * s.inputs), *second = numbers(4 * s.outputs), *back = numbers(2 * s.outputs);
+        double *statistics = malloc(2 * s.outputs * sizeof *statistics), *sums = malloc(2 * s.inputs * sizeof *sums);
+        size_t floats;
+        thaw_pointwise_work(&s, &floats);
+        float *work = numbers(floats);
+        thaw_pointwise_forward(&s, a, first, weights, b, statistics, work);
+        thaw_pointwise_backward(&s, dy, a, b, first, second, back, weights, da, sums, dweights, work);
+        void *all[] = {a, da, b, dy, weights, dweights, first, second, back, statistics, sums, work};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+            free(all[k]);
+        }
+    }
+    return 0;
+}
+"""
+
+AUGMENTATION = """
+int main(void)
+{
+    const size_t sizes[][4] = {{3, 9, 11, 3}, {1, 1, 1, 1}, {2, 28, 28, 1}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        for (int fill = 0; fill < 3; fill++) {
+            const views v = {sizes[i][0], sizes[i][1], sizes[i][2], sizes[i][3], fill, 5};
+            const size_t size = v.count * v.height * v.width * v.channels;
+            unsigned char *pixels = filled(size, 1);
+            int32_t *frames = malloc(3 * v.count * sizeof *frames), *centers = malloc(2 * v.count * sizeof *centers);
+            float *maps = numbers(6 * v.count), *lights = numbers(v.count), *out = numbers(size);
+            float mean[] = {0.5f, 0.4f, 0.3f}, deviation[] = {0.2f, 0.3f, 0.4f};
+            for (size_t n = 0; n < v.count; n++) {
+                frames[3 * n] = (int32_t)n - 70;
+                frames[3 * n + 1] = 90 - (int32_t)n;
+                frames[3 * n + 2] = n % 2 == 0;
+                centers[2 * n] = (int32_t)v.height - 1;
+                centers[2 * n + 1] = 0;
+                maps[6 * n + 2] = 1000.0f * (float)n - 500.0f;
+            }
+            size_t floats;
+            thaw_views_work(&v, &floats);
+            float *work = numbers(floats);
+            thaw_views(&v, pixels, frames, maps, lights, centers, mean, deviation, out, work);
+            thaw_views(&v, pixels, frames, NULL, lights, NULL, mean, deviation, out, work);
+            thaw_views(&v, pixels, NULL, maps, NULL, NULL, mean, deviation, out, work);
+            thaw_views(&v, pixels, NULL, NULL, NULL, NULL, mean, deviation, out, work);
+            void *all[] = {pixels, frames, centers, maps, lights, out, work};
+            for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+                free(all[k]);
+            }
+        }
+    }
+    return 0;
+}
+"""
+
+WIDE = [
+    *(["-DTHAW_KERNEL=3", "-DTHAW_STRIDE=1"], ["-DTHAW_KERNEL=5", "-DTHAW_STRIDE=2", "-DTHAW_BFLOAT16"]),
+    ["-DTHAW_KERNEL=1", "-DTHAW_STRIDE=2"],
+]
+CASES = [
+    *(("depthwise.c", DEPTHWISE, flags) for flags in WIDE),
+    *(("pointwise.c", POINTWISE, flags) for flags in ([], ["-DTHAW_BFLOAT16"])),
+    ("augmentation.c", "typedef float value;\nstatic float narrow(float number) { return number; }\n", []),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", ["-DTHAW_LANES=4", "-DTHAW_LANES=16", "-march=native"])
+@pytest.mark.parametrize(("source", "main", "flags"), CASES, ids=[f"{case[0]} {' '.join(case[2])}" for case in CASES])
+def test_sanitizers_find_nothing(source, main, flags, width, tmp_path):
+    for file in (source, "vectors.h", "maps.h"):
+        (tmp_path / file).write_bytes((SOURCES / file).read_bytes())
+    parts = [main, COMMON, AUGMENTATION] if source == "augmentation.c" else [COMMON, main]
+    (tmp_path / "check.c").write_text(f'#include "{source}"\n' + "\n".join(parts))
+    sanitizers = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unused-function"]
+    command = [find_compiler(), "-O1", "-std=c99", width, *flags, *warnings]
+    probe = subprocess.run(
+        [*command[:1], *sanitizers, "-x", "c", "-", "-o", "probe"],
+        input="int main(void) { return 0; }",
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+    )
+    if probe.returncode:
+        pytest.skip("the C compiler has no sanitizers: install libasan and libubsan")
+    subprocess.run([*command, *sanitizers, "check.c", "-o", "check", "-lm"], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "check"], cwd=tmp_path, check=True)
