@@ -90,7 +90,7 @@ def study_run(  # noqa: PLR0913 - what defines a run, by keyword only
         device=device,
         data_root=data_root,
         overrides=tuple(overrides),
-        command=_train_command(source, recipe_given, overrides, seed),
+        command=train_command(source, recipe_given, overrides, seed),
     )
     return StudyRun(title=title, path=path, request=request)
 
@@ -163,7 +163,7 @@ def study_command(words: Sequence[str], overrides: Sequence[str], seeds: Sequenc
     return shell_command(["thaw", *words, *_settings(overrides), "--seeds", ",".join(map(str, seeds)), *chosen])
 
 
-def _train_command(source: str, recipe: str, overrides: Sequence[str], seed: int) -> str:
+def train_command(source: str, recipe: str, overrides: Sequence[str], seed: int) -> str:
     """Return the command line that trains one run."""
     return shell_command(["thaw", "train", source, "--recipe", recipe, *_settings(overrides), "--seed", str(seed)])
 
