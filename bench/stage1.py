@@ -83,6 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes of plain PyTorch (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="of the rows on PyTorch")
     parser.add_argument("--xla", action="store_true", help="also Keras with its step compiled by XLA (slow)")
+    parser.add_argument("--keras-float32", action="store_true", help="Keras in float32 only: bfloat16 may be emulated")
     parser.add_argument("--steps", action="store_true", help="thaw with each of its measures taken away")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE")
     default = HERE / ".venv-keras" / "bin" / "python"
@@ -125,7 +126,9 @@ def contender_rows(options: argparse.Namespace, workload: Workload, stack: conte
     if not options.keras_python.is_file():
         tell("Keras is left out: `make bench-keras` installs it into bench/.venv-keras")
         return rows
-    for precision, jit in KERAS[: None if options.xla else -1]:
+    for precision, jit in KERAS:
+        if (jit and not options.xla) or (precision == "bfloat16" and options.keras_float32):
+            continue
         keras = stack.enter_context(keras_worker(workload, options.keras_python, precision=precision, jit=jit))
         rows.append(Row(f"Keras, {precision}{', XLA' if jit else ''}", keras, "", precision))
     return rows
