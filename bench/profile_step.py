@@ -91,7 +91,7 @@ class Training:
         started = time.perf_counter()
         batches = self.source.ordered()
         while (batch := self._timed(DATA, lambda: _next(batches))) is not None:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             self._timed(TRAIN, lambda batch=batch: self.stage.backward(batch, self.parallel, torch.float32))
             self._timed(STEP, self.optimizer.step)
         return time.perf_counter() - started

@@ -55,7 +55,9 @@ def test_steps_are_those_of_torch(name):
         take_steps(module, optimizer, range(20))
     assert_close(*modules)
     mine, its = (optimizer.state_dict() for optimizer in optimizers)
-    assert mine["param_groups"] == its["param_groups"]
+    # torch has more settings, at their defaults.
+    for own, group in zip(mine["param_groups"], its["param_groups"], strict=True):
+        assert own == {key: group[key] for key in own}
     for index, slots in its["state"].items():
         for slot, value in slots.items():
             if value is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -246,3 +248,38 @@ def test_restored_average_continues_identically():
         average.update()
     assert averages[0].steps == averages[1].steps == 4
     assert all(torch.equal(tensor, averages[1].tensors[name]) for name, tensor in averages[0].tensors.items())
+
+
+# What all have in common
+
+
+def test_state_is_continued_by_another_optimizer_and_by_a_file():
+    module, other = (PaperSpec(filters=(3, 4)).build((16, 16, 1), 10) for _ in range(2))
+    other.load_state_dict(module.state_dict())
+    first, second = a_muon(module, weight_decay=0.1), a_muon(other, weight_decay=0.1)
+    set_gradients(module, 0)
+    first.step()
+    first.zero_grad()
+    assert all(parameter.grad is None for parameter in module.parameters())
+    other.load_state_dict(module.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.param_groups[0]["weight_decay"] == 0.1
+    for each, optimizer in ((module, first), (other, second)):
+        set_gradients(each, 1)
+        optimizer.step()
+    assert all(map(torch.equal, module.parameters(), other.parameters()))
+
+
+def test_training_imports_neither_torchs_compiler_nor_all_of_scipys_statistics():
+    # Each takes 2 to 3 s, as long as the training of a small network.
+    program = (
+        "import sys, torch, thaw.run.pipeline\n"
+        "from thaw.training.optim import OptimizerSettings, make_optimizer\n"
+        "module = torch.nn.Linear(2, 2)\n"
+        "module(torch.ones(1, 2)).sum().backward()\n"
+        "optimizer = make_optimizer(module, OptimizerSettings(optimizer='muon'), 0.1)\n"
+        "optimizer.step(), optimizer.zero_grad(), optimizer.load_state_dict(optimizer.state_dict())\n"
+        "print({'torch._dynamo', 'scipy.stats'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from thaw.data.balance import mean_recall
+from thaw.evidence.significance import binomial_tail
 from thaw.quoting import clipped, printable
 
 LEVEL = 0.05
@@ -25,7 +26,7 @@ SUBMODEL_LEVEL = LEVEL / 2
 # A loss counts as learning if it is below that of a constant prediction by this fraction.
 LEAST_PROGRESS = 0.02
 _NAMED = 5
-_Z = float(stats.norm.ppf(1 - LEVEL))
+_Z = float(special.ndtri(1 - LEVEL))
 
 Hits = npt.NDArray[np.bool_]
 
@@ -85,12 +86,12 @@ def _largest_class(confusion: npt.NDArray[np.int64], classes: Sequence[str], ima
     supports = confusion.sum(axis=1)
     count, hits, largest = int(supports.sum()), int(confusion.trace()), int(supports.argmax())
     share = float(supports[largest]) / count
-    if (supports > 0).sum() < 2 or stats.binomtest(hits, count, share, alternative="greater").pvalue < LEVEL:
+    if (supports > 0).sum() < 2 or binomial_tail(hits, count, share) < LEVEL:
         return []
     accuracy = f"its accuracy of {hits / count:.2%}"
     always = f"always predicting {_name(classes[largest])}, the class of {share:.2%} of the {count:,} {images}s"
     # The fewest hits that pass the test. If they are more than halfway to all, the test is too weak.
-    needed = int(stats.binom.isf(LEVEL, count, share)) + 1
+    needed = next((k for k in range(hits, count + 1) if binomial_tail(k, count, share) < LEVEL), count + 1)
     if hits / count > share and needed / count > (1 + share) / 2:
         message = f"{count:,} {images}s are too few to distinguish {accuracy} from {always}"
         return [Finding(code="few-images", severity="note", message=message, remedies=("measure on more images",))]
@@ -166,7 +167,7 @@ def unified_findings(
     only_unified, only_best = int((unified & ~best).sum()), int((best & ~unified).sum())
     if only_best <= only_unified or _recall(best, labels, classes) <= _recall(unified, labels, classes):
         return ()
-    p_value = float(stats.binomtest(only_best, only_best + only_unified, alternative="greater").pvalue)
+    p_value = binomial_tail(only_best, only_best + only_unified, 0.5)
     if p_value >= SUBMODEL_LEVEL:
         return ()
     message = (

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from thaw.data.balance import mean_recall
 from thaw.errors import DataError, UsageError
 from thaw.evidence.findings import Finding, result_findings
+from thaw.evidence.significance import binomial_tail
 from thaw.quoting import shown
 
 if TYPE_CHECKING:
@@ -245,7 +246,8 @@ def mcnemar(
         )
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
     pairs = only_a + only_b
-    p_value = float(stats.binomtest(only_a, pairs, alternative=alternative).pvalue) if pairs else 1.0
+    less = binomial_tail(only_b, pairs, 0.5)
+    p_value = less if alternative == "less" else min(1.0, 2.0 * min(less, binomial_tail(only_a, pairs, 0.5)))
     return McNemar(only_a=only_a, only_b=only_b, p_value=p_value)
 
 
@@ -268,7 +270,7 @@ def mean_interval(values: Sequence[float] | npt.NDArray[np.floating[Any]]) -> tu
             code="usage-quality",
         )
     degrees = len(array) - 1
-    return float(array.mean()), float(stats.t.ppf(0.975, degrees) * array.std(ddof=1) / math.sqrt(len(array)))
+    return float(array.mean()), float(special.stdtrit(degrees, 0.975) * array.std(ddof=1) / math.sqrt(len(array)))
 
 
 def _checked(

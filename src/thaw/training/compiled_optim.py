@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 from thaw.kernels.optimizers import NAdamStep, SGDStep, Slots, Table, in_format_of
+from thaw.training.optimizer import Optimizer, refuse_closure
 
 
-class CompiledNAdam(torch.optim.NAdam):
+class CompiledNAdam(Optimizer):
     """NAdam with torch's default settings and L2 weight decay."""
 
     def __init__(self, params: Any, *, lr: float) -> None:
-        super().__init__(params, lr=lr)
+        settings = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "momentum_decay": 4e-3}
+        super().__init__(params, {"lr": lr, **settings})
         self._tables: list[Table] = []
         # Steps, and the product of the momenta in float32 as in torch, by group.
         self._counts: list[tuple[int, np.float32]] = []
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """Take one step; parameters without a gradient are skipped."""
-        _check(closure)
+        refuse_closure(closure, "a compiled optimizer")
         if not self._tables:
             self._begin()
         for index, (group, table) in enumerate(zip(self.param_groups, self._tables, strict=True)):
@@ -77,17 +79,17 @@ class CompiledNAdam(torch.optim.NAdam):
         self._tables, self._counts = [], []
 
 
-class CompiledSGD(torch.optim.SGD):
+class CompiledSGD(Optimizer):
     """SGD with momentum, which may be Nesterov's, and L2 weight decay."""
 
     def __init__(self, params: Any, *, lr: float, momentum: float, nesterov: bool = False) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, nesterov=nesterov)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "nesterov": nesterov})
         self._tables: list[Table] = []
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """Take one step; parameters without a gradient are skipped."""
-        _check(closure)
+        refuse_closure(closure, "a compiled optimizer")
         if not self._tables:
             for group in self.param_groups:
                 moments = [_moment(self.state[each], "momentum_buffer", each) for each in group["params"]]
@@ -106,11 +108,6 @@ class CompiledSGD(torch.optim.SGD):
         """Continue from the result of `state_dict`."""
         super().load_state_dict(state_dict)
         self._tables = []
-
-
-def _check(closure: Callable[[], float] | None) -> None:
-    if closure is not None:
-        raise TypeError("a compiled optimizer takes no closure")
 
 
 def _moment(state: dict[str, Any], name: str, parameter: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class StageRun:
             rate = learning_rate(stage.schedule, stage.learning_rate, self.epoch * count + index, stage.epochs * count)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             for name, loss in stage.backward(batch, self.parallel, self.dtype).items():
                 sums[name] = sums.get(name, torch.zeros_like(loss)) + loss * len(batch)
             if (index + 1) % CHECK_EVERY == 0 and not all(math.isfinite(float(total)) for total in sums.values()):

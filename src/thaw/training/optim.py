@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from thaw.kernels.optimizers import can_step
 from thaw.plain import BelowOne, Real, checked_dataclass
 from thaw.training.compiled_optim import CompiledNAdam, CompiledSGD
+from thaw.training.optimizer import AnyOptimizer, Optimizer, refuse_closure
 
 OptimizerName = Literal["nadam", "adamw", "sgd", "muon"]
 
@@ -43,7 +44,7 @@ class OptimizerSettings:
 
 def make_optimizer(
     module: nn.Module, fit: OptimizerSettings, learning_rate: float, *, compiled: bool = False
-) -> torch.optim.Optimizer:
+) -> AnyOptimizer:
     """Return a new optimizer over all parameters of `module`; "nadam" and "sgd" can take their steps in compiled C."""
     compiled = compiled and can_step(module.parameters())
     trained = list(module.parameters())
@@ -68,7 +69,7 @@ def make_optimizer(
             return Muon(groups, lr=learning_rate, momentum=fit.momentum)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Momentum with orthogonalized steps for convolutions, and Adam for all other parameters.
 
     A convolution's weights form a matrix [C', C kh kw]. Iterations of an odd polynomial move all singular values of the
@@ -97,10 +98,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """Take one step; parameters without a gradient are skipped."""
-        if closure is not None:
-            raise TypeError("Muon takes no closure")
+        refuse_closure(closure, "Muon")
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             others = [parameter for parameter in parameters if not _is_kernel(parameter)]

@@ -31,7 +31,7 @@ def _seconds(run: StageRun) -> float:
     steps: list[float] = []
     begun = before = time.perf_counter()
     for batch in run.train.shuffled(derive(run.seed, "pace")):
-        run.optimizer.zero_grad(set_to_none=True)
+        run.optimizer.zero_grad()
         losses = stage.backward(batch, run.parallel, run.dtype)
         run.optimizer.step()
         # Reading a number waits for the step on a GPU.

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from thaw.data.batches import Batch, View
 from thaw.plain import Count, checked_dataclass
 from thaw.training.compute import ParallelBranches
+from thaw.training.optim import OptimizerSettings, make_optimizer
+from thaw.training.optimizer import AnyOptimizer
 from thaw.training.replicas import Part, split
 from thaw.training.schedule import Schedule
 from thaw.training.stages import Rate, Stage
@@ -57,9 +59,9 @@ class QatStage(Stage):
         self.views = (settings.view,)
         self.trains = ("all",)
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> AnyOptimizer:
         """Return NAdam over all parameters."""
-        return torch.optim.NAdam(self.module.parameters(), lr=self.learning_rate)
+        return make_optimizer(self.module, OptimizerSettings(), self.learning_rate, compiled=self.compiled)
 
     def set_training(self) -> None:
         """Train everything."""

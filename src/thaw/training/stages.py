@@ -26,6 +26,7 @@ from thaw.quoting import listed
 from thaw.training.compiled_optim import CompiledSGD
 from thaw.training.compute import ParallelBranches, autocast
 from thaw.training.optim import OptimizerSettings, make_optimizer
+from thaw.training.optimizer import AnyOptimizer
 from thaw.training.replicas import Part, Replicas, logits_by_parts, parts_of, split, without_gradients
 from thaw.training.schedule import Schedule
 
@@ -186,7 +187,7 @@ class Stage(ABC):
         self.patience = settings.patience
 
     @abstractmethod
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> AnyOptimizer:
         """Return a new optimizer over the parameters that train."""
 
     @abstractmethod
@@ -218,7 +219,7 @@ class DualStage(Stage):
         self.trains = tuple(name for name, _ in module.branches[0].named_children())
         self._replicas = [Replicas(branch) for branch in module.branches]
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> AnyOptimizer:
         """Return one optimizer over both submodels."""
         return make_optimizer(self.module, self.fit, self.learning_rate, compiled=self.compiled)
 
@@ -298,7 +299,7 @@ class UnfreezeStage(Stage):
         self.trains = tuple(trains)
         self._replicas = Replicas(module)
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> AnyOptimizer:
         """Return SGD with momentum over the unfrozen units."""
         self.set_training()
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -382,7 +383,7 @@ class PlainStage(Stage):
         self.trains = tuple(unit for unit, _ in module.named_children())
         self._replicas = Replicas(module)
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> AnyOptimizer:
         """Return an optimizer over all parameters."""
         return make_optimizer(self.module, self.fit, self.learning_rate, compiled=self.compiled)
 
