@@ -348,7 +348,7 @@ class UnfreezeStage(Stage):
         loss = cross_entropy(module.decide(leaves), batch.labels, mix, weights=self.class_weights)
         loss.backward()
         pairs = [(score, leaf) for score, leaf in zip(scores, leaves, strict=True) if score.requires_grad]
-        parallel.run([_bind(score.backward, leaf.grad) for score, leaf in pairs])
+        parallel.run([_bind(_backward, score, leaf.grad) for score, leaf in pairs])
         return loss.detach()
 
     def logits(self, x: Tensor, parallel: ParallelBranches) -> dict[str, Tensor]:
@@ -428,3 +428,11 @@ def unfreeze_stages(module: nn.Module, settings: UnfreezeSettings) -> list[Unfre
 
 def _bind(function: Callable[..., T], *args: object) -> Callable[[], T]:
     return lambda: function(*args)
+
+
+def _backward(result: Tensor, gradient: Tensor) -> None:
+    """Compute the gradients for the gradient of `result`.
+
+    `result.backward(gradient)` would be the same, but its first call imports a solver for symbolic shapes, for 1 s.
+    """
+    (result * gradient).sum().backward()
