@@ -171,9 +171,8 @@ def summarize(
     )
     opened, settings, reason = settle_input(request)
     summary = look(opened, settings, skip_broken=skip_broken, progress=decoding_to(on_event))
-    if not reason:
-        return summary
-    return replace(summary, problems=(*summary.problems, input_note(summary.input, reason)))
+    notes = (input_note(summary.input, reason),) if reason else ()
+    return replace(summary, problems=(*summary.problems, *notes), recipe=request.recipe_name)
 
 
 def load_recipe(name_or_file: str, overrides: Overrides = ()) -> Recipe:

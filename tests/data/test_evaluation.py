@@ -12,7 +12,7 @@ from thaw.data.image_files import load_images
 from thaw.data.images import InputSpec
 from thaw.data.prepare import open_image_set
 from thaw.data.resize import resize
-from thaw.data.summary import contact_sheet, look
+from thaw.data.summary import look
 from thaw.errors import UsageError
 
 
@@ -84,7 +84,7 @@ def test_look_reports_and_draws(tmp_path):
     assert found["balance"] == pytest.approx(13 / 12)
     assert (found["input"], found["usable"], summary.usable) == ("32x32x3", False, False)
     assert "cat/empty.png (empty file)" in summary.describe()
-    sheet = contact_sheet(summary, tmp_path / "new" / "sheet.png", per_class=4)
+    sheet = summary.contact_sheet(tmp_path / "new" / "sheet.png", per_class=4)
     with Image.open(sheet) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image)
@@ -92,7 +92,7 @@ def test_look_reports_and_draws(tmp_path):
     tile = pixels[22 : 22 + 64, 6 : 6 + 64]
     assert np.array_equal(tile[::2, ::2], summary.preview.images[0])
     with pytest.raises(UsageError):
-        contact_sheet(summary, tmp_path / "sheet.png", per_class=0)
+        summary.contact_sheet(tmp_path / "sheet.png", per_class=0)
 
 
 def test_look_at_a_source_without_usable_images(tmp_path):
@@ -101,4 +101,4 @@ def test_look_at_a_source_without_usable_images(tmp_path):
     summary = look(tmp_path / "bad", SETTINGS)
     assert summary.count == 0
     assert not summary.usable
-    contact_sheet(summary, tmp_path / "sheet.png")
+    summary.contact_sheet(tmp_path / "sheet.png")

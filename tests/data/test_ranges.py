@@ -21,7 +21,7 @@ from thaw.data.prepare import open_image_set, prepare
 from thaw.data.resize import resize
 from thaw.data.scaling import scale
 from thaw.data.settings import DataSettings
-from thaw.data.summary import contact_sheet, look
+from thaw.data.summary import look
 from thaw.data.workers import decode_chunks
 from thaw.model.model import Model
 from thaw.models.families import PaperSpec
@@ -246,7 +246,7 @@ def test_look_reports_the_range(tmp_path):
     assert "note: 16-bit images: values 29,500 to 30,300 scaled to 0..255" in summary.describe()
     assert summary.as_dict()["range"] == [LOW, HIGH]
     assert len(np.unique(summary.preview.images)) > 200
-    contact_sheet(summary, tmp_path / "sheet.png")
+    summary.contact_sheet(tmp_path / "sheet.png")
     assert kinds(summary.problems) == {("input", "note"), ("range", "note")}
 
 

@@ -31,15 +31,12 @@ def data(  # noqa: PLR0913, PLR0917 - the options are the parameters
     import thaw
     from thaw.cli.output import print_json, print_text
     from thaw.cli.progress import Progress
-    from thaw.data.summary import contact_sheet
     from thaw.quoting import printable
-    from thaw.recipe.recipe import default_recipe
 
-    recipe = recipe or default_recipe(source, has_budget=budget is not None)
     with Progress() as progress:
         summary = thaw.summarize(
             source,
-            recipe=recipe,
+            recipe=recipe or "",
             overrides=overrides or (),
             data_root=data_root,
             skip_broken=skip_broken,
@@ -47,12 +44,12 @@ def data(  # noqa: PLR0913, PLR0917 - the options are the parameters
             group_by=group_by or "",
             on_event=progress,
         )
-    written = None if sheet is None else str(contact_sheet(summary, sheet))
+    written = None if sheet is None else str(summary.contact_sheet(sheet))
     if as_json:
-        print_json(summary.as_dict() | {"recipe": recipe, "contact_sheet": written})
+        print_json(summary.as_dict() | {"contact_sheet": written})
     else:
         print_text(summary.describe())
-        print_text(f"  recipe: {printable(recipe)}; --recipe, --budget and --set as for thaw train")
+        print_text(f"  recipe: {printable(summary.recipe)}; --recipe, --budget and --set as for thaw train")
         print_text(f"contact sheet: {printable(written or 'none; --sheet FILE.png writes one')}")
     if not summary.usable:
         raise typer.Exit(1)

@@ -33,13 +33,10 @@ def demo(
     import thaw
     from thaw.cli.interrupt import told_when_stopped
     from thaw.cli.output import print_text
-    from thaw.deploy.demo import demo_files
-    from thaw.deploy.page_server import is_loopback, start_server
 
-    files = demo_files(thaw.Model.load(run))
-    with start_server(files, host=host, port=port) as server, told_when_stopped("interrupted"):
+    with thaw.Model.load(run).demo(host=host, port=port) as server, told_when_stopped("interrupted"):
         print_text(f"{server.url}  (Ctrl-C stops)")
-        if not is_loopback(host):
+        if not server.is_loopback:
             print_text("everyone who can reach this machine at that address can see the page and load the model")
         sys.stdout.flush()
         if opens or (opens is None and _has_desktop()):

@@ -46,6 +46,7 @@ class SourceSummary:
         balance: images of the largest class over images of the smallest non-empty class, in the training split.
         problems: all problems, errors included.
         preview: a few images of each class in the form used for training, from the training split if there is one.
+        recipe: name of the recipe that would train on it; empty if unknown.
     """
 
     name: str
@@ -60,6 +61,7 @@ class SourceSummary:
     balance: float
     problems: tuple[Problem, ...]
     preview: ImageSet
+    recipe: str = ""
 
     @property
     def count(self) -> int:
@@ -118,7 +120,34 @@ class SourceSummary:
             "balance": self.balance,
             "usable": self.usable,
             "problems": [problem.as_dict() for problem in self.problems],
+            "recipe": self.recipe,
         }
+
+    def contact_sheet(self, path: str | Path, *, per_class: int = 8) -> Path:
+        """Write a PNG with a row of images per class, in the form used for training.
+
+        Args:
+            path: the file; missing folders are created.
+            per_class: images per class, from 1 to 10.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            UsageError: for `per_class` below 1.
+            RunError: when the file cannot be written.
+        """
+        if per_class < 1:
+            raise UsageError(f"{per_class} images per class: expected at least 1", code="usage-per-class")
+        target = Path(path).expanduser()
+        content = io.BytesIO()
+        draw_sheet(self.preview, per_class).save(content, format="PNG")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write contact sheet {target}: {error.strerror}", code="run-write") from None
+        write_atomically(target, content.getvalue())
+        return target
 
 
 def look(
@@ -175,34 +204,6 @@ def look(
         problems=(*problems, *grouping, *training),
         preview=_preview(store),
     )
-
-
-def contact_sheet(summary: SourceSummary, path: str | Path, *, per_class: int = 8) -> Path:
-    """Write a PNG with a row of images per class, in the form used for training.
-
-    Args:
-        summary: from `look`.
-        path: the file; missing folders are created.
-        per_class: images per class, from 1 to 10.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        UsageError: for `per_class` below 1.
-        RunError: when the file cannot be written.
-    """
-    if per_class < 1:
-        raise UsageError(f"{per_class} images per class: expected at least 1", code="usage-per-class")
-    target = Path(path).expanduser()
-    content = io.BytesIO()
-    draw_sheet(summary.preview, per_class).save(content, format="PNG")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write contact sheet {target}: {error.strerror}", code="run-write") from None
-    write_atomically(target, content.getvalue())
-    return target
 
 
 def _spread(values: np.ndarray[Any, np.dtype[np.int32]]) -> tuple[int, float, int]:

@@ -38,6 +38,7 @@ from thaw.training.checkpoint import open_tensors, write_tensors
 if TYPE_CHECKING:
     from thaw.deploy.bench import Bench
     from thaw.deploy.export import Export
+    from thaw.deploy.page_server import PageServer
     from thaw.deploy.verify import Verification
     from thaw.evidence.quality import Quality
     from thaw.export.card import ModelCard, Precision
@@ -362,6 +363,24 @@ class Model:
         folder, tell = self.export_folder(out), steps_to(on_event)
         made = export_if_none(self, folder, tell)
         return bench(self, folder, missing=made.missing if made else {}, rounds=rounds, repeats=repeats, tell=tell)
+
+    def demo(self, *, host: str = "127.0.0.1", port: int | None = None) -> PageServer:
+        """Open the server of a web page that classifies drawings and image files in the browser.
+
+        Call `serve_forever()` on the result, a context manager whose `url` is the page's address. Nothing is written.
+
+        Args:
+            host: an address or a name of this machine; the default can be reached only from it.
+            port: 0 for any free one; None for 8000 or the next free one.
+
+        Raises:
+            RunError: when the port is in use, or the address is not one of this machine.
+            MissingDependencyError: when `onnx` or onnxruntime-web is missing.
+        """
+        from thaw.deploy.demo import demo_files
+        from thaw.deploy.page_server import start_server
+
+        return start_server(demo_files(self), host=host, port=port)
 
     def export_folder(self, out: str | Path | None) -> Path:
         """The folder of the exported files: `out`, or ./NAME-export for a zoo model.
