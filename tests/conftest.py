@@ -108,6 +108,10 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """Run `thaw ARGUMENTS` in this process, which has imported torch: (exit code, standard output, standard error)."""
+    import thaw.run.pipeline  # noqa: F401 - for the two below
+
+    measure_latency_briefly()
+    keep_compiled_kernels()
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str, str]:
