@@ -28,10 +28,10 @@ web: ## fetch onnxruntime-web by npm for the page of thaw demo, where the instal
 	@$(PYTHON) hatch_build.py
 
 test: $(DEV_STAMP) ## set up .venv if need be, then run the tests, one process per core (PYTEST_ARGS=... is passed on)
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 coverage: $(DEV_STAMP) ## run the tests and measure branch coverage, which has a floor in pyproject.toml
-	@$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(PYTEST_ARGS)
 
 faults: $(DEV_STAMP) ## set up .venv if need be, then run the fault campaign (FAULTS_ARGS=... is passed on); see CONTRIBUTING.md
 	@$(BIN)/python tests/faults $(FAULTS_ARGS)

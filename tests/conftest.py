@@ -12,11 +12,22 @@ from pathlib import Path
 
 import pytest
 from command_line import REPOSITORY, SMALL, FinishedRun, thaw
+from compiled import FOLDER, keep_compiled_kernels
+from forking import measure_latency_briefly
 
 from thaw.cli import main
 
 _SCRATCH = pytest.StashKey[Path]()
 _SEED = "THAW_TEST_SEED"
+
+# Files that take longest, which processes side by side begin with, so that they end at about the same time.
+_SLOWEST = (
+    *("test_faults.py", "run/test_run.py", "export/test_c.py", "graph/test_families.py", "deploy/test_web_page.py"),
+    *("deploy/test_export.py", "cli/test_cli.py", "studies/test_studies.py", "kernels/test_normalization.py"),
+    *("run/test_quantization.py", "export/test_litert.py", "export/test_c_preprocess.py", "kernels/test_sanitizers.py"),
+    *("data/test_cache.py", "recipe/test_sizing.py", "graph/test_file.py", "kernels/test_depthwise.py"),
+    *("model/test_file.py", "training/test_engine.py", "cli/test_commands.py", "export/test_c_machines.py"),
+)
 
 
 def pytest_report_header() -> str:
@@ -33,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="thaw-tests-"))
     config.stash[_SCRATCH] = scratch
     os.environ["THAW_CACHE"] = str(scratch / "cache")
+    # Processes of pytest-xdist share it.
+    (scratch / "kernels").mkdir()
+    os.environ.setdefault(FOLDER, str(scratch / "kernels"))
     os.environ["HF_HOME"] = str(scratch / "huggingface")
     # `datasets` and the Hub client obey these instead of HF_HOME where they are set.
     for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
@@ -46,6 +60,18 @@ def pytest_configure(config: pytest.Config) -> None:
     # convolution with one filter, which test_trainable has. Passive threads yield the core instead of spinning.
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slowest files; pytest-xdist keeps this order with --no-loadscope-reorder."""
+    rank = {Path(__file__).parent / name: number for number, name in enumerate(_SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_runtest_setup() -> None:
+    """Save seconds in each run that a test makes in this process."""
+    measure_latency_briefly()
+    keep_compiled_kernels()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -82,6 +108,10 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """Run `thaw ARGUMENTS` in this process, which has imported torch: (exit code, standard output, standard error)."""
+    import thaw.run.pipeline  # noqa: F401 - for the two below
+
+    measure_latency_briefly()
+    keep_compiled_kernels()
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from compilers import FEW_INTRINSICS
 from error_matching import raises
 from export_samples import card_of
 from family_samples import CLASSES, SHAPES, SPECS, as_batch, family_graph, family_module, randomize
@@ -150,8 +151,8 @@ def test_int8_agrees_with_float(name, shape):
 @pytest.mark.parametrize(
     ("name", "shape", "fused", "flags"),
     [
-        *((name, shape, False, ("-O1", "-DTHAW_PORTABLE")) for name in SPECS for shape in SHAPES),
-        *((name, SHAPES[0], True, ("-O1", "-march=native")) for name in SPECS),
+        *((name, shape, False, ("-O0", "-DTHAW_PORTABLE")) for name in SPECS for shape in SHAPES),
+        *((name, SHAPES[0], True, ("-O1", "-march=native", *FEW_INTRINSICS)) for name in SPECS),
     ],
 )
 def test_c_equals_the_reference_interpreter(name, shape, fused, flags):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def randomize(module, seed=0):
     return module
 
 
-@lru_cache(maxsize=64)
+@cache
 def family_module(name, shape, *, fused=False, seed=0):
     """A submodel, or a unified model of two, in evaluation mode."""
     with torch.random.fork_rng():
@@ -72,7 +72,7 @@ def family_module(name, shape, *, fused=False, seed=0):
     return randomize(module, seed).eval()
 
 
-@lru_cache(maxsize=64)
+@cache
 def family_graph(name, shape, *, fused=False, precision="int8"):
     """The "float" or "int8" graph of `family_module`."""
     module = family_module(name, shape, fused=fused)

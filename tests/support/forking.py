@@ -6,14 +6,18 @@ do not survive a fork.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
+
+from compiled import keep_compiled_kernels
 
 INTERNAL = 70
 """The exit code of an unexpected error in thaw."""
@@ -59,7 +63,10 @@ class Outcome:
 
 
 def preload() -> None:
-    """Import what commands need, without computing anything."""
+    """Import what commands need, without computing anything.
+
+    Commands then measure latencies briefly, take compiled kernels from the store, and collect no imported garbage.
+    """
     import scipy.stats
     import sklearn.datasets
     import torch._dynamo  # torch.optim imports it when the first optimizer is made
@@ -67,11 +74,28 @@ def preload() -> None:
     import thaw.api
     import thaw.cli.training_progress
     import thaw.deploy.bench
+    import thaw.kernels.library
     import thaw.run.pipeline
     import thaw.studies.ablation
     import thaw.studies.reproduce
 
     del scipy, sklearn, torch, thaw
+    measure_latency_briefly()
+    keep_compiled_kernels()
+    gc.collect()
+    gc.freeze()
+
+
+def measure_latency_briefly() -> None:
+    """Let runs of this process time a few predictions, instead of a second of them.
+
+    It has no effect before the module is imported, since importing torch would slow down tests without it.
+    """
+    measures = sys.modules.get("thaw.run.measures")
+    if measures is not None:
+        from thaw.evidence.latency import measure_latency
+
+        measures.measure_latency = partial(measure_latency, warmup=2, repeats=5, min_seconds=0.0)
 
 
 def become_command(
