@@ -182,7 +182,7 @@ def test_the_papers_network_needs_no_other_kernels(monkeypatch):
     assert arithmetic().compiled
 
 
-OVERRIDES = ["dual.epochs=1", 'unfreeze.steps=[{unit="head", epochs=1}, {unit="dense", epochs=1}]']
+OVERRIDES = ["dual.epochs=2", 'unfreeze.steps=[{unit="head", epochs=1}, {unit="dense", epochs=1}]']
 OVERRIDES += ["quantize.qat_threshold=100"]
 
 

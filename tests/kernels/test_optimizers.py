@@ -53,6 +53,8 @@ def test_steps_are_those_of_torch(name):
     ]
     for module, optimizer in zip(modules, optimizers, strict=True):
         take_steps(module, optimizer, range(20))
+    if name.startswith("sgd"):
+        assert all(map(torch.equal, modules[0].parameters(), modules[1].parameters()))
     assert_close(*modules)
     mine, its = (optimizer.state_dict() for optimizer in optimizers)
     # torch has more settings, at their defaults.
@@ -95,12 +97,54 @@ def test_a_checkpoint_of_torch_is_continued():
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["nadam", "sgd"])
-def test_what_has_no_gradient_stays(name):
+def test_what_has_no_gradient_stays():
     module = network()
     before = module.conv2.conv.weight.detach().clone()
-    take_steps(module, make_optimizer(module, FITS[name], 0.01, compiled=True), range(2), without="conv2.conv.weight")
+    take_steps(module, make_optimizer(module, FITS["sgd"], 0.01, compiled=True), range(2), without="conv2.conv.weight")
     assert torch.equal(module.conv2.conv.weight, before)
+
+
+@needs_compiler
+def test_nadam_expects_all_gradients():
+    # torch counts the steps of each parameter, the C those of a group.
+    module = network()
+    with pytest.raises(RuntimeError, match="1 of 6"):
+        take_steps(
+            module, make_optimizer(module, FITS["nadam"], 0.01, compiled=True), range(1), without="conv2.conv.bias"
+        )
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["nadam", "sgd"])
+def test_step_between_forward_and_backward_is_an_error(name):
+    # As with torch's optimizers: the gradients would be those of other weights.
+    module = network()
+    optimizer = make_optimizer(module, FITS[name], 0.01, compiled=True)
+    take_steps(module, optimizer, range(1))
+    loss = module(torch.randn(2, 2, 16, 16)).square().sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [nn.Module.double, lambda module: module.to(memory_format=torch.contiguous_format)])
+def test_parameters_that_changed_their_type_or_layout_are_refused(change):
+    module = network()
+    optimizer = make_optimizer(module, FITS["sgd"], 0.01, compiled=True)
+    take_steps(module, optimizer, range(1))
+    for parameter in module.parameters():
+        parameter.grad = None
+    change(module)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        optimizer.step()
+
+
+def test_no_parameters_are_refused():
+    with pytest.raises(ValueError, match="no parameters"):
+        CompiledSGD([], lr=0.1, momentum=0.9)
 
 
 def test_which_optimizers_are_compiled():

@@ -80,7 +80,7 @@ def views(pixels: Tensor, changes: Changes, mean: Sequence[float], std: Sequence
     library.thaw_views_work(ctypes.byref(settings), ctypes.byref(floats))
     # Variables keep the arrays alive during the call.
     arrays = [pixels.contiguous(), changes.frames, _in_pixels(changes.theta, height, width), changes.lights]
-    arrays += [changes.centers, torch.tensor(mean), torch.tensor(std), made]
+    arrays += [changes.centers, torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32), made]
     library.thaw_views(
         ctypes.byref(settings),
         *(None if array is None else array.data_ptr() for array in arrays),

@@ -65,7 +65,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
         weight: float32 [C, 1, K, K], with odd K.
         stride: of rows and columns.
     """
-    result: Tensor = _Depthwise.apply(x, weight, stride)  # type: ignore[no-untyped-call]
+    result: Tensor = _Depthwise.apply(x, weight.contiguous(), stride)  # type: ignore[no-untyped-call]
     return result
 
 

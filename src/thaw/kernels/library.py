@@ -70,7 +70,7 @@ class Scratch(threading.local):
     """Memory for a kernel's intermediate values; each thread has its own, kept from call to call."""
 
     def __init__(self) -> None:
-        self._floats = torch.empty(0)
+        self._floats = torch.empty(0, dtype=torch.float32)
 
     def pointer(self, floats: int) -> int:
         """The address of at least this many float32 values, which are not initialized."""

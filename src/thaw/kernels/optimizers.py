@@ -1,7 +1,7 @@
-"""Steps of NAdam and SGD for all parameters in one call.
+"""Steps of NAdam and SGD for all parameters in one call of C.
 
 Networks with some ten thousand parameters have few values per tensor, so torch's optimizers spend their time in calls,
-a dozen for each tensor. `optimizers.c` takes one call and allocates nothing.
+a dozen for each tensor. Here Python only reads the addresses of a tensor and its gradient.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from thaw.kernels.library import FLOAT, INT, POINTER, SIZE, Signatures, load_library
 
@@ -75,18 +76,37 @@ class Table:
         self._slots = slots
         self._items = (_Item * len(slots))()
         for item, each in zip(self._items, slots, strict=True):
-            item.first = each.first.data_ptr()
+            item.parameter, item.first = each.parameter.data_ptr(), each.first.data_ptr()
             item.second = None if each.second is None else each.second.data_ptr()
 
     def step(self, numbers: NAdamStep | SGDStep) -> None:
-        """Take one step; parameters without a gradient are skipped."""
+        """Take one step; parameters without a gradient are skipped.
+
+        Raises:
+            RuntimeError: when a parameter has another type, shape or memory format than its moments.
+        """
         # Copies of gradients have to exist until the C has read them.
-        gradients = []
-        for item, (parameter, *_) in zip(self._items, self._slots, strict=True):
+        gradients, changed = [], []
+        for item, (parameter, first, _) in zip(self._items, self._slots, strict=True):
             gradient = parameter.grad
             item.count = 0 if gradient is None else parameter.numel()
-            if gradient is not None:
-                gradients.append(in_format_of(parameter, gradient))
-                item.parameter, item.gradient = parameter.data_ptr(), gradients[-1].data_ptr()
+            if gradient is None:
+                continue
+            if item.parameter != parameter.data_ptr():
+                _check_alike(parameter, first)
+                item.parameter = parameter.data_ptr()
+            gradients.append(in_format_of(parameter, gradient))
+            item.gradient = gradients[-1].data_ptr()
+            changed.append(parameter)
         function = compiled().thaw_nadam if isinstance(numbers, NAdamStep) else compiled().thaw_sgd
         function(self._items, len(self._items), ctypes.byref(numbers))
+        # So that a backward pass that needs the old values raises an error, as after a step of torch's optimizers.
+        increment_version(changed)
+
+
+def _check_alike(parameter: Tensor, moment: Tensor) -> None:
+    if (parameter.dtype, parameter.shape, parameter.stride()) != (moment.dtype, moment.shape, moment.stride()):
+        raise RuntimeError(
+            f"a parameter is now {parameter.dtype} {list(parameter.shape)} with strides {list(parameter.stride())}; its "
+            f"optimizer expected {moment.dtype} {list(moment.shape)} with strides {list(moment.stride())}: make a new one"
+        )

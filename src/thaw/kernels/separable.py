@@ -170,7 +170,7 @@ def _prepared(a: Tensor, matrix: Tensor) -> tuple[Any, int]:
 def _constants(x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, running: Running) -> Tensor:
     """The constants of a normalization of `x` with these statistics, float32 [4, C]; updates the running statistics."""
     rows, channels = _rows(x)
-    constants = torch.empty(4, channels)
+    constants = torch.empty((4, channels), dtype=torch.float32)
     normalization.compiled(x.dtype).thaw_norm_constants(
         statistics.data_ptr(),
         rows,
@@ -186,6 +186,7 @@ def _constants(x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, runn
 def _back(norm: ctypes.CDLL, x: Tensor, sums: Tensor, constants: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of a normalization's weight and bias, [C] each, and the constants of its backward step, [2, C]."""
     rows, channels = _rows(x)
-    dweight, dbias, back = torch.empty(channels), torch.empty(channels), torch.empty(2, channels)
+    dweight, dbias = torch.empty((2, channels), dtype=torch.float32)
+    back = torch.empty((2, channels), dtype=torch.float32)
     norm.thaw_norm_back(sums.data_ptr(), rows, channels, *_pointers(constants, dweight, dbias, back))
     return dweight, dbias, back

@@ -1,6 +1,6 @@
 """NAdam and SGD of torch, with their steps in compiled C (`thaw.kernels.optimizers`).
 
-Their state has the slots of torch's, so a checkpoint of one fits the other.
+Their state has the slots of torch's, so a checkpoint of torch's optimizer can be continued.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from thaw.training.optimizer import Optimizer, refuse_closure
 
 
 class CompiledNAdam(Optimizer):
-    """NAdam with torch's default settings and L2 weight decay."""
+    """NAdam with torch's default settings and L2 weight decay.
+
+    The parameters of a group are stepped together, since the C has one count of steps for them.
+    """
 
     def __init__(self, params: Any, *, lr: float) -> None:
         settings = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "momentum_decay": 4e-3}
@@ -28,8 +31,16 @@ class CompiledNAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Take one step; parameters without a gradient are skipped."""
+        """Take one step.
+
+        Raises:
+            RuntimeError: when some parameters of a group have no gradient.
+        """
         refuse_closure(closure, "a compiled optimizer")
+        for group in self.param_groups:
+            lacking = sum(parameter.grad is None for parameter in group["params"])
+            if lacking:
+                raise RuntimeError(f"{lacking} of {len(group['params'])} parameters have no gradient: expected all")
         if not self._tables:
             self._begin()
         for index, (group, table) in enumerate(zip(self.param_groups, self._tables, strict=True)):

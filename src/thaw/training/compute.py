@@ -100,7 +100,7 @@ def resolve_arithmetic(
         threads: number of threads per torch operation.
 
     Raises:
-        UsageError: for "compiled" on a GPU.
+        UsageError: for "compiled" on a GPU, or for convolutions in bfloat16.
         MissingDependencyError: for "compiled" without a working C compiler.
     """
     torchs = Arithmetic(compiled=False, dtype=resolve_precision(settings.precision, device))
@@ -112,6 +112,10 @@ def resolve_arithmetic(
         wanted.append(partial(normalization.compiled, dtype))
     if "convolution" in layers and convolutions:
         wanted += [conv_relu_pool.compiled_forward, conv_relu_pool.compiled_backward, dropout_dense.compiled]
+    if not wanted and settings.kernels == "compiled" and device.type == "cpu":
+        raise UsageError(
+            'compute.kernels "compiled" has no bfloat16 convolutions: expected compute.precision "auto" or "float32"'
+        )
     pays = device.type == "cpu" and ("normalization" not in layers or threads <= _NORMALIZATION_THREADS)
     if not wanted or settings.kernels == "torch" or (settings.kernels == "auto" and not pays):
         return torchs

@@ -22,6 +22,9 @@ class Optimizer(ABC):
         params: parameters, or dicts of a group's parameters ("params") and the settings that differ from `defaults`.
         defaults: settings of a group, "lr" among them.
 
+    Raises:
+        ValueError: without parameters.
+
     Attributes:
         param_groups: dicts of each group's parameters ("params") and settings.
         state: tensors by name, by parameter.
@@ -29,13 +32,15 @@ class Optimizer(ABC):
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], defaults: dict[str, Any]) -> None:
         given: list[Any] = list(params)
+        if not given:
+            raise ValueError("an optimizer of no parameters: expected at least one")
         groups = given if isinstance(given[0], dict) else [{"params": given}]
         self.param_groups = [{**defaults, **group, "params": list(group["params"])} for group in groups]
         self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
 
     @abstractmethod
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Take one step; parameters without a gradient are skipped."""
+        """Take one step."""
 
     @property
     def parameters(self) -> list[Tensor]:

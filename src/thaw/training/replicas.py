@@ -18,7 +18,8 @@ from thaw.data.mix import Targets
 from thaw.models.blocks import Dropout, dropouts
 from thaw.training.compute import ParallelBranches
 
-# Parts that a batch is computed in on every machine, so that sums do not depend on the number of cores.
+# Parts that a batch of one network is computed in on every machine, so that sums do not depend on the number of cores.
+# The parts of stage 1 depend on the number of threads, which a run records and a resume restores.
 _PARTS = 2
 
 Job = Callable[[], tuple[Tensor, Sequence[Tensor]]]
