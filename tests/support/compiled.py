@@ -1,4 +1,4 @@
-"""A store of compiled training kernels, which every training process otherwise compiles anew, for several seconds."""
+"""A store of compiled training kernels, which every training process otherwise compiles, for several seconds."""
 
 from __future__ import annotations
 

@@ -100,13 +100,13 @@ class Table:
             changed.append(parameter)
         function = compiled().thaw_nadam if isinstance(numbers, NAdamStep) else compiled().thaw_sgd
         function(self._items, len(self._items), ctypes.byref(numbers))
-        # So that a backward pass that needs the old values raises an error, as after a step of torch's optimizers.
+        # A backward pass that needs the old values then raises an error, as after a step of torch's optimizers.
         increment_version(changed)
 
 
 def _check_alike(parameter: Tensor, moment: Tensor) -> None:
     if (parameter.dtype, parameter.shape, parameter.stride()) != (moment.dtype, moment.shape, moment.stride()):
         raise RuntimeError(
-            f"a parameter is now {parameter.dtype} {list(parameter.shape)} with strides {list(parameter.stride())}; its "
-            f"optimizer expected {moment.dtype} {list(moment.shape)} with strides {list(moment.stride())}: make a new one"
+            f"a parameter is {parameter.dtype} {list(parameter.shape)}, strides {list(parameter.stride())}: its "
+            f"optimizer expected {moment.dtype} {list(moment.shape)}, strides {list(moment.stride())}; make a new one"
         )

@@ -209,8 +209,10 @@ def locked(folder: RunFolder) -> Iterator[None]:
 def _claim(path: Path, *, overwrite: bool) -> Path:
     if path.exists() and (not path.is_dir() or not _is_bare(path)):
         if not overwrite:
+            is_stopped = (path / "run.json").is_file() and not (path / "metrics.json").is_file()
+            resume = f"resume it with: thaw train --resume {path}; or " if is_stopped else ""
             raise RunError(
-                f"{path} exists already\nchoose another folder with --out, or allow it with --overwrite",
+                f"{path} exists already\n{resume}choose another folder with --out, or replace it with --overwrite",
                 code="run-exists",
             )
         if not path.is_dir() or not (path / "run.json").is_file():
