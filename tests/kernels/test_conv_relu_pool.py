@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from command_line import assert_same_run, metrics
 from compilers import needs_compiler
+from error_matching import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,9 +169,11 @@ def test_precision_of_compiled_convolutions(monkeypatch):
     monkeypatch.setattr("thaw.training.compute._cpu_features", lambda: {"avx512_bf16"})
     compiled = arithmetic()
     assert (compiled.compiled, compiled.dtype) == (True, torch.float32)
-    for values in ({"kernels": "torch"}, {"precision": "bfloat16"}, {"precision": "bfloat16", "kernels": "compiled"}):
+    for values in ({"kernels": "torch"}, {"precision": "bfloat16"}):
         torchs = arithmetic(**values)
         assert (torchs.compiled, torchs.dtype) == (False, torch.bfloat16)
+    with raises("usage", "bfloat16", "float32"):
+        arithmetic(precision="bfloat16", kernels="compiled")
     # Convolutions of other families are faster in bfloat16, and then all are computed in it.
     both = arithmetic(("convolution", "normalization"))
     assert (both.compiled, both.dtype) == (True, torch.bfloat16)
