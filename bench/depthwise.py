@@ -8,11 +8,10 @@ Times are CPU time of the thread, the shortest of several calls from Python.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timing import shortest
 
 from thaw.kernels.depthwise import depthwise
 from thaw.training.compute import precision_name
@@ -50,20 +49,9 @@ def _times(side: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> l
             return depthwise(*leaves) if own else F.conv2d(*leaves, padding=side // 2, groups=shape[1])
 
         y = forward()
-        backward = shortest(lambda y=y, leaves=leaves: torch.autograd.grad(y, leaves, dy, retain_graph=True))
-        times.append((shortest(forward), backward))
+        backward = shortest(lambda y=y, leaves=leaves: torch.autograd.grad(y, leaves, dy, retain_graph=True), REPEATS)
+        times.append((shortest(forward, REPEATS), backward))
     return [passes[number] for number in (0, 1) for passes in times]
-
-
-def shortest(work: Callable[[], object]) -> float:
-    """The shortest CPU time of the thread, in seconds."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        started = time.thread_time()
-        work()
-        times.append(time.thread_time() - started)
-    return min(times)
 
 
 def _options() -> argparse.Namespace:

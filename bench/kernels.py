@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from contenders import use_cores
+from timing import shortest
 from torch import Tensor
 
 from thaw.evidence.environment import environment
@@ -42,10 +42,10 @@ def main() -> None:
     print("| kernel | us per image | torch, us per image | GFLOP/s | share of the peak |\n|---|--:|--:|--:|--:|")
     rows = [*convolution("convolution 1", (1, 28, 28), 10), *convolution("convolution 2", (10, 13, 13), 20), *dense()]
     for name, operations, own, torchs in rows:
-        mine, its = (1e6 * shortest(each) / BATCH for each in (own, torchs))
+        mine, its = (1e6 * shortest(each, REPEATS) / BATCH for each in (own, torchs))
         rate = operations / BATCH / mine * 1e-3
         print(f"| {name} | {mine:.2f} | {its:.2f} | {rate:.1f} | {rate * 1e9 / peak:.0%} |")
-    mine, its = (1e6 * shortest(each) for each in steps())
+    mine, its = (1e6 * shortest(each, REPEATS) for each in steps())
     print(f"\nNAdam, one step for both submodels: {mine:.0f} us, torch {its:.0f} us")
 
 
@@ -117,17 +117,6 @@ def steps() -> list[Callable[[], object]]:
     return made
 
 
-def shortest(work: Callable[[], object]) -> float:
-    """The shortest CPU time of the thread, in seconds."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        started = time.thread_time()
-        work()
-        times.append(time.thread_time() - started)
-    return min(times)
-
-
 def peak_rate() -> float:
     """Floating-point operations per second of one core, with products and sums fused if it can."""
     values = np.full(32, 0.5, dtype=np.float32)
@@ -139,7 +128,7 @@ def peak_rate() -> float:
     peak.argtypes, peak.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_size_t
     rounds = 100_000
     operations = peak(values.ctypes.data, rounds)
-    return float(operations / shortest(lambda: peak(values.ctypes.data, rounds)))
+    return float(operations / shortest(lambda: peak(values.ctypes.data, rounds), REPEATS))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def test_prediction_imports_only_what_a_model_needs(finished, tmp_path):
         ("--set dual.epochs: expected section.key=value", 'overrides=["dual.epochs"]: expected'),
         ("take --recipe balanced, which fits", 'take recipe="balanced", which fits'),
         ("resume it with: thaw train --resume a/b", "resume it with: thaw.Run.open(a/b).resume()"),
+        ("or resume it with: thaw train --resume 'a b'", "or resume it with: thaw.Run.open('a b').resume()"),
         ("expected one of a, b; see thaw zoo", "expected one of a, b; see thaw.zoo_cards()"),
         ("gcc --version", "gcc --version"),
     ],

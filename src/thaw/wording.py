@@ -31,7 +31,7 @@ _ARGUMENTS = {
 }
 _OPTION = re.compile("--[a-z][a-z0-9-]*")
 _PHRASES = {
-    r"thaw train --resume (\S+)": r"thaw.Run.open(\1).resume()",
+    r"thaw train --resume ('[^\n]*'|\S+)": r"thaw.Run.open(\1).resume()",
     r"thaw export --to (\w+)": r'export(["\1"])',
     r"see thaw zoo$": "see thaw.zoo_cards()",
     r"--(device|recipe) ([\w-]+)": r'\1="\2"',

@@ -291,6 +291,14 @@ def test_overwrite_requires_the_option(call, tmp_path):
     assert (tmp_path / "run" / "my notes.txt").read_text() == "mine"
 
 
+def test_stopped_run_is_resumed_or_overwritten(call, tmp_path):
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "run.json").write_text("{}")
+    error_of(
+        ["exists already", "--overwrite", "thaw train --resume 'my run'"], call("train", "digits", "--out", "my run"), 1
+    )
+
+
 def test_overwrite_refuses_a_folder_that_is_not_a_run(call, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("mine")

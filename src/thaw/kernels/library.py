@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -64,6 +65,19 @@ def _compiled(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
             # Some compilers do not support -march=native on this processor.
             compile_c([compiler, FAST_FLAGS[0], *rest], folder, source)
         return ctypes.CDLL(str(folder / made))
+
+
+def compile_all(loaders: Sequence[Callable[[], object]]) -> None:
+    """Call functions that compile and load a kernel, all at the same time.
+
+    Raises:
+        MissingDependencyError: as `load_library`.
+    """
+    if not loaders:
+        return
+    with ThreadPoolExecutor(len(loaders), "thaw-compile") as pool:
+        for future in [pool.submit(loader) for loader in loaders]:
+            future.result()
 
 
 class Scratch(threading.local):

@@ -66,7 +66,7 @@ static inline float relu(float number) { return number < 0.0f ? 0.0f : number; }
 static void statistics_of(const value *restrict x, size_t rows, size_t channels, double *statistics)
 {
     double *means = statistics, *variances = statistics + channels;
-    float sums[MOST], squares[MOST], origin[MOST], by_channel[MOST];
+    float sums[MOST], squares[MOST], origin[MOST];
     const size_t tile = tile_of(channels), piece = tile / channels * 32 * channels;
     const size_t beginning = rows < 32 ? rows : 32;
     for (size_t c = 0; c < channels; c++) {
@@ -74,11 +74,13 @@ static void statistics_of(const value *restrict x, size_t rows, size_t channels,
         for (size_t row = 0; row < beginning; row++) {
             sum += (double)widen(x[row * channels + c]);
         }
-        by_channel[c] = (float)(sum / (double)beginning);
+        origin[c] = (float)(sum / (double)beginning);
         means[c] = 0.0;
         variances[c] = 0.0;
     }
-    repeat(origin, by_channel, channels, tile);
+    for (size_t i = channels; i < tile; i++) {
+        origin[i] = origin[i - channels];
+    }
     for (size_t begin = 0; begin < rows * channels; begin += piece) {
         const value *restrict part = x + begin;
         const size_t rest = rows * channels - begin, count = rest < piece ? rest : piece;
@@ -96,7 +98,7 @@ static void statistics_of(const value *restrict x, size_t rows, size_t channels,
     }
     for (size_t c = 0; c < channels; c++) {
         double distance = means[c] / (double)rows, variance = variances[c] / (double)rows - distance * distance;
-        means[c] = (double)by_channel[c] + distance;
+        means[c] = (double)origin[c] + distance;
         variances[c] = variance < 0.0 ? 0.0 : variance;
     }
 }

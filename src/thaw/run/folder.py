@@ -29,7 +29,7 @@ from thaw.errors import RunError
 from thaw.export.folder import remove_exports
 from thaw.files import read_document, sweep_unfinished, write_atomically, write_document
 from thaw.model.training_images import SEEN_FILE
-from thaw.quoting import PATH_LENGTH, given, json_text
+from thaw.quoting import PATH_LENGTH, given, json_text, shell_command
 
 RUN_VERSION = 1
 DEPLOYMENT_FILE = "deployment.json"
@@ -210,11 +210,10 @@ def _claim(path: Path, *, overwrite: bool) -> Path:
     if path.exists() and (not path.is_dir() or not _is_bare(path)):
         if not overwrite:
             is_stopped = (path / "run.json").is_file() and not (path / "metrics.json").is_file()
-            resume = f"resume it with: thaw train --resume {path}; or " if is_stopped else ""
-            raise RunError(
-                f"{path} exists already\n{resume}choose another folder with --out, or replace it with --overwrite",
-                code="run-exists",
-            )
+            message = f"{path} exists already: choose another folder with --out, or replace it with --overwrite"
+            if is_stopped:
+                message += f"\nor resume it with: {shell_command(['thaw', 'train', '--resume', str(path)])}"
+            raise RunError(message, code="run-exists")
         if not path.is_dir() or not (path / "run.json").is_file():
             raise RunError(
                 f"{path} is not a run folder, so --overwrite does not remove it\nchoose another folder with --out",

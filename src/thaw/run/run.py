@@ -19,7 +19,7 @@ from thaw.export.card import Precision
 from thaw.model.metrics_file import read_metrics
 from thaw.model.model import Model
 from thaw.model.probabilities import Prediction
-from thaw.quoting import xml_text
+from thaw.quoting import shell_command, xml_text
 from thaw.run.folder import EXPORT_FOLDER, RunFolder, locked, open_for_resume
 from thaw.run.request import TrainRequest
 from thaw.wording import for_the_reader
@@ -77,7 +77,9 @@ class Run:
         """
         if not self.is_finished:
             raise RunError(
-                f"{self.path} is not finished\nresume it with: thaw train --resume {self.path}", code="run-unfinished"
+                f"{self.path} is not finished\n"
+                f"resume it with: {shell_command(['thaw', 'train', '--resume', str(self.path)])}",
+                code="run-unfinished",
             )
         return read_metrics(self._folder.metrics)
 

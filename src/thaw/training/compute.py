@@ -14,6 +14,7 @@ import torch
 
 from thaw.errors import MissingDependencyError, UsageError
 from thaw.kernels import KernelLayer, augmentation, conv_relu_pool, dropout_dense, normalization, optimizers
+from thaw.kernels.library import compile_all
 from thaw.plain import checked_dataclass
 from thaw.quoting import shown
 
@@ -123,9 +124,7 @@ def resolve_arithmetic(
         raise UsageError(f'compute.kernels "compiled" is not available on {device.type}; use "auto" or "torch"')
     wanted += [optimizers.compiled, augmentation.compiled]
     try:
-        with ThreadPoolExecutor() as pool:
-            for made in [pool.submit(compile_source) for compile_source in wanted]:
-                made.result()
+        compile_all(wanted)
     except MissingDependencyError:
         if settings.kernels == "compiled":
             raise
