@@ -206,7 +206,7 @@ def possible_inputs(recipe: Recipe, budget: Budget | None, facts: SourceFacts) -
     is_listed = shapes[-1][0] == recipe.sizing.sides[-1] and shapes[-1][:2] != facts.seen.own_size
     return Inputs(
         shapes=shapes,
-        bound="sizing.sides has no more"
+        bound="no larger side is in sizing.sides"
         if is_listed
         else f"the shorter side of the images is {facts.seen.shorter_side}",
         own_size=facts.seen.own_size,
